@@ -1,0 +1,97 @@
+// The tape: a list of backward functions, one a coarse op, run in reverse.
+//
+// A differentiable tensor carries a Var, its gradient slot. Views (slice, reshape) share the Var of what
+// they view; the gradient has the layout of the whole, so the gradient of a slice is a slice of it.
+// An op that records does three things: it makes its results variables, keeps in a lambda the tensors
+// that backward reads, and in that lambda asks for gradients:
+//
+//     if (c.tape && needs_grad({x, w})) {
+//       c.tape->watch(y);
+//       c.tape->record([=](Context& b) {
+//         const Tensor dy = b.tape->grad(y);
+//         if (!dy) return;                                    // y was not used: nothing to do
+//         const auto [dx, add] = b.tape->grad_into(b, x);     // dx empty: x needs no gradient
+//         Scratch s(b);  ...                                  // only now
+//         if (b.planning()) return;
+//         ...
+//       });
+//     }
+//
+// Gradients of activations have the dtype of the activation; those of parameters are float32.
+#pragma once
+#include <deque>
+#include <functional>
+#include <initializer_list>
+#include <vector>
+
+#include "krait/tensor/context.h"
+
+namespace krait {
+
+struct Var {
+  Tensor whole;  // the contiguous tensor that this slot belongs to
+  DType grad_dtype = DType::f32;
+  // Storage. A sum (see watch_sum) has that of the tensor it was added to.
+  Tensor grad;           // empty until first asked for
+  bool written = false;  // grad holds a value; false: the next writer overwrites
+  Var* sum_of = nullptr; // the slot whose storage this one uses, or null
+  bool covered = false;  // a sum took the storage over; its gradient is not yet complete
+
+  Var& storage() { return sum_of ? sum_of->storage() : *this; }
+};
+
+inline bool needs_grad(std::initializer_list<Tensor> ts) {
+  for (const Tensor& t : ts)
+    if (t.var) return true;
+  return false;
+}
+
+struct GradTarget {
+  Tensor grad;       // shape and strides of the tensor asked about; empty where none is needed
+  bool add = false;  // true: add to what is there; false: overwrite every element
+};
+
+class Tape {
+ public:
+  // Makes `t` (contiguous) a variable with a fresh, empty gradient slot.
+  void watch(Tensor& t);
+
+  // Makes `sum` = stream + something a variable whose gradient shares the storage of the stream's: the
+  // gradient of a residual stream is one buffer for the whole depth. In backward the op that made the
+  // sum calls uncover(sum) once it has read the gradient; from then on the same storage is the gradient
+  // of `stream`, with the identity's part already in it. The stream must not be used after the sum was
+  // made: a later use is refused in backward. A stream that is no variable makes an ordinary one.
+  void watch_sum(Tensor& sum, const Tensor& stream);
+  void uncover(const Tensor& sum);
+
+  void record(std::function<void(Context&)> backward) { nodes_.push_back(std::move(backward)); }
+
+  // The gradient of a result, to read; empty where nothing was written.
+  Tensor grad(const Tensor& t) const;
+
+  // The gradient of an input, to write. Marks it written. A partial view of a slot that holds nothing
+  // yet zeroes the whole first and says add.
+  GradTarget grad_into(Context& c, const Tensor& t);
+
+  // Allocates the slot's storage without writing it, so that it outlives what comes after.
+  void reserve_grad(Context& c, const Tensor& t);
+
+  // From now on the gradient of `to`, which has none yet, is that of `from`.
+  void share_grad(const Tensor& from, const Tensor& to);
+
+  // Seeds the gradient of `loss` with `value` in every element.
+  void seed(Context& c, const Tensor& loss, float value = 1.0f);
+
+  // Runs and drops the nodes recorded after the first `keep` of them, last first.
+  void backward(Context& c, size_t keep = 0);
+
+  size_t size() const { return nodes_.size(); }
+  // Forgets nodes and variables; the slots of parameters are not the tape's.
+  void reset();
+
+ private:
+  std::deque<Var> vars_;
+  std::vector<std::function<void(Context&)>> nodes_;
+};
+
+}  // namespace krait

@@ -1,0 +1,153 @@
+#include "krait/base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "krait/base/error.h"
+
+namespace krait {
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Fd {
+  int fd;
+  ~Fd() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+int open_to_read(const fs::path& path, struct stat& st) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  require(fd >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
+  if (::fstat(fd, &st) != 0 || S_ISDIR(st.st_mode)) {
+    ::close(fd);
+    fail("cannot read {}: {}", path.string(), "not a file");
+  }
+  return fd;
+}
+
+void sync_directory(const fs::path& dir) {
+  const Fd d{::open(dir.empty() ? "." : dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (d.fd >= 0) ::fsync(d.fd);  // best effort: some filesystems refuse it
+}
+
+fs::path beside(const fs::path& path) {
+  fs::path p = path;
+  p += fmt::format(".part{}", ::getpid());
+  return p;
+}
+
+}  // namespace
+
+std::string read_file(const fs::path& path) {
+  struct stat st {};
+  const Fd file{open_to_read(path, st)};
+  std::string out;
+  if (st.st_size > 0) out.reserve(static_cast<size_t>(st.st_size));
+  char buffer[1 << 16];
+  for (;;) {
+    const ssize_t n = ::read(file.fd, buffer, sizeof buffer);
+    if (n < 0 && errno == EINTR) continue;
+    require(n >= 0, "cannot read {}: {}", path.string(), std::strerror(errno));
+    if (n == 0) return out;
+    out.append(buffer, static_cast<size_t>(n));
+  }
+}
+
+MappedFile::MappedFile(const fs::path& path) {
+  struct stat st {};
+  const Fd file{open_to_read(path, st)};
+  size_ = static_cast<size_t>(st.st_size);
+  if (size_ == 0) return;
+  void* p = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
+  require(p != MAP_FAILED, "cannot map {}: {}", path.string(), std::strerror(errno));
+  data_ = static_cast<const std::byte*>(p);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile::~MappedFile() {
+  if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+FileWriter::FileWriter(fs::path path) : path_(std::move(path)), temp_(beside(path_)) {
+  fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  require(fd_ >= 0, "cannot write {}: {}", path_.string(), std::strerror(errno));
+}
+
+FileWriter::~FileWriter() {
+  if (fd_ >= 0) {
+    ::close(fd_);
+    ::unlink(temp_.c_str());
+  }
+}
+
+void FileWriter::fail_and_remove(const char* what) {
+  const int reason = errno;
+  ::close(std::exchange(fd_, -1));
+  ::unlink(temp_.c_str());
+  fail("cannot {} {}: {}", what, path_.string(), std::strerror(reason));
+}
+
+void FileWriter::write(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_and_remove("write");
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+}
+
+void FileWriter::commit() {
+  if (::fsync(fd_) != 0) fail_and_remove("sync");
+  if (::close(std::exchange(fd_, -1)) != 0 || ::rename(temp_.c_str(), path_.c_str()) != 0) {
+    const int reason = errno;
+    ::unlink(temp_.c_str());
+    fail("cannot replace {}: {}", path_.string(), std::strerror(reason));
+  }
+  sync_directory(path_.parent_path());
+}
+
+void write_file(const fs::path& path, std::string_view bytes) {
+  FileWriter w(path);
+  w.write(bytes);
+  w.commit();
+}
+
+void write_directory(const fs::path& path, const std::function<void(const fs::path&)>& fill) {
+  const fs::path fresh = beside(path);
+  fs::path old = path;
+  old += ".old";
+  std::error_code ignored, ec;
+  fs::remove_all(fresh, ignored);
+  fs::create_directories(fresh, ec);
+  require(!ec, "cannot create {}: {}", fresh.string(), ec.message());
+  try {
+    fill(fresh);
+    sync_directory(fresh);
+    if (fs::exists(path)) {
+      fs::remove_all(old, ignored);
+      fs::rename(path, old);
+    }
+    fs::rename(fresh, path);
+  } catch (const fs::filesystem_error& e) {
+    if (!fs::exists(path) && fs::exists(old)) fs::rename(old, path, ignored);
+    fs::remove_all(fresh, ignored);
+    fail("cannot write {}: {}", path.string(), e.code().message());
+  } catch (...) {
+    fs::remove_all(fresh, ignored);
+    throw;
+  }
+  sync_directory(path.parent_path());
+  fs::remove_all(old, ignored);
+}
+
+}  // namespace krait

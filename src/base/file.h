@@ -1,0 +1,54 @@
+// Files: whole reads, memory maps, and writes that are all there or not there.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace krait {
+
+// A whole file as bytes. Errors name the path and the system's reason.
+std::string read_file(const std::filesystem::path& path);
+
+// A read-only memory map; the span is valid while the object lives. Empty files give an empty span.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&&) = delete;
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Writes beside `path`, fsyncs, renames over it and fsyncs the folder. On any error (a full disk, say)
+// the file beside is removed, what stood at `path` stays, and Error is thrown.
+class FileWriter {
+ public:
+  explicit FileWriter(std::filesystem::path path);
+  ~FileWriter();
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+  void write(std::string_view bytes);
+  void write(const void* data, size_t n) { write({static_cast<const char*>(data), n}); }
+  void commit();
+
+ private:
+  [[noreturn]] void fail_and_remove(const char* what);
+  std::filesystem::path path_, temp_;
+  int fd_ = -1;
+};
+
+void write_file(const std::filesystem::path& path, std::string_view bytes);
+
+// Makes a folder whole: `fill` writes into a fresh folder beside `path`, which then takes the place of
+// `path` in one rename (an older folder is moved aside first and removed after).
+void write_directory(const std::filesystem::path& path,
+                     const std::function<void(const std::filesystem::path&)>& fill);
+
+}  // namespace krait

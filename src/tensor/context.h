@@ -1,0 +1,69 @@
+// What every op is handed first: where to run, where to take memory, whether to record for backward.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "krait/base/rng.h"
+#include "krait/tensor/arena.h"
+#include "krait/tensor/tensor.h"
+
+namespace krait {
+
+class Tape;
+
+// Work of a step as the ops themselves state it: each input read once, each output written once.
+struct Cost {
+  double bytes = 0;
+  double flops = 0;
+};
+
+struct Context {
+  Device device;
+  Arena* arena = nullptr;
+  Tape* tape = nullptr;          // set: ops record what backward needs
+  DType activation = DType::f32; // of matrix products and what they feed; f32 or bf16
+  bool training = false;         // dropout is active
+  Philox rng;                    // dropout masks; `rng.stream` is advanced by each op that draws
+
+  // Counted for every op, where set (bench, plan).
+  std::map<std::string, Cost>* costs = nullptr;
+
+  bool planning() const { return arena->is_planning(); }
+
+  // A fresh tensor that lives until its segment ends (see autograd/segment.h): the result of an op.
+  Tensor alloc(const Shape& shape, DType dtype);
+  // A tensor that lives until the enclosing Scratch ends.
+  Tensor scratch(const Shape& shape, DType dtype);
+
+  void cost(const char* op, double bytes, double flops) {
+    if (costs) {
+      Cost& c = (*costs)[op];
+      c.bytes += bytes;
+      c.flops += flops;
+    }
+  }
+
+  bool results_at_high_end = false;  // set by segments that keep nothing; never by ops
+  int open_scratch = 0;
+};
+
+// Gives back all that Context::scratch took since. Open it after the op's results are allocated and, in
+// a backward function, after every Tape::grad_into: what those take must outlive the scratch. (Both
+// refuse while a Scratch is open.)
+class Scratch {
+ public:
+  explicit Scratch(Context& c) : c_(c), mark_(c.arena->high()) { ++c.open_scratch; }
+  ~Scratch() {
+    c_.arena->set_high(mark_);
+    --c_.open_scratch;
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+ private:
+  Context& c_;
+  size_t mark_;
+};
+
+}  // namespace krait
