@@ -1,0 +1,70 @@
+// Parameters: one record each, one registry a model. Whatever needs to know all parameters (files,
+// optimizer, counting, moving) walks the registry; there are no parallel lists.
+#pragma once
+#include <deque>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "krait/autograd/tape.h"
+#include "krait/base/rng.h"
+
+namespace krait::nn {
+
+// Fills a float32 tensor of the parameter's shape; the generator's stream is the parameter's own.
+using Init = std::function<void(const Tensor&, const Philox&)>;
+
+Init constant(float value);
+Init uniform(double low, double high);
+Init normal(double standard_deviation);
+
+struct Param {
+  std::string name;      // as in a published Hugging Face file
+  std::string original;  // as in the state-spaces layout, where it differs
+  Shape shape;
+  Init init;
+  bool decay = false;         // weight decay applies
+  bool keep_float32 = false;  // never stored or computed in bfloat16
+  const char* meaning = "";   // one line for `krait inspect --tensors`
+
+  // The memory, set by ParamSet::allocate or by whoever maps a file.
+  Tensor value;   // what ops read; `var` is set in training
+  Tensor master;  // float32; the same memory as value where that is float32
+  Tensor m, v;    // optimizer moments, in training
+  Var var;
+};
+
+enum class Purpose { inference, training };
+
+class ParamSet {
+ public:
+  Param& add(std::string name, const Shape& shape, Init init);
+
+  // Takes memory for every parameter in one block (none of it touched while `planning`). Inference: the
+  // values in `dtype` (those marked keep_float32 in float32), except where a file's own memory was mapped
+  // in before. Training: float32 masters, gradients and moments, and values in `dtype`.
+  void allocate(Purpose purpose, DType dtype, bool planning = false);
+  size_t allocated_bytes() const { return bytes_; }
+
+  // Draws every master from its init, then rounds into value.
+  void initialize(uint64_t seed);
+  // value = master rounded, where they differ.
+  void round_values();
+  // The next gradient written overwrites.
+  void forget_gradients();
+
+  Param* find(const std::string& name);
+  auto begin() { return params_.begin(); }
+  auto end() { return params_.end(); }
+  auto begin() const { return params_.begin(); }
+  auto end() const { return params_.end(); }
+  size_t size() const { return params_.size(); }
+  int64_t numel() const;  // elements in all; a tied tensor exists once
+
+ private:
+  std::deque<Param> params_;
+  Arena memory_ = Arena(0);
+  size_t bytes_ = 0;
+};
+
+}  // namespace krait::nn

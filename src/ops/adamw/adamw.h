@@ -1,0 +1,36 @@
+// adamw: one step of AdamW for one tensor, and what belongs to it: the global gradient norm and the clip
+// factor. Loshchilov and Hutter 2019, decoupled decay.
+//
+//   g = clip · grad;  m = β1 m + (1-β1) g;  v = β2 v + (1-β2) g²
+//   p = p - lr · decay · p - lr · (m / (1-β1^k)) / (sqrt(v / (1-β2^k)) + eps)
+//
+// Nothing here is a host value that changes from step to step: lr, the step's bias corrections and the
+// clip factor are read from `scalars`, which lives on the device.
+#pragma once
+#include <vector>
+
+#include "krait/tensor/context.h"
+
+namespace krait::ops {
+
+// float32 (kStepScalars) on the device.
+enum StepScalar { kLearningRate, kBias1 /* 1-β1^k */, kBias2 /* 1-β2^k */, kClip, kGradNorm, kStepScalars };
+
+struct AdamwTensors {
+  Tensor value;   // float32 master
+  Tensor rounded; // bfloat16 copy that the model reads, or empty
+  Tensor grad, m, v;
+  float decay = 0;
+};
+
+struct AdamwOptions {
+  float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
+};
+
+void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o, const Tensor& scalars);
+
+// scalars[kGradNorm] = global L2 norm of the gradients (summed in float64 over fixed pieces), and
+// scalars[kClip] = limit / (norm + 1e-6) where the norm is above the limit, else 1 (limit <= 0: never).
+void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& scalars);
+
+}  // namespace krait::ops

@@ -1,0 +1,28 @@
+// linear_cross_entropy: the head and its loss, row block by row block, so that logits of all tokens
+// never exist at once.
+//
+//   logits[i] = h[i] Wᵀ,  nll[i] = logsumexp(logits[i]) - logits[i, targets[i]],  loss = scale · Σ nll[i]
+//
+//   h (..., D)         float32 or bfloat16, contiguous
+//   w (V, D)           float32 or bfloat16
+//   targets (...)      int32; -1: the row is skipped and its nll is 0
+//   loss (1)           float32, summed in float64 in a fixed order
+//   nll (...)          float32
+//
+// The loss is the end of the graph: a recording call computes dh and dw at once, while a block's logits
+// exist, and adds dw to the slot of w there and then. So the upstream gradient is 1 by definition:
+// `scale` is the place for means and weights, and the loss is not a variable. Saved for backward: dh.
+#pragma once
+#include "krait/tensor/context.h"
+
+namespace krait::ops {
+
+struct CrossEntropyResult {
+  Tensor loss;
+  Tensor nll;
+};
+
+CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w, const Tensor& targets,
+                                        float scale);
+
+}  // namespace krait::ops

@@ -1,0 +1,24 @@
+// linear: y = x Wᵀ + b, for any leading axes.
+//
+//   x (..., K)  float32 or bfloat16, rows at one distance (a slice of the last axis is fine)
+//   w (N, K)    float32 or bfloat16, contiguous
+//   bias (N)    float32, optional
+//   y (..., N)  `out` dtype; accumulated in float32
+//
+// Types may mix: where x and w differ, x is converted to w's type first (a float32 product is only
+// computed for float32 weights). dx has the dtype of x, dw and dbias are float32.
+// Saved for backward: x. Deterministic; the same bits for any number of threads.
+// Few rows (decode) take a kernel that streams the weights once; many take the library's product.
+#pragma once
+#include "krait/tensor/context.h"
+
+namespace krait::ops {
+
+Tensor linear(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out);
+
+// stream + x Wᵀ + b: the projection that ends a block, added to the residual stream (..., N) float32 in
+// the product's own pass. The result is a separate tensor; as a variable it is a sum over the stream
+// (see Tape::watch_sum), so the stream must not be used again.
+Tensor linear_add(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& stream);
+
+}  // namespace krait::ops

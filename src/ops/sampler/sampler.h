@@ -1,0 +1,43 @@
+// sampler: the next token of each row of logits.
+//
+// In this order: repetition penalty (logits of tokens in the row's history: positive ones divided,
+// negative ones multiplied), temperature (0: the largest logit, lowest id at a tie, nothing else
+// applied), top-k, top-p (the smallest set of most probable tokens with at least that mass), min-p
+// (tokens below min_p times the largest probability are dropped), then one draw by counter:
+// Philox(seed, row's stream)(position).
+//
+//   logits (B, V) float32; ids at or above `valid` (vocabulary padding) are never chosen
+//   result: B tokens with log-probabilities of the chosen token under softmax(logits) over valid ids,
+//   before penalty and temperature.
+#pragma once
+#include <span>
+#include <vector>
+
+#include "krait/tensor/context.h"
+
+namespace krait::ops {
+
+struct SamplerOptions {
+  float temperature = 1.0f;
+  int64_t top_k = 0;   // 0: all
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;
+  uint64_t seed = 0;
+};
+
+struct SampleRow {
+  std::span<const int32_t> history;  // prompt and generated tokens
+  uint64_t stream = 0;               // which sequence
+  uint64_t position = 0;             // counter of the draw
+};
+
+struct Sampled {
+  int32_t token = 0;
+  float logprob = 0;
+};
+
+std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
+                            std::span<const SampleRow> rows);
+
+}  // namespace krait::ops

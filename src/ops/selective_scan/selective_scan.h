@@ -1,0 +1,42 @@
+// selective_scan: the recurrence of Mamba-1 with its discretisation, skip and gate in one pass.
+//
+//   Δ[t,e]   = softplus(dt[t,e] + dt_bias[e])          (softplus optional; x where x > 20)
+//   h[t,e,n] = exp(Δ[t,e] A[e,n]) h[t-1,e,n] + Δ[t,e] B[t,g,n] u[t,e]        g = e / (E/G)
+//   y[t,e]   = ( Σ_n C[t,g,n] h[t,e,n] + D[e] u[t,e] ) · silu(z[t,e])         (D, z optional)
+//
+// Gu and Dao 2023, algorithm 2 and section 3.3; B is discretised as Δ·B, as in every published weight.
+//
+//   u, dt, z (B, L, E)     float32 or bfloat16 (each its own), rows at one distance
+//   A (E, N)               float32; with a_is_log it holds log(-A) (the published A_log) and so does dA
+//   B, C (B, L, G, N) or (B, L, N), rows at one distance; or constant (E, N) float32
+//   D, dt_bias (E)         float32, optional
+//   y (B, L, E)            dtype of u; Δ, exp, h, y, gate in float32, rounded once
+//   state_in (S, E, N)     float32, optional
+//   state_out (S, E, N)    float32, optional; may be the same memory as state_in when not recorded
+//
+// Gradients for every tensor above, state_in included, from y and state_out. Saved for backward: the
+// inputs and h at every kScanChunk-th step, N / kScanChunk times the size of u: O(B L E), never
+// O(B L E N). dB and dC are summed over channels in a fixed order. The same bits for any number of
+// threads. Chunks start where a sequence starts.
+#pragma once
+#include "krait/ops/packing.h"
+#include "krait/tensor/context.h"
+
+namespace krait::ops {
+
+struct ScanInputs {
+  Tensor u, dt, A, B, C;
+  Tensor D, z, dt_bias;  // optional
+  bool softplus = true;
+  bool a_is_log = false;
+};
+
+struct ScanResult {
+  Tensor y;
+  Tensor state;  // state_out, as a variable where recorded
+};
+
+ScanResult selective_scan(Context& c, const ScanInputs& in, const Packing* packing = nullptr,
+                          const Tensor& state_in = {}, const Tensor& state_out = {});
+
+}  // namespace krait::ops
