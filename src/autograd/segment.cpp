@@ -9,7 +9,7 @@ namespace krait {
 
 // Runs the body with its inside at the high end, unrecorded, and moves the results to where the
 // context's own results go.
-static Tensors run_and_forget(Context& c, const Body& body) {
+static Tensors run_and_forget(Context& c, const Body& body, size_t replace_from) {
   Tape* const tape = std::exchange(c.tape, nullptr);
   const bool outer_high = std::exchange(c.results_at_high_end, true);
   const size_t mark = c.arena->high();
@@ -17,6 +17,7 @@ static Tensors run_and_forget(Context& c, const Body& body) {
   c.tape = tape;
   c.results_at_high_end = outer_high;
   if (outer_high) return inside;  // the enclosing segment gives the inside back with its own
+  if (replace_from != SIZE_MAX) c.arena->set_low(replace_from);
   Tensors results;
   for (const Tensor& t : inside) {
     results.push_back(c.alloc(t.shape, t.dtype));
@@ -41,12 +42,12 @@ static Tensors run_recorded(Context& c, const Tensors& inputs, const Body& body)
   return results;
 }
 
-Tensors segment(Context& c, const Tensors& inputs, const Body& body, bool recompute) {
-  if (!c.tape) return run_and_forget(c, body);
-  if (!recompute) return run_recorded(c, inputs, body);
+Tensors segment(Context& c, const Tensors& inputs, const Body& body, const SegmentOptions& options) {
+  if (!c.tape) return run_and_forget(c, body, options.replace_from);
+  if (!options.recompute) return run_recorded(c, inputs, body);
 
   const Philox rng = c.rng;
-  Tensors results = run_and_forget(c, body);
+  Tensors results = run_and_forget(c, body, SIZE_MAX);
   for (Tensor& t : results) c.tape->watch(t);
   c.tape->record([=](Context& b) {
     const size_t low = b.arena->low(), nodes = b.tape->size();

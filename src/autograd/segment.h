@@ -9,6 +9,7 @@
 // The body must compute the same results when run twice: states go in and come out as separate tensors.
 // Gradients reach the outside only through `inputs` and parameters.
 #pragma once
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -19,7 +20,14 @@ namespace krait {
 using Tensors = std::vector<Tensor>;
 using Body = std::function<Tensors(Context&)>;
 
+struct SegmentOptions {
+  bool recompute = false;
+  // Without a tape: the low end is set back to this mark before the results are kept, so that they take
+  // the place of inputs which nobody needs any more (a residual stream needs one buffer, not one a layer).
+  size_t replace_from = SIZE_MAX;
+};
+
 // Returns the body's results. `inputs` are the variables from outside that the body reads.
-Tensors segment(Context& c, const Tensors& inputs, const Body& body, bool recompute = false);
+Tensors segment(Context& c, const Tensors& inputs, const Body& body, const SegmentOptions& options = {});
 
 }  // namespace krait

@@ -1,0 +1,78 @@
+#include "krait/models/language_model.h"
+
+#include <cmath>
+
+#include "krait/autograd/segment.h"
+#include "krait/ops/embedding/embedding.h"
+#include "krait/ops/linear/linear.h"
+
+namespace krait::models {
+
+LanguageModel::LanguageModel(const Config& config) : config_(config) {
+  check(config);
+  const int64_t V = config.padded_vocab(), D = config.d_model;
+  embedding_ = &params_.add("backbone.embeddings.weight", {V, D}, nn::normal(0.02));
+  embedding_->original = "backbone.embedding.weight";
+  embedding_->decay = true;
+  for (int64_t i = 0; i < config.n_layer; ++i) {
+    blocks_.push_back(std::make_unique<nn::Mamba1>(params_, fmt::format("backbone.layers.{}", i), config.mamba,
+                                                   config.norm, config.norm_eps));
+    first_part_.push_back(parts_.size());
+    for (nn::StatePart part : blocks_.back()->state_parts()) {
+      part.name = fmt::format("state.{}.{}", i, part.name);
+      parts_.push_back(part);
+    }
+  }
+  norm_f_ = nn::Norm::make(params_, "backbone.norm_f", config.norm, D, config.norm_eps);
+  head_ = embedding_;
+  if (!config.tie_embeddings) {
+    const double a = 1.0 / std::sqrt(static_cast<double>(D));
+    head_ = &params_.add("lm_head.weight", {V, D}, nn::uniform(-a, a));
+    head_->decay = true;
+  }
+}
+
+Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass) const {
+  SegmentOptions options;
+  options.recompute = pass.recompute;
+  options.replace_from = c.arena->low();
+  Tensor r = ops::embedding(c, tokens, embedding_->value);
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    nn::BlockCall call{pass.packing, {}, pass.dropout};
+    const size_t end = i + 1 < blocks_.size() ? first_part_[i + 1] : parts_.size();
+    for (size_t p = first_part_[i]; p < end; ++p) {
+      if (pass.state_in) call.state.in.push_back(pass.state_in->tensor(p));
+      if (pass.state_out) call.state.out.push_back(pass.state_out->tensor(p));
+    }
+    Tensors inputs = {r};
+    inputs.insert(inputs.end(), call.state.in.begin(), call.state.in.end());
+    const auto ends = std::make_shared<Tensors>();  // the block's states, as variables where recorded
+    r = segment(
+        c, inputs,
+        [block = blocks_[i].get(), r, call, ends](Context& b) mutable {
+          const Tensor next = block->forward(b, r, call);
+          *ends = call.state.out;
+          return Tensors{next};
+        },
+        options)[0];
+    for (size_t k = 0; k < ends->size(); ++k) pass.state_out->tensor(first_part_[i] + k) = (*ends)[k];
+  }
+  return norm_f_(c, r, c.activation);
+}
+
+Tensor LanguageModel::logits(Context& c, const Tensor& hidden) const {
+  return ops::linear(c, hidden, head_->value, {}, DType::f32);
+}
+
+ops::CrossEntropyResult LanguageModel::loss(Context& c, const Tensor& hidden, const Tensor& targets,
+                                            float scale) const {
+  return ops::linear_cross_entropy(c, hidden, head_->value, targets, scale);
+}
+
+void LanguageModel::check_tokens(const int32_t* tokens, int64_t n) const {
+  for (int64_t i = 0; i < n; ++i)
+    require(tokens[i] >= 0 && tokens[i] < config_.vocab_size,
+            "token {}: id {} is outside the vocabulary of {}", i, tokens[i], config_.vocab_size);
+}
+
+}  // namespace krait::models

@@ -1,0 +1,103 @@
+#include "krait/nn/mamba1.h"
+
+#include <cmath>
+
+#include "krait/ops/conv1d_causal/conv1d_causal.h"
+#include "krait/ops/linear/linear.h"
+#include "krait/ops/selective_scan/selective_scan.h"
+
+namespace krait::nn {
+
+namespace {
+
+// softplus(bias) is log-uniform in [dt_min, dt_max], at least dt_floor.
+Init inverse_softplus_of_dt(const Mamba1Config& g) {
+  return [g](const Tensor& t, const Philox& rng) {
+    float* p = t.as<float>();
+    const double low = std::log(g.dt_min), high = std::log(g.dt_max);
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      const double u = rng.uniform_double(static_cast<uint64_t>(i));
+      const double dt = std::max(std::exp(low + u * (high - low)), g.dt_floor);
+      p[i] = static_cast<float>(dt + std::log(-std::expm1(-dt)));
+    }
+  };
+}
+
+// S4D-Real: A[e, n] = -(n + 1), kept as its logarithm.
+void log_of_one_to_N(const Tensor& t, const Philox&) {
+  const int64_t N = t.size(1);
+  for (int64_t i = 0; i < t.numel(); ++i)
+    t.as<float>()[i] = static_cast<float>(std::log(static_cast<double>(i % N + 1)));
+}
+
+}  // namespace
+
+Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g, ops::NormKind norm, float eps)
+    : config_(g), norm_(Norm::make(params, name + ".norm", norm, g.d_model, eps)) {
+  const int64_t D = g.d_model, E = g.d_inner, N = g.d_state, R = g.dt_rank, W = g.d_conv;
+  const std::string m = name + ".mixer.";
+  const auto matrix = [&](const char* part, const Shape& s, Init init) {
+    Param& p = params.add(m + part, s, std::move(init));
+    p.decay = true;
+    return &p;
+  };
+  const auto vector = [&](const char* part, const Shape& s, Init init) {
+    Param& p = params.add(m + part, s, std::move(init));
+    p.keep_float32 = true;
+    return &p;
+  };
+  // The default of a linear layer: uniform within 1/sqrt(fan in).
+  const auto fan_in = [](int64_t n, double divide = 1.0) {
+    const double a = 1.0 / std::sqrt(static_cast<double>(n)) / divide;
+    return uniform(-a, a);
+  };
+  A_log_ = vector("A_log", {E, N}, log_of_one_to_N);
+  D_ = vector("D", {E}, constant(1.0f));
+  in_proj_ = matrix("in_proj.weight", {2 * E, D}, fan_in(D));
+  if (g.proj_bias) in_bias_ = vector("in_proj.bias", {2 * E}, constant(0.0f));
+  conv_ = vector("conv1d.weight", {E, 1, W}, fan_in(W));
+  conv_->decay = true;
+  if (g.conv_bias) conv_bias_ = vector("conv1d.bias", {E}, fan_in(W));
+  x_proj_ = matrix("x_proj.weight", {R + 2 * N, E}, fan_in(E));
+  const double a = g.dt_scale / std::sqrt(static_cast<double>(R));
+  dt_proj_ = matrix("dt_proj.weight", {E, R}, g.dt_constant ? constant(static_cast<float>(a)) : uniform(-a, a));
+  dt_bias_ = vector("dt_proj.bias", {E}, inverse_softplus_of_dt(g));
+  out_proj_ = matrix("out_proj.weight", {D, E}, fan_in(E, g.out_rescale));
+  if (g.proj_bias) out_bias_ = vector("out_proj.bias", {D}, constant(0.0f));
+}
+
+std::vector<StatePart> Mamba1::state_parts() const {
+  return {{"conv", {config_.d_inner, config_.d_conv}}, {"ssm", {config_.d_inner, config_.d_state}}};
+}
+
+Tensor Mamba1::forward(Context& c, const Tensor& r, BlockCall& call) const {
+  const int64_t E = config_.d_inner, N = config_.d_state, R = config_.dt_rank, W = config_.d_conv;
+  const auto value = [](const Param* p) { return p ? p->value : Tensor(); };
+  const auto part = [](const std::vector<Tensor>& v, size_t i) { return i < v.size() ? v[i] : Tensor(); };
+
+  const Tensor x = norm_(c, r, c.activation);                                               // (B, L, D)
+  const Tensor xz = ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);      // (B, L, 2E)
+  const ops::ConvResult conv =
+      ops::conv1d_causal(c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_), true,
+                         call.packing, part(call.state.in, 0), part(call.state.out, 0));
+  const Tensor u = conv.y;                                                                  // (B, L, E)
+  const Tensor dt_B_C = ops::linear(c, u, x_proj_->value, {}, DType::f32);                  // (B, L, R+2N)
+  const Tensor dt = ops::linear(c, dt_B_C.slice(-1, 0, R), dt_proj_->value, {}, c.activation);  // (B, L, E)
+
+  ops::ScanInputs in;
+  in.u = u;
+  in.dt = dt;
+  in.A = A_log_->value;
+  in.a_is_log = true;
+  in.B = dt_B_C.slice(-1, R, R + N);
+  in.C = dt_B_C.slice(-1, R + N, R + 2 * N);
+  in.D = D_->value;
+  in.z = xz.slice(-1, E, 2 * E);
+  in.dt_bias = dt_bias_->value;
+  const ops::ScanResult scan =
+      ops::selective_scan(c, in, call.packing, part(call.state.in, 1), part(call.state.out, 1));
+  if (!call.state.out.empty()) call.state.out = {conv.state, scan.state};
+  return project_and_add(c, scan.y, *out_proj_, out_bias_, r, call.dropout);                // (B, L, D)
+}
+
+}  // namespace krait::nn

@@ -1,0 +1,112 @@
+#include "krait/nn/param.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace krait::nn {
+
+Init constant(float value) {
+  return [value](const Tensor& t, const Philox&) { std::fill_n(t.as<float>(), t.numel(), value); };
+}
+
+Init uniform(double low, double high) {
+  return [=](const Tensor& t, const Philox& rng) {
+    float* p = t.as<float>();
+    for (int64_t i = 0; i < t.numel(); ++i)
+      p[i] = static_cast<float>(low + (high - low) * rng.uniform_double(static_cast<uint64_t>(i)));
+  };
+}
+
+Init normal(double standard_deviation) {
+  return [=](const Tensor& t, const Philox& rng) {
+    float* p = t.as<float>();
+    for (int64_t i = 0; i < t.numel(); ++i)
+      p[i] = static_cast<float>(standard_deviation * rng.normal(static_cast<uint64_t>(i)));
+  };
+}
+
+Param& ParamSet::add(std::string name, const Shape& shape, Init init) {
+  require(!find(name), "parameter {} is registered twice", name);
+  Param& p = params_.emplace_back();
+  p.name = std::move(name);
+  p.shape = shape;
+  p.init = std::move(init);
+  return p;
+}
+
+// The dtype in which ops read the parameter.
+static DType value_dtype(const Param& p, DType dtype) { return p.keep_float32 ? DType::f32 : dtype; }
+
+void ParamSet::allocate(Purpose purpose, DType dtype, bool planning) {
+  const auto place = [&](Arena& a) {
+    const auto take = [&](const Shape& s, DType t) {
+      return Tensor(a.take_low(static_cast<size_t>(s.numel()) * size_of(t)), t, s);
+    };
+    for (Param& p : params_) {
+      const DType t = value_dtype(p, dtype);
+      if (purpose == Purpose::inference) {
+        if (!p.value) p.value = take(p.shape, t);
+        p.master = p.value.dtype == DType::f32 ? p.value : Tensor();
+        continue;
+      }
+      p.master = take(p.shape, DType::f32);
+      p.value = t == DType::f32 ? p.master : take(p.shape, t);
+      p.m = take(p.shape, DType::f32);
+      p.v = take(p.shape, DType::f32);
+      p.var = Var();
+      p.var.whole = p.value;
+      p.var.grad_dtype = DType::f32;
+      p.var.grad = take(p.shape, DType::f32);
+      p.value.var = &p.var;
+    }
+  };
+  std::vector<Tensor> mapped;
+  for (const Param& p : params_) mapped.push_back(p.value);
+  Arena plan = Arena::planning();
+  place(plan);
+  bytes_ = plan.peak();
+  if (planning) return;
+  size_t i = 0;
+  for (Param& p : params_) p.value = purpose == Purpose::inference ? mapped[i++] : Tensor();
+  memory_ = Arena(bytes_);
+  place(memory_);
+}
+
+void ParamSet::initialize(uint64_t seed) {
+  uint64_t stream = 0;
+  for (Param& p : params_) {
+    const Philox rng{seed, ++stream};
+    if (p.master) {
+      p.init(p.master, rng);
+      continue;
+    }
+    std::vector<float> drawn(static_cast<size_t>(p.shape.numel()));
+    const Tensor t(drawn.data(), DType::f32, p.shape);
+    p.init(t, rng);
+    copy_host(t, p.value);
+  }
+  round_values();
+}
+
+void ParamSet::round_values() {
+  for (Param& p : params_)
+    if (p.master && p.master.data != p.value.data) copy_host(p.master, p.value);
+}
+
+void ParamSet::forget_gradients() {
+  for (Param& p : params_) p.var.written = false;
+}
+
+Param* ParamSet::find(const std::string& name) {
+  for (Param& p : params_)
+    if (p.name == name) return &p;
+  return nullptr;
+}
+
+int64_t ParamSet::numel() const {
+  int64_t n = 0;
+  for (const Param& p : params_) n += p.shape.numel();
+  return n;
+}
+
+}  // namespace krait::nn
