@@ -55,8 +55,7 @@ const std::vector<std::string>& preset_names() {
 }
 
 void check(const Config& c) {
-  constexpr int64_t kMost = int64_t{1} << 31;
-  const auto positive = [](const char* what, int64_t v, int64_t most = kMost) {
+  const auto positive = [](const char* what, int64_t v, int64_t most = int64_t{1} << 31) {
     require(v > 0 && v <= most, "config: {}: expected a number from 1 to {}, got {}", what, most, v);
   };
   positive("vocab_size", c.vocab_size);
