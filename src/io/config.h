@@ -4,7 +4,7 @@
 
 #include "krait/models/config.h"
 
-namespace krait::io {
+namespace krait {
 
 enum class Layout { huggingface, original };
 
@@ -15,4 +15,4 @@ models::Config parse_config(const std::string& json_text, const std::string& whe
 // The text of a config.json in a layout. `dtype` is what the weights beside it are stored in.
 std::string config_json(const models::Config& config, Layout layout, DType dtype);
 
-}  // namespace krait::io
+}  // namespace krait

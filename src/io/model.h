@@ -10,7 +10,7 @@
 #include "krait/io/tensor_file.h"
 #include "krait/models/language_model.h"
 
-namespace krait::io {
+namespace krait {
 
 struct LoadOptions {
   nn::Purpose purpose = nn::Purpose::inference;
@@ -25,7 +25,7 @@ struct LoadedModel {
   DType stored = DType::f32;       // type of most of the stored elements
   std::vector<std::string> notes;  // where config and weights disagree (weights win), tensors not used
   std::string hash;                // names the model in state files: of names, shapes, samples of the weights
-  std::vector<std::shared_ptr<const TensorFile>> files;  // keep mapped weights alive
+  std::vector<TensorFile> files;    // keep mapped weights alive
 };
 
 // Only config.json: for planning and inspecting without the weights.
@@ -39,4 +39,4 @@ LoadedModel load_model(const std::filesystem::path& directory, const LoadOptions
 void save_model(const models::LanguageModel& model, const std::filesystem::path& directory, Layout layout,
                 DType dtype);
 
-}  // namespace krait::io
+}  // namespace krait
