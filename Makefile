@@ -1,0 +1,51 @@
+# The front door. Every target installs what it needs (tools/install-deps) and is a few lines.
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 60
+# ccache shares its objects between checkouts in different folders.
+export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_NOHASHDIR := 1
+
+.PHONY: build demo test bench format lint fuzz install asan tsan clean
+
+build:
+	@tools/install-deps build test
+	cmake --preset release -DKRAIT_TESTS=ON -DKRAIT_BENCH=ON
+	cmake --build build -j $(JOBS)
+
+# From nothing to a trained model that speaks, in a few minutes.
+demo:
+	@tools/demo
+
+test: lint build
+	ctest --test-dir build --output-on-failure
+
+bench: build
+	tools/bench
+
+format:
+	@tools/install-deps lint
+	tools/format
+
+lint:
+	@tools/install-deps lint
+	tools/lint
+
+fuzz:
+	@tools/install-deps build fuzz
+	cmake --preset fuzz
+	cmake --build build-fuzz -j $(JOBS)
+	tools/fuzz build-fuzz $(FUZZ_SECONDS)
+
+asan tsan:
+	@tools/install-deps build test
+	cmake --preset $@
+	cmake --build build-$@ -j $(JOBS)
+	ctest --test-dir build-$@ --output-on-failure
+
+install: build
+	cmake --install build --prefix $(PREFIX)
+
+clean:
+	rm -rf build build-*
