@@ -1,0 +1,111 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "krait/base/log.h"
+#include "krait/base/threads.h"
+#include "krait/cli/command.h"
+#include "krait/cli/config_file.h"
+#include "krait/cli/signals.h"
+#include "krait/cli/version.h"
+
+namespace krait::cli {
+
+namespace {
+
+std::string wrong_device(const std::string& device) {
+  if (device == "auto" || device == "cpu" || device == "cuda") return "";
+  if (device.starts_with("cuda:") && device.size() > 5 && device.size() < 9 &&
+      device.find_first_not_of("0123456789", 5) == std::string::npos)
+    return "";
+  return fmt::format("expected auto, cpu, cuda or cuda:INDEX, got {}", device);
+}
+
+void add_common(CLI::App& app, Common& common) {
+  const auto group = "Common options";
+  app.add_option("--device", common.device,
+                 "auto, cpu, cuda or cuda:INDEX; auto: CUDA if there, else CPU")
+      ->check(CLI::Validator(wrong_device, "DEVICE"))
+      ->group(group);
+  app.add_option("--dtype", common.dtype, "float32 or bfloat16: type of weights and activations")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->group(group);
+  app.add_option("--threads", common.threads, "threads of the CPU; default: all")
+      ->check(CLI::Range(1, 1024))
+      ->group(group);
+  app.add_option("--seed", common.seed, "seed of every random choice; default 0")->group(group);
+  app.add_flag("--quiet", common.quiet, "only warnings and errors on stderr")->group(group);
+  app.add_flag("--json", common.json, "results as JSON, one object a line")->group(group);
+  app.add_option("--config", common.config, "a TOML file with options of this command as keys")
+      ->group(group);
+}
+
+int complain(int code, const std::string& message) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "error: %s\n", message.c_str());
+  return code;
+}
+
+// Parses and runs; every way to fail is an exception.
+int dispatch(std::vector<std::string> args) {
+  Common common;
+  CLI::App app("Krait trains, runs and remembers state-space models (the Mamba family).", "krait");
+  app.set_version_flag("--version", version_text(), "version, commit, devices, libraries");
+  app.require_subcommand(1);
+  const CLI::App* chosen = nullptr;
+  Work work;
+  for (const Command& command : commands()) {
+    CLI::App* sub = app.add_subcommand(command.name, command.help);
+    if (args.empty() || args[0] != command.name) continue;
+    chosen = sub;
+    work = command.add(*sub);
+    add_common(*sub, common);
+  }
+  if (chosen) {
+    std::vector<std::string> words(args.begin() + 1, args.end());
+    add_config_file(*chosen, words);
+    words.insert(words.begin(), args[0]);
+    args = words;
+  } else if (!args.empty() && !args[0].starts_with("-")) {
+    throw Usage(fmt::format("krait has no command \"{}\"; `krait --help` lists them", args[0]));
+  }
+
+  std::reverse(args.begin(), args.end());  // what CLI11 expects of a vector
+  try {
+    app.parse(args);
+  } catch (const CLI::CallForVersion& e) {
+    print(e.what());
+    return kDone;
+  } catch (const CLI::CallForHelp&) {
+    print(chosen ? chosen->help() : app.help());
+    return kDone;
+  } catch (const CLI::ParseError& e) {
+    throw Usage(fmt::format("{} (see `krait {}--help`)", e.what(),
+                            chosen ? chosen->get_name() + " " : std::string()));
+  }
+  init_log(common.quiet);
+  if (common.threads > 0) set_threads(common.threads);
+  return work(common);
+}
+
+}  // namespace
+
+int run(int argc, const char* const* argv) {
+  install_signal_handlers();
+  try {
+    const int code = dispatch({argv + 1, argv + argc});
+    flush_output();
+    return code;
+  } catch (const Interrupted&) {
+    return kInterrupted;
+  } catch (const ClosedOutput&) {
+    return kFailed;  // nobody is there to be told
+  } catch (const Usage& e) {
+    return complain(kWrongUsage, e.what());
+  } catch (const std::bad_alloc&) {
+    return complain(kFailed, "out of memory");
+  } catch (const std::exception& e) {
+    return complain(kFailed, e.what());
+  }
+}
+
+}  // namespace krait::cli
