@@ -1,0 +1,179 @@
+#include <optional>
+
+#include "krait/autograd/tape.h"
+#include "krait/base/threads.h"
+#include "krait/ops/linear/kernels.h"
+#include "krait/ops/linear/linear.h"
+#include "krait/tensor/cpu/convert.h"
+#include "krait/tensor/cpu/matmul.h"
+
+namespace krait::ops {
+
+namespace {
+
+// Up to this many rows the weights are streamed once by our own kernel (measured, see bench.cpp).
+constexpr int64_t kFewRows = 16;
+
+struct Sizes {
+  int64_t M, N, K;
+};
+
+bool is_float(DType t) { return t == DType::f32 || t == DType::bf16; }
+
+Sizes check(const Tensor& x, const Tensor& w, const Tensor& bias, DType out, const Tensor& stream) {
+  require(is_float(x.dtype) && is_float(w.dtype) && is_float(out),
+          "[linear] expected float32 or bfloat16, got x {}, w {}, y {}", name_of(x.dtype), name_of(w.dtype),
+          name_of(out));
+  require(w.rank() == 2 && w.contiguous() && w.size(1) > 0, "[linear] w: expected contiguous (N, K > 0), got {}",
+          w.shape);
+  const int64_t N = w.size(0), K = w.size(1);
+  require(x.rank() >= 1 && x.size(-1) == K && x.row_strided(),
+          "[linear] x: expected (..., K={}) with rows at one distance, got {}", K, x.shape);
+  require(!bias || (bias.shape == Shape{N} && bias.dtype == DType::f32 && bias.contiguous()),
+          "[linear] bias: expected float32 (N={}), got {} {}", N, name_of(bias.dtype), bias.shape);
+  if (stream) {
+    Shape s = x.shape;
+    s[-1] = N;
+    require(stream.shape == s && stream.dtype == DType::f32 && stream.contiguous(),
+            "[linear_add] stream: expected contiguous float32 {}, got {} {}", s, name_of(stream.dtype),
+            stream.shape);
+  }
+  return {x.numel() / K, N, K};
+}
+
+// `t` in type `type`: itself, or a copy in scratch.
+Tensor in_type(Context& c, const Tensor& t, DType type) {
+  if (t.dtype == type) return t;
+  const Tensor s = c.scratch(t.shape, type);
+  if (!c.planning()) cpu::convert_rows(t.detach(), s);
+  return s;
+}
+
+void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y,
+              const Tensor& stream) {
+  const bool bf16_weights = w.dtype == DType::bf16;
+  const LinearKernels& k = KRAIT_PICK_ISA(linear_kernels);
+  FewRows a{.w = w.data, .K = z.K, .M = z.M, .y = y.data, .y_step = z.N, .y_bf16 = y.dtype == DType::bf16};
+  Tensor ready;
+  if (bf16_weights) {
+    const int64_t padded = (z.K + kArrangeUnit - 1) / kArrangeUnit * kArrangeUnit;
+    ready = c.scratch({z.M, padded}, DType::f32);
+    a.x_step = padded;
+  } else {
+    ready = in_type(c, x, DType::f32);
+    a.x_step = ready.row_stride();
+  }
+  if (c.planning()) return;
+  if (bf16_weights) {
+    for (int64_t m = 0; m < z.M; ++m) {
+      const auto* row = static_cast<const std::byte*>(x.data) +
+                        m * x.row_stride() * static_cast<int64_t>(size_of(x.dtype));
+      k.arrange(row, x.dtype == DType::bf16, z.K, ready.as<float>() + m * a.x_step);
+    }
+  }
+  a.x = ready.as<float>();
+  a.bias = bias ? bias.as<float>() : nullptr;
+  a.plus = stream ? stream.as<float>() : nullptr;
+  a.plus_step = z.N;
+  // About 16 KB of weights a piece. A row of w is summed the same way whatever piece it is in.
+  const int64_t row_bytes = z.K * static_cast<int64_t>(size_of(w.dtype));
+  const int64_t grain = std::clamp<int64_t>((16384 / row_bytes + 11) / 12 * 12, 12, 240);
+  parallel_ranges(z.N, grain, [&](int64_t begin, int64_t end) {
+    FewRows piece = a;
+    piece.begin = begin;
+    piece.end = end;
+    (bf16_weights ? k.few_rows_bf16 : k.few_rows_f32)(piece);
+  });
+}
+
+// result (+)= a · b, factors in one type. A float32 product for a bfloat16 result goes through scratch.
+void product(Context& c, const cpu::Matrix& a, const cpu::Matrix& b, const Tensor& result, cpu::Epilogue e) {
+  if (a.dtype == DType::f32 && result.dtype == DType::bf16) {
+    const Tensor s = c.scratch(result.shape, DType::f32);
+    const bool add = std::exchange(e.add, false);
+    if (c.planning()) return;
+    cpu::matmul(a, b, cpu::matrix(s), e);
+    cpu::convert_rows(s, result, add);
+  } else if (!c.planning()) {
+    cpu::matmul(a, b, cpu::matrix(result), e);
+  }
+}
+
+void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y,
+             const Tensor& stream) {
+  if (y.numel() == 0) return;
+  Scratch s(c);
+  if (z.M <= kFewRows) {
+    few_rows(c, z, x, w, bias, y, stream);
+    return;
+  }
+  const Tensor ready = in_type(c, x, w.dtype);
+  std::optional<cpu::Matrix> plus;
+  if (stream) plus = cpu::matrix(stream);
+  product(c, cpu::matrix(ready), cpu::matrix(w).transposed(), y,
+          {.bias = bias ? bias.as<float>() : nullptr, .plus = plus ? &*plus : nullptr});
+}
+
+void sum_rows(const Tensor& dy, const GradTarget& to) {
+  const LinearKernels& k = KRAIT_PICK_ISA(linear_kernels);
+  const int64_t N = dy.size(-1), M = dy.shape.rows(), step = dy.row_stride();
+  parallel_ranges(N, 64, [&](int64_t n, int64_t end) {
+    const auto* at = static_cast<const std::byte*>(dy.data) + n * static_cast<int64_t>(size_of(dy.dtype));
+    (dy.dtype == DType::bf16 ? k.sum_rows_bf16 : k.sum_rows_f32)(at, step, M, end - n, to.grad.as<float>() + n,
+                                                                 to.add);
+  });
+}
+
+void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& dy) {
+  const GradTarget dx = c.tape->grad_into(c, x);
+  const GradTarget dw = c.tape->grad_into(c, w);
+  const GradTarget db = c.tape->grad_into(c, bias);
+  const double size = static_cast<double>(z.M * z.N * z.K);
+  c.cost("linear backward",
+         static_cast<double>(2 * dy.bytes() + 2 * x.bytes()) + static_cast<double>(z.N * z.K) * 6.0,
+         2.0 * size * ((dx.grad ? 1 : 0) + (dw.grad ? 1 : 0)));
+  Scratch s(c);
+  if (db.grad && !c.planning()) sum_rows(dy, db);
+  if (!dx.grad && !dw.grad) return;
+  const Tensor dy_ready = in_type(c, dy, w.dtype);
+  if (dx.grad && dx.grad.numel() > 0)
+    product(c, cpu::matrix(dy_ready), cpu::matrix(w), dx.grad, {.add = dx.add});
+  if (dw.grad && dw.grad.numel() > 0) {
+    const Tensor x_ready = in_type(c, x, w.dtype);
+    product(c, cpu::matrix(dy_ready).transposed(), cpu::matrix(x_ready), dw.grad, {.add = dw.add});
+  }
+}
+
+Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out, const Tensor& stream) {
+  const Sizes z = check(x, w, bias, out, stream);
+  Shape shape = x.shape;
+  shape[-1] = z.N;
+  Tensor y = c.alloc(shape, out);
+  c.cost("linear", static_cast<double>(x.bytes() + w.bytes() + bias.bytes() + y.bytes() + stream.bytes()),
+         2.0 * static_cast<double>(z.M * z.N * z.K));
+  forward(c, z, x, w, bias, y, stream);
+  if (!c.tape || !needs_grad({x, w, bias, stream})) return y;
+  if (stream) {
+    c.tape->watch_sum(y, stream);
+  } else {
+    c.tape->watch(y);
+  }
+  c.tape->record([=](Context& b) {
+    const Tensor dy = b.tape->grad(y);
+    if (dy) backward(b, z, x, w, bias, dy);
+    b.tape->uncover(y);
+  });
+  return y;
+}
+
+}  // namespace
+
+Tensor linear(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out) {
+  return run(c, x, w, bias, out, {});
+}
+
+Tensor linear_add(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& stream) {
+  return run(c, x, w, bias, DType::f32, stream);
+}
+
+}  // namespace krait::ops
