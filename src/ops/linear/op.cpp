@@ -1,4 +1,5 @@
 #include <optional>
+#include <utility>
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
@@ -116,7 +117,7 @@ void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const
 
 void sum_rows(const Tensor& dy, const GradTarget& to) {
   const LinearKernels& k = KRAIT_PICK_ISA(linear_kernels);
-  const int64_t N = dy.size(-1), M = dy.shape.rows(), step = dy.row_stride();
+  const int64_t N = dy.size(-1), M = N == 0 ? 0 : dy.numel() / N, step = dy.row_stride();
   parallel_ranges(N, 64, [&](int64_t n, int64_t end) {
     const auto* at = static_cast<const std::byte*>(dy.data) + n * static_cast<int64_t>(size_of(dy.dtype));
     (dy.dtype == DType::bf16 ? k.sum_rows_bf16 : k.sum_rows_f32)(at, step, M, end - n, to.grad.as<float>() + n,

@@ -182,14 +182,20 @@ void check(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e)
 Matrix matrix(const Tensor& t) {
   require(t.row_strided(), "[matmul] expected rows at one distance, got shape {}", t.shape);
   const int64_t cols = t.size(-1);
-  const int64_t rows = cols == 0 ? 0 : t.numel() / cols;
+  int64_t rows = 1;
+  for (int i = 0; i + 1 < t.rank(); ++i) rows *= t.size(i);
   return {t.data, t.dtype, rows, cols, t.row_stride(), 1};
 }
 
 void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e) {
   check(a, b, c, e);
   if (c.rows == 0 || c.cols == 0) return;
-  require(a.cols > 0, "[matmul] the inner size is 0");
+  if (a.cols == 0) {
+    require(!e.bias && !e.plus, "[matmul] the inner size is 0");
+    for (int64_t r = 0; !e.add && r < c.rows; ++r)
+      std::memset(element(c, r, 0), 0, static_cast<size_t>(c.cols) * size_of(c.dtype));
+    return;
+  }
   const Pieces p = cut(c.rows, c.cols);
   // The four shapes of pieces: inside, last column, last row, corner.
   std::shared_ptr<const Product> made[2][2];
