@@ -14,7 +14,7 @@ namespace {
 constexpr hn::ScalableTag<float> kF;
 constexpr hn::ScalableTag<uint32_t> kU;
 using V = hn::Vec<decltype(kF)>;
-constexpr int64_t kLanes = HWY_MAX_BYTES / 4;
+constexpr int64_t kLanes = hn::MaxLanes(kF);
 constexpr bool kManyRegisters = HWY_MAX_BYTES == 64;  // 32 vector registers, not 16
 
 // Rows of x taken together, and rows of w with them: as many sums as the registers hold.
