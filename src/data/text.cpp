@@ -1,0 +1,119 @@
+#include "krait/data/text.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <iostream>
+#include <iterator>
+#include <vector>
+
+#include "krait/base/error.h"
+#include "krait/base/file.h"
+#include "krait/base/log.h"
+#include "krait/io/json.h"
+
+namespace krait {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// The length of the well-formed UTF-8 character at the start of `s`, 0 where there is none (Unicode 15,
+// table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF).
+size_t character(std::string_view s) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(s[i]); };
+  const unsigned char a = byte(0);
+  if (a < 0x80) return 1;
+  const size_t n = a < 0xC2 ? 0 : a < 0xE0 ? 2 : a < 0xF0 ? 3 : a < 0xF5 ? 4 : 0;
+  if (n == 0 || s.size() < n) return 0;
+  const unsigned char low = a == 0xE0 ? 0xA0 : a == 0xF0 ? 0x90 : 0x80;
+  const unsigned char high = a == 0xED ? 0x9F : a == 0xF4 ? 0x8F : 0xBF;
+  if (byte(1) < low || byte(1) > high) return 0;
+  for (size_t i = 2; i < n; ++i)
+    if (byte(i) < 0x80 || byte(i) > 0xBF) return 0;
+  return n;
+}
+
+void read_jsonl(std::string_view text, const std::string& name, const DocumentSink& sink) {
+  int64_t line_number = 0;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    ++line_number;
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    const std::string where = fmt::format("{}:{}", name, line_number);
+    const Json json = parse_json(line, where);
+    sink(JsonView(json, where).text("text"), where);
+  }
+}
+
+void read_text(std::string_view text, const std::string& name, const DocumentSink& sink) {
+  check_utf8(text, name);
+  sink(text, name);
+}
+
+void read_one_file(const fs::path& path, const DocumentSink& sink) {
+  const MappedFile file(path);
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
+                              file.bytes().size());
+  if (path.extension() == ".jsonl") {
+    read_jsonl(text, path.string(), sink);
+  } else {
+    read_text(text, path.string(), sink);
+  }
+}
+
+bool looks_binary(const fs::path& path) {
+  const MappedFile file(path);
+  const auto head = file.bytes().first(std::min<size_t>(file.bytes().size(), 8192));
+  return std::find(head.begin(), head.end(), std::byte{0}) != head.end();
+}
+
+void read_folder(const fs::path& folder, const DocumentSink& sink) {
+  std::vector<fs::path> files;
+  std::error_code ec;
+  for (fs::directory_iterator it(folder, ec), end; !ec && it != end; it.increment(ec))
+    if (it->is_regular_file() && it->path().filename().native().front() != '.')
+      files.push_back(it->path());
+  require(!ec, "cannot list {}: {}", folder.string(), ec.message());
+  std::sort(files.begin(), files.end());
+  size_t read = 0;
+  for (const fs::path& file : files) {
+    if (looks_binary(file)) {
+      spdlog::warn("{} is not text: skipped", file.string());
+      continue;
+    }
+    read_one_file(file, sink);
+    ++read;
+  }
+  require(read > 0, "{}: no text file in this folder", folder.string());
+}
+
+}  // namespace
+
+void check_utf8(std::string_view text, const std::string& where) {
+  size_t i = 0;
+  while (i < text.size()) {
+    const size_t n = character(text.substr(i, 4));
+    if (n == 0) {
+      const auto line =
+          1 + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(i), '\n');
+      fail("{}:{}: expected UTF-8 text, got the byte 0x{:02x} at offset {}", where, line,
+           static_cast<unsigned char>(text[i]), i);
+    }
+    i += n;
+  }
+}
+
+void read_documents(const std::string& source, const DocumentSink& sink) {
+  if (source == "-") {
+    const std::string text(std::istreambuf_iterator<char>(std::cin), {});
+    read_text(text, "stdin", sink);
+  } else if (fs::is_directory(source)) {
+    read_folder(source, sink);
+  } else {
+    read_one_file(source, sink);
+  }
+}
+
+}  // namespace krait
