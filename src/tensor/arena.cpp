@@ -1,11 +1,6 @@
 #include "krait/tensor/arena.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <utility>
 
 #include "krait/base/error.h"
 
@@ -14,37 +9,16 @@ namespace krait {
 // Addresses of a planning arena start here: never mapped, so touching one faults at once.
 static std::byte* const kPlanBase = reinterpret_cast<std::byte*>(uintptr_t{1} << 46);
 
-Arena::Arena() : base_(kPlanBase), capacity_(size_t{1} << 45), planning_(true) {}
-
-Arena::Arena(size_t bytes) : capacity_((bytes + kAlign - 1) / kAlign * kAlign) {
-  if (capacity_ == 0) return;
-  void* p = ::mmap(nullptr, capacity_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  require(p != MAP_FAILED, "cannot reserve {} bytes of working memory: {}", capacity_, std::strerror(errno));
-  ::madvise(p, capacity_, MADV_HUGEPAGE);
-  base_ = static_cast<std::byte*>(p);
+Arena Arena::planning() {
+  Arena a;
+  a.base_ = kPlanBase;
+  a.capacity_ = size_t{1} << 45;
+  a.planning_ = true;
+  return a;
 }
 
-Arena::Arena(Arena&& o) noexcept
-    : base_(std::exchange(o.base_, nullptr)),
-      capacity_(std::exchange(o.capacity_, 0)),
-      low_(std::exchange(o.low_, 0)),
-      high_(std::exchange(o.high_, 0)),
-      peak_(std::exchange(o.peak_, 0)),
-      planning_(o.planning_) {}
-
-Arena& Arena::operator=(Arena&& o) noexcept {
-  std::swap(base_, o.base_);
-  std::swap(capacity_, o.capacity_);
-  std::swap(low_, o.low_);
-  std::swap(high_, o.high_);
-  std::swap(peak_, o.peak_);
-  std::swap(planning_, o.planning_);
-  return *this;
-}
-
-Arena::~Arena() {
-  if (base_ && !planning_) ::munmap(base_, capacity_);
-}
+Arena::Arena(size_t bytes, Device device)
+    : memory_(device, (bytes + kAlign - 1) / kAlign * kAlign), base_(memory_.data()), capacity_(memory_.bytes()) {}
 
 size_t Arena::grow(size_t& end, size_t bytes) {
   const size_t before = end;

@@ -9,18 +9,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "krait/tensor/device.h"
+
 namespace krait {
 
 class Arena {
  public:
   static constexpr size_t kAlign = 64;
 
-  static Arena planning() { return Arena(); }
-  // Reserves `bytes` of host memory; pages are taken from the system when first touched.
-  explicit Arena(size_t bytes);
-  ~Arena();
-  Arena(Arena&&) noexcept;
-  Arena& operator=(Arena&&) noexcept;
+  static Arena planning();
+  explicit Arena(size_t bytes, Device device = {});
 
   // Throws Error where the two ends would meet.
   void* take_low(size_t bytes);
@@ -38,8 +36,9 @@ class Arena {
   bool is_planning() const { return planning_; }
 
  private:
-  Arena();
+  Arena() = default;
   size_t grow(size_t& end, size_t bytes);
+  DeviceMemory memory_;
   std::byte* base_ = nullptr;
   size_t capacity_ = 0, low_ = 0, high_ = 0, peak_ = 0;
   bool planning_ = false;

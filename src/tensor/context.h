@@ -20,6 +20,7 @@ struct Cost {
 
 struct Context {
   Device device;
+  Stream stream = nullptr;       // of a GPU: where ops queue their work
   Arena* arena = nullptr;
   Tape* tape = nullptr;          // set: ops record what backward needs
   DType activation = DType::f32; // of matrix products and what they feed; f32 or bf16

@@ -1,0 +1,78 @@
+#include "krait/tensor/cuda/runtime.h"
+
+#include "krait/tensor/cuda/check.h"
+
+namespace krait::cuda {
+
+static void use(int device) { check(cudaSetDevice(device), "choosing the device"); }
+static cudaStream_t as_stream(Stream s) { return static_cast<cudaStream_t>(s); }
+
+std::byte* reserve(int device, size_t bytes) {
+  use(device);
+  void* p = nullptr;
+  size_t free = 0, total = 0;
+  if (cudaMalloc(&p, bytes) != cudaSuccess) {
+    cudaGetLastError();
+    cudaMemGetInfo(&free, &total);
+    fail("CUDA device {}: {} bytes of memory wanted, {} of {} free", device, bytes, free, total);
+  }
+  return static_cast<std::byte*>(p);
+}
+
+void release(int device, std::byte* p) {
+  if (cudaSetDevice(device) == cudaSuccess) cudaFree(p);
+}
+
+std::vector<DeviceInfo> devices(std::string* reason) {
+  std::vector<DeviceInfo> found;
+  int n = 0;
+  const cudaError_t e = cudaGetDeviceCount(&n);
+  if (e != cudaSuccess || n == 0) {
+    cudaGetLastError();
+    if (reason) *reason = e == cudaSuccess ? "no CUDA device was found" : cudaGetErrorString(e);
+    return found;
+  }
+  for (int i = 0; i < n; ++i) {
+    cudaDeviceProp p{};
+    check(cudaGetDeviceProperties(&p, i), "reading a device's properties");
+    DeviceInfo info;
+    info.device = {Device::cuda, i};
+    info.name = p.name;
+    use(i);
+    check(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "reading a device's memory");
+    found.push_back(info);
+  }
+  use(0);
+  return found;
+}
+
+Stream make_stream(int device) {
+  use(device);
+  cudaStream_t s = nullptr;
+  check(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "making a stream");
+  return s;
+}
+
+void destroy_stream(int device, Stream stream) {
+  if (cudaSetDevice(device) == cudaSuccess) cudaStreamDestroy(as_stream(stream));
+}
+
+void synchronize(int device, Stream stream) {
+  use(device);
+  check(cudaStreamSynchronize(as_stream(stream)), "waiting for the device");
+}
+
+void copy(const void* from, void* to, size_t bytes, Direction direction, int device, Stream stream) {
+  use(device);
+  const cudaMemcpyKind kind = direction == Direction::to_device ? cudaMemcpyHostToDevice
+                              : direction == Direction::to_host ? cudaMemcpyDeviceToHost
+                                                                : cudaMemcpyDeviceToDevice;
+  check(cudaMemcpyAsync(to, from, bytes, kind, as_stream(stream)), "copying");
+}
+
+void zero(void* p, size_t bytes, int device, Stream stream) {
+  use(device);
+  check(cudaMemsetAsync(p, 0, bytes, as_stream(stream)), "clearing memory");
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,23 @@
+// What krait/tensor/device.h needs of the CUDA runtime. No CUDA header is seen outside this folder and the
+// ops' cuda.cu.
+#pragma once
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "krait/tensor/device.h"
+
+namespace krait::cuda {
+
+enum class Direction { to_device, to_host, on_device };
+
+std::byte* reserve(int device, size_t bytes);
+void release(int device, std::byte* p);
+std::vector<DeviceInfo> devices(std::string* reason);
+Stream make_stream(int device);
+void destroy_stream(int device, Stream stream);
+void synchronize(int device, Stream stream);
+void copy(const void* from, void* to, size_t bytes, Direction direction, int device, Stream stream);
+void zero(void* p, size_t bytes, int device, Stream stream);
+
+}  // namespace krait::cuda

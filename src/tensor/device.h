@@ -1,0 +1,68 @@
+// Devices: which exist, their memory, moving bytes to and from them. The one place that knows whether this
+// build has CUDA; everything above asks here.
+#pragma once
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "krait/tensor/tensor.h"
+
+// The expression in a build with CUDA; without, an Error (never reached: no tensor can be on a GPU then).
+#if KRAIT_CUDA
+#define KRAIT_WITH_CUDA(...) (__VA_ARGS__)
+#else
+#define KRAIT_WITH_CUDA(...) ::krait::fail("this krait was built without CUDA")
+#endif
+
+namespace krait {
+
+// A block of memory on a device, given back when the object goes. Host memory comes page by page when first
+// touched; memory of a GPU at once.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(Device device, size_t bytes);  // Error with the system's reason
+  ~DeviceMemory();
+  DeviceMemory(DeviceMemory&& other) noexcept;
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept;
+
+  std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  Device device() const { return device_; }
+
+ private:
+  Device device_;
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// "auto", "cpu", "cuda", "cuda:1". auto is CUDA where this build and a working driver have it, else the
+// CPU. Error in one line where a device is named that cannot be had.
+Device find_device(const std::string& name);
+
+struct DeviceInfo {
+  Device device;
+  std::string name;        // "NVIDIA H200", "AMD EPYC"
+  size_t total_bytes = 0;  // of memory
+  size_t free_bytes = 0;
+};
+
+DeviceInfo describe(Device device);
+// CUDA devices that can be used now; `reason` says in one line why there are none.
+std::vector<DeviceInfo> cuda_devices(std::string* reason = nullptr);
+
+// A queue of work on a GPU; null on the CPU, where work is done when the call returns.
+using Stream = void*;
+
+Stream make_stream(Device device);
+void destroy_stream(Device device, Stream stream);
+void synchronize(Device device, Stream stream);
+
+// Copies of contiguous memory, in the order of the stream. `host` must stay as it is until the stream has
+// passed; download returns when the bytes are there.
+void upload(const void* host, const Tensor& to, Stream stream = nullptr);
+void download(const Tensor& from, void* host, Stream stream = nullptr);
+void copy_bytes(const Tensor& from, const Tensor& to, Stream stream = nullptr);  // same device
+void zero_bytes(const Tensor& t, Stream stream = nullptr);
+
+}  // namespace krait

@@ -1,0 +1,20 @@
+// What a build without CUDA answers; compiled in place of the folder cuda/.
+#include "krait/tensor/cuda/runtime.h"
+
+namespace krait::cuda {
+
+constexpr const char* kNone = "this krait was built without CUDA";
+
+std::byte* reserve(int, size_t) { fail("{}", kNone); }
+void release(int, std::byte*) {}
+std::vector<DeviceInfo> devices(std::string* reason) {
+  if (reason) *reason = kNone;
+  return {};
+}
+Stream make_stream(int) { fail("{}", kNone); }
+void destroy_stream(int, Stream) {}
+void synchronize(int, Stream) { fail("{}", kNone); }
+void copy(const void*, void*, size_t, Direction, int, Stream) { fail("{}", kNone); }
+void zero(void*, size_t, int, Stream) { fail("{}", kNone); }
+
+}  // namespace krait::cuda
