@@ -93,7 +93,6 @@ function(krait_layer name)
       target_link_libraries(${target}_cuda PRIVATE krait_${need})
     endforeach()
     target_link_libraries(${target}_cuda PRIVATE krait_cuda_headers)
-    target_compile_definitions(${target}_cuda PRIVATE FMT_CONSTEVAL=) # nvcc cannot evaluate fmt's checks
     target_compile_options(${target}_cuda PRIVATE --expt-relaxed-constexpr -lineinfo -Xcompiler=-fopenmp)
     list(APPEND objects $<TARGET_OBJECTS:${target}_cuda>)
   endif()

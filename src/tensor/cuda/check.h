@@ -1,4 +1,4 @@
-// CUDA calls that throw krait::Error where they fail.
+// CUDA calls that throw krait::Error where they fail. Not for .cu files: see launch.h.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -12,8 +12,5 @@ inline void check(cudaError_t e, const char* what) {
     fail("CUDA: {}: {}", what, cudaGetErrorString(e));
   }
 }
-
-// After a launch.
-inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 
 }  // namespace krait::cuda

@@ -1,7 +1,10 @@
+#include "krait/tensor/cuda/kernels.h"
+
 #include <cuda_bf16.h>
 
-#include "krait/tensor/cuda/check.h"
-#include "krait/tensor/cuda/kernels.h"
+#include <algorithm>
+
+#include "krait/tensor/cuda/launch.h"
 
 namespace krait::cuda {
 
@@ -10,7 +13,7 @@ namespace {
 constexpr int kThreads = 256;
 
 // Enough blocks to fill any card; the kernels loop.
-unsigned blocks_for(int64_t n) { return static_cast<unsigned>(std::min<int64_t>((n + kThreads - 1) / kThreads, 4096)); }
+unsigned blocks_for(int64_t n) { return static_cast<unsigned>(std::min<int64_t>(ceil_div(n, kThreads), 4096)); }
 
 template <class T>
 __global__ void fill_kernel(T* dst, int64_t n, float value) {
@@ -25,32 +28,32 @@ __global__ void convert_kernel(const From* from, To* to, int64_t n) {
     to[i] = To(static_cast<float>(from[i]));
 }
 
-}  // namespace
-
-void fill(const Tensor& dst, float value, Stream stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  const int64_t n = dst.numel();
-  if (value == 0.0f) return zero_bytes(dst, stream);
-  if (dst.dtype == DType::bf16) {
-    fill_kernel<<<blocks_for(n), kThreads, 0, s>>>(static_cast<__nv_bfloat16*>(dst.data), n, value);
-  } else {
-    fill_kernel<<<blocks_for(n), kThreads, 0, s>>>(dst.as<float>(), n, value);
-  }
+template <class T>
+void launch_fill(T* dst, int64_t n, float value, void* stream) {
+  fill_kernel<<<blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(dst, n, value);
   check_launch("fill");
 }
 
-void convert(const Tensor& from, const Tensor& to, Stream stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  const int64_t n = from.numel();
-  if (from.dtype == to.dtype) return copy_bytes(from, to, stream);
-  if (from.dtype == DType::f32 && to.dtype == DType::bf16) {
-    convert_kernel<<<blocks_for(n), kThreads, 0, s>>>(from.as<float>(), static_cast<__nv_bfloat16*>(to.data), n);
-  } else if (from.dtype == DType::bf16 && to.dtype == DType::f32) {
-    convert_kernel<<<blocks_for(n), kThreads, 0, s>>>(static_cast<const __nv_bfloat16*>(from.data), to.as<float>(), n);
-  } else {
-    fail("copy: no conversion from {} to {} on this device", name_of(from.dtype), name_of(to.dtype));
-  }
+template <class From, class To>
+void launch_convert(const From* from, To* to, int64_t n, void* stream) {
+  convert_kernel<<<blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(from, to, n);
   check_launch("convert");
+}
+
+}  // namespace
+
+void fill_float32(float* dst, int64_t n, float value, void* stream) { launch_fill(dst, n, value, stream); }
+
+void fill_bfloat16(void* dst, int64_t n, float value, void* stream) {
+  launch_fill(static_cast<__nv_bfloat16*>(dst), n, value, stream);
+}
+
+void float32_to_bfloat16(const float* from, void* to, int64_t n, void* stream) {
+  launch_convert(from, static_cast<__nv_bfloat16*>(to), n, stream);
+}
+
+void bfloat16_to_float32(const void* from, float* to, int64_t n, void* stream) {
+  launch_convert(static_cast<const __nv_bfloat16*>(from), to, n, stream);
 }
 
 }  // namespace krait::cuda

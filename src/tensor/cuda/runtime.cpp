@@ -1,11 +1,14 @@
 #include "krait/tensor/cuda/runtime.h"
 
 #include "krait/tensor/cuda/check.h"
+#include "krait/tensor/cuda/launch.h"
 
 namespace krait::cuda {
 
 static void use(int device) { check(cudaSetDevice(device), "choosing the device"); }
 static cudaStream_t as_stream(Stream s) { return static_cast<cudaStream_t>(s); }
+
+void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 
 std::byte* reserve(int device, size_t bytes) {
   use(device);
