@@ -1,8 +1,5 @@
 #include "krait/nn/state.h"
 
-#include <algorithm>
-#include <cstring>
-
 namespace krait::nn {
 
 static Shape with_batch(int64_t batch, const Shape& s) {
@@ -15,37 +12,33 @@ static Shape with_batch(int64_t batch, const Shape& s) {
 
 State::State(const std::vector<StatePart>& parts, int64_t batch, Device device)
     : parts_(parts), batch_(batch) {
-  require(device.type == Device::cpu, "State: no memory on this device");
   size_t total = 0;
   const auto rounded = [](size_t n) { return (n + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign; };
   for (const StatePart& p : parts_)
     total += rounded(static_cast<size_t>(batch * p.shape.numel()) * sizeof(float));
-  memory_ = Arena(total);
+  memory_ = Arena(total, device);
   bytes_ = total;
   for (const StatePart& p : parts_) {
     const Shape s = with_batch(batch, p.shape);
-    tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * sizeof(float)), DType::f32, s);
-    std::memset(tensors_.back().data, 0, tensors_.back().bytes());
+    tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * sizeof(float)), DType::f32, s, device);
+    zero_bytes(tensors_.back());
   }
 }
 
 State State::clone() const {
-  State s(parts_, batch_);
-  for (size_t i = 0; i < tensors_.size(); ++i) copy_host(tensors_[i], s.tensors_[i]);
+  State s(parts_, batch_, tensors_.empty() ? Device{} : tensors_[0].device);
+  for (size_t i = 0; i < tensors_.size(); ++i) copy_bytes(tensors_[i], s.tensors_[i]);
   return s;
 }
 
 void State::copy_row(int64_t to, const State& from, int64_t from_row) {
   require(parts_.size() == from.parts_.size(), "State::copy_row: the states are of different models");
   for (size_t i = 0; i < tensors_.size(); ++i)
-    copy_host(from.tensors_[i].slice(0, from_row, from_row + 1), tensors_[i].slice(0, to, to + 1));
+    copy_bytes(from.tensors_[i].slice(0, from_row, from_row + 1), tensors_[i].slice(0, to, to + 1));
 }
 
 void State::zero_row(int64_t row) {
-  for (Tensor& t : tensors_) {
-    const Tensor r = t.slice(0, row, row + 1);
-    std::memset(r.data, 0, r.bytes());
-  }
+  for (const Tensor& t : tensors_) zero_bytes(t.slice(0, row, row + 1));
 }
 
 }  // namespace krait::nn
