@@ -11,7 +11,7 @@ set_target_properties(libkrait PROPERTIES OUTPUT_NAME krait EXPORT_NAME krait
 target_compile_features(libkrait INTERFACE cxx_std_20)
 # Public headers show fmt and OpenMP; everything else is used inside only.
 target_link_libraries(libkrait PUBLIC fmt::fmt OpenMP::OpenMP_CXX
-  PRIVATE spdlog::spdlog dnnl pcre2 libzip::zip)
+  PRIVATE spdlog::spdlog dnnl pcre2 ZLIB::ZLIB)
 target_include_directories(libkrait INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 
 install(TARGETS libkrait EXPORT KraitTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})

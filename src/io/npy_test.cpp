@@ -45,7 +45,7 @@ TEST(Npy, RoundTrips) {
   EXPECT_FALSE(std::filesystem::exists(dir / "b.npy"));
 }
 
-// Bytes that numpy 1.26 wrote: np.save(f, np.arange(6, dtype="<i4").reshape(2, 3)).
+// Bytes that numpy 2.4 wrote: np.save(f, np.arange(6, dtype="<i4").reshape(2, 3)).
 TEST(Npy, TheBytesAreNumPys) {
   const testing::TempDir dir;
   std::vector<int32_t> i = {0, 1, 2, 3, 4, 5};
