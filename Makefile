@@ -22,7 +22,8 @@ test: lint build
 	ctest --test-dir build --output-on-failure
 
 bench: build
-	tools/bench
+	for bench in build/*_bench; do $$bench || exit 1; done
+	for what in op train prefill decode; do build/krait bench $$what || exit 1; done
 
 format:
 	@tools/install-deps lint
