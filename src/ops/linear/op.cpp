@@ -1,5 +1,4 @@
 #include <optional>
-#include <utility>
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
@@ -42,14 +41,6 @@ Sizes check(const Tensor& x, const Tensor& w, const Tensor& bias, DType out, con
   return {x.numel() / K, N, K};
 }
 
-// `t` in type `type`: itself, or a copy in scratch.
-Tensor in_type(Context& c, const Tensor& t, DType type) {
-  if (t.dtype == type) return t;
-  const Tensor s = c.scratch(t.shape, type);
-  if (!c.planning()) cpu::convert_rows(t.detach(), s);
-  return s;
-}
-
 void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y,
               const Tensor& stream) {
   const bool bf16_weights = w.dtype == DType::bf16;
@@ -61,7 +52,7 @@ void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
     ready = c.scratch({z.M, padded}, DType::f32);
     a.x_step = padded;
   } else {
-    ready = in_type(c, x, DType::f32);
+    ready = cpu::in_type(c, x, DType::f32);
     a.x_step = ready.row_stride();
   }
   if (c.planning()) return;
@@ -87,19 +78,6 @@ void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
   });
 }
 
-// result (+)= a · b, factors in one type. A float32 product for a bfloat16 result goes through scratch.
-void product(Context& c, const cpu::Matrix& a, const cpu::Matrix& b, const Tensor& result, cpu::Epilogue e) {
-  if (a.dtype == DType::f32 && result.dtype == DType::bf16) {
-    const Tensor s = c.scratch(result.shape, DType::f32);
-    const bool add = std::exchange(e.add, false);
-    if (c.planning()) return;
-    cpu::matmul(a, b, cpu::matrix(s), e);
-    cpu::convert_rows(s, result, add);
-  } else if (!c.planning()) {
-    cpu::matmul(a, b, cpu::matrix(result), e);
-  }
-}
-
 void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y,
              const Tensor& stream) {
   if (y.numel() == 0) return;
@@ -108,10 +86,10 @@ void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const
     few_rows(c, z, x, w, bias, y, stream);
     return;
   }
-  const Tensor ready = in_type(c, x, w.dtype);
+  const Tensor ready = cpu::in_type(c, x, w.dtype);
   std::optional<cpu::Matrix> plus;
   if (stream) plus = cpu::matrix(stream);
-  product(c, cpu::matrix(ready), cpu::matrix(w).transposed(), y,
+  cpu::matmul_into(c, cpu::matrix(ready), cpu::matrix(w).transposed(), y,
           {.bias = bias ? bias.as<float>() : nullptr, .plus = plus ? &*plus : nullptr});
 }
 
@@ -136,12 +114,12 @@ void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
   Scratch s(c);
   if (db.grad && !c.planning()) sum_rows(dy, db);
   if (!dx.grad && !dw.grad) return;
-  const Tensor dy_ready = in_type(c, dy, w.dtype);
+  const Tensor dy_ready = cpu::in_type(c, dy, w.dtype);
   if (dx.grad && dx.grad.numel() > 0)
-    product(c, cpu::matrix(dy_ready), cpu::matrix(w), dx.grad, {.add = dx.add});
+    cpu::matmul_into(c, cpu::matrix(dy_ready), cpu::matrix(w), dx.grad, {.add = dx.add});
   if (dw.grad && dw.grad.numel() > 0) {
-    const Tensor x_ready = in_type(c, x, w.dtype);
-    product(c, cpu::matrix(dy_ready).transposed(), cpu::matrix(x_ready), dw.grad, {.add = dw.add});
+    const Tensor x_ready = cpu::in_type(c, x, w.dtype);
+    cpu::matmul_into(c, cpu::matrix(dy_ready).transposed(), cpu::matrix(x_ready), dw.grad, {.add = dw.add});
   }
 }
 

@@ -32,4 +32,11 @@ void convert_rows(const Tensor& from, const Tensor& to, bool add) {
   });
 }
 
+Tensor in_type(Context& c, const Tensor& t, DType type) {
+  if (t.dtype == type) return t.detach();
+  const Tensor s = c.scratch(t.shape, type);
+  if (!c.planning()) convert_rows(t.detach(), s);
+  return s;
+}
+
 }  // namespace krait::cpu

@@ -7,8 +7,10 @@
 #include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
+#include <utility>
 
 #include "krait/base/threads.h"
+#include "krait/tensor/cpu/convert.h"
 
 namespace krait::cpu {
 
@@ -221,6 +223,18 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
     }
     run(*made[last_i][last_j], element(a, i, 0), element(b, 0, j), element(c, i, j), e.bias ? e.bias + j : nullptr);
   });
+}
+
+void matmul_into(Context& c, const Matrix& a, const Matrix& b, const Tensor& result, Epilogue e) {
+  if (a.dtype == DType::f32 && result.dtype == DType::bf16) {
+    const Tensor s = c.scratch(result.shape, DType::f32);
+    const bool add = std::exchange(e.add, false);
+    if (c.planning()) return;
+    matmul(a, b, matrix(s), e);
+    convert_rows(s, result, add);
+  } else if (!c.planning()) {
+    matmul(a, b, matrix(result), e);
+  }
 }
 
 }  // namespace krait::cpu

@@ -10,7 +10,7 @@
 // The work is cut into pieces by the shape alone, each computed by one thread: the same bits for any
 // number of threads. C must not overlap A or B. Safe to call from several threads.
 #pragma once
-#include "krait/tensor/tensor.h"
+#include "krait/tensor/context.h"
 
 namespace krait::cpu {
 
@@ -34,5 +34,9 @@ struct Epilogue {
 };
 
 void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e = {});
+
+// The same for a result of any of the two types: a float32 product for a bfloat16 result goes through
+// scratch. Needs an open Scratch; does nothing while planning.
+void matmul_into(Context& c, const Matrix& a, const Matrix& b, const Tensor& result, Epilogue e = {});
 
 }  // namespace krait::cpu
