@@ -7,7 +7,7 @@
 #include <pcre2.h>
 #include <spdlog/version.h>
 #include <toml++/toml.h>
-#include <zip.h>
+#include <zlib.h>
 
 #include <CLI/Version.hpp>
 #include <dnnl.hpp>
@@ -38,7 +38,7 @@ std::string version_text() {
                   NLOHMANN_JSON_VERSION_MINOR, NLOHMANN_JSON_VERSION_PATCH, CLI11_VERSION,
                   TOML_LIB_MAJOR, TOML_LIB_MINOR, TOML_LIB_PATCH,
                   std::string_view(pcre2).substr(0, std::string_view(pcre2).find(' ')));
-  return text + fmt::format("libzip {}\n", zip_libzip_version());
+  return text + fmt::format("zlib {}\n", zlibVersion());
 }
 
 }  // namespace krait::cli

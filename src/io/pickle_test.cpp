@@ -7,7 +7,7 @@
 
 namespace krait {
 namespace {
-using namespace std::string_literals;
+using std::string_literals::operator""s;
 using testing::as_bytes;
 using Kind = PickleValue::Kind;
 

@@ -14,7 +14,7 @@
 namespace krait {
 namespace {
 namespace fs = std::filesystem;
-using namespace std::string_literals;
+using std::string_literals::operator""s;
 using testing::as_bytes;
 using testing::error_of;
 using testing::little;

@@ -42,7 +42,7 @@ inline std::filesystem::path golden_folder() {
   const char* set = std::getenv("KRAIT_GOLDEN");
   const std::filesystem::path folder =
       set ? std::filesystem::path(set)
-          : std::filesystem::path(__FILE__).parent_path() / "../../../shared/golden";
+          : std::filesystem::path(KRAIT_SOURCE_DIR) / "../shared/golden";
   return std::filesystem::is_directory(folder) ? std::filesystem::canonical(folder)
                                                : std::filesystem::path();
 }
