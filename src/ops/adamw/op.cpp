@@ -1,0 +1,108 @@
+#include <algorithm>
+#include <cmath>
+
+#include "krait/base/threads.h"
+#include "krait/ops/adamw/adamw.h"
+#include "krait/ops/adamw/kernels.h"
+
+namespace krait::ops {
+
+namespace {
+
+// Tensors are walked in pieces of this many elements, small tensors in one: work for threads whatever
+// the sizes, and a fixed order of sums.
+constexpr int64_t kPiece = 1 << 16;
+
+struct Piece {
+  size_t tensor;
+  int64_t begin, end;
+};
+
+template <class Size>
+std::vector<Piece> pieces_of(size_t count, const Size& size) {
+  std::vector<Piece> pieces;
+  for (size_t t = 0; t < count; ++t)
+    for (int64_t begin = 0; begin < size(t); begin += kPiece)
+      pieces.push_back({t, begin, std::min(size(t), begin + kPiece)});
+  return pieces;
+}
+
+void check_scalars(const Tensor& scalars) {
+  require(scalars.dtype == DType::f32 && scalars.shape == Shape{kStepScalars} && scalars.contiguous(),
+          "[adamw] scalars: expected float32 ({},), got {} {}", static_cast<int>(kStepScalars),
+          name_of(scalars.dtype), scalars.shape);
+}
+
+void check_tensor(const Tensor& t, const Shape& shape, DType dtype, const char* name, size_t i) {
+  require(t.shape == shape && t.dtype == dtype && t.contiguous(),
+          "[adamw] {} of tensor {}: expected contiguous {} {}, got {} {}", name, i, name_of(dtype), shape,
+          name_of(t.dtype), t.shape);
+}
+
+}  // namespace
+
+void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o, const Tensor& scalars) {
+  check_scalars(scalars);
+  double elements = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const AdamwTensors& t = tensors[i];
+    check_tensor(t.value, t.value.shape, DType::f32, "value", i);
+    if (t.rounded) check_tensor(t.rounded, t.value.shape, DType::bf16, "rounded", i);
+    check_tensor(t.grad, t.value.shape, DType::f32, "grad", i);
+    check_tensor(t.m, t.value.shape, DType::f32, "m", i);
+    check_tensor(t.v, t.value.shape, DType::f32, "v", i);
+    elements += static_cast<double>(t.value.numel());
+  }
+  c.cost("adamw", elements * 28, elements * 14);
+  if (c.planning()) return;
+
+  const AdamwKernels& k = KRAIT_PICK_ISA(adamw_kernels);
+  const float* s = scalars.as<float>();
+  const auto pieces = pieces_of(tensors.size(), [&](size_t t) { return tensors[t].value.numel(); });
+  parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    const auto [index, begin, end] = pieces[static_cast<size_t>(i)];
+    const AdamwTensors& t = tensors[index];
+    const AdamwFactors factors = {.clip = s[kClip],
+                                  .beta1 = o.beta1,
+                                  .beta2 = o.beta2,
+                                  .keep = 1 - s[kLearningRate] * t.decay,
+                                  .step = s[kLearningRate] / s[kBias1],
+                                  .inv_bias2 = 1 / s[kBias2],
+                                  .eps = o.eps};
+    k.update({.value = t.value.as<float>() + begin,
+              .rounded = t.rounded ? &t.rounded.as<bf16>()[begin].bits : nullptr,
+              .grad = t.grad.as<float>() + begin,
+              .m = t.m.as<float>() + begin,
+              .v = t.v.as<float>() + begin,
+              .n = end - begin},
+             factors);
+  });
+}
+
+void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& scalars) {
+  check_scalars(scalars);
+  double elements = 0;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    check_tensor(grads[i], grads[i].shape, DType::f32, "grad", i);
+    elements += static_cast<double>(grads[i].numel());
+  }
+  c.cost("clip_grad_norm", elements * 4, elements * 2);
+  const auto pieces = pieces_of(grads.size(), [&](size_t t) { return grads[t].numel(); });
+  Scratch scratch(c);
+  const Tensor sums = c.scratch({static_cast<int64_t>(pieces.size())}, DType::f64);
+  if (c.planning()) return;
+
+  const AdamwKernels& k = KRAIT_PICK_ISA(adamw_kernels);
+  parallel_for(sums.numel(), [&](int64_t i) {
+    const auto [index, begin, end] = pieces[static_cast<size_t>(i)];
+    sums.as<double>()[i] = k.sum_of_squares(grads[index].as<float>() + begin, end - begin);
+  });
+  double sum = 0;
+  for (int64_t i = 0; i < sums.numel(); ++i) sum += sums.as<double>()[i];
+  const double norm = std::sqrt(sum);
+  float* s = scalars.as<float>();
+  s[kGradNorm] = static_cast<float>(norm);
+  s[kClip] = limit > 0 && norm > limit ? static_cast<float>(limit / (norm + 1e-6)) : 1.0f;
+}
+
+}  // namespace krait::ops
