@@ -174,7 +174,7 @@ inline double max_abs_error(const Values& a, const Values& b) {
 }
 
 // Half a unit in the last place of a value of size one: the error of rounding to this dtype.
-inline double rounding(DType t) { return t == DType::bf16 ? 0x1p-9 : t == DType::f16 ? 0x1p-11 : 0x1p-24; }
+inline double rounding(DType t) { return t == DType::bf16 ? 0x1p-8 : t == DType::f16 ? 0x1p-11 : 0x1p-24; }
 
 // The house bound: the largest error is at most twice that of `plain`, a naive run of the same formula
 // in float32, plus one rounding of the largest value to the dtype of the result (a lucky plain run, or
