@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 
@@ -133,11 +134,16 @@ void write_directory(const fs::path& path, const std::function<void(const fs::pa
   try {
     fill(fresh);
     sync_directory(fresh);
-    if (fs::exists(path)) {
-      fs::remove_all(old, ignored);
-      fs::rename(path, old);
+    // Two directories change places in one call where the file system can do it.
+    if (::renameat2(AT_FDCWD, fresh.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE) == 0) {
+      old = fresh;
+    } else {
+      if (fs::exists(path)) {
+        fs::remove_all(old, ignored);
+        fs::rename(path, old);
+      }
+      fs::rename(fresh, path);
     }
-    fs::rename(fresh, path);
   } catch (const fs::filesystem_error& e) {
     if (!fs::exists(path) && fs::exists(old)) fs::rename(old, path, ignored);
     fs::remove_all(fresh, ignored);

@@ -47,7 +47,8 @@ class FileWriter {
 void write_file(const std::filesystem::path& path, std::string_view bytes);
 
 // Makes a folder whole: `fill` writes into a fresh folder beside `path`, which then takes the place of
-// `path` in one rename (an older folder is moved aside first and removed after).
+// `path` in one rename. (A file system that cannot exchange two names has the older folder at
+// `path`.old for a moment.)
 void write_directory(const std::filesystem::path& path,
                      const std::function<void(const std::filesystem::path&)>& fill);
 
