@@ -1,0 +1,142 @@
+// For the tests of selective_scan: a case, its random inputs, and one run of the op over them.
+#pragma once
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "krait/ops/selective_scan/reference.h"
+#include "krait/ops/selective_scan/selective_scan.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::ops {
+
+struct ScanCase {
+  std::string name;
+  int64_t B = 1, L = 97, E = 16, N = 16, G = 0;  // G = 0: B and C are (B, L, N)
+  bool D = true, z = true, bias = true, softplus = true, a_is_log = true;
+  bool constant_B = false, constant_C = false, strided = false, states = false;
+  DType dtype = DType::f32;        // of u, dt, z
+  DType dtype_BC = DType::f32;     // where they vary
+  std::vector<int64_t> lengths;    // packed: of the sequences, B*L in all
+  double dt_mean = -1, dt_scale = 1, A_mean = 0.5, A_scale = 1;
+  uint64_t seed = 0;
+};
+inline std::ostream& operator<<(std::ostream& out, const ScanCase& k) { return out << k.name; }
+
+// The inputs of a case in the memory of a context.
+struct ScanSetup {
+  ScanInputs in;
+  Tensor state_in, state_out;
+  Packing packing;
+  bool packed = false;
+
+  ScanSetup(testing::TestContext& t, const ScanCase& k) {
+    using testing::Input;
+    const Shape rows{k.B, k.L, k.E};
+    const auto random = [&](const Shape& s, DType type, uint64_t seed, double mean, double scale) {
+      return t.random(s, type, 100 * k.seed + seed, Input{mean, scale, k.strided && s[0] == k.B && s[1] == k.L, true});
+    };
+    in.u = random(rows, k.dtype, 1, 0, 1);
+    in.dt = random(rows, k.dtype, 2, k.dt_mean, k.dt_scale);
+    // A as its logarithm, around 1, or itself, always negative: the recurrence must not grow.
+    in.A = random({k.E, k.N}, DType::f32, 3, k.a_is_log ? k.A_mean : -1.5, k.a_is_log ? k.A_scale : 0.25);
+    const Shape varying = k.G > 0 ? Shape{k.B, k.L, k.G, k.N} : Shape{k.B, k.L, k.N};
+    const Shape constant{k.E, k.N};
+    in.B = random(k.constant_B ? constant : varying, k.constant_B ? DType::f32 : k.dtype_BC, 4, 0, 1);
+    in.C = random(k.constant_C ? constant : varying, k.constant_C ? DType::f32 : k.dtype_BC, 5, 0, 1);
+    if (k.D) in.D = random({k.E}, DType::f32, 6, 0, 1);
+    if (k.z) in.z = random(rows, k.dtype, 7, 0, 2);
+    if (k.bias) in.dt_bias = random({k.E}, DType::f32, 8, 0, 0.5);
+    in.softplus = k.softplus;
+    in.a_is_log = k.a_is_log;
+    int64_t S = k.B;
+    packed = !k.lengths.empty();
+    if (packed) {
+      S = static_cast<int64_t>(k.lengths.size());
+      packing.n = S;
+      packing.begin = t.tensor({S + 1}, DType::i64);
+      packing.state_in = t.tensor({S}, DType::i32);
+      packing.state_out = t.tensor({S}, DType::i32);
+      set(packing.begin, 0, 0);
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t length = k.lengths[static_cast<size_t>(s)];
+        set(packing.begin, s + 1, get(packing.begin, s) + static_cast<double>(length));
+        // Rows in another order than the sequences; one starts from zero, two from one row; one is dropped.
+        set(packing.state_in, s, s == 1 ? -1 : s == 2 ? 0 : static_cast<double>(s));
+        set(packing.state_out, s, s == 3 ? -1 : static_cast<double>(S - 1 - s));
+        packing.longest = std::max(packing.longest, length);
+      }
+    }
+    if (k.states) {
+      state_in = t.random({S, k.E, k.N}, DType::f32, 100 * k.seed + 9);
+      state_out = t.tensor({S, k.E, k.N}, DType::f32);
+      if (packed) copy_host(t.from(zeros(S * k.E * k.N), state_out.shape, DType::f32, false), state_out);
+    }
+  }
+
+  ScanResult run(testing::TestContext& t) const {
+    return selective_scan(t.c, in, packed ? &packing : nullptr, state_in, state_out);
+  }
+
+  // In the order of kScanInputNames.
+  std::vector<Tensor> tensors() const {
+    return {in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, state_in};
+  }
+
+  template <class T>
+  ScanReference<T> reference(const ScanCase& k) const {
+    const auto values = [](const Tensor& t) {
+      const testing::Values v = testing::to_double(t);
+      return std::vector<T>(v.begin(), v.end());
+    };
+    ScanReference<T> r;
+    r.tokens = k.B * k.L, r.E = k.E, r.N = k.N, r.G = std::max<int64_t>(k.G, 1);
+    r.constant_B = k.constant_B, r.constant_C = k.constant_C, r.softplus = k.softplus, r.a_is_log = k.a_is_log;
+    r.u = values(in.u), r.dt = values(in.dt), r.A = values(in.A), r.B = values(in.B), r.C = values(in.C);
+    r.D = values(in.D), r.z = values(in.z), r.dt_bias = values(in.dt_bias), r.state_in = values(state_in);
+    const int64_t S = packed ? packing.n : k.B;
+    for (int64_t s = 0; s <= S; ++s)
+      r.begin.push_back(packed ? static_cast<int64_t>(get(packing.begin, s)) : s * k.L);
+    for (int64_t s = 0; s < S; ++s) {
+      r.row_in.push_back(packed ? static_cast<int64_t>(get(packing.state_in, s)) : s);
+      r.row_out.push_back(packed ? static_cast<int64_t>(get(packing.state_out, s)) : s);
+    }
+    r.rows_out = k.states ? S : 0;
+    return r;
+  }
+
+ private:
+  static testing::Values zeros(int64_t n) { return testing::Values(static_cast<size_t>(n)); }
+};
+
+constexpr const char* kScanInputNames[] = {"u", "dt", "A", "B", "C", "D", "z", "dt_bias", "state_in"};
+
+template <class T>
+std::vector<std::vector<T>*> fields(ScanReference<T>& r) {
+  return {&r.u, &r.dt, &r.A, &r.B, &r.C, &r.D, &r.z, &r.dt_bias, &r.state_in};
+}
+
+// All that the op computes, as numbers.
+struct ScanOutcome {
+  testing::Values y, state;
+  std::vector<testing::Values> grads;  // as kScanInputNames; empty where the input is absent
+  testing::Values dy, dstate;          // the cotangents as stored
+};
+
+// Forward and, where recorded, backward from random cotangents on y and on the last states.
+inline ScanOutcome run_scan(const ScanCase& k, bool record) {
+  testing::TestContext t(record, size_t{8} << (k.N > 64 ? 23 : 20));
+  const ScanSetup setup(t, k);
+  const ScanResult r = setup.run(t);
+  ScanOutcome o{testing::to_double(r.y), testing::to_double(r.state), {}, {}, {}};
+  if (!record) return o;
+  t.seed_grad(r.y, testing::random_values(r.y.numel(), 100 * k.seed + 20));
+  if (r.state) t.seed_grad(r.state, testing::random_values(r.state.numel(), 100 * k.seed + 21));
+  o.dy = testing::to_double(t.tape.grad(r.y));
+  o.dstate = testing::to_double(r.state ? t.tape.grad(r.state) : Tensor());
+  t.tape.backward(t.c);
+  for (const Tensor& x : setup.tensors()) o.grads.push_back(x ? testing::to_double(t.tape.grad(x)) : testing::Values());
+  return o;
+}
+
+}  // namespace krait::ops

@@ -1,0 +1,253 @@
+// selective_scan: checks, memory, work lists and the tape node. See selective_scan.h.
+#include "krait/ops/selective_scan/selective_scan.h"
+
+#include <algorithm>
+
+#include "krait/autograd/tape.h"
+#include "krait/base/threads.h"
+#include "krait/ops/selective_scan/kernels.h"
+#include "krait/ops/selective_scan/problem.h"
+
+namespace krait::ops {
+namespace scan {
+
+static const Kernels& kernels() { return KRAIT_PICK_ISA(selective_scan_kernels); }
+
+// Scratch of the kernels, one part a thread.
+class ThreadScratch {
+ public:
+  ThreadScratch(Context& c, int64_t floats)
+      : nested_(omp_in_parallel()), floats_(floats), all_(c.scratch({nested_ ? 1 : threads(), floats}, DType::f32)) {}
+  float* mine() const { return static_cast<float*>(all_.data) + (nested_ ? 0 : omp_get_thread_num()) * floats_; }
+
+ private:
+  bool nested_;
+  int64_t floats_;
+  Tensor all_;
+};
+
+// The block of channels `b` of the tokens from `token` on.
+static Block block_at(const Problem& p, const float* A2, int64_t b, const Sequence& s) {
+  const auto [group, first, channels] = p.block(b);
+  Block w;
+  w.tokens = s.tokens;
+  w.channels = static_cast<int>(channels);
+  w.N = p.N;
+  w.softplus = p.in.softplus;
+  w.constant_B = p.constant_B;
+  w.constant_C = p.constant_C;
+  w.u = rows_at(p.in.u, s.begin, first);
+  w.dt = rows_at(p.in.dt, s.begin, first);
+  w.z = rows_at(p.in.z, s.begin, first);
+  w.B = p.constant_B ? rows_at(p.in.B, first, 0) : grouped_rows_at(p.in.B, s.begin, group);
+  w.C = p.constant_C ? rows_at(p.in.C, first, 0) : grouped_rows_at(p.in.C, s.begin, group);
+  w.A2 = A2 + first * p.N;
+  w.D = floats_at(p.in.D, first);
+  w.dt_bias = floats_at(p.in.dt_bias, first);
+  w.state_in = s.in < 0 ? nullptr : floats_at(p.state_in, (s.in * p.E + first) * p.N);
+  return w;
+}
+
+static Tensor scaled_A(Context& c, const Problem& p) {
+  const Tensor A2 = c.scratch({p.E, p.N}, DType::f32);
+  if (c.planning()) return A2;
+  parallel_ranges(p.E * p.N, 16384, [&](int64_t begin, int64_t end) {
+    kernels().scale_A(floats_at(p.in.A, begin), end - begin, p.in.a_is_log, static_cast<float*>(A2.data) + begin);
+  });
+  return A2;
+}
+
+static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
+  Scratch scratch(c);
+  const Tensor A2 = scaled_A(c, p);
+  const ThreadScratch areas(c, forward_scratch(p.N));
+  if (c.planning()) return;
+  const int64_t n = p.sequences(), items = p.blocks() * n;
+  const auto run = [&](int64_t item) {
+    const int64_t b = item / n;
+    const Sequence s = p.sequence(item % n);
+    Forward w;
+    w.block = block_at(p, static_cast<const float*>(A2.data), b, s);
+    const int64_t first = p.block(b).first;
+    w.y = {const_cast<void*>(rows_at(y, s.begin, first).data), p.E, y.dtype == DType::bf16, false};
+    if (s.out >= 0 && p.state_out) w.state_out = floats_at(p.state_out, (s.out * p.E + first) * p.N);
+    if (saved) {
+      w.saved_stride = p.blocks() * p.N * kBlock;
+      w.saved = static_cast<float*>(saved.data) + (s.begin / kChunk) * w.saved_stride + b * p.N * kBlock;
+    }
+    w.scratch = areas.mine();
+    (s.tokens <= kShort ? kernels().scan_step : kernels().scan_chunked)(w);
+  };
+  // Pieces of at least some 30 microseconds.
+  const int64_t work = std::max<int64_t>(1, p.tokens / std::max<int64_t>(1, n)) * kBlock * p.N;
+  parallel_ranges(items, std::max<int64_t>(1, 65536 / work), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run(i);
+  });
+}
+
+struct Gradients {
+  GradTarget u, dt, z, A, B, C, D, dt_bias, state_in;
+};
+
+static GradRows grad_rows(const GradTarget& g, int64_t token, int64_t channel) {
+  const Rows r = rows_at(g.grad, token, channel);
+  return {const_cast<void*>(r.data), r.stride, r.bf16, g.add};
+}
+
+// Writes or adds `value` as element i of a contiguous float32 gradient.
+static void put(const GradTarget& g, int64_t i, float value) {
+  float& to = static_cast<float*>(g.grad.data)[i];
+  to = g.add ? to + value : value;
+}
+
+// The gradients summed over time and pieces: dA, dD, ddt_bias, constant dB and dC.
+static void sum_pieces(const Problem& p, const float* A2, float* sums, int64_t pieces, const Gradients& g) {
+  const int64_t size = sums_size(p.N), step = p.blocks() * size;
+  parallel_for(p.blocks(), [&](int64_t b) {
+    const auto [group, first, channels] = p.block(b);
+    const Sums at = sums_at(sums + b * size, p.N);
+    const auto total = [&](const float* of_first_piece) {
+      float sum = 0;
+      for (int64_t i = 0; i < pieces; ++i) sum += of_first_piece[i * step];
+      return sum;
+    };
+    for (int64_t i = 0; i < channels; ++i) {
+      const int64_t e = first + i;
+      if (g.D.grad) put(g.D, e, total(at.dD + i));
+      if (g.dt_bias.grad) put(g.dt_bias, e, total(at.dt_bias + i));
+      for (int64_t n = 0; n < p.N; ++n) {
+        const int64_t lane = n * kBlock + i, en = e * p.N + n;
+        const float A = p.in.a_is_log ? A2[en] * 0x1.62e430p-1f : 1.0f;
+        if (g.A.grad) put(g.A, en, A * total(at.dA + lane));
+        if (g.B.grad && p.constant_B) put(g.B, en, total(at.dB + lane));
+        if (g.C.grad && p.constant_C) put(g.C, en, total(at.dC + lane));
+      }
+    }
+  });
+}
+
+// dB or dC that varies over time: the sum over the sets of channels of each group.
+static void sum_sets(const Problem& p, const Tensor& parts, int64_t sets_of_group, const GradTarget& g) {
+  const auto* part = static_cast<const float*>(parts.data);
+  parallel_ranges(p.tokens, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t group = 0; group < p.G; ++group) {
+        const Rows to = grouped_rows_at(g.grad, t, group);
+        for (int64_t n = 0; n < p.N; ++n) {
+          float sum = 0;
+          for (int64_t i = group * sets_of_group; i < (group + 1) * sets_of_group; ++i)
+            sum += part[(i * p.tokens + t) * p.N + n];
+          void* data = const_cast<void*>(to.data);
+          if (to.bf16) {
+            bf16& x = static_cast<bf16*>(data)[n];
+            x = bf16(g.add ? static_cast<float>(x) + sum : sum);
+          } else {
+            float& x = static_cast<float*>(data)[n];
+            x = g.add ? x + sum : sum;
+          }
+        }
+      }
+  });
+}
+
+// The gradient of the states handed in: a row may have started several sequences, or none.
+static void sum_states(const Problem& p, const float* of_sequence, const GradTarget& g) {
+  const int64_t size = p.E * p.N;
+  auto* to = static_cast<float*>(g.grad.data);
+  if (!g.add) std::fill_n(to, g.grad.numel(), 0.0f);
+  for (int64_t s = 0; s < p.sequences(); ++s) {
+    const int64_t row = p.sequence(s).in;
+    if (row < 0) continue;
+    for (int64_t i = 0; i < size; ++i) to[row * size + i] += of_sequence[s * size + i];
+  }
+}
+
+// Work is cut into (set of channels) x (piece of the sequences), both from the shapes alone: sets of
+// channels within a B/C group share one sum of dB and dC; pieces have their own sums over time.
+static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state, const Tensor& saved) {
+  const Tensor dy = c.tape->grad(y), dstate = state ? c.tape->grad(state) : Tensor();
+  if (!dy && !dstate) return;
+  const auto into = [&](const Tensor& t) { return c.tape->grad_into(c, t); };
+  const Gradients g = {into(p.in.u), into(p.in.dt), into(p.in.z), into(p.in.A),         into(p.in.B),
+                       into(p.in.C), into(p.in.D),  into(p.in.dt_bias), into(p.state_in)};
+  const int64_t in_set = std::clamp<int64_t>(p.N / 2, 8, 64);  // blocks; keeps the sums below the size of u
+  const int64_t sets_of_group = (p.blocks_of_group() + in_set - 1) / in_set, sets = p.G * sets_of_group;
+  const int64_t n = p.sequences(), pieces = std::clamp<int64_t>(32 / std::max<int64_t>(sets, 1), 1, std::max<int64_t>(n, 1));
+  const int64_t states = p.N * kBlock;
+
+  Scratch scratch(c);
+  const Tensor A2 = scaled_A(c, p);
+  const ThreadScratch areas(c, backward_scratch(p.N, in_set));
+  const Tensor sums = c.scratch({pieces, p.blocks(), sums_size(p.N)}, DType::f32);
+  Tensor parts_dB, parts_dC, dstates;
+  if (g.B.grad && !p.constant_B) parts_dB = c.scratch({sets, p.tokens, p.N}, DType::f32);
+  if (g.C.grad && !p.constant_C) parts_dC = c.scratch({sets, p.tokens, p.N}, DType::f32);
+  if (g.state_in.grad) dstates = c.scratch({n, p.E, p.N}, DType::f32);
+  if (c.planning()) return;
+
+  auto* const all_sums = static_cast<float*>(sums.data);
+  std::fill_n(all_sums, sums.numel(), 0.0f);
+  parallel_for(sets * pieces, [&](int64_t item) {
+    const int64_t set = item / pieces, piece = item % pieces;
+    const int64_t group = set / sets_of_group, at = set % sets_of_group * in_set;  // at: block in the group
+    const int64_t b = group * p.blocks_of_group() + at, first = p.block(b).first;
+    Backward w;
+    w.blocks = static_cast<int>(std::min(in_set, p.blocks_of_group() - at));
+    w.channels = std::min(w.blocks * int64_t{kBlock}, p.E / p.G - at * kBlock);
+    w.sums = all_sums + (piece * p.blocks() + b) * sums_size(p.N);
+    w.saved_stride = p.blocks() * states;
+    w.scratch = areas.mine();
+    for (int64_t i = 0; i < n; ++i) {
+      const Sequence s = p.sequence(i);
+      // A sequence belongs to the piece of the tokens that holds its first.
+      if (std::min(s.begin * pieces / std::max<int64_t>(p.tokens, 1), pieces - 1) != piece) continue;
+      w.block = block_at(p, static_cast<const float*>(A2.data), b, s);
+      w.dy = rows_at(dy, s.begin, first);
+      w.du = grad_rows(g.u, s.begin, first);
+      w.ddt = grad_rows(g.dt, s.begin, first);
+      w.dz = grad_rows(g.z, s.begin, first);
+      w.part_dB = floats_at(parts_dB, (set * p.tokens + s.begin) * p.N);
+      w.part_dC = floats_at(parts_dC, (set * p.tokens + s.begin) * p.N);
+      w.dstate_out = s.out < 0 ? nullptr : floats_at(dstate, (s.out * p.E + first) * p.N);
+      w.dstate_in = floats_at(dstates, (i * p.E + first) * p.N);
+      w.saved = floats_at(saved, ((s.begin / kChunk) * p.blocks() + b) * states);
+      kernels().backward(w);
+    }
+  });
+  sum_pieces(p, static_cast<const float*>(A2.data), all_sums, pieces, g);
+  if (parts_dB) sum_sets(p, parts_dB, sets_of_group, g.B);
+  if (parts_dC) sum_sets(p, parts_dC, sets_of_group, g.C);
+  if (dstates) sum_states(p, static_cast<const float*>(dstates.data), g.state_in);
+}
+
+// Each tensor once; an element (t, e, n) of the recurrence is two products, an exponential and two
+// multiply-adds, counted as 7 operations; three times that for recomputing it and the adjoint.
+static void state_cost(Context& c, const Problem& p, const char* name, double tensors, double flops) {
+  const double rows = static_cast<double>(p.in.u.bytes() + p.in.dt.bytes() + p.in.z.bytes()) + static_cast<double>(p.in.u.bytes());
+  const double rest = static_cast<double>(p.in.B.bytes() + p.in.C.bytes() + p.in.A.bytes() + p.state_in.bytes() + p.state_out.bytes());
+  c.cost(name, tensors * (rows + rest), flops * static_cast<double>(p.tokens * p.E * p.N));
+}
+
+}  // namespace scan
+
+ScanResult selective_scan(Context& c, const ScanInputs& in, const Packing* packing, const Tensor& state_in,
+                          const Tensor& state_out) {
+  const bool record = c.tape && needs_grad({in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, state_in});
+  const scan::Problem p(c, in, packing, state_in, state_out, record);
+  ScanResult r{c.alloc(in.u.shape, in.u.dtype), state_out};
+  Tensor saved;
+  if (record) {
+    saved = c.alloc({p.tokens / scan::kChunk, p.blocks(), p.N, scan::kBlock}, DType::f32);
+    c.tape->watch(r.y);
+    if (r.state) c.tape->watch(r.state);
+    c.tape->record([=](Context& b) {
+      scan::state_cost(b, p, "selective_scan backward", 2, 21);
+      scan::backward(b, p, r.y, r.state, saved);
+    });
+  }
+  scan::state_cost(c, p, "selective_scan", 1, 7);
+  scan::forward(c, p, r.y, saved);
+  return r;
+}
+
+}  // namespace krait::ops

@@ -1,0 +1,156 @@
+// selective_scan against the double reference: values, and gradients of every input.
+#include <gtest/gtest.h>
+
+#include "krait/ops/selective_scan/fixture.h"
+
+namespace krait::ops {
+namespace {
+
+using testing::Complex;
+using testing::ComplexValues;
+using testing::Values;
+
+std::vector<ScanCase> cases() {
+  std::vector<ScanCase> all;
+  const auto add = [&](std::string name, auto change) {
+    ScanCase k;
+    change(k);
+    k.name = std::move(name);
+    all.push_back(k);
+  };
+  for (int64_t L : {0, 1, 2, 8, 9, 31, 64, 65, 97, 128, 257, 1025})
+    add(fmt::format("L{}", L), [&](ScanCase& k) { k.L = L, k.states = true, k.B = 2; });
+  for (int64_t E : {1, 7, 16, 40})
+    for (int64_t N : {1, 4, 16, 17, 35})
+      add(fmt::format("E{}_N{}", E, N),
+          [&](ScanCase& k) { k.E = E, k.N = N, k.states = true, k.L = 70; });
+  add("E300_sets_of_channels", [](ScanCase& k) { k.E = 300, k.L = 66; });
+  add("N256", [](ScanCase& k) { k.N = 256, k.E = 5, k.L = 67; });
+  add("step_N17_constant", [](ScanCase& k) { k.N = 17, k.L = 3, k.states = true, k.constant_B = k.constant_C = true; });
+  add("groups2", [](ScanCase& k) { k.G = 2, k.E = 40, k.B = 2; });
+  add("groups4_of_5", [](ScanCase& k) { k.G = 4, k.E = 20, k.strided = true; });
+  add("groups3_step", [](ScanCase& k) { k.G = 3, k.E = 48, k.L = 4, k.states = true; });
+  add("groups1_rank4", [](ScanCase& k) { k.G = 1; });
+  add("T38_constant_B", [](ScanCase& k) { k.constant_B = true, k.E = 20; });
+  add("T38_constant_C", [](ScanCase& k) { k.constant_C = true, k.E = 20; });
+  add("T38_constant_C_groups", [](ScanCase& k) { k.constant_C = true, k.E = 20, k.G = 2; });
+  add("T38_constant_B_C", [](ScanCase& k) { k.constant_B = k.constant_C = true, k.N = 5; });
+  add("T38_no_D", [](ScanCase& k) { k.D = false; });
+  add("T38_no_z", [](ScanCase& k) { k.z = false; });
+  add("T38_no_bias", [](ScanCase& k) { k.bias = false; });
+  add("T38_bare", [](ScanCase& k) { k.D = k.z = k.bias = k.softplus = k.a_is_log = false, k.dt_mean = 0.3, k.dt_scale = 0.1; });
+  add("T5_no_softplus", [](ScanCase& k) { k.softplus = false, k.dt_mean = 0.3, k.dt_scale = 0.1; });
+  add("T11_A_given", [](ScanCase& k) { k.a_is_log = false; });
+  add("T15_strided", [](ScanCase& k) { k.strided = true, k.B = 3, k.E = 23; });
+  add("T13_tail_of_chunk_and_lanes", [](ScanCase& k) { k.L = 3 * 64 + 5, k.E = 19, k.states = true; });
+  add("T12_slow_decay_many_chunks",
+      [](ScanCase& k) { k.L = 400, k.A_mean = -6, k.A_scale = 0.3, k.dt_mean = -4, k.states = true; });
+  add("T25_packed", [](ScanCase& k) {
+    k.B = 3, k.L = 100, k.E = 20, k.states = true, k.lengths = {5, 0, 130, 1, 63, 1, 0, 8, 64, 28};
+  });
+  add("T21_packed_three_chunks_each", [](ScanCase& k) {
+    k.B = 1, k.L = 600, k.states = true, k.lengths = {150, 200, 101, 149};
+  });
+  add("packed_without_states", [](ScanCase& k) { k.B = 2, k.L = 50, k.lengths = {30, 0, 1, 69}; });
+  add("dt_huge", [](ScanCase& k) { k.dt_mean = 25, k.dt_scale = 5; });
+  add("dt_very_negative", [](ScanCase& k) { k.dt_mean = -60, k.dt_scale = 30, k.states = true; });
+  add("decay_underflows", [](ScanCase& k) { k.A_mean = 6, k.A_scale = 2, k.states = true; });
+  add("A_beyond_any_exponent", [](ScanCase& k) { k.A_mean = 60, k.A_scale = 5, k.dt_mean = 3; });
+  for (int64_t L : {5, 130}) {
+    add(fmt::format("bf16_L{}", L), [&](ScanCase& k) { k.dtype = DType::bf16, k.L = L, k.E = 40; });
+    add(fmt::format("bf16_all_L{}", L), [&](ScanCase& k) {
+      k.dtype = k.dtype_BC = DType::bf16, k.L = L, k.E = 23, k.strided = true, k.states = true, k.G = 1;
+    });
+  }
+  return all;
+}
+
+class SelectiveScan : public ::testing::TestWithParam<ScanCase> {};
+
+// The bound's floor, in roundings of the largest value: Δ, its sigmoid and the gate are a unit in the last
+// place less exact than those of the C library, and their errors are common to all N states of a channel.
+constexpr double kRoundings = 4;
+
+// The largest errors of one tensor over the trials of a case.
+struct Errors {
+  double got = 0, plain = 0, largest = 0;
+  void add(const Values& got_values, const Values& exact, const Values& plain_values) {
+    got = std::max(got, testing::max_abs_error(got_values, exact));
+    plain = std::max(plain, testing::max_abs_error(plain_values, exact));
+    largest = std::max(largest, testing::max_abs(exact));
+  }
+};
+
+// Values, last states and all gradients from random cotangents on both, with and without a tape. The error
+// of a plain run over a handful of elements is a matter of luck: small cases are tried several times, and
+// the worst error is held against twice the worst error of the plain runs.
+TEST_P(SelectiveScan, MatchesReference) {
+  ScanCase k = GetParam();
+  Errors y_error, state_error;
+  std::vector<Errors> grad_errors(std::size(kScanInputNames));
+  std::vector<DType> dtypes(std::size(kScanInputNames));
+  const int64_t trials = std::clamp<int64_t>(2048 / (k.E * k.N), 1, 8);
+  for (int64_t trial = 0; trial < trials; ++trial) {
+    k.seed = static_cast<uint64_t>(trial);
+    const ScanOutcome got = run_scan(k, true);
+    testing::expect_same_bits(run_scan(k, false).y, got.y, "recorded and unrecorded");
+    testing::TestContext t(false, 64);
+    const ScanSetup setup(t, k);
+    const auto exact = setup.reference<double>(k);
+    const auto plain = setup.reference<float>(k);
+    const auto y = exact.forward();
+    const auto y_plain = plain.forward();
+    y_error.add(got.y, y.y, testing::to_double(y_plain.y));
+    state_error.add(got.state, y.state_out, testing::to_double(y_plain.state_out));
+    auto g = exact.backward(got.dy, got.dstate);
+    auto g_plain = plain.backward({got.dy.begin(), got.dy.end()}, {got.dstate.begin(), got.dstate.end()});
+    for (size_t i = 0; i < grad_errors.size(); ++i) {
+      dtypes[i] = setup.tensors()[i].dtype;
+      grad_errors[i].add(got.grads[i], *fields(g)[i], testing::to_double(*fields(g_plain)[i]));
+    }
+  }
+  const auto check = [](const std::string& what, const Errors& e, DType dtype) {
+    EXPECT_LE(e.got, 2 * e.plain + kRoundings * testing::rounding(dtype) * e.largest)
+        << what << ": error of the plain float32 run " << e.plain << ", largest value " << e.largest;
+  };
+  check("y", y_error, k.dtype);
+  check("state", state_error, DType::f32);
+  for (size_t i = 0; i < grad_errors.size(); ++i)
+    check(std::string("d") + kScanInputNames[i], grad_errors[i], dtypes[i]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan, ::testing::ValuesIn(cases()),
+                         [](const auto& the_case) { return the_case.param.name; });
+
+// The adjoint recurrence of the reference, which the table above trusts, against the complex step of its
+// forward pass: every element of every input.
+TEST(SelectiveScanReference, AdjointIsTheComplexStep) {
+  std::vector<ScanCase> few(4);
+  few[0].G = 2, few[0].E = 4, few[0].N = 3, few[0].L = 7, few[0].B = 2, few[0].states = true;
+  few[1].E = 3, few[1].N = 2, few[1].L = 9, few[1].states = true, few[1].lengths = {2, 0, 3, 1, 3};
+  few[2].E = 3, few[2].N = 2, few[2].L = 5, few[2].constant_B = few[2].constant_C = true, few[2].a_is_log = false;
+  few[3].E = 2, few[3].N = 2, few[3].L = 6, few[3].softplus = few[3].z = few[3].D = few[3].bias = false;
+  for (const ScanCase& k : few) {
+    testing::TestContext t;
+    const ScanSetup setup(t, k);
+    const auto exact = setup.reference<double>(k);
+    const auto y = exact.forward();
+    const Values dy = testing::random_values(static_cast<int64_t>(y.y.size()), 20);
+    const Values dstate = testing::random_values(static_cast<int64_t>(y.state_out.size()), 21);
+    auto adjoint = exact.backward(dy, dstate);
+    for (size_t i = 0; i < fields(adjoint).size(); ++i) {
+      auto stepped = setup.reference<Complex>(k);
+      const auto loss = [&](const ComplexValues& x) {
+        *fields(stepped)[i] = x;
+        const auto r = stepped.forward();
+        return testing::dot(r.y, dy) + testing::dot(r.state_out, dstate);
+      };
+      auto values = exact;
+      const Values numeric = testing::complex_step_gradient(loss, *fields(values)[i]);
+      testing::expect_relative(*fields(adjoint)[i], numeric, 1e-12, kScanInputNames[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace krait::ops
