@@ -1,0 +1,108 @@
+#include "krait/io/config.h"
+
+#include <gtest/gtest.h>
+
+namespace krait {
+namespace {
+
+models::Config parse(const std::string& text, Layout expected) {
+  Layout layout{};
+  const models::Config c = parse_config(text, "config.json", layout);
+  EXPECT_EQ(layout, expected);
+  return c;
+}
+
+std::string message_of(const std::string& text) {
+  Layout layout{};
+  try {
+    parse_config(text, "config.json", layout);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "accepted";
+}
+
+TEST(Config, OriginalFilesLeaveOutWhatIsDefault) {
+  const models::Config c = parse(
+      R"({"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": true,
+          "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 8})",
+      Layout::original);
+  EXPECT_EQ(c.padded_vocab(), 50280);
+  EXPECT_EQ(c.mamba.d_inner, 1536);
+  EXPECT_EQ(c.mamba.dt_rank, 48);
+  EXPECT_EQ(c.mamba.d_state, 16);
+  EXPECT_TRUE(c.tie_embeddings);
+  EXPECT_EQ(c.norm, ops::NormKind::rms);
+}
+
+TEST(Config, HuggingFaceReadsSizesAndIgnoresRedundantKeys) {
+  const models::Config c = parse(
+      R"({"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 300, "d_inner": 7,
+          "time_step_rank": "auto", "intermediate_size": 160, "state_size": 8, "use_bias": true,
+          "eos_token_id": [0, 2], "layer_norm_epsilon": 1e-6, "time_step_max": {"__float__": "Infinity"}})",
+      Layout::huggingface);
+  EXPECT_EQ(c.mamba.d_inner, 160);
+  EXPECT_EQ(c.mamba.dt_rank, 4);
+  EXPECT_EQ(c.mamba.d_state, 8);
+  EXPECT_TRUE(c.mamba.proj_bias);
+  EXPECT_EQ(c.eos_ids, (std::vector<int32_t>{0, 2}));
+  EXPECT_FLOAT_EQ(c.norm_eps, 1e-6f);
+}
+
+TEST(Config, BothLayoutsRoundTrip) {
+  models::Config c = models::mamba_config(40, 3, 300, 8);
+  c.mamba.d_inner = 120;
+  c.mamba.d_state = 5;
+  c.mamba.d_conv = 3;
+  c.mamba.dt_rank = 9;
+  c.mamba.conv_bias = false;
+  c.mamba.proj_bias = true;
+  c.mamba.dt_constant = true;
+  c.mamba.dt_min = 0.002;
+  c.tie_embeddings = false;
+  for (const Layout layout : {Layout::huggingface, Layout::original}) {
+    const models::Config d = parse(config_json(c, layout, DType::f32), layout);
+    EXPECT_EQ(d.d_model, c.d_model);
+    EXPECT_EQ(d.n_layer, c.n_layer);
+    EXPECT_EQ(d.padded_vocab(), c.padded_vocab());
+    EXPECT_EQ(d.mamba.d_inner, c.mamba.d_inner);
+    EXPECT_EQ(d.mamba.d_state, c.mamba.d_state);
+    EXPECT_EQ(d.mamba.d_conv, c.mamba.d_conv);
+    EXPECT_EQ(d.mamba.dt_rank, c.mamba.dt_rank);
+    EXPECT_EQ(d.mamba.conv_bias, c.mamba.conv_bias);
+    EXPECT_EQ(d.mamba.proj_bias, c.mamba.proj_bias);
+    EXPECT_EQ(d.mamba.dt_constant, c.mamba.dt_constant);
+    EXPECT_EQ(d.mamba.dt_min, c.mamba.dt_min);
+    EXPECT_EQ(d.tie_embeddings, c.tie_embeddings);
+    EXPECT_EQ(d.norm_eps, c.norm_eps);
+  }
+}
+
+TEST(Config, WhatALayoutCannotSayIsRefused) {
+  models::Config c = models::mamba_config(40, 3, 300, 8);
+  c.norm = ops::NormKind::layer;
+  EXPECT_THROW(config_json(c, Layout::huggingface, DType::f32), Error);
+  c.norm = ops::NormKind::rms;
+  c.norm_eps = 1e-6f;
+  EXPECT_THROW(config_json(c, Layout::original, DType::f32), Error);
+}
+
+TEST(Config, WrongValuesNameTheKey) {
+  const auto has = [](const std::string& text, const char* part) {
+    EXPECT_NE(message_of(text).find(part), std::string::npos) << message_of(text);
+  };
+  has(R"({"d_model": "x", "n_layer": 2, "vocab_size": 300})", "d_model");
+  has(R"({"n_layer": 2, "vocab_size": 300})", "d_model");
+  has(R"({"d_model": 64, "n_layer": 0, "vocab_size": 300})", "n_layer");
+  has(R"({"d_model": 64, "n_layer": 2, "vocab_size": -3})", "vocab_size");
+  has(R"({"d_model": 64, "n_layer": 2, "vocab_size": 300, "ssm_cfg": {"layer": "Mamba7"}})", "Mamba7");
+  has(R"({"d_model": 64, "n_layer": 2, "vocab_size": 300, "ssm_cfg": {"expand": 1e300}})", "d_inner");
+  has(R"({"model_type": "bert"})", "bert");
+  has(R"({"model_type": "mamba", "hidden_act": "gelu"})", "hidden_act");
+  has(R"({"model_type": "mamba", "time_step_rank": "many"})", "time_step_rank");
+  has("[]", "config.json");
+  has("{", "config.json");
+}
+
+}  // namespace
+}  // namespace krait

@@ -1,0 +1,148 @@
+#include "krait/io/model.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "krait/autograd/plan.h"
+#include "krait/base/file.h"
+#include "krait/io/safetensors.h"
+
+namespace krait {
+namespace {
+
+namespace fs = std::filesystem;
+
+class ModelFiles : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    dir_ = fs::temp_directory_path() / fmt::format("krait-model-test-{}", ::getpid());
+    fs::remove_all(dir_);
+    fs::create_directories(dir_);
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+
+  static std::unique_ptr<models::LanguageModel> random_model(bool tied = true) {
+    models::Config c = models::mamba_config(24, 2, 61, 8);
+    c.tie_embeddings = tied;
+    auto model = std::make_unique<models::LanguageModel>(c);
+    model->params().allocate(nn::Purpose::inference, DType::f32);
+    model->params().initialize(3);
+    return model;
+  }
+
+  static std::vector<float> logits(const models::LanguageModel& model, DType activation = DType::f32) {
+    std::vector<int32_t> ids = {1, 5, 60, 0, 7, 7, 30, 2};
+    const Tensor tokens(ids.data(), DType::i32, {2, 4});
+    const auto run = [&](Context& c) { return model.logits(c, model.hidden(c, tokens, {})); };
+    Context like;
+    like.activation = activation;
+    Arena arena(plan(like, false, run).bytes);
+    like.arena = &arena;
+    const Tensor out = run(like);
+    const float* p = out.as<float>();
+    return {p, p + out.numel()};
+  }
+
+  fs::path dir_;
+};
+
+TEST_F(ModelFiles, BothLayoutsGiveBackTheSameBits) {
+  for (const bool tied : {true, false}) {
+    const auto model = random_model(tied);
+    for (const Layout layout : {Layout::huggingface, Layout::original}) {
+      save_model(*model, dir_, layout, DType::f32);
+      const LoadedModel back = load_model(dir_, {});
+      EXPECT_EQ(back.layout, layout);
+      EXPECT_TRUE(back.notes.empty()) << back.notes.front();
+      EXPECT_EQ(back.model->config().tie_embeddings, tied);
+      EXPECT_EQ(logits(*back.model), logits(*model));
+      fs::remove(dir_ / "model.safetensors");
+    }
+  }
+}
+
+TEST_F(ModelFiles, HashIsOneForAModelInBothLayoutsAndAnotherForAnother) {
+  const auto model = random_model();
+  save_model(*model, dir_, Layout::huggingface, DType::f32);
+  const std::string first = load_model(dir_, {}).hash;
+  fs::remove(dir_ / "model.safetensors");
+  save_model(*model, dir_, Layout::original, DType::f32);
+  EXPECT_EQ(load_model(dir_, {}).hash, first);
+  model->params().initialize(4);
+  save_model(*model, dir_, Layout::original, DType::f32);
+  EXPECT_NE(load_model(dir_, {}).hash, first);
+}
+
+TEST_F(ModelFiles, WeightsAreMappedNotCopied) {
+  save_model(*random_model(), dir_, Layout::huggingface, DType::f32);
+  const LoadedModel back = load_model(dir_, {});
+  EXPECT_EQ(back.model->params().allocated_bytes(), 0u);
+}
+
+TEST_F(ModelFiles, BFloat16IsReadAsItIsAndConvertedWhereAsked) {
+  const auto model = random_model();
+  save_model(*model, dir_, Layout::huggingface, DType::bf16);
+  const LoadedModel exact = load_model(dir_, {});
+  EXPECT_EQ(exact.stored, DType::bf16);
+  for (const nn::Param& p : exact.model->params()) {
+    EXPECT_EQ(p.value.dtype, DType::f32) << p.name;
+    const nn::Param* q = model->params().find(p.name);
+    for (int64_t i = 0; i < p.shape.numel(); ++i)
+      ASSERT_EQ(get(p.value, i), static_cast<float>(bf16(static_cast<float>(get(q->value, i))))) << p.name;
+  }
+  LoadOptions o;
+  o.dtype = DType::bf16;
+  const LoadedModel half = load_model(dir_, o);
+  const nn::Param* in_proj = half.model->params().find("backbone.layers.0.mixer.in_proj.weight");
+  EXPECT_EQ(in_proj->value.dtype, DType::bf16);
+}
+
+TEST_F(ModelFiles, T37_WeightsWinOverAConfigThatDisagrees) {
+  const auto model = random_model();
+  save_model(*model, dir_, Layout::original, DType::f32);
+  write_file(dir_ / "config.json",
+             R"({"d_model": 24, "n_layer": 3, "vocab_size": 61, "ssm_cfg": {"d_state": 4, "expand": 4}})");
+  const LoadedModel back = load_model(dir_, {});
+  EXPECT_EQ(back.model->config().n_layer, 2);
+  EXPECT_EQ(back.model->config().mamba.d_state, 16);
+  EXPECT_EQ(back.model->config().mamba.d_inner, 48);
+  EXPECT_EQ(back.notes.size(), 3u);
+  EXPECT_EQ(logits(*back.model), logits(*model));
+}
+
+TEST_F(ModelFiles, T11_AMissingOrMisshapenTensorIsAnErrorThatNamesIt) {
+  const auto model = random_model();
+  const auto message_with = [&](const std::function<void(std::vector<NamedTensor>&)>& change) -> std::string {
+    std::vector<NamedTensor> tensors;
+    for (const nn::Param& p : model->params()) tensors.push_back({p.name, p.value.detach()});
+    change(tensors);
+    save_model(*model, dir_, Layout::huggingface, DType::f32);
+    write_safetensors(dir_ / "model.safetensors", tensors);
+    try {
+      load_model(dir_, {});
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "accepted";
+  };
+  const std::string missing =
+      message_with([](auto& t) { std::erase_if(t, [](auto& n) { return n.name.ends_with("1.mixer.D"); }); });
+  EXPECT_NE(missing.find("backbone.layers.1.mixer.D"), std::string::npos) << missing;
+  const std::string shape = message_with([](auto& t) {
+    for (NamedTensor& n : t)
+      if (n.name.ends_with("1.mixer.x_proj.weight")) n.view = n.view.slice(0, 0, 5);
+  });
+  EXPECT_NE(shape.find("x_proj.weight"), std::string::npos) << shape;
+  EXPECT_NE(shape.find("(5, 48)"), std::string::npos) << shape;
+}
+
+TEST_F(ModelFiles, WhatIsNotAModelDirectoryIsSaidSo) {
+  EXPECT_THROW(load_model(dir_ / "nowhere", {}), Error);
+  EXPECT_THROW(load_model(dir_, {}), Error);
+  write_file(dir_ / "config.json", R"({"d_model": 24, "n_layer": 2, "vocab_size": 61})");
+  EXPECT_THROW(load_model(dir_, {}), Error);
+}
+
+}  // namespace
+}  // namespace krait
