@@ -91,7 +91,9 @@ TEST(Parameters, T1_T3_OnlyMatricesDecayAndSsmTensorsStayFloat32) {
   for (const nn::Param& p : model.params()) {
     const bool vector = p.shape.rank == 1 || p.name.ends_with("A_log");
     EXPECT_EQ(p.decay, !vector) << p.name;
-    if (vector) EXPECT_TRUE(p.keep_float32) << p.name;
+    if (vector) {
+      EXPECT_TRUE(p.keep_float32) << p.name;
+    }
   }
   model.params().allocate(nn::Purpose::training, DType::bf16);
   for (const nn::Param& p : model.params()) {
