@@ -1,0 +1,265 @@
+// The algebra of a whole model: every way of cutting a sequence gives the same numbers, and gradients flow
+// through whatever connects the pieces. Tolerances: docs/numerics.md.
+#include "krait/models/language_model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "krait/autograd/plan.h"
+#include "krait/base/threads.h"
+
+namespace krait::models {
+namespace {
+
+constexpr int64_t kVocab = 37, kLength = 23;
+
+// A model moved away from its initial values, so that nothing is near zero or one by chance.
+std::unique_ptr<LanguageModel> small_model(nn::Purpose purpose) {
+  Config config = mamba_config(24, 3, kVocab, 8);
+  config.mamba.d_state = 5;
+  auto model = std::make_unique<LanguageModel>(config);
+  model->params().allocate(purpose, DType::f32);
+  model->params().initialize(11);
+  uint64_t stream = 100;
+  for (nn::Param& p : model->params()) {
+    const Philox rng{5, ++stream};
+    for (int64_t i = 0; i < p.shape.numel(); ++i)
+      set(p.value, i, get(p.value, i) + 0.1 * rng.normal(static_cast<uint64_t>(i)));
+  }
+  return model;
+}
+
+std::vector<int32_t> random_tokens(int64_t n, uint64_t seed) {
+  std::vector<int32_t> ids(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i)
+    ids[static_cast<size_t>(i)] =
+        static_cast<int32_t>(Philox{seed, 0}.uniform_double(static_cast<uint64_t>(i)) * kVocab);
+  return ids;
+}
+
+Tensor as_tensor(std::vector<int32_t>& ids, const Shape& shape) { return Tensor(ids.data(), DType::i32, shape); }
+
+std::vector<float> to_vector(const Tensor& t) {
+  std::vector<float> v(static_cast<size_t>(t.numel()));
+  for (size_t i = 0; i < v.size(); ++i) v[i] = static_cast<float>(get(t, static_cast<int64_t>(i)));
+  return v;
+}
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double m = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+    m = std::max(m, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+  return m;
+}
+
+double deviation(const std::vector<float>& v) {
+  double s = 0, q = 0;
+  for (const float x : v) s += x, q += static_cast<double>(x) * x;
+  const double n = static_cast<double>(v.size());
+  return std::sqrt(q / n - s * s / n / n);
+}
+
+std::vector<float> run(const LanguageModel& model, const Tensor& tokens, const Pass& pass) {
+  const auto work = [&](Context& c) { return model.logits(c, model.hidden(c, tokens, pass)); };
+  Context c;
+  Arena arena(plan(c, false, work).bytes);
+  c.arena = &arena;
+  return to_vector(work(c));
+}
+
+// What float32 runs of the same sums in another order may differ by, relative to the spread of the logits.
+constexpr double kTolerance = 1e-5;
+
+TEST(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
+  const auto model = small_model(nn::Purpose::inference);
+  std::vector<int32_t> ids = random_tokens(kLength, 1);
+  const std::vector<float> whole = run(*model, as_tensor(ids, {1, kLength}), {});
+  const double bound = kTolerance * deviation(whole);
+  for (const std::vector<int64_t>& cuts : {std::vector<int64_t>{1}, {2, 1}, {10, 13}, {1, 1, 1, 20}, {7, 3, 5, 8},
+                                           std::vector<int64_t>(kLength, 1)}) {
+    nn::State state = model->make_state(1);
+    std::vector<float> pieces;
+    int64_t at = 0;
+    size_t cut = 0;
+    while (at < kLength) {
+      const int64_t n = cut < cuts.size() ? cuts[cut++] : kLength - at;
+      std::vector<int32_t> part(ids.begin() + at, ids.begin() + at + n);
+      const auto logits = run(*model, as_tensor(part, {1, n}), {nullptr, &state, &state});
+      pieces.insert(pieces.end(), logits.begin(), logits.end());
+      at += n;
+    }
+    EXPECT_LE(largest_difference(whole, pieces), bound) << "first cut " << cuts.front();
+  }
+}
+
+TEST(Algebra, T23_T24_EachRowOfABatchIsItsRunAlone) {
+  const auto model = small_model(nn::Purpose::inference);
+  constexpr int64_t B = 5;
+  std::vector<int32_t> ids = random_tokens(B * kLength, 2);
+  const std::vector<float> batch = run(*model, as_tensor(ids, {B, kLength}), {});
+  const int64_t V = model->config().padded_vocab();
+  for (int64_t b = 0; b < B; ++b) {
+    std::vector<int32_t> row(ids.begin() + b * kLength, ids.begin() + (b + 1) * kLength);
+    const auto alone = run(*model, as_tensor(row, {1, kLength}), {});
+    const std::vector<float> in_batch(batch.begin() + b * kLength * V, batch.begin() + (b + 1) * kLength * V);
+    EXPECT_LE(largest_difference(alone, in_batch), kTolerance * deviation(alone)) << "row " << b;
+  }
+}
+
+struct PackedIds {
+  std::vector<int64_t> begin;
+  std::vector<int32_t> in, out;
+  ops::Packing packing;
+  explicit PackedIds(const std::vector<int64_t>& lengths) : begin{0} {
+    for (const int64_t n : lengths) {
+      begin.push_back(begin.back() + n);
+      packing.longest = std::max(packing.longest, n);
+      in.push_back(-1);
+      out.push_back(static_cast<int32_t>(out.size()));
+    }
+    packing.n = static_cast<int64_t>(lengths.size());
+    packing.begin = Tensor(begin.data(), DType::i64, {packing.n + 1});
+    packing.state_in = Tensor(in.data(), DType::i32, {packing.n});
+    packing.state_out = Tensor(out.data(), DType::i32, {packing.n});
+  }
+};
+
+TEST(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
+  const auto model = small_model(nn::Purpose::inference);
+  const std::vector<int64_t> lengths = {3, 1, 11, 2, 6};
+  PackedIds packed(lengths);
+  std::vector<int32_t> ids = random_tokens(kLength, 3);
+  nn::State ends = model->make_state(packed.packing.n);
+  const auto together = run(*model, as_tensor(ids, {1, kLength}), {&packed.packing, nullptr, &ends});
+  const int64_t V = model->config().padded_vocab();
+  for (size_t s = 0; s < lengths.size(); ++s) {
+    std::vector<int32_t> part(ids.begin() + packed.begin[s], ids.begin() + packed.begin[s + 1]);
+    nn::State end = model->make_state(1);
+    const auto alone = run(*model, as_tensor(part, {1, lengths[s]}), {nullptr, nullptr, &end});
+    const std::vector<float> mine(together.begin() + packed.begin[s] * V, together.begin() + packed.begin[s + 1] * V);
+    EXPECT_LE(largest_difference(alone, mine), kTolerance * deviation(together)) << "sequence " << s;
+    for (size_t p = 0; p < ends.parts().size(); ++p) {
+      const auto row = static_cast<int64_t>(s);
+      const auto expected = to_vector(end.tensor(p));
+      EXPECT_LE(largest_difference(expected, to_vector(ends.tensor(p).slice(0, row, row + 1))),
+                kTolerance * std::max(1.0, deviation(expected)))
+          << ends.parts()[p].name;
+    }
+  }
+}
+
+TEST(Algebra, AForkGoesItsOwnWay) {
+  const auto model = small_model(nn::Purpose::inference);
+  std::vector<int32_t> ids = random_tokens(kLength, 4), left = {1, 2, 3}, right = {9, 8, 7};
+  nn::State state = model->make_state(1);
+  run(*model, as_tensor(ids, {1, kLength}), {nullptr, nullptr, &state});
+  nn::State fork = state.clone();
+  const auto first = run(*model, as_tensor(left, {1, 3}), {nullptr, &state, &state});
+  const auto other = run(*model, as_tensor(right, {1, 3}), {nullptr, &fork, &fork});
+  std::vector<int32_t> whole = ids;
+  whole.insert(whole.end(), right.begin(), right.end());
+  const auto expected = run(*model, as_tensor(whole, {1, kLength + 3}), {});
+  const std::vector<float> tail(expected.end() - static_cast<std::ptrdiff_t>(other.size()), expected.end());
+  EXPECT_LE(largest_difference(tail, other), kTolerance * deviation(expected));
+  EXPECT_GT(largest_difference(first, other), 0.01);
+}
+
+// Loss and all gradients of one training pass.
+struct Gradients {
+  float loss = 0;
+  std::vector<float> values;
+};
+
+Gradients gradients(LanguageModel& model, const Pass& pass, int64_t B, int64_t L, size_t* peak = nullptr) {
+  std::vector<int32_t> ids = random_tokens(B * L, 6), targets = random_tokens(B * L, 7);
+  targets[3] = -1;
+  Gradients g;
+  model.params().forget_gradients();
+  const auto work = [&](Context& c) {
+    const Tensor loss =
+        model.loss(c, model.hidden(c, as_tensor(ids, {B, L}), pass), as_tensor(targets, {B, L}), 0.01f).loss;
+    if (!c.planning()) g.loss = *loss.as<float>();
+    c.tape->backward(c);
+  };
+  Context c;
+  const size_t bytes = plan(c, true, work).bytes;
+  model.params().forget_gradients();
+  if (peak) *peak = bytes;
+  Arena arena(bytes);
+  Tape tape;
+  c.arena = &arena;
+  c.tape = &tape;
+  work(c);
+  for (const nn::Param& p : model.params()) {
+    EXPECT_TRUE(p.var.written) << p.name;
+    const auto v = to_vector(p.var.grad);
+    g.values.insert(g.values.end(), v.begin(), v.end());
+  }
+  return g;
+}
+
+TEST(Training, RecomputingLayersChangesNoBitAndSavesMemory) {
+  const auto model = small_model(nn::Purpose::training);
+  size_t kept = 0, again = 0;
+  const Gradients a = gradients(*model, {}, 2, 64, &kept);
+  Pass pass;
+  pass.recompute = true;
+  const Gradients b = gradients(*model, pass, 2, 64, &again);
+  EXPECT_EQ(a.loss, b.loss);
+  EXPECT_EQ(a.values, b.values);
+  EXPECT_LT(again, kept * 3 / 4);
+}
+
+TEST(Training, BitsDoNotDependOnTheNumberOfThreads) {
+  const auto model = small_model(nn::Purpose::training);
+  const int before = threads();
+  set_threads(1);
+  const Gradients one = gradients(*model, {}, 3, 33);
+  for (const int n : {2, 4}) {
+    set_threads(n);
+    const Gradients more = gradients(*model, {}, 3, 33);
+    EXPECT_EQ(one.loss, more.loss) << n;
+    EXPECT_EQ(one.values, more.values) << n;
+  }
+  set_threads(before);
+}
+
+// Two halves joined by a state that is a variable have the gradients of the whole.
+TEST(Training, GradientsFlowThroughTheStateBetweenTwoCalls) {
+  const auto model = small_model(nn::Purpose::training);
+  constexpr int64_t L = 20;
+  const Gradients whole = gradients(*model, {}, 1, L);
+  std::vector<int32_t> ids = random_tokens(L, 6), targets = random_tokens(L, 7);
+  targets[3] = -1;
+  model->params().forget_gradients();
+  Context c;
+  Arena arena(64 << 20);
+  Tape tape;
+  c.arena = &arena;
+  c.tape = &tape;
+  nn::State middle = model->make_state(1);
+  const Tensor tokens = as_tensor(ids, {1, L}), goals = as_tensor(targets, {1, L});
+  const auto part = [&](int64_t from, int64_t to, const Pass& pass) {
+    const Tensor h = model->hidden(c, tokens.slice(1, from, to), pass);
+    return *model->loss(c, h, goals.slice(1, from, to), 0.01f).loss.as<float>();
+  };
+  Pass first, second;
+  first.state_out = &middle;
+  second.state_in = &middle;
+  const float loss = part(0, 9, first) + part(9, L, second);
+  tape.backward(c);
+  EXPECT_NEAR(loss, whole.loss, 1e-5f * whole.loss);
+  std::vector<float> split;
+  for (const nn::Param& p : model->params()) {
+    const auto v = to_vector(p.var.grad);
+    split.insert(split.end(), v.begin(), v.end());
+  }
+  double largest = 0;
+  for (const float v : whole.values) largest = std::max(largest, std::abs(static_cast<double>(v)));
+  EXPECT_LE(largest_difference(whole.values, split), 1e-5 * largest);
+}
+
+}  // namespace
+}  // namespace krait::models
