@@ -42,7 +42,8 @@ static Tensors run_recorded(Context& c, const Tensors& inputs, const Body& body)
   return results;
 }
 
-Tensors segment(Context& c, const Tensors& inputs, const Body& body, const SegmentOptions& options) {
+Tensors segment(Context& c, const Tensors& inputs, const Body& body,
+                const SegmentOptions& options) {
   if (!c.tape) return run_and_forget(c, body, options.replace_from);
   if (!options.recompute) return run_recorded(c, inputs, body);
 

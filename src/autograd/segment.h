@@ -28,6 +28,7 @@ struct SegmentOptions {
 };
 
 // Returns the body's results. `inputs` are the variables from outside that the body reads.
-Tensors segment(Context& c, const Tensors& inputs, const Body& body, const SegmentOptions& options = {});
+Tensors segment(Context& c, const Tensors& inputs, const Body& body,
+                const SegmentOptions& options = {});
 
 }  // namespace krait

@@ -15,7 +15,8 @@ void Tape::watch(Tensor& t) {
 void Tape::watch_sum(Tensor& sum, const Tensor& stream) {
   watch(sum);
   if (!stream.var) return;
-  require(stream.shape == sum.shape && stream.numel() == stream.var->whole.numel() && stream.dtype == sum.dtype,
+  require(stream.shape == sum.shape && stream.numel() == stream.var->whole.numel() &&
+              stream.dtype == sum.dtype,
           "Tape::watch_sum: a residual stream is added to as a whole");
   sum.var->sum_of = stream.var;
   stream.var->covered = true;
@@ -29,8 +30,9 @@ void Tape::uncover(const Tensor& sum) {
 static Tensor matching_view(Var& v, const Tensor& t) {
   const Tensor& all = v.storage().grad;
   Tensor g = t.detach();
-  const int64_t offset = (static_cast<const std::byte*>(t.data) - static_cast<const std::byte*>(v.whole.data)) /
-                         static_cast<int64_t>(size_of(t.dtype));
+  const int64_t offset =
+      (static_cast<const std::byte*>(t.data) - static_cast<const std::byte*>(v.whole.data)) /
+      static_cast<int64_t>(size_of(t.dtype));
   g.dtype = all.dtype;
   g.data = static_cast<std::byte*>(all.data) + offset * static_cast<int64_t>(size_of(all.dtype));
   return g;

@@ -32,10 +32,10 @@ struct Var {
   Tensor whole;  // the contiguous tensor that this slot belongs to
   DType grad_dtype = DType::f32;
   // Storage. A sum (see watch_sum) has that of the tensor it was added to.
-  Tensor grad;           // empty until first asked for
-  bool written = false;  // grad holds a value; false: the next writer overwrites
-  Var* sum_of = nullptr; // the slot whose storage this one uses, or null
-  bool covered = false;  // a sum took the storage over; its gradient is not yet complete
+  Tensor grad;            // empty until first asked for
+  bool written = false;   // grad holds a value; false: the next writer overwrites
+  Var* sum_of = nullptr;  // the slot whose storage this one uses, or null
+  bool covered = false;   // a sum took the storage over; its gradient is not yet complete
 
   Var& storage() { return sum_of ? sum_of->storage() : *this; }
 };

@@ -48,7 +48,8 @@ bool is_constant(const JsonView& j, const std::string& key) {
 Config from_huggingface(const JsonView& j) {
   Config c;
   c.architecture = j.text("model_type");
-  if (c.architecture != "mamba") j.wrong("model_type", "an architecture that Krait knows: \"mamba\"");
+  if (c.architecture != "mamba")
+    j.wrong("model_type", "an architecture that Krait knows: \"mamba\"");
   if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
   c.vocab_size = j.integer("vocab_size", 50280);
   c.d_model = j.integer("hidden_size", 768);
@@ -58,8 +59,7 @@ Config from_huggingface(const JsonView& j) {
   nn::Mamba1Config& m = c.mamba;
   m.d_state = j.integer("state_size", 16);
   m.d_conv = j.integer("conv_kernel", 4);
-  m.d_inner = j.integer("intermediate_size",
-                        expanded(j.number("expand", 2), c.d_model));
+  m.d_inner = j.integer("intermediate_size", expanded(j.number("expand", 2), c.d_model));
   m.dt_rank = rank_or_auto(j, "time_step_rank");
   m.conv_bias = j.boolean("use_conv_bias", true);
   m.proj_bias = j.boolean("use_bias", false);
@@ -84,14 +84,16 @@ Config from_original(const JsonView& j) {
   c.vocab_multiple = j.integer("pad_vocab_size_multiple", 8);
   c.norm = j.boolean("rms_norm", true) ? ops::NormKind::rms : ops::NormKind::layer;
   c.tie_embeddings = j.boolean("tie_embeddings", true);
-  if (j.integer("d_intermediate", 0) != 0) j.wrong("d_intermediate", "0: Mamba-1 has no MLP layers");
+  if (j.integer("d_intermediate", 0) != 0)
+    j.wrong("d_intermediate", "0: Mamba-1 has no MLP layers");
   if (const Json* attention = j.find("attn_layer_idx"); attention && !attention->empty())
     j.wrong("attn_layer_idx", "an empty list: Mamba-1 has no attention layers");
   nn::Mamba1Config& m = c.mamba;
   double expand = 2;
   if (j.has("ssm_cfg")) {
     const JsonView s = j.object("ssm_cfg");
-    if (s.text("layer", "Mamba1") != "Mamba1") s.wrong("layer", "a layer that Krait knows: \"Mamba1\"");
+    if (s.text("layer", "Mamba1") != "Mamba1")
+      s.wrong("layer", "a layer that Krait knows: \"Mamba1\"");
     m.d_state = s.integer("d_state", m.d_state);
     m.d_conv = s.integer("d_conv", m.d_conv);
     expand = s.number("expand", expand);
@@ -125,7 +127,8 @@ Config parse_config(const std::string& json_text, const std::string& where, Layo
 static nlohmann::ordered_json huggingface_json(const Config& c, DType dtype) {
   const nn::Mamba1Config& m = c.mamba;
   require(c.norm == ops::NormKind::rms,
-          "the Hugging Face layout of Mamba has root-mean-square norms only; this model has layer norms: "
+          "the Hugging Face layout of Mamba has root-mean-square norms only; this model has layer "
+          "norms: "
           "write the original layout");
   nlohmann::ordered_json j;
   j["architectures"] = {"MambaForCausalLM"};
@@ -134,9 +137,10 @@ static nlohmann::ordered_json huggingface_json(const Config& c, DType dtype) {
   j["hidden_size"] = c.d_model;
   j["num_hidden_layers"] = c.n_layer;
   j["intermediate_size"] = m.d_inner;
-  j["expand"] = m.d_inner % c.d_model == 0 ? nlohmann::ordered_json(m.d_inner / c.d_model)
-                                           : nlohmann::ordered_json(static_cast<double>(m.d_inner) /
-                                                                    static_cast<double>(c.d_model));
+  j["expand"] =
+      m.d_inner % c.d_model == 0
+          ? nlohmann::ordered_json(m.d_inner / c.d_model)
+          : nlohmann::ordered_json(static_cast<double>(m.d_inner) / static_cast<double>(c.d_model));
   j["state_size"] = m.d_state;
   j["conv_kernel"] = m.d_conv;
   j["time_step_rank"] = m.dt_rank;
@@ -156,21 +160,23 @@ static nlohmann::ordered_json huggingface_json(const Config& c, DType dtype) {
   j["eos_token_id"] = c.eos_ids.empty()       ? no_id
                       : c.eos_ids.size() == 1 ? nlohmann::ordered_json(c.eos_ids[0])
                                               : nlohmann::ordered_json(c.eos_ids);
-  j["bos_token_id"] = j["pad_token_id"] = c.eos_ids.empty() ? no_id : nlohmann::ordered_json(c.eos_ids[0]);
+  j["bos_token_id"] = j["pad_token_id"] =
+      c.eos_ids.empty() ? no_id : nlohmann::ordered_json(c.eos_ids[0]);
   j["torch_dtype"] = name_of(dtype);
   return j;
 }
 
 static nlohmann::ordered_json original_json(const Config& c) {
   const nn::Mamba1Config& m = c.mamba;
-  require(c.norm_eps == 1e-5f, "the original layout has norms with epsilon 1e-5 only; this model's is {}",
-          c.norm_eps);
+  require(c.norm_eps == 1e-5f,
+          "the original layout has norms with epsilon 1e-5 only; this model's is {}", c.norm_eps);
   // Only what differs from the defaults, as published files do.
   nlohmann::ordered_json s = nlohmann::ordered_json::object();
   const nn::Mamba1Config usual;
   if (m.d_state != usual.d_state) s["d_state"] = m.d_state;
   if (m.d_conv != usual.d_conv) s["d_conv"] = m.d_conv;
-  if (m.d_inner != 2 * c.d_model) s["expand"] = static_cast<double>(m.d_inner) / static_cast<double>(c.d_model);
+  if (m.d_inner != 2 * c.d_model)
+    s["expand"] = static_cast<double>(m.d_inner) / static_cast<double>(c.d_model);
   if (m.dt_rank != (c.d_model + 15) / 16) s["dt_rank"] = m.dt_rank;
   if (!m.conv_bias) s["conv_bias"] = false;
   if (m.proj_bias) s["bias"] = true;
@@ -193,7 +199,9 @@ static nlohmann::ordered_json original_json(const Config& c) {
 }
 
 std::string config_json(const Config& config, Layout layout, DType dtype) {
-  return (layout == Layout::huggingface ? huggingface_json(config, dtype) : original_json(config)).dump(2) + "\n";
+  return (layout == Layout::huggingface ? huggingface_json(config, dtype) : original_json(config))
+             .dump(2) +
+         "\n";
 }
 
 }  // namespace krait

@@ -95,8 +95,10 @@ TEST(Config, WrongValuesNameTheKey) {
   has(R"({"n_layer": 2, "vocab_size": 300})", "d_model");
   has(R"({"d_model": 64, "n_layer": 0, "vocab_size": 300})", "n_layer");
   has(R"({"d_model": 64, "n_layer": 2, "vocab_size": -3})", "vocab_size");
-  has(R"({"d_model": 64, "n_layer": 2, "vocab_size": 300, "ssm_cfg": {"layer": "Mamba7"}})", "Mamba7");
-  has(R"({"d_model": 64, "n_layer": 2, "vocab_size": 300, "ssm_cfg": {"expand": 1e300}})", "d_inner");
+  has(R"({"d_model": 64, "n_layer": 2, "vocab_size": 300, "ssm_cfg": {"layer": "Mamba7"}})",
+      "Mamba7");
+  has(R"({"d_model": 64, "n_layer": 2, "vocab_size": 300, "ssm_cfg": {"expand": 1e300}})",
+      "d_inner");
   has(R"({"model_type": "bert"})", "bert");
   has(R"({"model_type": "mamba", "hidden_act": "gelu"})", "hidden_act");
   has(R"({"model_type": "mamba", "time_step_rank": "many"})", "time_step_rank");

@@ -12,22 +12,28 @@ namespace fs = std::filesystem;
 namespace {
 
 fs::path config_path(const fs::path& directory) {
-  require(fs::is_directory(directory), "{}: expected a model directory (config.json with its weights)",
-          directory.string());
+  require(fs::is_directory(directory),
+          "{}: expected a model directory (config.json with its weights)", directory.string());
   const fs::path p = directory / "config.json";
   require(fs::exists(p), "{}: there is no config.json in it", directory.string());
   return p;
 }
 
 TensorFile read_weights(const fs::path& directory) {
-  if (fs::exists(directory / "model.safetensors") || fs::exists(directory / "model.safetensors.index.json"))
+  if (fs::exists(directory / "model.safetensors") ||
+      fs::exists(directory / "model.safetensors.index.json"))
     return read_safetensors_model(directory);
-  if (fs::exists(directory / "pytorch_model.bin")) return read_torch_archive(directory / "pytorch_model.bin");
-  fail("{}: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin beside config.json",
-       directory.string());
+  if (fs::exists(directory / "pytorch_model.bin"))
+    return read_torch_archive(directory / "pytorch_model.bin");
+  fail(
+      "{}: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin beside "
+      "config.json",
+      directory.string());
 }
 
-const std::string& original_name(const nn::Param& p) { return p.original.empty() ? p.name : p.original; }
+const std::string& original_name(const nn::Param& p) {
+  return p.original.empty() ? p.name : p.original;
+}
 
 // Older files spell a few names as the other layout does: both are looked for.
 const Tensor* find_stored(const TensorFile& file, const nn::Param& p) {
@@ -47,8 +53,9 @@ void follow_weights(models::Config& c, const TensorFile& file, std::vector<std::
   };
   const auto follow = [&](const char* what, int64_t& value, int64_t found) {
     if (value == found) return;
-    notes.push_back(fmt::format("config.json says {} = {}, the weights say {}: the weights are followed", what,
-                                value, found));
+    notes.push_back(
+        fmt::format("config.json says {} = {}, the weights say {}: the weights are followed", what,
+                    value, found));
     value = found;
   };
   const std::string layer = "backbone.layers.0.mixer.";
@@ -62,8 +69,9 @@ void follow_weights(models::Config& c, const TensorFile& file, std::vector<std::
     follow("d_conv", c.mamba.d_conv, (*s)[2]);
   const auto follow_flag = [&](const char* what, bool& value, bool found) {
     if (value == found) return;
-    notes.push_back(fmt::format("config.json says {} = {}, the weights say {}: the weights are followed", what,
-                                value, found));
+    notes.push_back(
+        fmt::format("config.json says {} = {}, the weights say {}: the weights are followed", what,
+                    value, found));
     value = found;
   };
   follow_flag("conv_bias", c.mamba.conv_bias, shape_of(layer + "conv1d.bias") != nullptr);
@@ -89,8 +97,8 @@ void follow_weights(models::Config& c, const TensorFile& file, std::vector<std::
   if (!head || !embedding) {
     follow_flag("tie_embeddings", c.tie_embeddings, true);
   } else if (c.tie_embeddings && head->data != embedding->data) {
-    bool same = head->shape == embedding->shape && head->dtype == embedding->dtype && head->contiguous() &&
-                embedding->contiguous() &&
+    bool same = head->shape == embedding->shape && head->dtype == embedding->dtype &&
+                head->contiguous() && embedding->contiguous() &&
                 std::equal(static_cast<const std::byte*>(head->data),
                            static_cast<const std::byte*>(head->data) + head->bytes(),
                            static_cast<const std::byte*>(embedding->data));
@@ -102,10 +110,13 @@ void follow_weights(models::Config& c, const TensorFile& file, std::vector<std::
 }
 
 bool usable_in_place(const Tensor& t, DType wanted) {
-  return t.dtype == wanted && t.contiguous() && reinterpret_cast<uintptr_t>(t.data) % size_of(t.dtype) == 0;
+  return t.dtype == wanted && t.contiguous() &&
+         reinterpret_cast<uintptr_t>(t.data) % size_of(t.dtype) == 0;
 }
 
-bool is_float(DType t) { return t == DType::f32 || t == DType::f16 || t == DType::bf16 || t == DType::f64; }
+bool is_float(DType t) {
+  return t == DType::f32 || t == DType::f16 || t == DType::bf16 || t == DType::f64;
+}
 
 // FNV-1a, 64 bits.
 struct Hash {
@@ -163,10 +174,10 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
   for (nn::Param& p : params) {
     const Tensor* t = find_stored(file, p);
     require(t != nullptr, "{}: tensor \"{}\" {} is missing", file.path(), p.name, p.shape);
-    require(t->shape == p.shape, "{}: tensor \"{}\": expected shape {}, got {}", file.path(), p.name, p.shape,
-            t->shape);
-    require(is_float(t->dtype), "{}: tensor \"{}\": expected floating-point numbers, got {}", file.path(), p.name,
-            name_of(t->dtype));
+    require(t->shape == p.shape, "{}: tensor \"{}\": expected shape {}, got {}", file.path(),
+            p.name, p.shape, t->shape);
+    require(is_float(t->dtype), "{}: tensor \"{}\": expected floating-point numbers, got {}",
+            file.path(), p.name, name_of(t->dtype));
     add_to_hash(hash, p, *t);
     stored.push_back(t);
     if (options.purpose == nn::Purpose::inference &&
@@ -179,8 +190,9 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
       return t.name == p.name || t.name == p.original;
     });
     if (!known && t.name != kHead)
-      loaded.notes.push_back(fmt::format("tensor \"{}\" {} is not part of this architecture and is not used",
-                                         t.name, t.view.shape));
+      loaded.notes.push_back(
+          fmt::format("tensor \"{}\" {} is not part of this architecture and is not used", t.name,
+                      t.view.shape));
   }
 
   params.allocate(options.purpose, options.dtype);
@@ -194,16 +206,19 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
   return loaded;
 }
 
-void save_model(const models::LanguageModel& model, const fs::path& directory, Layout layout, DType dtype) {
+void save_model(const models::LanguageModel& model, const fs::path& directory, Layout layout,
+                DType dtype) {
   // Buffers of converted tensors, kept until written. In the original layout A_log and D stay float32.
   std::vector<std::vector<std::byte>> buffers;
   std::vector<NamedTensor> tensors;
   for (const nn::Param& p : model.params()) {
     Tensor t = p.master ? p.master : p.value.detach();
-    const bool pinned = layout == Layout::original && (p.name.ends_with(".A_log") || p.name.ends_with(".D"));
+    const bool pinned =
+        layout == Layout::original && (p.name.ends_with(".A_log") || p.name.ends_with(".D"));
     const DType wanted = pinned ? DType::f32 : dtype;
     if (t.dtype != wanted) {
-      std::vector<std::byte>& b = buffers.emplace_back(static_cast<size_t>(t.numel()) * size_of(wanted));
+      std::vector<std::byte>& b =
+          buffers.emplace_back(static_cast<size_t>(t.numel()) * size_of(wanted));
       const Tensor converted(b.data(), wanted, t.shape);
       copy_host(t, converted);
       t = converted;

@@ -22,10 +22,11 @@ struct LoadOptions {
 struct LoadedModel {
   std::unique_ptr<models::LanguageModel> model;
   Layout layout = Layout::huggingface;
-  DType stored = DType::f32;       // type of most of the stored elements
-  std::vector<std::string> notes;  // where config and weights disagree (weights win), tensors not used
-  std::string hash;                // names the model in state files: of names, shapes, samples of the weights
-  std::vector<TensorFile> files;    // keep mapped weights alive
+  DType stored = DType::f32;  // type of most of the stored elements
+  std::vector<std::string>
+      notes;         // where config and weights disagree (weights win), tensors not used
+  std::string hash;  // names the model in state files: of names, shapes, samples of the weights
+  std::vector<TensorFile> files;  // keep mapped weights alive
 };
 
 // Only config.json: for planning and inspecting without the weights.
@@ -36,7 +37,7 @@ LoadedModel load_model(const std::filesystem::path& directory, const LoadOptions
 
 // Writes config.json and the weights (masters where there are some) into an existing directory, each file
 // whole or not at all. `dtype` is that of the stored tensors (in the original layout A_log and D stay float32).
-void save_model(const models::LanguageModel& model, const std::filesystem::path& directory, Layout layout,
-                DType dtype);
+void save_model(const models::LanguageModel& model, const std::filesystem::path& directory,
+                Layout layout, DType dtype);
 
 }  // namespace krait

@@ -31,7 +31,8 @@ class ModelFiles : public ::testing::Test {
     return model;
   }
 
-  static std::vector<float> logits(const models::LanguageModel& model, DType activation = DType::f32) {
+  static std::vector<float> logits(const models::LanguageModel& model,
+                                   DType activation = DType::f32) {
     std::vector<int32_t> ids = {1, 5, 60, 0, 7, 7, 30, 2};
     const Tensor tokens(ids.data(), DType::i32, {2, 4});
     const auto run = [&](Context& c) { return model.logits(c, model.hidden(c, tokens, {})); };
@@ -89,7 +90,8 @@ TEST_F(ModelFiles, BFloat16IsReadAsItIsAndConvertedWhereAsked) {
     EXPECT_EQ(p.value.dtype, DType::f32) << p.name;
     const nn::Param* q = model->params().find(p.name);
     for (int64_t i = 0; i < p.shape.numel(); ++i)
-      ASSERT_EQ(get(p.value, i), static_cast<float>(bf16(static_cast<float>(get(q->value, i))))) << p.name;
+      ASSERT_EQ(get(p.value, i), static_cast<float>(bf16(static_cast<float>(get(q->value, i)))))
+          << p.name;
   }
   LoadOptions o;
   o.dtype = DType::bf16;
@@ -101,8 +103,9 @@ TEST_F(ModelFiles, BFloat16IsReadAsItIsAndConvertedWhereAsked) {
 TEST_F(ModelFiles, T37_WeightsWinOverAConfigThatDisagrees) {
   const auto model = random_model();
   save_model(*model, dir_, Layout::original, DType::f32);
-  write_file(dir_ / "config.json",
-             R"({"d_model": 24, "n_layer": 3, "vocab_size": 61, "ssm_cfg": {"d_state": 4, "expand": 4}})");
+  write_file(
+      dir_ / "config.json",
+      R"({"d_model": 24, "n_layer": 3, "vocab_size": 61, "ssm_cfg": {"d_state": 4, "expand": 4}})");
   const LoadedModel back = load_model(dir_, {});
   EXPECT_EQ(back.model->config().n_layer, 2);
   EXPECT_EQ(back.model->config().mamba.d_state, 16);
@@ -113,7 +116,8 @@ TEST_F(ModelFiles, T37_WeightsWinOverAConfigThatDisagrees) {
 
 TEST_F(ModelFiles, T11_AMissingOrMisshapenTensorIsAnErrorThatNamesIt) {
   const auto model = random_model();
-  const auto message_with = [&](const std::function<void(std::vector<NamedTensor>&)>& change) -> std::string {
+  const auto message_with =
+      [&](const std::function<void(std::vector<NamedTensor>&)>& change) -> std::string {
     std::vector<NamedTensor> tensors;
     for (const nn::Param& p : model->params()) tensors.push_back({p.name, p.value.detach()});
     change(tensors);
@@ -126,8 +130,8 @@ TEST_F(ModelFiles, T11_AMissingOrMisshapenTensorIsAnErrorThatNamesIt) {
     }
     return "accepted";
   };
-  const std::string missing =
-      message_with([](auto& t) { std::erase_if(t, [](auto& n) { return n.name.ends_with("1.mixer.D"); }); });
+  const std::string missing = message_with(
+      [](auto& t) { std::erase_if(t, [](auto& n) { return n.name.ends_with("1.mixer.D"); }); });
   EXPECT_NE(missing.find("backbone.layers.1.mixer.D"), std::string::npos) << missing;
   const std::string shape = message_with([](auto& t) {
     for (NamedTensor& n : t)

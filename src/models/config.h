@@ -12,15 +12,17 @@ struct Config {
   std::string architecture = "mamba";  // as `model_type` names it
   int64_t d_model = 0;                 // D
   int64_t n_layer = 0;
-  int64_t vocab_size = 0;              // ids below it may occur
-  int64_t vocab_multiple = 1;          // the embedding has this many rows, rounded up: V
+  int64_t vocab_size = 0;      // ids below it may occur
+  int64_t vocab_multiple = 1;  // the embedding has this many rows, rounded up: V
   bool tie_embeddings = true;
   ops::NormKind norm = ops::NormKind::rms;
   float norm_eps = 1e-5f;
-  nn::Mamba1Config mamba;              // d_model, d_inner, dt_rank filled in
+  nn::Mamba1Config mamba;  // d_model, d_inner, dt_rank filled in
   std::vector<int32_t> eos_ids;
 
-  int64_t padded_vocab() const { return (vocab_size + vocab_multiple - 1) / vocab_multiple * vocab_multiple; }
+  int64_t padded_vocab() const {
+    return (vocab_size + vocab_multiple - 1) / vocab_multiple * vocab_multiple;
+  }
 };
 
 // "mamba-130m", "mambabyte-353m", "byte-small", ...; Error lists the names where there is no such one.

@@ -15,8 +15,8 @@ LanguageModel::LanguageModel(const Config& config) : config_(config) {
   embedding_->original = "backbone.embedding.weight";
   embedding_->decay = true;
   for (int64_t i = 0; i < config.n_layer; ++i) {
-    blocks_.push_back(std::make_unique<nn::Mamba1>(params_, fmt::format("backbone.layers.{}", i), config.mamba,
-                                                   config.norm, config.norm_eps));
+    blocks_.push_back(std::make_unique<nn::Mamba1>(params_, fmt::format("backbone.layers.{}", i),
+                                                   config.mamba, config.norm, config.norm_eps));
     first_part_.push_back(parts_.size());
     for (nn::StatePart part : blocks_.back()->state_parts()) {
       part.name = fmt::format("state.{}.{}", i, part.name);
@@ -46,7 +46,8 @@ Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass)
     }
     Tensors inputs = {r};
     inputs.insert(inputs.end(), call.state.in.begin(), call.state.in.end());
-    const auto ends = std::make_shared<Tensors>();  // the block's states, as variables where recorded
+    const auto ends =
+        std::make_shared<Tensors>();  // the block's states, as variables where recorded
     r = segment(
         c, inputs,
         [block = blocks_[i].get(), r, call, ends](Context& b) mutable {
@@ -55,7 +56,8 @@ Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass)
           return Tensors{next};
         },
         options)[0];
-    for (size_t k = 0; k < ends->size(); ++k) pass.state_out->tensor(first_part_[i] + k) = (*ends)[k];
+    for (size_t k = 0; k < ends->size(); ++k)
+      pass.state_out->tensor(first_part_[i] + k) = (*ends)[k];
   }
   return norm_f_(c, r, c.activation);
 }

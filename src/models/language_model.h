@@ -12,8 +12,8 @@ namespace krait::models {
 struct Pass {
   const ops::Packing* packing = nullptr;
   const nn::State* state_in = nullptr;  // null: every sequence starts from zero
-  nn::State* state_out = nullptr;       // may be the same object as state_in when nothing is recorded
-  bool recompute = false;               // keep only the stream at layer borders, run layers again in backward
+  nn::State* state_out = nullptr;  // may be the same object as state_in when nothing is recorded
+  bool recompute = false;  // keep only the stream at layer borders, run layers again in backward
   float dropout = 0;
 };
 
@@ -39,7 +39,8 @@ class LanguageModel {
   Tensor logits(Context& c, const Tensor& hidden) const;
 
   // scale · Σ cross-entropy against targets (B, L) int32 (-1: not counted); see linear_cross_entropy.
-  ops::CrossEntropyResult loss(Context& c, const Tensor& hidden, const Tensor& targets, float scale) const;
+  ops::CrossEntropyResult loss(Context& c, const Tensor& hidden, const Tensor& targets,
+                               float scale) const;
 
   // Throws Error naming the position of the first id that is negative or not below vocab_size.
   void check_tokens(const int32_t* tokens, int64_t n) const;

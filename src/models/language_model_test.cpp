@@ -38,7 +38,9 @@ std::vector<int32_t> random_tokens(int64_t n, uint64_t seed) {
   return ids;
 }
 
-Tensor as_tensor(std::vector<int32_t>& ids, const Shape& shape) { return Tensor(ids.data(), DType::i32, shape); }
+Tensor as_tensor(std::vector<int32_t>& ids, const Shape& shape) {
+  return Tensor(ids.data(), DType::i32, shape);
+}
 
 std::vector<float> to_vector(const Tensor& t) {
   std::vector<float> v(static_cast<size_t>(t.numel()));
@@ -77,7 +79,11 @@ TEST(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
   std::vector<int32_t> ids = random_tokens(kLength, 1);
   const std::vector<float> whole = run(*model, as_tensor(ids, {1, kLength}), {});
   const double bound = kTolerance * deviation(whole);
-  for (const std::vector<int64_t>& cuts : {std::vector<int64_t>{1}, {2, 1}, {10, 13}, {1, 1, 1, 20}, {7, 3, 5, 8},
+  for (const std::vector<int64_t>& cuts : {std::vector<int64_t>{1},
+                                           {2, 1},
+                                           {10, 13},
+                                           {1, 1, 1, 20},
+                                           {7, 3, 5, 8},
                                            std::vector<int64_t>(kLength, 1)}) {
     nn::State state = model->make_state(1);
     std::vector<float> pieces;
@@ -103,7 +109,8 @@ TEST(Algebra, T23_T24_EachRowOfABatchIsItsRunAlone) {
   for (int64_t b = 0; b < B; ++b) {
     std::vector<int32_t> row(ids.begin() + b * kLength, ids.begin() + (b + 1) * kLength);
     const auto alone = run(*model, as_tensor(row, {1, kLength}), {});
-    const std::vector<float> in_batch(batch.begin() + b * kLength * V, batch.begin() + (b + 1) * kLength * V);
+    const std::vector<float> in_batch(batch.begin() + b * kLength * V,
+                                      batch.begin() + (b + 1) * kLength * V);
     EXPECT_LE(largest_difference(alone, in_batch), kTolerance * deviation(alone)) << "row " << b;
   }
 }
@@ -132,14 +139,17 @@ TEST(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
   PackedIds packed(lengths);
   std::vector<int32_t> ids = random_tokens(kLength, 3);
   nn::State ends = model->make_state(packed.packing.n);
-  const auto together = run(*model, as_tensor(ids, {1, kLength}), {&packed.packing, nullptr, &ends});
+  const auto together =
+      run(*model, as_tensor(ids, {1, kLength}), {&packed.packing, nullptr, &ends});
   const int64_t V = model->config().padded_vocab();
   for (size_t s = 0; s < lengths.size(); ++s) {
     std::vector<int32_t> part(ids.begin() + packed.begin[s], ids.begin() + packed.begin[s + 1]);
     nn::State end = model->make_state(1);
     const auto alone = run(*model, as_tensor(part, {1, lengths[s]}), {nullptr, nullptr, &end});
-    const std::vector<float> mine(together.begin() + packed.begin[s] * V, together.begin() + packed.begin[s + 1] * V);
-    EXPECT_LE(largest_difference(alone, mine), kTolerance * deviation(together)) << "sequence " << s;
+    const std::vector<float> mine(together.begin() + packed.begin[s] * V,
+                                  together.begin() + packed.begin[s + 1] * V);
+    EXPECT_LE(largest_difference(alone, mine), kTolerance * deviation(together))
+        << "sequence " << s;
     for (size_t p = 0; p < ends.parts().size(); ++p) {
       const auto row = static_cast<int64_t>(s);
       const auto expected = to_vector(end.tensor(p));
@@ -161,7 +171,8 @@ TEST(Algebra, AForkGoesItsOwnWay) {
   std::vector<int32_t> whole = ids;
   whole.insert(whole.end(), right.begin(), right.end());
   const auto expected = run(*model, as_tensor(whole, {1, kLength + 3}), {});
-  const std::vector<float> tail(expected.end() - static_cast<std::ptrdiff_t>(other.size()), expected.end());
+  const std::vector<float> tail(expected.end() - static_cast<std::ptrdiff_t>(other.size()),
+                                expected.end());
   EXPECT_LE(largest_difference(tail, other), kTolerance * deviation(expected));
   EXPECT_GT(largest_difference(first, other), 0.01);
 }
@@ -172,14 +183,17 @@ struct Gradients {
   std::vector<float> values;
 };
 
-Gradients gradients(LanguageModel& model, const Pass& pass, int64_t B, int64_t L, size_t* peak = nullptr) {
+Gradients gradients(LanguageModel& model, const Pass& pass, int64_t B, int64_t L,
+                    size_t* peak = nullptr) {
   std::vector<int32_t> ids = random_tokens(B * L, 6), targets = random_tokens(B * L, 7);
   targets[3] = -1;
   Gradients g;
   model.params().forget_gradients();
   const auto work = [&](Context& c) {
-    const Tensor loss =
-        model.loss(c, model.hidden(c, as_tensor(ids, {B, L}), pass), as_tensor(targets, {B, L}), 0.01f).loss;
+    const Tensor loss = model
+                            .loss(c, model.hidden(c, as_tensor(ids, {B, L}), pass),
+                                  as_tensor(targets, {B, L}), 0.01f)
+                            .loss;
     if (!c.planning()) g.loss = *loss.as<float>();
     c.tape->backward(c);
   };

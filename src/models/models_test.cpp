@@ -10,8 +10,8 @@ namespace {
 // Parameter counts of the published files, a tied head counted once (reference/systems.md, section 0).
 TEST(Presets, HaveThePublishedParameterCounts) {
   const std::pair<const char*, int64_t> published[] = {
-      {"mamba-130m", 129135360},   {"mamba-370m", 371516416},     {"mamba-790m", 793204224},
-      {"mamba-1.4b", 1372178432},  {"mamba-2.8b", 2768345600},    {"mambabyte-353m", 353628160},
+      {"mamba-130m", 129135360},    {"mamba-370m", 371516416},  {"mamba-790m", 793204224},
+      {"mamba-1.4b", 1372178432},   {"mamba-2.8b", 2768345600}, {"mambabyte-353m", 353628160},
       {"mambabyte-972m", 973387520}};
   for (const auto& [name, count] : published) {
     const LanguageModel model(preset(name));
@@ -74,7 +74,8 @@ TEST(Initialisation, FollowsThePublishedRules) {
   within("backbone.layers.0.mixer.conv1d.bias", 0.5);
   const nn::Param* A_log = model.params().find("backbone.layers.3.mixer.A_log");
   for (int64_t n = 0; n < 16; ++n)
-    EXPECT_FLOAT_EQ(static_cast<float>(get(A_log->value, 5 * 16 + n)), std::log(static_cast<float>(n + 1)));
+    EXPECT_FLOAT_EQ(static_cast<float>(get(A_log->value, 5 * 16 + n)),
+                    std::log(static_cast<float>(n + 1)));
   const nn::Param* embedding = model.params().find("backbone.embeddings.weight");
   double sum = 0, squares = 0;
   for (int64_t i = 0; i < embedding->shape.numel(); ++i) {

@@ -15,11 +15,11 @@ struct Preset {
 // Published sizes (Mamba: table 12 of the paper, twice the layers; MambaByte: section 4), and small ones
 // over bytes to learn with.
 constexpr std::array kPresets = {
-    Preset{"mamba-130m", 768, 24, 50277, 8},     Preset{"mamba-370m", 1024, 48, 50277, 8},
-    Preset{"mamba-790m", 1536, 48, 50277, 8},    Preset{"mamba-1.4b", 2048, 48, 50277, 8},
-    Preset{"mamba-2.8b", 2560, 64, 50277, 8},    Preset{"mambabyte-353m", 1024, 53, 256, 1},
-    Preset{"mambabyte-972m", 1792, 48, 256, 1},  Preset{"byte-tiny", 128, 4, 256, 1},
-    Preset{"byte-small", 256, 6, 256, 1},        Preset{"byte-medium", 512, 12, 256, 1},
+    Preset{"mamba-130m", 768, 24, 50277, 8},    Preset{"mamba-370m", 1024, 48, 50277, 8},
+    Preset{"mamba-790m", 1536, 48, 50277, 8},   Preset{"mamba-1.4b", 2048, 48, 50277, 8},
+    Preset{"mamba-2.8b", 2560, 64, 50277, 8},   Preset{"mambabyte-353m", 1024, 53, 256, 1},
+    Preset{"mambabyte-972m", 1792, 48, 256, 1}, Preset{"byte-tiny", 128, 4, 256, 1},
+    Preset{"byte-small", 256, 6, 256, 1},       Preset{"byte-medium", 512, 12, 256, 1},
 };
 
 }  // namespace
@@ -56,7 +56,8 @@ const std::vector<std::string>& preset_names() {
 
 void check(const Config& c) {
   const auto positive = [](const char* what, int64_t v, int64_t most = int64_t{1} << 31) {
-    require(v > 0 && v <= most, "config: {}: expected a number from 1 to {}, got {}", what, most, v);
+    require(v > 0 && v <= most, "config: {}: expected a number from 1 to {}, got {}", what, most,
+            v);
   };
   positive("vocab_size", c.vocab_size);
   positive("vocabulary multiple", c.vocab_multiple);
@@ -65,8 +66,8 @@ void check(const Config& c) {
   positive("d_inner", c.mamba.d_inner, 1 << 22);
   positive("d_state", c.mamba.d_state, 256);
   positive("dt_rank", c.mamba.dt_rank, 1 << 20);
-  require(c.mamba.d_conv >= 2 && c.mamba.d_conv <= 8, "config: d_conv: expected a number from 2 to 8, got {}",
-          c.mamba.d_conv);
+  require(c.mamba.d_conv >= 2 && c.mamba.d_conv <= 8,
+          "config: d_conv: expected a number from 2 to 8, got {}", c.mamba.d_conv);
 }
 
 }  // namespace krait::models

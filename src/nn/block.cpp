@@ -5,7 +5,8 @@
 
 namespace krait::nn {
 
-Norm Norm::make(ParamSet& params, const std::string& name, ops::NormKind kind, int64_t D, float eps) {
+Norm Norm::make(ParamSet& params, const std::string& name, ops::NormKind kind, int64_t D,
+                float eps) {
   Norm n;
   n.kind = kind;
   n.eps = eps;
@@ -24,8 +25,8 @@ Tensor Norm::operator()(Context& c, const Tensor& x, DType out) const {
   return ops::norm(c, kind, x, weight->value, bias ? bias->value : Tensor(), eps, out).y;
 }
 
-Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias, const Tensor& stream,
-                       float dropout) {
+Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,
+                       const Tensor& stream, float dropout) {
   const Tensor b = bias ? bias->value : Tensor();
   if (dropout == 0.0f || !c.training) return ops::linear_add(c, y, w.value, b, stream);
   return ops::dropout_add(c, ops::linear(c, y, w.value, b, c.activation), stream, dropout);

@@ -12,8 +12,8 @@ namespace krait::nn {
 
 struct BlockCall {
   const ops::Packing* packing = nullptr;
-  BlockState state;     // `out` tensors come back as variables where recorded
-  float dropout = 0;    // on what the block adds to the stream
+  BlockState state;   // `out` tensors come back as variables where recorded
+  float dropout = 0;  // on what the block adds to the stream
 };
 
 class Block {
@@ -32,12 +32,13 @@ struct Norm {
   const Param* bias = nullptr;
 
   // Registers `name`.weight (D), and `name`.bias for a layer norm.
-  static Norm make(ParamSet& params, const std::string& name, ops::NormKind kind, int64_t D, float eps);
+  static Norm make(ParamSet& params, const std::string& name, ops::NormKind kind, int64_t D,
+                   float eps);
   Tensor operator()(Context& c, const Tensor& x, DType out) const;
 };
 
 // What a block adds to the stream: stream + dropout(y Wᵀ + b).
-Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias, const Tensor& stream,
-                       float dropout);
+Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,
+                       const Tensor& stream, float dropout);
 
 }  // namespace krait::nn

@@ -32,7 +32,8 @@ void log_of_one_to_N(const Tensor& t, const Philox&) {
 
 }  // namespace
 
-Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g, ops::NormKind norm, float eps)
+Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g, ops::NormKind norm,
+               float eps)
     : config_(g), norm_(Norm::make(params, name + ".norm", norm, g.d_model, eps)) {
   const int64_t D = g.d_model, E = g.d_inner, N = g.d_state, R = g.dt_rank, W = g.d_conv;
   const std::string m = name + ".mixer.";
@@ -60,7 +61,8 @@ Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g,
   if (g.conv_bias) conv_bias_ = vector("conv1d.bias", {E}, fan_in(W));
   x_proj_ = matrix("x_proj.weight", {R + 2 * N, E}, fan_in(E));
   const double a = g.dt_scale / std::sqrt(static_cast<double>(R));
-  dt_proj_ = matrix("dt_proj.weight", {E, R}, g.dt_constant ? constant(static_cast<float>(a)) : uniform(-a, a));
+  dt_proj_ = matrix("dt_proj.weight", {E, R},
+                    g.dt_constant ? constant(static_cast<float>(a)) : uniform(-a, a));
   dt_bias_ = vector("dt_proj.bias", {E}, inverse_softplus_of_dt(g));
   out_proj_ = matrix("out_proj.weight", {D, E}, fan_in(E, g.out_rescale));
   if (g.proj_bias) out_bias_ = vector("out_proj.bias", {D}, constant(0.0f));
@@ -73,16 +75,20 @@ std::vector<StatePart> Mamba1::state_parts() const {
 Tensor Mamba1::forward(Context& c, const Tensor& r, BlockCall& call) const {
   const int64_t E = config_.d_inner, N = config_.d_state, R = config_.dt_rank, W = config_.d_conv;
   const auto value = [](const Param* p) { return p ? p->value : Tensor(); };
-  const auto part = [](const std::vector<Tensor>& v, size_t i) { return i < v.size() ? v[i] : Tensor(); };
+  const auto part = [](const std::vector<Tensor>& v, size_t i) {
+    return i < v.size() ? v[i] : Tensor();
+  };
 
-  const Tensor x = norm_(c, r, c.activation);                                               // (B, L, D)
-  const Tensor xz = ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);      // (B, L, 2E)
+  const Tensor x = norm_(c, r, c.activation);  // (B, L, D)
+  const Tensor xz =
+      ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);  // (B, L, 2E)
   const ops::ConvResult conv =
-      ops::conv1d_causal(c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_), true,
-                         call.packing, part(call.state.in, 0), part(call.state.out, 0));
-  const Tensor u = conv.y;                                                                  // (B, L, E)
-  const Tensor dt_B_C = ops::linear(c, u, x_proj_->value, {}, DType::f32);                  // (B, L, R+2N)
-  const Tensor dt = ops::linear(c, dt_B_C.slice(-1, 0, R), dt_proj_->value, {}, c.activation);  // (B, L, E)
+      ops::conv1d_causal(c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_),
+                         true, call.packing, part(call.state.in, 0), part(call.state.out, 0));
+  const Tensor u = conv.y;                                                  // (B, L, E)
+  const Tensor dt_B_C = ops::linear(c, u, x_proj_->value, {}, DType::f32);  // (B, L, R+2N)
+  const Tensor dt =
+      ops::linear(c, dt_B_C.slice(-1, 0, R), dt_proj_->value, {}, c.activation);  // (B, L, E)
 
   ops::ScanInputs in;
   in.u = u;
@@ -97,7 +103,7 @@ Tensor Mamba1::forward(Context& c, const Tensor& r, BlockCall& call) const {
   const ops::ScanResult scan =
       ops::selective_scan(c, in, call.packing, part(call.state.in, 1), part(call.state.out, 1));
   if (!call.state.out.empty()) call.state.out = {conv.state, scan.state};
-  return project_and_add(c, scan.y, *out_proj_, out_bias_, r, call.dropout);                // (B, L, D)
+  return project_and_add(c, scan.y, *out_proj_, out_bias_, r, call.dropout);  // (B, L, D)
 }
 
 }  // namespace krait::nn

@@ -15,14 +15,15 @@ struct Mamba1Config {
   bool proj_bias = false;  // biases of in_proj and out_proj
   // Initial values only.
   double dt_min = 1e-3, dt_max = 0.1, dt_floor = 1e-4, dt_scale = 1.0;
-  bool dt_constant = false;    // dt_proj.weight all R^-1/2 * scale instead of uniform in +-that
-  double out_rescale = 1.0;    // out_proj is drawn this many times smaller: sqrt(n_layer)
+  bool dt_constant = false;  // dt_proj.weight all R^-1/2 * scale instead of uniform in +-that
+  double out_rescale = 1.0;  // out_proj is drawn this many times smaller: sqrt(n_layer)
 };
 
 class Mamba1 : public Block {
  public:
   // Registers `name`.norm.*, `name`.mixer.*.
-  Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& config, ops::NormKind norm, float eps);
+  Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& config, ops::NormKind norm,
+         float eps);
 
   std::vector<StatePart> state_parts() const override;  // conv (E, W), ssm (E, N)
   Tensor forward(Context& c, const Tensor& r, BlockCall& call) const override;
@@ -30,7 +31,8 @@ class Mamba1 : public Block {
  private:
   Mamba1Config config_;
   Norm norm_;
-  Param *in_proj_, *in_bias_ = nullptr, *conv_, *conv_bias_ = nullptr, *x_proj_, *dt_proj_, *dt_bias_;
+  Param *in_proj_, *in_bias_ = nullptr, *conv_, *conv_bias_ = nullptr, *x_proj_, *dt_proj_,
+                   *dt_bias_;
   Param *A_log_, *D_, *out_proj_, *out_bias_ = nullptr;
 };
 

@@ -35,7 +35,9 @@ Param& ParamSet::add(std::string name, const Shape& shape, Init init) {
 }
 
 // The dtype in which ops read the parameter.
-static DType value_dtype(const Param& p, DType dtype) { return p.keep_float32 ? DType::f32 : dtype; }
+static DType value_dtype(const Param& p, DType dtype) {
+  return p.keep_float32 ? DType::f32 : dtype;
+}
 
 void ParamSet::allocate(Purpose purpose, DType dtype, bool planning) {
   const auto place = [&](Arena& a) {

@@ -13,14 +13,17 @@ static Shape with_batch(int64_t batch, const Shape& s) {
 State::State(const std::vector<StatePart>& parts, int64_t batch, Device device)
     : parts_(parts), batch_(batch) {
   size_t total = 0;
-  const auto rounded = [](size_t n) { return (n + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign; };
+  const auto rounded = [](size_t n) {
+    return (n + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign;
+  };
   for (const StatePart& p : parts_)
     total += rounded(static_cast<size_t>(batch * p.shape.numel()) * sizeof(float));
   memory_ = Arena(total, device);
   bytes_ = total;
   for (const StatePart& p : parts_) {
     const Shape s = with_batch(batch, p.shape);
-    tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * sizeof(float)), DType::f32, s, device);
+    tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * sizeof(float)),
+                          DType::f32, s, device);
     zero_bytes(tensors_.back());
   }
 }
@@ -32,7 +35,8 @@ State State::clone() const {
 }
 
 void State::copy_row(int64_t to, const State& from, int64_t from_row) {
-  require(parts_.size() == from.parts_.size(), "State::copy_row: the states are of different models");
+  require(parts_.size() == from.parts_.size(),
+          "State::copy_row: the states are of different models");
   for (size_t i = 0; i < tensors_.size(); ++i)
     copy_bytes(from.tensors_[i].slice(0, from_row, from_row + 1), tensors_[i].slice(0, to, to + 1));
 }

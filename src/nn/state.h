@@ -24,9 +24,10 @@ struct BlockState {
 class State {
  public:
   State() = default;
-  State(const std::vector<StatePart>& parts, int64_t batch, Device device = {});  // zeros: before any token
+  State(const std::vector<StatePart>& parts, int64_t batch,
+        Device device = {});  // zeros: before any token
 
-  State clone() const;                                  // a fork: nothing is shared
+  State clone() const;  // a fork: nothing is shared
   void copy_row(int64_t to, const State& from, int64_t from_row);
   void zero_row(int64_t row);
 
