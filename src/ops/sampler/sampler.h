@@ -1,14 +1,18 @@
 // sampler: the next token of each row of logits.
 //
 // In this order: repetition penalty (logits of tokens in the row's history: positive ones divided,
-// negative ones multiplied), temperature (0: the largest logit, lowest id at a tie, nothing else
-// applied), top-k, top-p (the smallest set of most probable tokens with at least that mass), min-p
-// (tokens below min_p times the largest probability are dropped), then one draw by counter:
-// Philox(seed, row's stream)(position).
+// negative ones multiplied, once a token), temperature (0: the largest logit, lowest id at a tie, and
+// none of the following), top-k (lowest ids at a tie), top-p (the smallest set of most probable tokens
+// with at least that share of what top-k left), min-p (tokens below min_p times the largest probability
+// are dropped), then one draw by counter: Philox(seed, row's stream)(position).
 //
-//   logits (B, V) float32; ids at or above `valid` (vocabulary padding) are never chosen
+//   logits (B, V) float32; ids at or above `valid` (vocabulary padding) are never chosen. -inf: never
+//   chosen; NaN, +inf, or nothing but -inf: an error that names the row
 //   result: B tokens with log-probabilities of the chosen token under softmax(logits) over valid ids,
 //   before penalty and temperature.
+//
+// A row's result depends on that row alone. The full vocabulary is never sorted: a histogram tells which
+// tokens can be among the chosen ones.
 #pragma once
 #include <span>
 #include <vector>

@@ -1,0 +1,172 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "krait/base/threads.h"
+#include "krait/ops/sampler/kernels.h"
+#include "krait/ops/sampler/sampler.h"
+
+namespace krait::ops {
+
+namespace {
+
+void check(const Tensor& logits, int64_t valid, const SamplerOptions& o, size_t rows) {
+  require(logits.rank() == 2 && logits.dtype == DType::f32 && logits.row_strided(),
+          "[sampler] logits: expected float32 (B, V), got {} {}", name_of(logits.dtype), logits.shape);
+  require(valid > 0 && valid <= logits.size(1), "[sampler] valid: expected 1 to V={}, got {}", logits.size(1), valid);
+  require(static_cast<int64_t>(rows) == logits.size(0), "[sampler] rows: expected B={}, got {}", logits.size(0), rows);
+  require(o.temperature >= 0 && std::isfinite(o.temperature), "[sampler] temperature: expected 0 or more, got {}",
+          o.temperature);
+  require(o.top_k >= 0, "[sampler] top_k: expected 0 (all) or more, got {}", o.top_k);
+  require(o.top_p > 0 && o.top_p <= 1, "[sampler] top_p: expected above 0, at most 1, got {}", o.top_p);
+  require(o.min_p >= 0 && o.min_p <= 1, "[sampler] min_p: expected 0 to 1, got {}", o.min_p);
+  require(o.repetition_penalty > 0 && std::isfinite(o.repetition_penalty),
+          "[sampler] repetition_penalty: expected above 0, got {}", o.repetition_penalty);
+}
+
+// One row while it is sampled. Arrays of `valid` elements.
+struct Row {
+  const SamplerOptions& o;
+  const SamplerKernels& k;
+  int64_t valid;
+  const float* logits;  // after the penalty
+  float* weights;       // exp((logit - largest) / temperature): not normalised probabilities
+  int32_t* ids;         // candidates
+
+  // Below a temperature of 1e-6 only ties with the largest logit are left anyway.
+  float sharpness() const { return 1 / std::max(o.temperature, 1e-6f); }
+
+  bool more_probable(int32_t a, int32_t b) const {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  }
+
+  // Fills ids with a set that holds all tokens that top-k and top-p can leave; returns its size. Tokens
+  // are counted and weighed by their distance from the largest logit; a bin is wanted whole or not at all.
+  int64_t candidates(float most, double total) const {
+    constexpr int kBins = 512;
+    constexpr float kBinsPerNat = 16;
+    const float scale = kBinsPerNat * sharpness();
+    const auto bin = [&](int32_t id) {
+      const float x = (most - logits[id]) * scale;
+      return x < kBins - 1 ? static_cast<int>(x) : kBins - 1;
+    };
+    std::array<int64_t, kBins> count{};
+    std::array<double, kBins> weight{};
+    for (int32_t i = 0; i < valid; ++i) {
+      const auto b = static_cast<size_t>(bin(i));
+      ++count[b];
+      weight[b] += static_cast<double>(weights[i]);
+    }
+    int last = 0;
+    int64_t counted = 0;
+    double weighed = 0;
+    for (; last < kBins - 1; ++last) {
+      counted += count[static_cast<size_t>(last)];
+      weighed += weight[static_cast<size_t>(last)];
+      if (o.top_k > 0 && counted >= o.top_k) break;
+      // The share is one of what top-k left, so it can only cut here where there is no top-k. Sums are
+      // rounded: a little more than the share is surely enough.
+      if (o.top_k == 0 && weighed > static_cast<double>(o.top_p) * total * (1 + 1e-9)) break;
+    }
+    int64_t n = 0;
+    for (int32_t i = 0; i < valid; ++i)
+      if (bin(i) <= last) ids[n++] = i;
+    return n;
+  }
+
+  // Applies top-k, top-p and min-p; returns how many ids are left.
+  int64_t choose(float most, double total) const {
+    if (o.top_k == 0 && o.top_p == 1) {
+      int64_t n = 0;
+      for (int32_t i = 0; i < valid; ++i)
+        if (weights[i] >= o.min_p) ids[n++] = i;
+      return n;
+    }
+    int64_t n = candidates(most, total);
+    const auto before = [&](int32_t a, int32_t b) { return more_probable(a, b); };
+    if (o.top_k > 0 && o.top_k < n) {
+      std::nth_element(ids, ids + o.top_k, ids + n, before);
+      n = o.top_k;
+    }
+    if (o.top_p < 1) {
+      std::sort(ids, ids + n, before);
+      double all = 0;
+      if (o.top_k > 0) {
+        for (int64_t i = 0; i < n; ++i) all += static_cast<double>(weights[ids[i]]);
+      } else {
+        all = total;
+      }
+      double sum = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        sum += static_cast<double>(weights[ids[i]]);
+        if (sum >= static_cast<double>(o.top_p) * all) n = i + 1;  // ends the loop
+      }
+    }
+    n = std::partition(ids, ids + n, [&](int32_t id) { return weights[id] >= o.min_p; }) - ids;
+    std::sort(ids, ids + n);  // the order of the draw, whatever was left out
+    return n;
+  }
+
+  int32_t draw(double u) const {
+    const float most = k.largest(logits, valid);
+    if (o.temperature == 0) return static_cast<int32_t>(std::find(logits, logits + valid, most) - logits);
+    const double total = k.sum_of_exp(logits, valid, most, sharpness(), weights);
+    const int64_t n = choose(most, total);
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(weights[ids[i]]);
+    double left = u * sum;
+    int32_t chosen = ids[0];
+    for (int64_t i = 0; i < n; ++i) {
+      const double w = static_cast<double>(weights[ids[i]]);
+      if (w == 0) continue;
+      chosen = ids[i];
+      if (left < w) break;
+      left -= w;
+    }
+    return chosen;
+  }
+};
+
+}  // namespace
+
+std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
+                            std::span<const SampleRow> rows) {
+  check(logits, valid, o, rows.size());
+  const int64_t B = logits.size(0);
+  std::vector<Sampled> result(static_cast<size_t>(B));
+  c.cost("sampler", static_cast<double>(logits.bytes()), 0);
+  Scratch scratch(c);
+  const Tensor penalised = c.scratch({B, valid}, DType::f32), weights = c.scratch({B, valid}, DType::f32),
+               ids = c.scratch({B, valid}, DType::i32);
+  if (c.planning()) return result;
+
+  const SamplerKernels& k = KRAIT_PICK_ISA(sampler_kernels);
+  parallel_for(B, [&](int64_t b) {
+    const SampleRow& in = rows[static_cast<size_t>(b)];
+    const float* const row = logits.as<float>() + b * logits.row_stride();
+    const float most = k.largest(row, valid);
+    require(std::isfinite(most), "[sampler] logits: row {} holds {}", b,
+            std::isnan(most) ? "NaN" : most > 0 ? "+inf" : "nothing but -inf");
+    Row r{o, k, valid, row, weights.as<float>() + b * valid, ids.as<int32_t>() + b * valid};
+    if (o.repetition_penalty != 1) {
+      float* const changed = penalised.as<float>() + b * valid;
+      std::memcpy(changed, row, static_cast<size_t>(valid) * sizeof(float));
+      for (const int32_t id : in.history) {
+        if (id < 0 || id >= valid || !std::isfinite(row[id])) continue;
+        const float x = row[id] > 0 ? row[id] / o.repetition_penalty : row[id] * o.repetition_penalty;
+        constexpr float kMost = std::numeric_limits<float>::max();
+        changed[id] = std::clamp(x, -kMost, kMost);
+      }
+      r.logits = changed;
+    }
+    Sampled& out = result[static_cast<size_t>(b)];
+    out.token = r.draw(Philox{o.seed, in.stream}.uniform_double(in.position));
+    const double log_total = static_cast<double>(most) + std::log(k.sum_of_exp(row, valid, most, 1, nullptr));
+    out.logprob = static_cast<float>(static_cast<double>(row[out.token]) - log_total);
+  });
+  return result;
+}
+
+}  // namespace krait::ops
