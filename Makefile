@@ -33,10 +33,12 @@ lint:
 	@tools/install-deps lint
 	tools/lint
 
+# Every parser: its tests under the sanitizers, then its fuzz target for a while.
 fuzz:
-	@tools/install-deps build fuzz
+	@tools/install-deps build test fuzz
 	cmake --preset fuzz
-	cmake --build build-fuzz -j $(JOBS)
+	cmake --build build-fuzz -j $(JOBS) --target fuzzers io_test
+	build-fuzz/io_test --gtest_brief=1
 	tools/fuzz build-fuzz $(FUZZ_SECONDS)
 
 asan tsan:

@@ -12,15 +12,19 @@ target_compile_features(libkrait INTERFACE cxx_std_20)
 # Public headers show fmt and OpenMP; everything else is used inside only.
 target_link_libraries(libkrait PUBLIC fmt::fmt OpenMP::OpenMP_CXX
   PRIVATE spdlog::spdlog dnnl pcre2 ZLIB::ZLIB)
-target_include_directories(libkrait INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+get_property(layers GLOBAL PROPERTY KRAIT_LAYERS)
+list(REMOVE_ITEM layers cli)
+set(gates ${layers})
+list(TRANSFORM gates PREPEND ${CMAKE_BINARY_DIR}/layers/)
+target_include_directories(libkrait INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
+  "$<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include;${gates}>")
+add_library(Krait::krait ALIAS libkrait)
 
 install(TARGETS libkrait EXPORT KraitTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 if(TARGET krait)
   install(TARGETS krait RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 install(DIRECTORY include/krait DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-get_property(layers GLOBAL PROPERTY KRAIT_LAYERS)
-list(REMOVE_ITEM layers cli)
 foreach(layer ${layers})
   install(DIRECTORY src/${layer} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/krait
     FILES_MATCHING PATTERN "*.h")

@@ -36,7 +36,8 @@ struct Input {
 // owned by the test with sentinels on both sides, checked at the end of its life.
 class TestContext {
  public:
-  explicit TestContext(bool record = false, size_t arena_bytes = size_t{16} << 20) : arena(arena_bytes) {
+  explicit TestContext(bool record = false, size_t arena_bytes = size_t{16} << 20)
+      : arena(arena_bytes) {
     base_ = static_cast<std::byte*>(arena.take_low(0));
     refill();
     c.arena = &arena;
@@ -101,7 +102,8 @@ class TestContext {
   //.
   void expect_sentinels() const {
     for (const Block& b : blocks_) {
-      for (const std::byte* p = b.memory.get(); p < b.begin; ++p) ASSERT_EQ(*p, std::byte{kGuardByte}) << "before";
+      for (const std::byte* p = b.memory.get(); p < b.begin; ++p)
+        ASSERT_EQ(*p, std::byte{kGuardByte}) << "before";
       for (const std::byte* p = b.begin + b.size; p < b.memory.get() + b.size + 3 * kGuard; ++p)
         ASSERT_EQ(*p, std::byte{kGuardByte}) << "after";
     }
@@ -174,36 +176,43 @@ inline double max_abs_error(const Values& a, const Values& b) {
 }
 
 // Half a unit in the last place of a value of size one: the error of rounding to this dtype.
-inline double rounding(DType t) { return t == DType::bf16 ? 0x1p-8 : t == DType::f16 ? 0x1p-11 : 0x1p-24; }
+inline double rounding(DType t) {
+  return t == DType::bf16 ? 0x1p-8 : t == DType::f16 ? 0x1p-11 : 0x1p-24;
+}
 
 // The house bound: the largest error is at most twice that of `plain`, a naive run of the same formula
 // in float32, plus one rounding of the largest value to the dtype of the result (a lucky plain run, or
 // one value, can be exact; a bfloat16 result is rounded once more than `plain`).
-inline void expect_within_twice_plain(const Values& got, const Values& exact, const Values& plain, DType dtype,
-                                      const std::string& what) {
+inline void expect_within_twice_plain(const Values& got, const Values& exact, const Values& plain,
+                                      DType dtype, const std::string& what) {
   const double bound = 2 * max_abs_error(plain, exact) + 2 * rounding(dtype) * max_abs(exact);
   EXPECT_LE(max_abs_error(got, exact), bound)
-      << what << ": error of the plain float32 run " << max_abs_error(plain, exact) << ", largest value "
-      << max_abs(exact);
+      << what << ": error of the plain float32 run " << max_abs_error(plain, exact)
+      << ", largest value " << max_abs(exact);
 }
 
-inline void expect_relative(const Values& got, const Values& exact, double tolerance, const std::string& what) {
-  EXPECT_LE(max_abs_error(got, exact), tolerance * max_abs(exact)) << what << ", largest value " << max_abs(exact);
+inline void expect_relative(const Values& got, const Values& exact, double tolerance,
+                            const std::string& what) {
+  EXPECT_LE(max_abs_error(got, exact), tolerance * max_abs(exact))
+      << what << ", largest value " << max_abs(exact);
 }
 
 inline void expect_same_bits(const Tensor& a, const Tensor& b, const std::string& what) {
   ASSERT_TRUE(a.contiguous() && b.contiguous() && a.dtype == b.dtype && a.shape == b.shape) << what;
-  EXPECT_TRUE(a.bytes() == 0 || std::memcmp(a.data, b.data, a.bytes()) == 0) << what << ": bits differ";
+  EXPECT_TRUE(a.bytes() == 0 || std::memcmp(a.data, b.data, a.bytes()) == 0)
+      << what << ": bits differ";
 }
 
 inline void expect_same_bits(const Values& a, const Values& b, const std::string& what) {
   ASSERT_EQ(a.size(), b.size()) << what;
-  EXPECT_TRUE(a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0) << what << ": bits differ";
+  EXPECT_TRUE(a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0)
+      << what << ": bits differ";
 }
 
 // d f / d x_i by the complex step (Squire and Trapp 1998): Im f(x + ih e_i) / h, exact to rounding.
 // f must be analytic code on complex numbers: no abs, conj or comparison other than of real parts.
-inline Values complex_step_gradient(const std::function<Complex(const ComplexValues&)>& f, const Values& x) {
+inline Values complex_step_gradient(const std::function<Complex(const ComplexValues&)>& f,
+                                    const Values& x) {
   constexpr double h = 1e-100;
   ComplexValues z = to_complex(x);
   Values gradient(x.size());
@@ -216,8 +225,8 @@ inline Values complex_step_gradient(const std::function<Complex(const ComplexVal
 }
 
 // The derivative of f along `direction`, in one run: for inputs too large to step through one by one.
-inline double complex_step_directional(const std::function<Complex(const ComplexValues&)>& f, const Values& x,
-                                       const Values& direction) {
+inline double complex_step_directional(const std::function<Complex(const ComplexValues&)>& f,
+                                       const Values& x, const Values& direction) {
   constexpr double h = 1e-100;
   ComplexValues z(x.size());
   for (size_t i = 0; i < x.size(); ++i) z[i] = {x[i], h * direction[i]};
