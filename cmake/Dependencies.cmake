@@ -8,6 +8,7 @@ find_package(ZLIB REQUIRED)
 find_package(PkgConfig REQUIRED)
 find_package(CLI11 REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(TOMLPP REQUIRED IMPORTED_TARGET tomlplusplus)
 
 add_library(dnnl INTERFACE)
@@ -15,6 +16,8 @@ target_link_libraries(dnnl INTERFACE DNNL::dnnl)
 add_library(hwy INTERFACE) # header only: static dispatch, no library code is called
 add_library(pcre2 INTERFACE)
 target_link_libraries(pcre2 INTERFACE PkgConfig::PCRE2)
+add_library(utf8proc INTERFACE)
+target_link_libraries(utf8proc INTERFACE PkgConfig::UTF8PROC)
 add_library(tomlplusplus INTERFACE)
 target_link_libraries(tomlplusplus INTERFACE PkgConfig::TOMLPP)
 
