@@ -1,0 +1,61 @@
+// What the tests over golden cases of single operations share: the variants of a case and their tensors.
+#pragma once
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "krait/io/json.h"
+#include "krait/io/safetensors.h"
+#include "krait/testing/files.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::testing {
+
+// One variant of an operation: <variant>.in.* float32, .out.*, .cotangent.*, .grad.*.
+struct GoldenVariant {
+  std::string name;
+  Json options;    // of case.json
+  Json tolerance;  // largest errors of the foreign float32 run
+  TensorFile file;
+
+  const Tensor* find(const std::string& what) const { return file.find(name + "." + what); }
+  const Tensor& at(const std::string& what) const { return file.at(name + "." + what); }
+  // Ours may be up to 4 times as far off as the foreign float32 run, and one rounding where that was exact.
+  double bound(const std::string& quantity, const Values& exact) const {
+    return 4 * tolerance.at(quantity + "_f32_max_abs_err").get<double>() + rounding(DType::f32) * max_abs(exact);
+  }
+};
+
+// All variants of all cases of this system under the folder of golden files.
+inline std::vector<GoldenVariant> golden_variants(const std::filesystem::path& folder, const std::string& system) {
+  std::vector<GoldenVariant> found;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (!std::filesystem::exists(entry.path() / "case.json")) continue;
+    const Json about = read_json(entry.path() / "case.json");
+    if (about.value("system", "") != system || !about.contains("variants")) continue;
+    const TensorFile file = read_safetensors(entry.path() / "case.safetensors");
+    for (const auto& [name, options] : about.at("variants").items())
+      found.push_back({name, options, about.at("tolerance").at(name), file});
+  }
+  return found;
+}
+
+// A contiguous float32 tensor of the context with the two last axes of a (B, E, L) tensor swapped.
+inline Tensor swapped(TestContext& test, const Tensor& t) {
+  const int64_t B = t.size(0), E = t.size(1), L = t.size(2);
+  const Tensor out = test.tensor({B, L, E}, DType::f32);
+  for (int64_t i = 0; i < out.numel(); ++i) {
+    const int64_t e = i % E, l = i / E % L, b = i / (E * L);
+    set(out, i, get(t, (b * E + e) * L + l));
+  }
+  return out;
+}
+
+// A float32 copy in the context.
+inline Tensor copied(TestContext& test, const Tensor& t) {
+  const Tensor out = test.tensor(t.shape, DType::f32);
+  copy_host(t, out);
+  return out;
+}
+
+}  // namespace krait::testing
