@@ -55,7 +55,7 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
     const Philox rng_now = std::exchange(b.rng, rng);
     const Tensors again = body(b);
     b.rng = rng_now;
-    for (size_t i = 0; i < results.size(); ++i) b.tape->share_grad(results[i], again[i]);
+    for (size_t i = 0; i < results.size(); ++i) b.tape->share_grad(b, results[i], again[i]);
     for (const Tensor& t : inputs) b.tape->reserve_grad(b, t);
     const size_t high = b.arena->high();
     b.tape->backward(b, nodes);

@@ -67,12 +67,17 @@ GradTarget Tape::grad_into(Context& c, const Tensor& t) {
   return {matching_view(*t.var, t), add};
 }
 
-void Tape::share_grad(const Tensor& from, const Tensor& to) {
+void Tape::share_grad(Context& c, const Tensor& from, const Tensor& to) {
   if (!to.var || !from.var || !from.var->storage().written) return;
   Var& source = from.var->storage();
   Var& target = to.var->storage();
-  require(!target.grad, "Tape::share_grad: the target has a gradient already");
-  target.grad = source.grad.reshape(target.whole.shape);
+  require(!target.written, "Tape::share_grad: the target has a gradient already");
+  const Tensor shared = source.grad.reshape(target.whole.shape);
+  if (target.grad) {
+    copy(c, shared, target.grad);
+  } else {
+    target.grad = shared;
+  }
   target.written = true;
 }
 

@@ -76,8 +76,9 @@ class Tape {
   // Allocates the slot's storage without writing it, so that it outlives what comes after.
   void reserve_grad(Context& c, const Tensor& t);
 
-  // From now on the gradient of `to`, which has none yet, is that of `from`.
-  void share_grad(const Tensor& from, const Tensor& to);
+  // From now on the gradient of `to`, which has none yet, is that of `from`: the same memory, or a copy
+  // where memory for it was taken already (reserve_grad).
+  void share_grad(Context& c, const Tensor& from, const Tensor& to);
 
   // Seeds the gradient of `loss` with `value` in every element.
   void seed(Context& c, const Tensor& loss, float value = 1.0f);

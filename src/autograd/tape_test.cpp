@@ -1,0 +1,370 @@
+#include "krait/autograd/tape.h"
+
+#include <gtest/gtest.h>
+
+#include "krait/autograd/plan.h"
+#include "krait/autograd/segment.h"
+#include "krait/tensor/memory.h"
+#include "krait/testing/files.h"
+#include "krait/testing/op_test.h"
+
+namespace krait {
+namespace {
+
+using namespace krait::testing;
+
+// Three ops of the simplest kind.
+
+// y = w x² with a scalar w (a parameter)
+Tensor scaled_square(Context& c, const Tensor& x, const Tensor& w) {
+  Tensor y = c.alloc(x.shape, DType::f32);
+  if (!c.planning())
+    for (int64_t i = 0; i < x.numel(); ++i) set(y, i, get(w, 0) * get(x, i) * get(x, i));
+  if (c.tape && needs_grad({x, w})) {
+    c.tape->watch(y);
+    c.tape->record([=](Context& b) {
+      const Tensor dy = b.tape->grad(y);
+      if (!dy) return;
+      const auto [dx, add_x] = b.tape->grad_into(b, x);
+      const auto [dw, add_w] = b.tape->grad_into(b, w);
+      const Scratch scratch(b);
+      const Tensor product = b.scratch(x.shape, DType::f32);  // x dy
+      if (b.planning()) return;
+      double sum = 0;
+      for (int64_t i = 0; i < x.numel(); ++i) {
+        set(product, i, get(x, i) * get(dy, i));
+        sum += get(product, i) * get(x, i);
+        if (dx) set(dx, i, (add_x ? get(dx, i) : 0.0) + 2 * get(w, 0) * get(product, i));
+      }
+      if (dw) set(dw, 0, (add_w ? get(dw, 0) : 0.0) + sum);
+    });
+  }
+  return y;
+}
+
+// sum = stream + x
+Tensor add_to(Context& c, const Tensor& x, const Tensor& stream) {
+  Tensor sum = c.alloc(x.shape, DType::f32);
+  if (!c.planning())
+    for (int64_t i = 0; i < x.numel(); ++i) set(sum, i, get(x, i) + get(stream, i));
+  if (c.tape && needs_grad({x, stream})) {
+    c.tape->watch_sum(sum, stream);
+    c.tape->record([=](Context& b) {
+      const Tensor dsum = b.tape->grad(sum);
+      b.tape->uncover(sum);
+      if (!dsum) return;
+      const auto [dx, add] = b.tape->grad_into(b, x);
+      if (!dx || b.planning()) return;
+      for (int64_t i = 0; i < x.numel(); ++i) set(dx, i, (add ? get(dx, i) : 0.0) + get(dsum, i));
+    });
+  }
+  return sum;
+}
+
+// y = x times a random number of each call
+Tensor shaken(Context& c, const Tensor& x) {
+  const double factor = Philox{c.rng.seed, c.rng.stream++}.uniform(0);
+  Tensor y = c.alloc(x.shape, DType::f32);
+  if (!c.planning())
+    for (int64_t i = 0; i < x.numel(); ++i) set(y, i, get(x, i) * factor);
+  if (c.tape && x.var) {
+    c.tape->watch(y);
+    c.tape->record([=](Context& b) {
+      const Tensor dy = b.tape->grad(y);
+      if (!dy) return;
+      const auto [dx, add] = b.tape->grad_into(b, x);
+      if (b.planning()) return;
+      for (int64_t i = 0; i < x.numel(); ++i) set(dx, i, (add ? get(dx, i) : 0.0) + factor * get(dy, i));
+    });
+  }
+  return y;
+}
+
+// A scalar parameter with memory and a slot of its own.
+struct Parameter {
+  float value, gradient = std::nanf("");
+  Var var;
+  Tensor tensor;
+  explicit Parameter(float v) : value(v) {
+    tensor = Tensor(&value, DType::f32, {1});
+    var.whole = tensor;
+    var.grad = Tensor(&gradient, DType::f32, {1});
+    tensor.var = &var;
+  }
+};
+
+TEST(Tape, ChainRule) {
+  TestContext t(true);
+  const Tensor x = t.from({1, 2, -3}, {3}, DType::f32), one = t.from({1}, {1}, DType::f32, false);
+  t.seed_grad(scaled_square(t.c, scaled_square(t.c, x, one), one), {1, 1, 1});
+  t.tape.backward(t.c);
+  EXPECT_EQ(to_double(t.tape.grad(x)), (Values{4, 32, -108}));
+  EXPECT_EQ(t.tape.size(), 0u);
+}
+
+TEST(Tape, UsedTwiceAddsUp) {
+  TestContext t(true);
+  const Tensor x = t.from({3}, {1}, DType::f32), w = t.from({5}, {1}, DType::f32);
+  const Tensor a = scaled_square(t.c, x, w), b = scaled_square(t.c, x, w);
+  t.tape.seed(t.c, a);
+  t.tape.seed(t.c, b, 10.0f);
+  t.tape.backward(t.c);
+  EXPECT_EQ(get(t.tape.grad(x), 0), 11 * 2 * 5 * 3);
+  EXPECT_EQ(get(t.tape.grad(w), 0), 11 * 9);
+}
+
+TEST(Tape, UnusedResultsCostNothing) {
+  TestContext t(true);
+  const Tensor x = t.from({3}, {1}, DType::f32), w = t.from({5}, {1}, DType::f32, false);
+  const Tensor unused = scaled_square(t.c, x, w), y = scaled_square(t.c, x, w);
+  t.tape.seed(t.c, y);
+  t.tape.backward(t.c);
+  EXPECT_FALSE(t.tape.grad(unused));
+  EXPECT_EQ(get(t.tape.grad(x), 0), 30);
+  EXPECT_FALSE(t.tape.grad(w));
+  EXPECT_FALSE(t.tape.grad_into(t.c, w).grad);
+}
+
+TEST(Tape, OnlyWhatDependsOnAVariableIsOne) {
+  TestContext t(true);
+  const Tensor x = t.from({3}, {1}, DType::f32, false), w = t.from({5}, {1}, DType::f32, false);
+  const Tensor y = scaled_square(t.c, x, w);
+  EXPECT_EQ(y.var, nullptr);
+  EXPECT_EQ(t.tape.size(), 0u);
+  EXPECT_EQ(error_of([&] { t.tape.seed(t.c, y); }), "Tape::seed: the tensor does not depend on any variable");
+}
+
+// The first to write part of a slot clears the rest; the memory was NaN.
+TEST(Tape, PartialViewsFillWithZero) {
+  TestContext t(true);
+  const Tensor x = t.from({1, 2, 3, 4, 5, 6}, {2, 3}, DType::f32), one = t.from({1}, {1}, DType::f32, false);
+  t.tape.seed(t.c, scaled_square(t.c, x.slice(1, 1, 2), one));
+  t.tape.backward(t.c);
+  EXPECT_EQ(to_double(t.tape.grad(x)), (Values{0, 4, 0, 0, 10, 0}));
+  EXPECT_EQ(to_double(t.tape.grad(x.slice(1, 1, 3))), (Values{4, 0, 10, 0}));
+  const GradTarget other = t.tape.grad_into(t.c, x.select(0, 0));
+  EXPECT_TRUE(other.add);
+  EXPECT_EQ(to_double(other.grad), (Values{0, 4, 0}));
+}
+
+TEST(Tape, WholeViewsOverwrite) {
+  TestContext t(true);
+  const Tensor x = t.from({1, 2}, {2}, DType::f32);
+  EXPECT_FALSE(t.tape.grad_into(t.c, x.reshape({2, 1})).add);
+  EXPECT_TRUE(t.tape.grad_into(t.c, x).add);
+}
+
+TEST(Tape, GradientsHaveTheDtypeOfTheSlot) {
+  TestContext t(true);
+  Tensor x = t.from({1, 2}, {2}, DType::bf16), w = t.from({1, 2}, {2}, DType::bf16);
+  w.var->grad_dtype = DType::f32;  // as parameters have it
+  EXPECT_EQ(t.tape.grad_into(t.c, x).grad.dtype, DType::bf16);
+  const Tensor part = t.tape.grad_into(t.c, w.slice(0, 1, 2)).grad;
+  EXPECT_EQ(part.dtype, DType::f32);
+  EXPECT_EQ(part.data, static_cast<float*>(w.var->grad.data) + 1);
+}
+
+TEST(Tape, RefusesGradientsInsideAScratch) {
+  TestContext t(true);
+  const Tensor x = t.from({1}, {1}, DType::f32);
+  const Scratch s(t.c);
+  EXPECT_EQ(error_of([&] { t.tape.grad_into(t.c, x); }), "Tape: a gradient is first asked for inside a Scratch");
+}
+
+// x -> s1 = s0 + a x², s2 = s1 + b s1²: one buffer for the gradients of s0, s1, s2.
+TEST(Tape, ResidualStreamHasOneGradient) {
+  TestContext t(true);
+  const Tensor s0 = t.from({3}, {1}, DType::f32), x = t.from({2}, {1}, DType::f32);
+  const Tensor a = t.from({5}, {1}, DType::f32), b = t.from({7}, {1}, DType::f32);
+  const Tensor s1 = add_to(t.c, scaled_square(t.c, x, a), s0);
+  const Tensor s2 = add_to(t.c, scaled_square(t.c, s1, b), s1);
+  EXPECT_EQ(&s2.var->storage(), s0.var);
+  t.tape.seed(t.c, s2);
+  t.tape.backward(t.c);
+  const double ds1 = 1 + 2 * 7 * 23.0;
+  EXPECT_EQ(get(t.tape.grad(s0), 0), ds1);
+  EXPECT_EQ(get(t.tape.grad(x), 0), ds1 * 2 * 5 * 2);
+  EXPECT_EQ(get(t.tape.grad(a), 0), ds1 * 4);
+  EXPECT_EQ(get(t.tape.grad(b), 0), 23 * 23);
+}
+
+TEST(Tape, RefusesUseOfTheStreamAfterItsSum) {
+  TestContext t(true);
+  const Tensor s = t.from({3}, {1}, DType::f32), x = t.from({2}, {1}, DType::f32), one = t.from({1}, {1}, DType::f32);
+  const Tensor sum = add_to(t.c, x, s);
+  const Tensor late = scaled_square(t.c, s, one);
+  t.tape.seed(t.c, sum);
+  t.tape.seed(t.c, late);
+  EXPECT_EQ(error_of([&] { t.tape.backward(t.c); }), "a residual stream was used after something was added to it");
+}
+
+TEST(Tape, SumOverAPartIsRefused) {
+  TestContext t(true);
+  const Tensor s = t.from({3, 4}, {2}, DType::f32), x = t.from({2}, {1}, DType::f32);
+  EXPECT_EQ(error_of([&] { add_to(t.c, x, s.slice(0, 0, 1)); }),
+            "Tape::watch_sum: a residual stream is added to as a whole");
+}
+
+TEST(Tape, ShareGradTakesTheGradientOver) {
+  TestContext t(true);
+  const Tensor a = t.from({1, 2}, {2}, DType::f32), b = t.from({1, 2}, {2, 1}, DType::f32);
+  t.tape.share_grad(t.c, a, b);  // nothing there yet
+  EXPECT_FALSE(t.tape.grad(b));
+  t.seed_grad(a, {5, 6});
+  t.tape.share_grad(t.c, a, b);
+  EXPECT_EQ(to_double(t.tape.grad(b)), (Values{5, 6}));
+  EXPECT_EQ(t.tape.grad(b).shape, (Shape{2, 1}));
+  EXPECT_EQ(error_of([&] { t.tape.share_grad(t.c, a, b); }), "Tape::share_grad: the target has a gradient already");
+  const Tensor reserved = t.from({1, 2}, {2}, DType::f32);
+  t.tape.reserve_grad(t.c, reserved);
+  void* const memory = reserved.var->grad.data;
+  t.tape.share_grad(t.c, a, reserved);
+  EXPECT_EQ(to_double(t.tape.grad(reserved)), (Values{5, 6}));
+  EXPECT_EQ(t.tape.grad(reserved).data, memory);
+}
+
+TEST(Tape, ParametersKeepTheirGradientAfterReset) {
+  Parameter w(5);
+  for (int step = 1; step <= 2; ++step) {
+    TestContext t(true);
+    t.tape.seed(t.c, scaled_square(t.c, t.from({3}, {1}, DType::f32), w.tensor));
+    t.tape.backward(t.c);
+    t.tape.reset();
+    EXPECT_EQ(w.gradient, 9.0f * static_cast<float>(step)) << "two steps accumulate";
+  }
+}
+
+// A stack of layers h <- h + shake(w shake(h)²) as segments, the way models are made.
+constexpr int64_t kWidth = 32;
+
+struct Stack {
+  std::vector<Parameter> weights;
+  TestContext test;  // of the input only: segments give memory back, which it would take for overruns
+  Arena arena{1 << 20};
+  Tape tape;
+  Context c;
+  Tensor start, end;
+
+  Stack(bool record, bool recompute, int layers = 3, bool nested = false) {
+    std::memset(arena.take_low(0), 0xFF, 1 << 20);
+    c.arena = &arena;
+    c.rng = {3, 0};
+    if (record) c.tape = &tape;
+    weights.reserve(static_cast<size_t>(layers));
+    for (int i = 0; i < layers; ++i) weights.emplace_back(0.1f * static_cast<float>(i + 1));
+    start = test.random({kWidth}, DType::f32, 1);
+    if (record) tape.watch(start);
+    const auto run = [this, recompute](Context& outer, Tensor h) {
+      for (Parameter& p : weights) {
+        const auto layer = [&p, h](Context& inner) -> Tensors {
+          return {add_to(inner, shaken(inner, scaled_square(inner, shaken(inner, h), p.tensor)), h)};
+        };
+        h = segment(outer, {h}, layer, {.recompute = recompute})[0];
+      }
+      return h;
+    };
+    const auto all = [run, first = start](Context& inner) { return Tensors{run(inner, first)}; };
+    end = nested ? segment(c, {start}, all, {.recompute = recompute})[0] : run(c, start);
+  }
+  void backward() {
+    const GradTarget g = tape.grad_into(c, end);
+    const Values cotangent = random_values(kWidth, 11);
+    for (int64_t i = 0; i < kWidth; ++i) set(g.grad, i, cotangent[static_cast<size_t>(i)]);
+    tape.backward(c);
+  }
+  Values gradients() {
+    Values all = to_double(tape.grad(start));
+    for (const Parameter& p : weights) all.push_back(p.gradient);
+    return all;
+  }
+};
+
+TEST(Segment, RecomputeGivesTheSameBits) {
+  Stack kept(true, false), again(true, true), inference(false, false);
+  expect_same_bits(to_double(kept.end), to_double(again.end), "results");
+  expect_same_bits(to_double(kept.end), to_double(inference.end), "inference");
+  kept.backward();
+  again.backward();
+  expect_same_bits(kept.gradients(), again.gradients(), "gradients");
+  EXPECT_GT(max_abs(kept.gradients()), 0);
+  EXPECT_EQ(kept.c.rng.stream, again.c.rng.stream) << "recomputing drew new numbers";
+}
+
+TEST(Segment, NestedGivesTheSameBits) {
+  Stack plain(true, false);
+  plain.backward();
+  for (bool recompute : {false, true}) {
+    Stack nested(true, recompute, 3, true);
+    nested.backward();
+    expect_same_bits(nested.gradients(), plain.gradients(), recompute ? "recompute" : "kept");
+  }
+}
+
+TEST(Segment, InferenceKeepsTheResultsAlone) {
+  const Stack s(false, false);
+  EXPECT_EQ(s.arena.low(), 3 * kWidth * sizeof(float));
+  EXPECT_EQ(s.arena.high(), 0u);
+}
+
+TEST(Segment, InferenceInPlaceOfTheInput) {
+  TestContext t;
+  const Tensor w = t.from({2}, {1}, DType::f32);
+  Tensor h = t.c.alloc({kWidth}, DType::f32);
+  fill(t.c, h, 0.5f);
+  const size_t low = t.arena.low();
+  for (int layer = 0; layer < 3; ++layer)
+    h = segment(t.c, {h}, [&](Context& c) { return Tensors{scaled_square(c, h, w)}; }, {.replace_from = 0})[0];
+  EXPECT_EQ(t.arena.low(), low);
+  EXPECT_EQ(t.arena.high(), 0u);
+  EXPECT_EQ(get(h, kWidth - 1), 0.5);
+}
+
+TEST(Segment, TrainingGivesItsMemoryBack) {
+  size_t after[2], peaks[2][2];
+  for (bool recompute : {false, true}) {
+    for (int layers : {1, 8}) {
+      Stack s(true, recompute, layers);
+      s.backward();
+      after[layers == 8] = s.arena.high();
+      peaks[recompute][layers == 8] = s.arena.peak();
+    }
+    EXPECT_EQ(after[0], after[1]) << "gradients inside the segments were not given back";
+  }
+  // Kept: four tensors a layer more; recomputed: the result of each.
+  EXPECT_EQ(peaks[0][1] - peaks[0][0], 7 * 4 * kWidth * sizeof(float));
+  EXPECT_EQ(peaks[1][1] - peaks[1][0], 7 * kWidth * sizeof(float));
+}
+
+TEST(Plan, IsExactToTheByte) {
+  for (bool recompute : {false, true}) {
+    Parameter w(0.5f);
+    const auto work = [&](Context& c) {
+      Tensor x = c.alloc({kWidth}, DType::f32);
+      if (!c.planning()) std::fill(x.as<float>(), x.as<float>() + kWidth, 0.5f);
+      c.tape->watch(x);
+      const auto layer = [&, x](Context& inner) -> Tensors {
+        return {scaled_square(inner, scaled_square(inner, x, w.tensor), w.tensor)};
+      };
+      const Tensor y = segment(c, {x}, layer, {.recompute = recompute})[0];
+      c.tape->seed(c, y);
+      c.tape->backward(c);
+    };
+    const size_t bytes = plan(Context{}, true, work).bytes;
+    EXPECT_TRUE(std::isnan(w.gradient)) << "planning wrote to a gradient";
+    w.var.written = false;
+    const auto run = [&](size_t capacity) {
+      Arena arena(capacity);
+      Tape tape;
+      Context c;
+      c.arena = &arena;
+      c.tape = &tape;
+      work(c);
+    };
+    EXPECT_NO_THROW(run(bytes));
+    EXPECT_GT(w.gradient, 0);
+    EXPECT_THROW(run(bytes - 64), Error);
+  }
+}
+
+}  // namespace
+}  // namespace krait
