@@ -1,0 +1,132 @@
+#include "krait/base/file.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <csignal>
+
+#include "krait/testing/files.h"
+
+namespace krait {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::error_of;
+using testing::TempDir;
+
+size_t entries(const fs::path& dir) {
+  size_t n = 0;
+  for ([[maybe_unused]] const auto& e : fs::directory_iterator(dir)) ++n;
+  return n;
+}
+
+// The largest file that this process may write, for the length of a scope: as good as a full disk.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+    ::getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{bytes, before_.rlim_max};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() {
+    ::setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, handler_);
+  }
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+
+ private:
+  rlimit before_{};
+  void (*handler_)(int);
+};
+
+TEST(File, WritesAndReads) {
+  const TempDir dir;
+  const std::string text("a\0b\n", 4);
+  write_file(dir / "f", text);
+  EXPECT_EQ(read_file(dir / "f"), text);
+  const MappedFile map(dir / "f");
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(map.bytes().data()), map.bytes().size()), text);
+  EXPECT_EQ(entries(dir.path()), 1u);
+}
+
+TEST(File, EmptyFile) {
+  const TempDir dir;
+  write_file(dir / "f", "");
+  EXPECT_EQ(read_file(dir / "f"), "");
+  EXPECT_TRUE(MappedFile(dir / "f").bytes().empty());
+}
+
+TEST(File, ErrorsNamePathAndReason) {
+  const TempDir dir;
+  const std::string missing = (dir / "none").string();
+  EXPECT_EQ(error_of([&] { read_file(missing); }), "cannot open " + missing + ": No such file or directory");
+  EXPECT_EQ(error_of([&] { MappedFile m(missing); }), "cannot open " + missing + ": No such file or directory");
+  EXPECT_EQ(error_of([&] { read_file(dir.path()); }), "cannot read " + dir.path().string() + ": not a file");
+  const std::string nowhere = (dir / "none/f").string();
+  EXPECT_EQ(error_of([&] { write_file(nowhere, "x"); }), "cannot write " + nowhere + ": No such file or directory");
+}
+
+TEST(FileWriter, WithoutCommitNothingChanges) {
+  const TempDir dir;
+  write_file(dir / "f", "old");
+  {
+    FileWriter w(dir / "f");
+    w.write("new");
+  }
+  EXPECT_EQ(read_file(dir / "f"), "old");
+  EXPECT_EQ(entries(dir.path()), 1u);
+}
+
+TEST(FileWriter, OldFileStaysWhenTheDiskIsFull) {
+  const TempDir dir;
+  write_file(dir / "f", "old");
+  {
+    const FileSizeLimit limit(1000);
+    FileWriter w(dir / "f");
+    EXPECT_EQ(error_of([&] { w.write(std::string(5000, 'x')); }),
+              "cannot write " + (dir / "f").string() + ": File too large");
+  }
+  EXPECT_EQ(read_file(dir / "f"), "old");
+  EXPECT_EQ(entries(dir.path()), 1u) << "the file beside was left behind";
+}
+
+TEST(FileWriter, CannotReplaceAFolder) {
+  const TempDir dir;
+  fs::create_directory(dir / "f");
+  EXPECT_EQ(error_of([&] { write_file(dir / "f", "x"); }),
+            "cannot replace " + (dir / "f").string() + ": Is a directory");
+  EXPECT_EQ(entries(dir.path()), 1u);
+}
+
+TEST(WriteDirectory, MakesAndReplaces) {
+  const TempDir dir;
+  for (const std::string text : {"one", "two"}) {
+    write_directory(dir / "d", [&](const fs::path& p) { write_file(p / text, text); });
+    EXPECT_EQ(read_file(dir / "d" / text), text);
+    EXPECT_EQ(entries(dir / "d"), 1u) << "files of the older folder are still there";
+  }
+  EXPECT_EQ(entries(dir.path()), 1u);
+}
+
+TEST(WriteDirectory, OldFolderStaysOnAnyError) {
+  const TempDir dir;
+  write_directory(dir / "d", [&](const fs::path& p) { write_file(p / "f", "old"); });
+  EXPECT_EQ(error_of([&] {
+              write_directory(dir / "d", [&](const fs::path& p) {
+                write_file(p / "f", "new");
+                fail("no more");
+              });
+            }),
+            "no more");
+  {
+    const FileSizeLimit limit(1000);
+    EXPECT_THROW(write_directory(dir / "d", [&](const fs::path& p) { write_file(p / "f", std::string(5000, 'x')); }),
+                 Error);
+  }
+  EXPECT_EQ(read_file(dir / "d" / "f"), "old");
+  EXPECT_EQ(entries(dir.path()), 1u);
+}
+
+}  // namespace
+}  // namespace krait
