@@ -74,7 +74,8 @@ Tensor shaken(Context& c, const Tensor& x) {
       if (!dy) return;
       const auto [dx, add] = b.tape->grad_into(b, x);
       if (b.planning()) return;
-      for (int64_t i = 0; i < x.numel(); ++i) set(dx, i, (add ? get(dx, i) : 0.0) + factor * get(dy, i));
+      for (int64_t i = 0; i < x.numel(); ++i)
+        set(dx, i, (add ? get(dx, i) : 0.0) + factor * get(dy, i));
     });
   }
   return y;
@@ -131,13 +132,15 @@ TEST(Tape, OnlyWhatDependsOnAVariableIsOne) {
   const Tensor y = scaled_square(t.c, x, w);
   EXPECT_EQ(y.var, nullptr);
   EXPECT_EQ(t.tape.size(), 0u);
-  EXPECT_EQ(error_of([&] { t.tape.seed(t.c, y); }), "Tape::seed: the tensor does not depend on any variable");
+  EXPECT_EQ(error_of([&] { t.tape.seed(t.c, y); }),
+            "Tape::seed: the tensor does not depend on any variable");
 }
 
 // The first to write part of a slot clears the rest; the memory was NaN.
 TEST(Tape, PartialViewsFillWithZero) {
   TestContext t(true);
-  const Tensor x = t.from({1, 2, 3, 4, 5, 6}, {2, 3}, DType::f32), one = t.from({1}, {1}, DType::f32, false);
+  const Tensor x = t.from({1, 2, 3, 4, 5, 6}, {2, 3}, DType::f32),
+               one = t.from({1}, {1}, DType::f32, false);
   t.tape.seed(t.c, scaled_square(t.c, x.slice(1, 1, 2), one));
   t.tape.backward(t.c);
   EXPECT_EQ(to_double(t.tape.grad(x)), (Values{0, 4, 0, 0, 10, 0}));
@@ -168,7 +171,8 @@ TEST(Tape, RefusesGradientsInsideAScratch) {
   TestContext t(true);
   const Tensor x = t.from({1}, {1}, DType::f32);
   const Scratch s(t.c);
-  EXPECT_EQ(error_of([&] { t.tape.grad_into(t.c, x); }), "Tape: a gradient is first asked for inside a Scratch");
+  EXPECT_EQ(error_of([&] { t.tape.grad_into(t.c, x); }),
+            "Tape: a gradient is first asked for inside a Scratch");
 }
 
 // x -> s1 = s0 + a x², s2 = s1 + b s1²: one buffer for the gradients of s0, s1, s2.
@@ -190,12 +194,14 @@ TEST(Tape, ResidualStreamHasOneGradient) {
 
 TEST(Tape, RefusesUseOfTheStreamAfterItsSum) {
   TestContext t(true);
-  const Tensor s = t.from({3}, {1}, DType::f32), x = t.from({2}, {1}, DType::f32), one = t.from({1}, {1}, DType::f32);
+  const Tensor s = t.from({3}, {1}, DType::f32), x = t.from({2}, {1}, DType::f32),
+               one = t.from({1}, {1}, DType::f32);
   const Tensor sum = add_to(t.c, x, s);
   const Tensor late = scaled_square(t.c, s, one);
   t.tape.seed(t.c, sum);
   t.tape.seed(t.c, late);
-  EXPECT_EQ(error_of([&] { t.tape.backward(t.c); }), "a residual stream was used after something was added to it");
+  EXPECT_EQ(error_of([&] { t.tape.backward(t.c); }),
+            "a residual stream was used after something was added to it");
 }
 
 TEST(Tape, SumOverAPartIsRefused) {
@@ -214,7 +220,8 @@ TEST(Tape, ShareGradTakesTheGradientOver) {
   t.tape.share_grad(t.c, a, b);
   EXPECT_EQ(to_double(t.tape.grad(b)), (Values{5, 6}));
   EXPECT_EQ(t.tape.grad(b).shape, (Shape{2, 1}));
-  EXPECT_EQ(error_of([&] { t.tape.share_grad(t.c, a, b); }), "Tape::share_grad: the target has a gradient already");
+  EXPECT_EQ(error_of([&] { t.tape.share_grad(t.c, a, b); }),
+            "Tape::share_grad: the target has a gradient already");
   const Tensor reserved = t.from({1, 2}, {2}, DType::f32);
   t.tape.reserve_grad(t.c, reserved);
   void* const memory = reserved.var->grad.data;
@@ -239,7 +246,8 @@ constexpr int64_t kWidth = 32;
 
 struct Stack {
   std::vector<Parameter> weights;
-  TestContext test;  // of the input only: segments give memory back, which it would take for overruns
+  TestContext
+      test;  // of the input only: segments give memory back, which it would take for overruns
   Arena arena{1 << 20};
   Tape tape;
   Context c;
@@ -257,7 +265,8 @@ struct Stack {
     const auto run = [this, recompute](Context& outer, Tensor h) {
       for (Parameter& p : weights) {
         const auto layer = [&p, h](Context& inner) -> Tensors {
-          return {add_to(inner, shaken(inner, scaled_square(inner, shaken(inner, h), p.tensor)), h)};
+          return {
+              add_to(inner, shaken(inner, scaled_square(inner, shaken(inner, h), p.tensor)), h)};
         };
         h = segment(outer, {h}, layer, {.recompute = recompute})[0];
       }
@@ -313,7 +322,8 @@ TEST(Segment, InferenceInPlaceOfTheInput) {
   fill(t.c, h, 0.5f);
   const size_t low = t.arena.low();
   for (int layer = 0; layer < 3; ++layer)
-    h = segment(t.c, {h}, [&](Context& c) { return Tensors{scaled_square(c, h, w)}; }, {.replace_from = 0})[0];
+    h = segment(t.c, {h}, [&](Context& c) { return Tensors{scaled_square(c, h, w)}; },
+                {.replace_from = 0})[0];
   EXPECT_EQ(t.arena.low(), low);
   EXPECT_EQ(t.arena.high(), 0u);
   EXPECT_EQ(get(h, kWidth - 1), 0.5);

@@ -11,11 +11,13 @@ namespace {
 // The value of 16 bits by the definition: sign, exponent, fraction.
 double value_of(uint32_t bits, int exponent_bits, int fraction_bits) {
   const uint32_t exponent_mask = (1u << exponent_bits) - 1;
-  const uint32_t exponent = (bits >> fraction_bits) & exponent_mask, fraction = bits & ((1u << fraction_bits) - 1);
+  const uint32_t exponent = (bits >> fraction_bits) & exponent_mask,
+                 fraction = bits & ((1u << fraction_bits) - 1);
   const int bias = (1 << (exponent_bits - 1)) - 1;
   const double sign = bits >> 15 ? -1 : 1;
   const double part = std::ldexp(fraction, -fraction_bits);
-  if (exponent == exponent_mask) return fraction ? std::nan("") : sign * std::numeric_limits<double>::infinity();
+  if (exponent == exponent_mask)
+    return fraction ? std::nan("") : sign * std::numeric_limits<double>::infinity();
   if (exponent == 0) return sign * std::ldexp(part, 1 - bias);
   return sign * std::ldexp(1 + part, static_cast<int>(exponent) - bias);
 }

@@ -46,7 +46,8 @@ TEST(File, WritesAndReads) {
   write_file(dir / "f", text);
   EXPECT_EQ(read_file(dir / "f"), text);
   const MappedFile map(dir / "f");
-  EXPECT_EQ(std::string(reinterpret_cast<const char*>(map.bytes().data()), map.bytes().size()), text);
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(map.bytes().data()), map.bytes().size()),
+            text);
   EXPECT_EQ(entries(dir.path()), 1u);
 }
 
@@ -60,11 +61,15 @@ TEST(File, EmptyFile) {
 TEST(File, ErrorsNamePathAndReason) {
   const TempDir dir;
   const std::string missing = (dir / "none").string();
-  EXPECT_EQ(error_of([&] { read_file(missing); }), "cannot open " + missing + ": No such file or directory");
-  EXPECT_EQ(error_of([&] { MappedFile m(missing); }), "cannot open " + missing + ": No such file or directory");
-  EXPECT_EQ(error_of([&] { read_file(dir.path()); }), "cannot read " + dir.path().string() + ": not a file");
+  EXPECT_EQ(error_of([&] { read_file(missing); }),
+            "cannot open " + missing + ": No such file or directory");
+  EXPECT_EQ(error_of([&] { MappedFile m(missing); }),
+            "cannot open " + missing + ": No such file or directory");
+  EXPECT_EQ(error_of([&] { read_file(dir.path()); }),
+            "cannot read " + dir.path().string() + ": not a file");
   const std::string nowhere = (dir / "none/f").string();
-  EXPECT_EQ(error_of([&] { write_file(nowhere, "x"); }), "cannot write " + nowhere + ": No such file or directory");
+  EXPECT_EQ(error_of([&] { write_file(nowhere, "x"); }),
+            "cannot write " + nowhere + ": No such file or directory");
 }
 
 TEST(FileWriter, WithoutCommitNothingChanges) {
@@ -121,8 +126,10 @@ TEST(WriteDirectory, OldFolderStaysOnAnyError) {
             "no more");
   {
     const FileSizeLimit limit(1000);
-    EXPECT_THROW(write_directory(dir / "d", [&](const fs::path& p) { write_file(p / "f", std::string(5000, 'x')); }),
-                 Error);
+    EXPECT_THROW(
+        write_directory(dir / "d",
+                        [&](const fs::path& p) { write_file(p / "f", std::string(5000, 'x')); }),
+        Error);
   }
   EXPECT_EQ(read_file(dir / "d" / "f"), "old");
   EXPECT_EQ(entries(dir.path()), 1u);

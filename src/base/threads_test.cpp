@@ -31,7 +31,8 @@ TEST_P(Threads, RangesCoverAllAndDependOnTheGrainAlone) {
     EXPECT_EQ(end - begin, begin == 100 ? 3 : 10);
     for (int64_t i = begin; i < end; ++i) begins[static_cast<size_t>(i)] += begin + 1;
   });
-  for (size_t i = 0; i < begins.size(); ++i) EXPECT_EQ(begins[i], static_cast<int64_t>(i / 10 * 10 + 1));
+  for (size_t i = 0; i < begins.size(); ++i)
+    EXPECT_EQ(begins[i], static_cast<int64_t>(i / 10 * 10 + 1));
 }
 
 TEST_P(Threads, ExceptionsComeOut) {

@@ -39,7 +39,8 @@ TEST(Arena, FullToTheLastByteAndNotOneMore) {
   Arena a(1024);
   a.take_low(512);
   a.take_high(512);
-  EXPECT_EQ(error_of([&] { a.take_low(1); }), "working memory exhausted: 1 bytes wanted, 1024 of 1024 in use");
+  EXPECT_EQ(error_of([&] { a.take_low(1); }),
+            "working memory exhausted: 1 bytes wanted, 1024 of 1024 in use");
   a.set_high(0);
   EXPECT_NO_THROW(a.take_low(512));
   EXPECT_THROW(a.take_high(SIZE_MAX), Error);

@@ -80,16 +80,19 @@ TEST(Tensor, AsChecksTheType) {
 TEST(Tensor, CopyConvertsBetweenAnyTypesAndStrides) {
   std::vector<float> v = counting(24);
   const Tensor strided = Tensor(v.data(), DType::f32, {3, 8}).slice(1, 2, 7);
-  for (DType type : {DType::f64, DType::f32, DType::bf16, DType::f16, DType::i32, DType::i64, DType::u8}) {
+  for (DType type :
+       {DType::f64, DType::f32, DType::bf16, DType::f16, DType::i32, DType::i64, DType::u8}) {
     std::vector<std::byte> memory(15 * size_of(type));
     const Tensor to(memory.data(), type, {3, 5});
     copy_host(strided, to);
     for (int64_t i = 0; i < 15; ++i) EXPECT_EQ(get(to, i), i / 5 * 8 + 2 + i % 5) << name_of(type);
     std::vector<float> back(15);
     copy_host(to, Tensor(back.data(), DType::f32, {3, 5}));
-    for (int64_t i = 0; i < 15; ++i) EXPECT_EQ(back[static_cast<size_t>(i)], get(strided, i)) << name_of(type);
+    for (int64_t i = 0; i < 15; ++i)
+      EXPECT_EQ(back[static_cast<size_t>(i)], get(strided, i)) << name_of(type);
   }
-  EXPECT_EQ(error_of([&] { copy_host(strided, strided.slice(1, 0, 3)); }), "copy: expected shape (3, 3), got (3, 5)");
+  EXPECT_EQ(error_of([&] { copy_host(strided, strided.slice(1, 0, 3)); }),
+            "copy: expected shape (3, 3), got (3, 5)");
 }
 
 TEST(Tensor, OffsetsOf64Bits) {

@@ -92,7 +92,8 @@ TEST(Golden, CausalConv1d) {
 }
 
 TEST(Golden, CausalConv1dRing) {
-  GTEST_SKIP() << "Krait's state is ordered by time, newest last; it has no ring buffer (cache_seqlens)";
+  GTEST_SKIP()
+      << "Krait's state is ordered by time, newest last; it has no ring buffer (cache_seqlens)";
 }
 
 }  // namespace

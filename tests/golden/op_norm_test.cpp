@@ -28,9 +28,12 @@ void run(const GoldenVariant& v) {
   test.seed_grad(r.y, to_double(v.at("cotangent.y")));
   test.seed_grad(r.sum, to_double(v.at("cotangent.residual_after")));
   test.tape.backward(test.c);
-  const std::pair<const char*, Tensor> inputs[] = {{"x", x}, {"weight", w}, {"bias", b}, {"residual", residual}};
+  const std::pair<const char*, Tensor> inputs[] = {
+      {"x", x}, {"weight", w}, {"bias", b}, {"residual", residual}};
   for (const auto& [name, t] : inputs)
-    if (t) expect_relative(to_double(test.tape.grad(t)), to_double(v.at(std::string("grad.") + name)), kGradientTolerance, name);
+    if (t)
+      expect_relative(to_double(test.tape.grad(t)), to_double(v.at(std::string("grad.") + name)),
+                      kGradientTolerance, name);
 }
 
 TEST(Golden, Norm) {

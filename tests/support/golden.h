@@ -22,12 +22,14 @@ struct GoldenVariant {
   const Tensor& at(const std::string& what) const { return file.at(name + "." + what); }
   // Ours may be up to 4 times as far off as the foreign float32 run, and one rounding where that was exact.
   double bound(const std::string& quantity, const Values& exact) const {
-    return 4 * tolerance.at(quantity + "_f32_max_abs_err").get<double>() + rounding(DType::f32) * max_abs(exact);
+    return 4 * tolerance.at(quantity + "_f32_max_abs_err").get<double>() +
+           rounding(DType::f32) * max_abs(exact);
   }
 };
 
 // All variants of all cases of this system under the folder of golden files.
-inline std::vector<GoldenVariant> golden_variants(const std::filesystem::path& folder, const std::string& system) {
+inline std::vector<GoldenVariant> golden_variants(const std::filesystem::path& folder,
+                                                  const std::string& system) {
   std::vector<GoldenVariant> found;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (!std::filesystem::exists(entry.path() / "case.json")) continue;

@@ -26,8 +26,8 @@ struct ConvResult {
   Tensor state;  // state_out, as a variable where recorded
 };
 
-ConvResult conv1d_causal(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, bool silu,
-                         const Packing* packing = nullptr, const Tensor& state_in = {},
+ConvResult conv1d_causal(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias,
+                         bool silu, const Packing* packing = nullptr, const Tensor& state_in = {},
                          const Tensor& state_out = {});
 
 }  // namespace krait::ops

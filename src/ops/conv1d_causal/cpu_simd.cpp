@@ -127,16 +127,16 @@ void step_columns(const ConvProblem& p, const ConvRun& r, float* state_out) {
 
 // What one tile of backward does besides carrying the two windows on.
 struct BackwardTile {
-  bool live = false;          // its tokens are inside the sequence: they have an input and a dy
-  bool sum = false;           // their part of dk and dbias is this run's
-  void* dx = nullptr;         // row of the gradient that becomes complete with the first token, or null
+  bool live = false;   // its tokens are inside the sequence: they have an input and a dy
+  bool sum = false;    // their part of dk and dbias is this run's
+  void* dx = nullptr;  // row of the gradient that becomes complete with the first token, or null
   const float* dstate = nullptr;  // column of d(state_out) (E, K) to add to that row, or null
-  float* dhistory = nullptr;  // where that row goes if it is before the sequence, or null
+  float* dhistory = nullptr;      // where that row goes if it is before the sequence, or null
 };
 
 template <int W, int N, class T>
-HWY_INLINE void backward_tile(const ConvProblem& p, const ConvRun& r, int64_t t, const BackwardTile& tile,
-                              float* history, float* slopes) {
+HWY_INLINE void backward_tile(const ConvProblem& p, const ConvRun& r, int64_t t,
+                              const BackwardTile& tile, float* history, float* slopes) {
   const T* x = static_cast<const T*>(p.x) + t * p.x_stride + r.e0;
   const T* dy = p.dy ? static_cast<const T*>(p.dy) + t * p.E + r.e0 : nullptr;
   T* dx = tile.dx ? static_cast<T*>(tile.dx) + r.e0 : nullptr;
@@ -156,7 +156,8 @@ HWY_INLINE void backward_tile(const ConvProblem& p, const ConvRun& r, int64_t t,
       for (int s = 0; s < N; ++s) {
         window[W - 1 + s] = load(d, x + s * p.x_stride + i);
         V gs = dy ? load(d, dy + s * p.E + i) : hn::Zero(d);
-        if (p.silu) gs = hn::Mul(gs, SiluSlope(d, convolve<W, decltype(d)>(taps, window + s, bias)));
+        if (p.silu)
+          gs = hn::Mul(gs, SiluSlope(d, convolve<W, decltype(d)>(taps, window + s, bias)));
         g[W - 1 + s] = gs;
       }
       if (tile.sum) {

@@ -7,7 +7,8 @@
 namespace krait {
 
 constexpr int kConvMaxWidth = 8;
-constexpr int64_t kConvBlock = 512;  // most channels of one run: what the loops keep between rows fits L1
+constexpr int64_t kConvBlock =
+    512;  // most channels of one run: what the loops keep between rows fits L1
 
 // One call. Rows are tokens, all B*L of them in memory order.
 struct ConvProblem {
@@ -34,8 +35,9 @@ struct ConvRun {
   const float* state_in = nullptr;  // (E, K) or null: zero
   // backward
   const float* dstate_out = nullptr;  // (E, K) or null
-  float* dhistory = nullptr;  // (W-1, E): gradient of the inputs before `begin`, oldest first; or null
-  float* sums = nullptr;      // (W+1, E): dk by tap, then dbias; added to; or null
+  float* dhistory =
+      nullptr;            // (W-1, E): gradient of the inputs before `begin`, oldest first; or null
+  float* sums = nullptr;  // (W+1, E): dk by tap, then dbias; added to; or null
 };
 
 struct ConvKernels {

@@ -44,7 +44,11 @@ struct Call {
   int64_t longest() const { return packed ? packing.longest : L; }
   Cut cut() const {
     if (!packed) return {B, B * L, L};
-    return {packing.n, B * L, 0, packing.begin.as<int64_t>(), packing.state_in.as<int32_t>(),
+    return {packing.n,
+            B * L,
+            0,
+            packing.begin.as<int64_t>(),
+            packing.state_in.as<int32_t>(),
             packing.state_out.as<int32_t>()};
   }
   const float* row_in(int64_t row) const {
@@ -67,60 +71,67 @@ struct Call {
 
 void check_state(const char* name, const Tensor& state, const Call& q) {
   if (!state) return;
-  require(state.dtype == DType::f32 && state.contiguous() && state.rank() == 3 && state.size(1) == q.E &&
-              state.size(2) == q.K && q.K >= q.W - 1,
-          "[conv1d_causal] {}: expected contiguous float32 (S, E={}, K>={}), the same K for both states, got {} {}",
+  require(state.dtype == DType::f32 && state.contiguous() && state.rank() == 3 &&
+              state.size(1) == q.E && state.size(2) == q.K && q.K >= q.W - 1,
+          "[conv1d_causal] {}: expected contiguous float32 (S, E={}, K>={}), the same K for both "
+          "states, got {} {}",
           name, q.E, q.W - 1, name_of(state.dtype), state.shape);
-  require(q.packed || state.size(0) == q.B, "[conv1d_causal] {}: expected {} rows, one a sequence, got {}", name,
-          q.B, state.size(0));
+  require(q.packed || state.size(0) == q.B,
+          "[conv1d_causal] {}: expected {} rows, one a sequence, got {}", name, q.B, state.size(0));
 }
 
 void check_packing(const Call& q) {
   const int64_t n = q.packing.n;
   require(n >= 0 && q.packing.begin.shape == Shape{n + 1} && q.packing.state_in.shape == Shape{n} &&
               q.packing.state_out.shape == Shape{n},
-          "[conv1d_causal] packing of {} sequences: expected begin ({},), state_in ({},), state_out ({},), got {}, {}, {}",
-          n, n + 1, n, n, q.packing.begin.shape, q.packing.state_in.shape, q.packing.state_out.shape);
+          "[conv1d_causal] packing of {} sequences: expected begin ({},), state_in ({},), "
+          "state_out ({},), got {}, {}, {}",
+          n, n + 1, n, n, q.packing.begin.shape, q.packing.state_in.shape,
+          q.packing.state_out.shape);
 }
 
 void check_packing_values(const Call& q) {
   const Cut cut = q.cut();
   require(cut.begin[0] == 0 && cut.begin[cut.n] == cut.tokens,
-          "[conv1d_causal] packing: expected to cover tokens 0 to {}, covers {} to {}", cut.tokens, cut.begin[0],
-          cut.begin[cut.n]);
+          "[conv1d_causal] packing: expected to cover tokens 0 to {}, covers {} to {}", cut.tokens,
+          cut.begin[0], cut.begin[cut.n]);
   const bool in_place = q.state_in && q.state_in.data == q.state_out.data;
   for (int64_t s = 0; s < cut.n; ++s) {
     const Sequence seq = cut[s];
     require(seq.begin <= seq.end && seq.end - seq.begin <= q.packing.longest,
-            "[conv1d_causal] packing: sequence {} is tokens {} to {}, the longest is said to be {}", s, seq.begin,
-            seq.end, q.packing.longest);
-    require(seq.in < (q.state_in ? q.state_in.size(0) : seq.in + 1) &&
-                seq.out < (q.state_out ? q.state_out.size(0) : seq.out + 1),
-            "[conv1d_causal] packing: sequence {} names state rows {} and {}, outside of the states", s, seq.in,
-            seq.out);
+            "[conv1d_causal] packing: sequence {} is tokens {} to {}, the longest is said to be {}",
+            s, seq.begin, seq.end, q.packing.longest);
+    require(
+        seq.in < (q.state_in ? q.state_in.size(0) : seq.in + 1) &&
+            seq.out < (q.state_out ? q.state_out.size(0) : seq.out + 1),
+        "[conv1d_causal] packing: sequence {} names state rows {} and {}, outside of the states", s,
+        seq.in, seq.out);
     require(!in_place || seq.in < 0 || seq.in == seq.out,
-            "[conv1d_causal] packing: sequence {} moves row {} to row {} inside one state tensor; use two", s, seq.in,
-            seq.out);
+            "[conv1d_causal] packing: sequence {} moves row {} to row {} inside one state tensor; "
+            "use two",
+            s, seq.in, seq.out);
   }
 }
 
-Call check(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, bool silu, const Packing* packing,
-           const Tensor& state_in, const Tensor& state_out) {
+Call check(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, bool silu,
+           const Packing* packing, const Tensor& state_in, const Tensor& state_out) {
   require(x.rank() == 3 && x.row_strided() && (x.dtype == DType::f32 || x.dtype == DType::bf16),
-          "[conv1d_causal] x: expected float32 or bfloat16 (B, L, E) with rows at one distance, got {} {}",
+          "[conv1d_causal] x: expected float32 or bfloat16 (B, L, E) with rows at one distance, "
+          "got {} {}",
           name_of(x.dtype), x.shape);
   Call q{x, k, bias, state_in, state_out, silu, packing != nullptr};
   if (packing) q.packing = *packing;
   q.B = x.size(0);
   q.L = x.size(1);
   q.E = x.size(2);
-  require(k.dtype == DType::f32 && k.contiguous() && k.rank() == 2 && k.size(0) == q.E && k.size(1) >= 2 &&
-              k.size(1) <= kConvMaxWidth,
-          "[conv1d_causal] k: expected contiguous float32 (E={}, W) with W from 2 to {}, got {} {}", q.E,
-          kConvMaxWidth, name_of(k.dtype), k.shape);
+  require(k.dtype == DType::f32 && k.contiguous() && k.rank() == 2 && k.size(0) == q.E &&
+              k.size(1) >= 2 && k.size(1) <= kConvMaxWidth,
+          "[conv1d_causal] k: expected contiguous float32 (E={}, W) with W from 2 to {}, got {} {}",
+          q.E, kConvMaxWidth, name_of(k.dtype), k.shape);
   q.W = k.size(1);
   require(!bias || (bias.dtype == DType::f32 && bias.contiguous() && bias.shape == Shape{q.E}),
-          "[conv1d_causal] bias: expected contiguous float32 ({},), got {} {}", q.E, name_of(bias.dtype), bias.shape);
+          "[conv1d_causal] bias: expected contiguous float32 ({},), got {} {}", q.E,
+          name_of(bias.dtype), bias.shape);
   q.K = state_in ? state_in.size(-1) : state_out ? state_out.size(-1) : q.W;
   check_state("state_in", state_in, q);
   check_state("state_out", state_out, q);
@@ -134,7 +145,8 @@ Call check(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, boo
 
 // Channels of one run: all of a block where there are enough tokens to go round, fewer where there are not.
 int64_t channel_block(int64_t pieces, int64_t E) {
-  return pieces >= 16 ? kConvBlock : std::min(kConvBlock, std::max<int64_t>(64, (E / 8 + 63) / 64 * 64));
+  return pieces >= 16 ? kConvBlock
+                      : std::min(kConvBlock, std::max<int64_t>(64, (E / 8 + 63) / 64 * 64));
 }
 
 // Runs fn(run, sequence, piece) over all tokens, in pieces of `grain` tokens and blocks of channels; the
@@ -185,7 +197,9 @@ void hand_out_states(const Call& q, const Cut& cut) {
       for (int64_t j = 0; j < K; ++j) {
         const int64_t t = seq.end - K + j;
         const int64_t column = K + t - seq.begin;  // of state_in, where t is before the sequence
-        to[e * K + j] = t >= seq.begin ? static_cast<float>(x[t * stride + e]) : from ? from[e * K + column] : 0.0f;
+        to[e * K + j] = t >= seq.begin ? static_cast<float>(x[t * stride + e])
+                        : from         ? from[e * K + column]
+                                       : 0.0f;
       }
     }
   });
@@ -200,7 +214,8 @@ void run_steps(const Call& q, const Cut& cut, ConvProblem p) {
   const auto nothing = [](int64_t, int64_t, int64_t) {};
   for_runs(q, cut, kForwardTokens, nothing, [&](const ConvRun& r, int64_t s, int64_t) {
     const int64_t out = cut[s].out;
-    kernels.step(p, r, q.state_out && out >= 0 ? q.state_out.as<float>() + out * q.E * q.K : nullptr);
+    kernels.step(p, r,
+                 q.state_out && out >= 0 ? q.state_out.as<float>() + out * q.E * q.K : nullptr);
   });
 }
 
@@ -217,12 +232,14 @@ void run_forward(Context& c, const Call& q, const Tensor& y) {
   p.taps = taps.as<float>();
   const ConvKernels& kernels = KRAIT_PICK_ISA(conv_kernels);
   const auto nothing = [](int64_t, int64_t, int64_t) {};
-  for_runs(q, cut, kForwardTokens, nothing, [&](const ConvRun& r, int64_t, int64_t) { kernels.forward(p, r); });
+  for_runs(q, cut, kForwardTokens, nothing,
+           [&](const ConvRun& r, int64_t, int64_t) { kernels.forward(p, r); });
   if (q.state_out) hand_out_states(q, cut);
 }
 
 // dk (E, W) and dbias (E) from the partial sums (pieces, W+1, E), in the order of the pieces.
-void add_up(const Call& q, const Tensor& sums, int64_t pieces, const GradTarget& dk, const GradTarget& dbias) {
+void add_up(const Call& q, const Tensor& sums, int64_t pieces, const GradTarget& dk,
+            const GradTarget& dbias) {
   parallel_ranges(q.E, 64, [&](int64_t e0, int64_t e1) {
     for (int64_t e = e0; e < e1; ++e) {
       for (int64_t w = 0; w <= q.W; ++w) {
@@ -239,8 +256,8 @@ void add_up(const Call& q, const Tensor& sums, int64_t pieces, const GradTarget&
 
 // d(state_in) from the gradients of the inputs before each sequence, (n, W-1, E), and from d(state_out)
 // where a short sequence let part of its state pass through. Sequences may share a row: in their order.
-void add_into_states(const Call& q, const Cut& cut, const Tensor& dhistory, const Tensor& dstate_out,
-                     const Tensor& dstate_in) {
+void add_into_states(const Call& q, const Cut& cut, const Tensor& dhistory,
+                     const Tensor& dstate_out, const Tensor& dstate_in) {
   const int64_t K = q.K, W = q.W, E = q.E;
   parallel_ranges(E, 64, [&](int64_t e0, int64_t e1) {
     for (int64_t s = 0; s < cut.n; ++s) {
@@ -248,10 +265,12 @@ void add_into_states(const Call& q, const Cut& cut, const Tensor& dhistory, cons
       if (seq.in < 0) continue;
       const int64_t T = seq.end - seq.begin;
       const float* history = dhistory.as<float>() + s * (W - 1) * E;
-      const float* out = dstate_out && seq.out >= 0 ? dstate_out.as<float>() + seq.out * E * K : nullptr;
+      const float* out =
+          dstate_out && seq.out >= 0 ? dstate_out.as<float>() + seq.out * E * K : nullptr;
       float* in = dstate_in.as<float>() + seq.in * E * K;
       for (int64_t e = e0; e < e1; ++e) {
-        for (int64_t j = 0; j < W - 1 && T > 0; ++j) in[e * K + K - (W - 1) + j] += history[j * E + e];
+        for (int64_t j = 0; j < W - 1 && T > 0; ++j)
+          in[e * K + K - (W - 1) + j] += history[j * E + e];
         for (int64_t j = T; j < K && out; ++j) in[e * K + j] += out[e * K + j - T];
       }
     }
@@ -272,7 +291,8 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
   Scratch scratch(b);
   const Tensor taps = b.scratch({q.W, q.E}, DType::f32);
   const Tensor sums = want_sums ? b.scratch({pieces, q.W + 1, q.E}, DType::f32) : Tensor();
-  const Tensor dhistory = dstate_in.grad ? b.scratch({q.sequences(), q.W - 1, q.E}, DType::f32) : Tensor();
+  const Tensor dhistory =
+      dstate_in.grad ? b.scratch({q.sequences(), q.W - 1, q.E}, DType::f32) : Tensor();
   const double n = static_cast<double>(q.x.numel());
   b.cost("conv1d_causal.backward", n * static_cast<double>(size_of(q.x.dtype)) * (dx.add ? 4 : 3),
          n * static_cast<double>(6 * q.W + (q.silu ? 10 : 1)));
@@ -308,12 +328,14 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
 
 }  // namespace
 
-ConvResult conv1d_causal(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, bool silu,
-                         const Packing* packing, const Tensor& state_in, const Tensor& state_out) {
+ConvResult conv1d_causal(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias,
+                         bool silu, const Packing* packing, const Tensor& state_in,
+                         const Tensor& state_out) {
   const Call q = check(c, x, k, bias, silu, packing, state_in, state_out);
   const bool recorded = c.tape && needs_grad({x, k, bias, state_in});
   require(!recorded || !state_in || state_in.data != state_out.data,
-          "[conv1d_causal] state_out: expected memory of its own while recording for backward, got that of state_in");
+          "[conv1d_causal] state_out: expected memory of its own while recording for backward, got "
+          "that of state_in");
   ConvResult result;
   result.y = c.alloc(x.shape, x.dtype);
   result.state = state_out.detach();

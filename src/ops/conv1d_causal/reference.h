@@ -17,9 +17,10 @@ struct ConvSequence {
 // state_out (S, E, K) that sequences name, where it is not empty.
 template <class T>
 std::vector<T> conv1d_causal_reference(int64_t E, int64_t W, int64_t K, bool silu,
-                                       const std::vector<ConvSequence>& sequences, const std::vector<T>& x,
-                                       const std::vector<T>& k, const std::vector<T>& bias,
-                                       const std::vector<T>& state_in, std::vector<T>& state_out) {
+                                       const std::vector<ConvSequence>& sequences,
+                                       const std::vector<T>& x, const std::vector<T>& k,
+                                       const std::vector<T>& bias, const std::vector<T>& state_in,
+                                       std::vector<T>& state_out) {
   std::vector<T> y(x.size());
   for (const ConvSequence& s : sequences) {
     for (int64_t e = 0; e < E; ++e) {
@@ -32,7 +33,8 @@ std::vector<T> conv1d_causal_reference(int64_t E, int64_t W, int64_t K, bool sil
       };
       for (int64_t t = s.begin; t < s.end; ++t) {
         T sum = bias.empty() ? T(0) : bias[static_cast<size_t>(e)];
-        for (int64_t w = 0; w < W; ++w) sum += k[static_cast<size_t>(e * W + w)] * input(t - (W - 1 - w));
+        for (int64_t w = 0; w < W; ++w)
+          sum += k[static_cast<size_t>(e * W + w)] * input(t - (W - 1 - w));
         y[static_cast<size_t>(t * E + e)] = silu ? sum / (T(1) + std::exp(-sum)) : sum;
       }
       if (state_out.empty() || s.out < 0) continue;

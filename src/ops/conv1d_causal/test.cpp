@@ -17,9 +17,9 @@ struct Case {
 };
 
 std::string describe(const Case& k) {
-  return fmt::format("B={} L={} E={} W={} K={} silu={} bias={} state={}/{} {} strided={} packed={}", k.B, k.L, k.E,
-                     k.W, k.K, k.silu, k.bias, k.state_in, k.state_out, name_of(k.dtype), k.strided,
-                     k.lengths.size());
+  return fmt::format("B={} L={} E={} W={} K={} silu={} bias={} state={}/{} {} strided={} packed={}",
+                     k.B, k.L, k.E, k.W, k.K, k.silu, k.bias, k.state_in, k.state_out,
+                     name_of(k.dtype), k.strided, k.lengths.size());
 }
 
 // The inputs of a case in a context, and its result. States of packed cases have one row more than there
@@ -40,7 +40,8 @@ struct Conv {
     const int64_t S = packed ? static_cast<int64_t>(k.lengths.size()) + 1 : k.B;
     if (k.state_in) state_in = test.random({S, k.E, k.K}, DType::f32, 4);
     if (k.state_out) state_out = test.tensor({S, k.E, k.K}, DType::f32);
-    for (int64_t b = 0; b < k.B && !packed; ++b) sequences.push_back({b * k.L, (b + 1) * k.L, b, b});
+    for (int64_t b = 0; b < k.B && !packed; ++b)
+      sequences.push_back({b * k.L, (b + 1) * k.L, b, b});
     int64_t at = 0;
     for (int64_t s = 0; packed && s + 1 < S; ++s) {
       const int64_t length = k.lengths[static_cast<size_t>(s)];
@@ -64,19 +65,23 @@ struct Conv {
   }
 
   void run() {
-    result = conv1d_causal(test.c, x, w, bias, k.silu, k.lengths.empty() ? nullptr : &packing, state_in, state_out);
+    result = conv1d_causal(test.c, x, w, bias, k.silu, k.lengths.empty() ? nullptr : &packing,
+                           state_in, state_out);
   }
 
   // y, then state_out with NaN where no sequence leaves its state.
   template <class T>
-  std::vector<T> reference(const std::vector<T>& xv, const std::vector<T>& wv, const std::vector<T>& bv,
-                           const std::vector<T>& sv) const {
+  std::vector<T> reference(const std::vector<T>& xv, const std::vector<T>& wv,
+                           const std::vector<T>& bv, const std::vector<T>& sv) const {
     std::vector<T> state(state_out ? static_cast<size_t>(state_out.numel()) : 0, T(std::nan("")));
-    std::vector<T> y = conv1d_causal_reference<T>(k.E, k.W, k.K, k.silu, sequences, xv, wv, bv, sv, state);
+    std::vector<T> y =
+        conv1d_causal_reference<T>(k.E, k.W, k.K, k.silu, sequences, xv, wv, bv, sv, state);
     y.insert(y.end(), state.begin(), state.end());
     return y;
   }
-  Values exact() const { return reference(to_double(x), to_double(w), to_double(bias), to_double(state_in)); }
+  Values exact() const {
+    return reference(to_double(x), to_double(w), to_double(bias), to_double(state_in));
+  }
   Values plain() const {
     const auto f = [](const Tensor& t) {
       const Values v = to_double(t);
@@ -121,8 +126,10 @@ void expect_matches_reference(const Case& k) {
 
 TEST(Conv1dCausal, MatchesDoubleAtEverySize) {
   for (int64_t L : {0, 1, 2, 3, 31, 97, 257})
-    for (int64_t E : {1, 2, 31, 97}) expect_matches_reference({.B = 2, .L = L, .E = E, .state_in = true, .state_out = true});
-  for (int64_t E : {257, 1025}) expect_matches_reference({.B = 1, .L = 31, .E = E, .strided = true});
+    for (int64_t E : {1, 2, 31, 97})
+      expect_matches_reference({.B = 2, .L = L, .E = E, .state_in = true, .state_out = true});
+  for (int64_t E : {257, 1025})
+    expect_matches_reference({.B = 1, .L = 31, .E = E, .strided = true});
   expect_matches_reference({.B = 2, .L = 1025, .E = 31, .state_out = true, .strided = true});
 }
 
@@ -130,24 +137,46 @@ TEST(Conv1dCausal, MatchesDoubleAtEveryWidth) {
   for (int64_t W = 2; W <= 8; ++W)
     for (int64_t K : {W - 1, W, W + 3})
       for (int64_t L : {1, 2, 7, 40})
-        expect_matches_reference({.B = 3, .L = L, .E = 37, .W = W, .K = K, .silu = W % 2 == 0, .bias = W % 3 != 0,
-                                  .state_in = true, .state_out = true, .strided = W > 4});
+        expect_matches_reference({.B = 3,
+                                  .L = L,
+                                  .E = 37,
+                                  .W = W,
+                                  .K = K,
+                                  .silu = W % 2 == 0,
+                                  .bias = W % 3 != 0,
+                                  .state_in = true,
+                                  .state_out = true,
+                                  .strided = W > 4});
 }
 
 TEST(Conv1dCausal, MatchesDoubleInBfloat16) {
   for (int64_t L : {1, 2, 31, 257})
-    expect_matches_reference({.B = 2, .L = L, .E = 97, .state_in = true, .state_out = true, .dtype = DType::bf16,
+    expect_matches_reference({.B = 2,
+                              .L = L,
+                              .E = 97,
+                              .state_in = true,
+                              .state_out = true,
+                              .dtype = DType::bf16,
                               .strided = true});
 }
 
 TEST(Conv1dCausal, T25_PackedSequencesDoNotLeak) {
   for (DType dtype : {DType::f32, DType::bf16}) {
-    expect_matches_reference({.B = 1, .L = 120, .E = 33, .state_in = true, .state_out = true, .dtype = dtype,
-                              .strided = true, .lengths = {1, 0, 2, 64, 3, 1, 40, 0, 9}});
-    expect_matches_reference({.B = 2, .L = 60, .E = 33, .state_out = true, .dtype = dtype, .lengths = {61, 3, 56}});
+    expect_matches_reference({.B = 1,
+                              .L = 120,
+                              .E = 33,
+                              .state_in = true,
+                              .state_out = true,
+                              .dtype = dtype,
+                              .strided = true,
+                              .lengths = {1, 0, 2, 64, 3, 1, 40, 0, 9}});
+    expect_matches_reference(
+        {.B = 2, .L = 60, .E = 33, .state_out = true, .dtype = dtype, .lengths = {61, 3, 56}});
   }
-  expect_matches_reference({.B = 5, .L = 1, .E = 130, .state_in = true, .state_out = true, .lengths = {1, 1, 1, 1, 1}});
-  expect_matches_reference({.B = 2, .L = 1, .E = 130, .state_in = true, .state_out = true, .lengths = {0, 1, 0, 1, 0}});
+  expect_matches_reference(
+      {.B = 5, .L = 1, .E = 130, .state_in = true, .state_out = true, .lengths = {1, 1, 1, 1, 1}});
+  expect_matches_reference(
+      {.B = 2, .L = 1, .E = 130, .state_in = true, .state_out = true, .lengths = {0, 1, 0, 1, 0}});
 }
 
 // Random sizes of everything at once.
@@ -156,8 +185,13 @@ TEST(Conv1dCausal, T21_RandomPackings) {
   for (uint64_t i = 0; i < 60; ++i) {
     uint64_t at = i * 64;
     const auto pick = [&] { return rng.words(at++)[0]; };
-    Case k{.E = 1 + pick() % 70, .W = 2 + pick() % 7, .silu = pick() % 2 == 0, .bias = pick() % 2 == 0,
-           .state_in = pick() % 3 != 0, .state_out = pick() % 3 != 0, .dtype = pick() % 2 ? DType::bf16 : DType::f32,
+    Case k{.E = 1 + pick() % 70,
+           .W = 2 + pick() % 7,
+           .silu = pick() % 2 == 0,
+           .bias = pick() % 2 == 0,
+           .state_in = pick() % 3 != 0,
+           .state_out = pick() % 3 != 0,
+           .dtype = pick() % 2 ? DType::bf16 : DType::f32,
            .strided = pick() % 2 == 0};
     k.K = k.W - 1 + pick() % 3;
     k.L = 0;
@@ -181,7 +215,8 @@ std::vector<Values> gradients(Conv& conv, const std::string& wanted) {
   conv.run();
   Context& c = conv.test.c;
   conv.test.seed_grad(conv.result.y, random_values(conv.result.y.numel(), 11));
-  if (conv.result.state) conv.test.seed_grad(conv.result.state, random_values(conv.result.state.numel(), 12));
+  if (conv.result.state)
+    conv.test.seed_grad(conv.result.state, random_values(conv.result.state.numel(), 12));
   conv.test.tape.backward(c);
   std::vector<Values> all;
   for (const Tensor* t : {&conv.x, &conv.w, &conv.bias, &conv.state_in})
@@ -193,7 +228,8 @@ std::vector<Values> gradients(Conv& conv, const std::string& wanted) {
 void expect_gradients(const Case& k) {
   SCOPED_TRACE(describe(k));
   Conv shape(k);
-  const Values inputs[] = {to_double(shape.x), to_double(shape.w), to_double(shape.bias), to_double(shape.state_in)};
+  const Values inputs[] = {to_double(shape.x), to_double(shape.w), to_double(shape.bias),
+                           to_double(shape.state_in)};
   Values cotangent = random_values(static_cast<int64_t>(inputs[0].size()), 11);
   const Values more = random_values(shape.state_out ? shape.state_out.numel() : 0, 12);
   cotangent.insert(cotangent.end(), more.begin(), more.end());
@@ -221,7 +257,8 @@ void expect_gradients(const Case& k) {
       if (wanted.find("xwbs"[i]) == std::string::npos) {
         EXPECT_TRUE(got[i].empty());
       } else {
-        expect_relative(got[i], exact[i], tolerance, fmt::format("gradient {} of {}", "xwbs"[i], wanted));
+        expect_relative(got[i], exact[i], tolerance,
+                        fmt::format("gradient {} of {}", "xwbs"[i], wanted));
       }
     }
   }
@@ -229,11 +266,19 @@ void expect_gradients(const Case& k) {
 
 TEST(Conv1dCausalGradient, OfEveryInput) {
   expect_gradients({.B = 2, .L = 23, .E = 19, .state_in = true, .state_out = true});
-  expect_gradients({.B = 2, .L = 23, .E = 5, .silu = false, .state_in = true, .state_out = true, .strided = true});
+  expect_gradients({.B = 2,
+                    .L = 23,
+                    .E = 5,
+                    .silu = false,
+                    .state_in = true,
+                    .state_out = true,
+                    .strided = true});
   for (int64_t W : {2, 3, 5, 8})
-    expect_gradients({.B = 1, .L = 21, .E = 6, .W = W, .K = W - 1, .state_in = true, .state_out = true});
+    expect_gradients(
+        {.B = 1, .L = 21, .E = 6, .W = W, .K = W - 1, .state_in = true, .state_out = true});
   expect_gradients({.B = 1, .L = 12, .E = 4, .K = 7, .state_in = true, .state_out = true});
-  expect_gradients({.B = 1, .L = 20, .E = 18, .state_in = true, .dtype = DType::bf16, .strided = true});
+  expect_gradients(
+      {.B = 1, .L = 20, .E = 18, .state_in = true, .dtype = DType::bf16, .strided = true});
 }
 
 TEST(Conv1dCausalGradient, T38_WithoutBiasAndWithoutStates) {
@@ -249,14 +294,24 @@ TEST(Conv1dCausalGradient, T16_SequencesShorterThanTheWindow) {
 }
 
 TEST(Conv1dCausalGradient, T16_PackedInABatch) {
-  expect_gradients({.B = 2, .L = 15, .E = 5, .state_in = true, .state_out = true, .strided = true,
+  expect_gradients({.B = 2,
+                    .L = 15,
+                    .E = 5,
+                    .state_in = true,
+                    .state_out = true,
+                    .strided = true,
                     .lengths = {1, 0, 13, 2, 3, 11}});
 }
 
 // Borders of the pieces of backward (256 tokens): close before and after the start of a sequence.
 TEST(Conv1dCausalGradient, T14_AcrossPieces) {
   for (int64_t first : {253, 255, 256, 258})
-    expect_gradients({.B = 1, .L = 280, .E = 1, .state_in = true, .state_out = true, .lengths = {first, 280 - first}});
+    expect_gradients({.B = 1,
+                      .L = 280,
+                      .E = 1,
+                      .state_in = true,
+                      .state_out = true,
+                      .lengths = {first, 280 - first}});
   expect_gradients({.B = 1, .L = 259, .E = 1, .W = 8, .K = 8, .state_in = true, .state_out = true});
 }
 
@@ -273,14 +328,20 @@ TEST(Conv1dCausalGradient, AddsToWhatIsThere) {
   for (size_t i = 0; i < 3; ++i) {
     Values doubled = one[i];
     for (double& v : doubled) v *= 2;
-    expect_relative(to_double(twice.test.tape.grad(*inputs[i])), doubled, 2e-7, "twice the gradient");
+    expect_relative(to_double(twice.test.tape.grad(*inputs[i])), doubled, 2e-7,
+                    "twice the gradient");
   }
 }
 
 TEST(Conv1dCausal, SameBitsForAnyNumberOfThreadsAndTwice) {
   for (const Case& k : {Case{.B = 2, .L = 700, .E = 97, .state_in = true, .state_out = true},
-                        Case{.B = 1, .L = 600, .E = 70, .state_in = true, .state_out = true, .dtype = DType::bf16,
-                             .lengths = {300, 1, 2, 257, 40}}}) {
+                        Case{.B = 1,
+                        .L = 600,
+                        .E = 70,
+                        .state_in = true,
+                        .state_out = true,
+                        .dtype = DType::bf16,
+                        .lengths = {300, 1, 2, 257, 40}}}) {
     std::vector<Values> first;
     for (int n : {1, 1, 2, 4}) {
       const ThreadCount scope(n);
@@ -292,7 +353,8 @@ TEST(Conv1dCausal, SameBitsForAnyNumberOfThreadsAndTwice) {
         if (std::isnan(v)) v = 0;
       all.push_back(state);
       if (first.empty()) first = all;
-      for (size_t i = 0; i < all.size(); ++i) expect_same_bits(all[i], first[i], fmt::format("{} threads, {}", n, i));
+      for (size_t i = 0; i < all.size(); ++i)
+        expect_same_bits(all[i], first[i], fmt::format("{} threads, {}", n, i));
     }
   }
 }
@@ -301,11 +363,13 @@ TEST(Conv1dCausal, SameBitsForAnyNumberOfThreadsAndTwice) {
 TEST(Conv1dCausal, T20_ChunksAndStepsEqualTheWhole) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     for (int64_t K : {3, 4, 6}) {
-      const Case k{.B = 3, .L = 90, .E = 67, .K = K, .state_in = true, .state_out = true, .dtype = dtype};
+      const Case k{
+          .B = 3, .L = 90, .E = 67, .K = K, .state_in = true, .state_out = true, .dtype = dtype};
       Conv whole(k);
       whole.run();
       for (const std::vector<int64_t>& lengths :
-           {std::vector<int64_t>{1, 2, 3, 30, 54}, std::vector<int64_t>(90, 1), std::vector<int64_t>{89, 1}}) {
+           {std::vector<int64_t>{1, 2, 3, 30, 54}, std::vector<int64_t>(90, 1),
+            std::vector<int64_t>{89, 1}}) {
         Conv parts(k);
         Tensor state = parts.test.tensor(parts.state_in.shape, DType::f32);
         copy_host(parts.state_in, state);
@@ -314,7 +378,8 @@ TEST(Conv1dCausal, T20_ChunksAndStepsEqualTheWhole) {
         for (int64_t length : lengths) {
           const Tensor x = parts.test.tensor({k.B, length, k.E}, dtype);
           copy_host(parts.x.slice(1, at, at + length), x);
-          const Tensor piece = conv1d_causal(parts.test.c, x, parts.w, parts.bias, true, nullptr, state, state).y;
+          const Tensor piece =
+              conv1d_causal(parts.test.c, x, parts.w, parts.bias, true, nullptr, state, state).y;
           for (int64_t i = 0; i < piece.numel(); ++i) {
             const int64_t b = i / (length * k.E), within = i % (length * k.E);
             y[static_cast<size_t>((b * k.L + at) * k.E + within)] = get(piece, i);
@@ -340,7 +405,8 @@ TEST(Conv1dCausal, T17_ShortSequenceKeepsTheNewerPartOfItsState) {
   Conv conv({.B = 1, .L = 1, .E = 2, .state_in = true, .state_out = true});
   conv.run();
   for (int64_t e = 0; e < 2; ++e) {
-    for (int64_t j = 0; j < 3; ++j) EXPECT_EQ(get(conv.result.state, e * 4 + j), get(conv.state_in, e * 4 + j + 1));
+    for (int64_t j = 0; j < 3; ++j)
+      EXPECT_EQ(get(conv.result.state, e * 4 + j), get(conv.state_in, e * 4 + j + 1));
     EXPECT_EQ(get(conv.result.state, e * 4 + 3), get(conv.x, e));
   }
 }
@@ -349,7 +415,8 @@ TEST(Conv1dCausal, T17_ShortSequenceKeepsTheNewerPartOfItsState) {
 TEST(Conv1dCausal, T18_LooksBackOnly) {
   Conv conv({.B = 1, .L = 8, .E = 1, .silu = false, .bias = false});
   conv.run();
-  EXPECT_FLOAT_EQ(static_cast<float>(get(conv.result.y, 0)), static_cast<float>(get(conv.w, 3) * get(conv.x, 0)));
+  EXPECT_FLOAT_EQ(static_cast<float>(get(conv.result.y, 0)),
+                  static_cast<float>(get(conv.w, 3) * get(conv.x, 0)));
   Conv changed({.B = 1, .L = 8, .E = 1, .silu = false, .bias = false});
   set(changed.x, 7, 1e6);
   changed.run();
@@ -377,7 +444,8 @@ TEST(Conv1dCausal, T15_OffsetsOf64Bits) {
   Tensor dense = test.tensor({1, 2, 5}, DType::f32);
   copy_host(x, dense);
   const Tensor k = test.random({5, 4}, DType::f32, 1);
-  expect_same_bits(conv1d_causal(test.c, x, k, {}, true).y, conv1d_causal(test.c, dense, k, {}, true).y, "y");
+  expect_same_bits(conv1d_causal(test.c, x, k, {}, true).y,
+                   conv1d_causal(test.c, dense, k, {}, true).y, "y");
 }
 
 template <class F>
@@ -393,29 +461,50 @@ void expect_error(const F& f, const std::string& part) {
 TEST(Conv1dCausal, ErrorsSayWhatWasExpected) {
   Conv a({.B = 2, .L = 3, .E = 5, .state_in = true, .state_out = true});
   Context& c = a.test.c;
-  expect_error([&] { conv1d_causal(c, a.x, a.test.tensor({4, 4}, DType::f32), a.bias, true); },
-               "[conv1d_causal] k: expected contiguous float32 (E=5, W) with W from 2 to 8, got float32 (4, 4)");
-  expect_error([&] { conv1d_causal(c, a.x, a.test.tensor({5, 9}, DType::f32), a.bias, true); }, "got float32 (5, 9)");
-  expect_error([&] { conv1d_causal(c, a.w, a.w, a.bias, true); }, "x: expected float32 or bfloat16 (B, L, E)");
+  expect_error(
+      [&] {
+        conv1d_causal(c, a.x, a.test.tensor({4, 4}, DType::f32), a.bias, true);
+      },
+      "[conv1d_causal] k: expected contiguous float32 (E=5, W) with W from 2 to 8, got float32 (4, "
+      "4)");
+  expect_error(
+      [&] {
+        conv1d_causal(c, a.x, a.test.tensor({5, 9}, DType::f32), a.bias, true);
+      },
+      "got float32 (5, 9)");
+  expect_error([&] { conv1d_causal(c, a.w, a.w, a.bias, true); },
+               "x: expected float32 or bfloat16 (B, L, E)");
   expect_error([&] { conv1d_causal(c, a.x, a.w, a.test.tensor({4}, DType::f32), true); },
                "bias: expected contiguous float32 (5,), got float32 (4,)");
-  expect_error([&] { conv1d_causal(c, a.x, a.w, {}, true, nullptr, a.test.tensor({2, 5, 2}, DType::f32)); },
-               "state_in: expected contiguous float32 (S, E=5, K>=3)");
-  expect_error([&] { conv1d_causal(c, a.x, a.w, {}, true, nullptr, a.test.tensor({3, 5, 4}, DType::f32)); },
-               "state_in: expected 2 rows, one a sequence, got 3");
-  expect_error([&] { conv1d_causal(c, a.x, a.w, {}, true, nullptr, a.state_in, a.test.tensor({2, 5, 3}, DType::f32)); },
-               "state_out: expected");
+  expect_error(
+      [&] {
+        conv1d_causal(c, a.x, a.w, {}, true, nullptr, a.test.tensor({2, 5, 2}, DType::f32));
+      },
+      "state_in: expected contiguous float32 (S, E=5, K>=3)");
+  expect_error(
+      [&] {
+        conv1d_causal(c, a.x, a.w, {}, true, nullptr, a.test.tensor({3, 5, 4}, DType::f32));
+      },
+      "state_in: expected 2 rows, one a sequence, got 3");
+  expect_error(
+      [&] {
+        conv1d_causal(c, a.x, a.w, {}, true, nullptr, a.state_in,
+                      a.test.tensor({2, 5, 3}, DType::f32));
+      },
+      "state_out: expected");
   Conv p({.B = 1, .L = 6, .E = 5, .state_in = true, .state_out = true, .lengths = {4, 2}});
-  expect_error([&] { conv1d_causal(p.test.c, p.x, p.w, {}, true, &p.packing, p.state_in, p.state_in); },
-               "inside one state tensor");
+  expect_error(
+      [&] { conv1d_causal(p.test.c, p.x, p.w, {}, true, &p.packing, p.state_in, p.state_in); },
+      "inside one state tensor");
   set(p.packing.begin, 2, 5);
   expect_error([&] { p.run(); }, "packing: expected to cover tokens 0 to 6, covers 0 to 5");
   set(p.packing.begin, 2, 6);
   set(p.packing.state_in, 0, 3);
   expect_error([&] { p.run(); }, "names state rows 3 and 0");
   Conv r({.B = 1, .L = 6, .E = 5, .state_in = true}, true);
-  expect_error([&] { conv1d_causal(r.test.c, r.x, r.w, {}, true, nullptr, r.state_in, r.state_in); },
-               "memory of its own while recording");
+  expect_error(
+      [&] { conv1d_causal(r.test.c, r.x, r.w, {}, true, nullptr, r.state_in, r.state_in); },
+      "memory of its own while recording");
 }
 
 TEST(Conv1dCausal, PlanningTouchesNothingAndTakesTheSameMemory) {

@@ -6,8 +6,8 @@
 namespace krait::KRAIT_ISA {
 namespace {
 
-constexpr int kCounters = 64;           // of one block
-constexpr int kBlock = 4 * kCounters;   // elements: four words a counter
+constexpr int kCounters = 64;          // of one block
+constexpr int kBlock = 4 * kCounters;  // elements: four words a counter
 
 // mask[i] = scale where element `first` + i is kept, else 0. The words are those of krait::Philox.
 void draw(const DropoutProblem& p, int64_t first, float* mask) {
@@ -63,7 +63,8 @@ void forward_x(const DropoutProblem& p, const float* stream, float* y, int64_t b
 }
 
 template <class X>
-void backward_x(const DropoutProblem& p, const float* dy, X* dx, bool add, int64_t begin, int64_t end) {
+void backward_x(const DropoutProblem& p, const float* dy, X* dx, bool add, int64_t begin,
+                int64_t end) {
   for_blocks(p, begin, end, [&](auto d, int64_t i, auto mask) {
     const auto v = hn::Mul(hn::LoadU(d, dy + i), mask);
     store(d, add ? hn::Add(v, load(d, dx + i)) : v, dx + i);
@@ -74,7 +75,8 @@ void forward(const DropoutProblem& p, const float* stream, float* y, int64_t beg
   p.bf16 ? forward_x<bf16>(p, stream, y, begin, end) : forward_x<float>(p, stream, y, begin, end);
 }
 
-void backward(const DropoutProblem& p, const float* dy, void* dx, bool add, int64_t begin, int64_t end) {
+void backward(const DropoutProblem& p, const float* dy, void* dx, bool add, int64_t begin,
+              int64_t end) {
   p.bf16 ? backward_x(p, dy, static_cast<bf16*>(dx), add, begin, end)
          : backward_x(p, dy, static_cast<float*>(dx), add, begin, end);
 }

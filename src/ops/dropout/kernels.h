@@ -18,7 +18,8 @@ struct DropoutKernels {
   // y = stream + x * mask for elements [begin, end); begin is a multiple of 4.
   void (*forward)(const DropoutProblem&, const float* stream, float* y, int64_t begin, int64_t end);
   // dx (+)= dy * mask
-  void (*backward)(const DropoutProblem&, const float* dy, void* dx, bool add, int64_t begin, int64_t end);
+  void (*backward)(const DropoutProblem&, const float* dy, void* dx, bool add, int64_t begin,
+                   int64_t end);
 };
 
 KRAIT_DECLARE_ISA(DropoutKernels, dropout_kernels)

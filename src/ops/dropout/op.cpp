@@ -7,14 +7,16 @@
 
 namespace krait::ops {
 
-static constexpr int64_t kGrain = 1 << 14;  // elements of one piece, a multiple of the kernels' block
+static constexpr int64_t kGrain = 1
+                                  << 14;  // elements of one piece, a multiple of the kernels' block
 
 Tensor dropout_add(Context& c, const Tensor& x, const Tensor& stream, float p) {
   require((x.dtype == DType::f32 || x.dtype == DType::bf16) && x.contiguous() && x.rank() >= 1,
-          "[dropout_add] x: expected contiguous float32 or bfloat16 (..., D), got {} {}", name_of(x.dtype), x.shape);
+          "[dropout_add] x: expected contiguous float32 or bfloat16 (..., D), got {} {}",
+          name_of(x.dtype), x.shape);
   require(stream.dtype == DType::f32 && stream.contiguous() && stream.shape == x.shape,
-          "[dropout_add] stream: expected contiguous float32 {}, got {} {}", x.shape, name_of(stream.dtype),
-          stream.shape);
+          "[dropout_add] stream: expected contiguous float32 {}, got {} {}", x.shape,
+          name_of(stream.dtype), stream.shape);
   require(p >= 0.0f && p < 1.0f, "[dropout_add] p: expected at least 0 and below 1, got {}", p);
   require(c.device.type == Device::cpu, "[dropout_add] expected a CPU context");
 
@@ -33,7 +35,8 @@ Tensor dropout_add(Context& c, const Tensor& x, const Tensor& stream, float p) {
          2 * static_cast<double>(n));
   if (!c.planning()) {
     parallel_ranges(n, kGrain, [&](int64_t begin, int64_t end) {
-      KRAIT_PICK_ISA(dropout_kernels).forward(problem, stream.as<float>(), y.as<float>(), begin, end);
+      KRAIT_PICK_ISA(dropout_kernels)
+          .forward(problem, stream.as<float>(), y.as<float>(), begin, end);
     });
   }
   if (c.tape && needs_grad({x, stream})) {
@@ -49,7 +52,8 @@ Tensor dropout_add(Context& c, const Tensor& x, const Tensor& stream, float p) {
              static_cast<double>(n));
       if (b.planning()) return;
       parallel_ranges(n, kGrain, [&](int64_t begin, int64_t end) {
-        KRAIT_PICK_ISA(dropout_kernels).backward(problem, dy.as<float>(), dx.grad.data, dx.add, begin, end);
+        KRAIT_PICK_ISA(dropout_kernels)
+            .backward(problem, dy.as<float>(), dx.grad.data, dx.add, begin, end);
       });
     });
   }

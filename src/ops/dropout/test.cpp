@@ -11,7 +11,9 @@ constexpr uint64_t kSeed = 42, kStream = 7;
 
 Values keep(int64_t n, float p, uint64_t stream = kStream) {
   Values mask;
-  for (int64_t i = 0; i < n; ++i) mask.push_back(Philox{kSeed, stream}.uniform(static_cast<uint64_t>(i)) >= p ? 1.0 / (1.0 - p) : 0.0);
+  for (int64_t i = 0; i < n; ++i)
+    mask.push_back(Philox{kSeed, stream}.uniform(static_cast<uint64_t>(i)) >= p ? 1.0 / (1.0 - p)
+                                                                                : 0.0);
   return mask;
 }
 
@@ -28,8 +30,12 @@ Drawn run(int64_t n, float p, bool training, DType dtype) {
   const Tensor y = dropout_add(test.c, x, stream, p);
   test.seed_grad(y, random_values(n, 11));
   test.tape.backward(test.c);
-  return {to_double(x), to_double(stream), to_double(y), to_double(test.tape.grad(x)),
-          to_double(test.tape.grad(stream)), test.c.rng.stream - kStream};
+  return {to_double(x),
+          to_double(stream),
+          to_double(y),
+          to_double(test.tape.grad(x)),
+          to_double(test.tape.grad(stream)),
+          test.c.rng.stream - kStream};
 }
 
 TEST(DropoutAdd, KeepsWhatPhiloxSays) {
@@ -69,8 +75,10 @@ TEST(DropoutAdd, EachCallDrawsAnew) {
   TestContext test;
   test.c.training = true;
   test.c.rng = {kSeed, kStream};
-  const Tensor x = test.from(Values(400, 1.0), {400}, DType::f32), zero = test.from(Values(400, 0.0), {400}, DType::f32);
-  const Values first = to_double(dropout_add(test.c, x, zero, 0.5f)), second = to_double(dropout_add(test.c, x, zero, 0.5f));
+  const Tensor x = test.from(Values(400, 1.0), {400}, DType::f32),
+               zero = test.from(Values(400, 0.0), {400}, DType::f32);
+  const Values first = to_double(dropout_add(test.c, x, zero, 0.5f)),
+               second = to_double(dropout_add(test.c, x, zero, 0.5f));
   expect_relative(first, keep(400, 0.5f, kStream), 1e-7, "first");
   expect_relative(second, keep(400, 0.5f, kStream + 1), 1e-7, "second");
   EXPECT_NE(first, second);

@@ -42,9 +42,11 @@ void scatter_add(const Tensor& tokens, const Tensor& dy, const Tensor& dw) {
 
 Tensor embedding(Context& c, const Tensor& tokens, const Tensor& w) {
   require(tokens.dtype == DType::i32 && tokens.contiguous() && tokens.rank() < kMaxRank,
-          "[embedding] tokens: expected contiguous int32 (...), got {} {}", name_of(tokens.dtype), tokens.shape);
+          "[embedding] tokens: expected contiguous int32 (...), got {} {}", name_of(tokens.dtype),
+          tokens.shape);
   require((w.dtype == DType::f32 || w.dtype == DType::bf16) && w.contiguous() && w.rank() == 2,
-          "[embedding] w: expected contiguous float32 or bfloat16 (V, D), got {} {}", name_of(w.dtype), w.shape);
+          "[embedding] w: expected contiguous float32 or bfloat16 (V, D), got {} {}",
+          name_of(w.dtype), w.shape);
   require(c.device.type == Device::cpu, "[embedding] expected a CPU context");
   Shape shape = tokens.shape;
   shape.rank += 1;
@@ -52,7 +54,8 @@ Tensor embedding(Context& c, const Tensor& tokens, const Tensor& w) {
   Tensor y = c.alloc(shape, DType::f32);
   const double n = static_cast<double>(y.numel());
   c.cost("embedding", n * static_cast<double>(size_of(w.dtype) + 4), 0);
-  if (!c.planning()) w.dtype == DType::bf16 ? gather<bf16>(tokens, w, y) : gather<float>(tokens, w, y);
+  if (!c.planning())
+    w.dtype == DType::bf16 ? gather<bf16>(tokens, w, y) : gather<float>(tokens, w, y);
   if (c.tape && w.var) {
     c.tape->watch(y);
     c.tape->record([=](Context& b) {

@@ -13,7 +13,8 @@ std::vector<int32_t> random_tokens(int64_t n, int64_t V) {
   for (int64_t i = 0; i < n; ++i) {
     // Every other token is one of three: long chains of additions into one row.
     const uint32_t word = Philox{3, 4}.words(static_cast<uint64_t>(i))[0];
-    ids.push_back(static_cast<int32_t>(word % static_cast<uint32_t>(i % 2 ? V : std::min<int64_t>(V, 3))));
+    ids.push_back(
+        static_cast<int32_t>(word % static_cast<uint32_t>(i % 2 ? V : std::min<int64_t>(V, 3))));
   }
   return ids;
 }
@@ -37,7 +38,8 @@ Result run(int64_t n, int64_t V, int64_t D, DType dtype, const Values& before = 
   const Tensor y = embedding(test.c, tokens, w);
   EXPECT_EQ(y.shape, (Shape{1, n, D}));
   EXPECT_EQ(y.dtype, DType::f32);
-  expect_same_bits(to_double(y), embedding_reference<double>(D, random_tokens(n, V), to_double(w)), "y");
+  expect_same_bits(to_double(y), embedding_reference<double>(D, random_tokens(n, V), to_double(w)),
+                   "y");
   if (!before.empty()) test.seed_grad(w, before);
   test.seed_grad(y, random_values(n * D, 11));
   test.tape.backward(test.c);
@@ -55,7 +57,8 @@ void expect_gradient(int64_t n, int64_t V, int64_t D, DType dtype, const Values&
   Values exact = to_double(plain);
   embedding_gradient_reference<double>(D, ids, rounded_dy, exact);
   embedding_gradient_reference<float>(D, ids, plain_dy, plain);
-  expect_within_twice_plain(run(n, V, D, dtype, before).dw, exact, to_double(plain), DType::f32, "dw");
+  expect_within_twice_plain(run(n, V, D, dtype, before).dw, exact, to_double(plain), DType::f32,
+                            "dw");
 }
 
 TEST(Embedding, ForwardAndGradientAtEverySize) {
@@ -103,7 +106,9 @@ TEST(Embedding, ErrorsSayWhatWasExpected) {
     embedding(test.c, test.tensor({3}, DType::i32), w.slice(1, 0, 3));
     ADD_FAILURE() << "no error";
   } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "[embedding] w: expected contiguous float32 or bfloat16 (V, D), got float32 (4, 3)");
+    EXPECT_STREQ(
+        e.what(),
+        "[embedding] w: expected contiguous float32 or bfloat16 (V, D), got float32 (4, 3)");
   }
 }
 

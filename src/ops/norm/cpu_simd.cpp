@@ -86,13 +86,15 @@ HWY_INLINE void backward_row(const NormProblem& p, int64_t row, const S* s, floa
   if (dy) {
     const auto n = static_cast<float>(p.D);
     if (p.layer) mean_g = sum_over(p.D, slope) / n;
-    mean_gv = sum_over(p.D, [&](auto d, int64_t i) { return hn::Mul(slope(d, i), value(d, i)); }) / n;
+    mean_gv =
+        sum_over(p.D, [&](auto d, int64_t i) { return hn::Mul(slope(d, i), value(d, i)); }) / n;
   }
   for_lanes(0, p.D, [&](auto d, int64_t i) {
     auto total = hn::Zero(d);
     if (dy) {
       const auto v = value(d, i);
-      const auto inner = hn::NegMulAdd(v, hn::Set(d, mean_gv), hn::Sub(slope(d, i), hn::Set(d, mean_g)));
+      const auto inner =
+          hn::NegMulAdd(v, hn::Set(d, mean_gv), hn::Sub(slope(d, i), hn::Set(d, mean_g)));
       total = hn::Mul(inner, hn::Set(d, scale));
       if (dw) hn::StoreU(hn::MulAdd(load(d, dy + i), v, hn::LoadU(d, dw + i)), d, dw + i);
       if (db) hn::StoreU(hn::Add(load(d, dy + i), hn::LoadU(d, db + i)), d, db + i);
@@ -124,9 +126,11 @@ void forward(const NormProblem& p, int64_t row, int64_t end) {
 
 void backward(const NormProblem& p, int64_t row, int64_t end, float* dw, float* db) {
   if (p.x_bf16) {
-    p.y_bf16 ? backward_rows<bf16, bf16>(p, row, end, dw, db) : backward_rows<bf16, float>(p, row, end, dw, db);
+    p.y_bf16 ? backward_rows<bf16, bf16>(p, row, end, dw, db)
+             : backward_rows<bf16, float>(p, row, end, dw, db);
   } else {
-    p.y_bf16 ? backward_rows<float, bf16>(p, row, end, dw, db) : backward_rows<float, float>(p, row, end, dw, db);
+    p.y_bf16 ? backward_rows<float, bf16>(p, row, end, dw, db)
+             : backward_rows<float, float>(p, row, end, dw, db);
   }
 }
 

@@ -23,9 +23,9 @@ struct NormProblem {
   float* scale = nullptr;  // 1 / the norm of each row, for backward, or null
   float* mean = nullptr;   // of each row (layer), or null
   // backward: reads s (sum with stride D, or x), scale and mean
-  const void* dy = nullptr;      // dtype of y; or null: zero
-  const float* dsum = nullptr;   // gradient of the sum that came from elsewhere, or null
-  float* dresidual = nullptr;    // written: the total; may be dsum's memory; or null
+  const void* dy = nullptr;     // dtype of y; or null: zero
+  const float* dsum = nullptr;  // gradient of the sum that came from elsewhere, or null
+  float* dresidual = nullptr;   // written: the total; may be dsum's memory; or null
   int64_t dresidual_stride = 0;
   void* dx = nullptr;  // the total, in the dtype of x; or null
   int64_t dx_stride = 0;

@@ -24,7 +24,7 @@ struct NormResult {
   Tensor sum;  // empty without a residual
 };
 
-NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, const Tensor& b, float eps,
-                DType out, const Tensor& residual = {});
+NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, const Tensor& b,
+                float eps, DType out, const Tensor& residual = {});
 
 }  // namespace krait::ops

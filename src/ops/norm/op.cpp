@@ -35,17 +35,22 @@ struct Call {
   }
 };
 
-void check(const Context& c, const Tensor& x, const Tensor& w, const Tensor& b, DType out, const Tensor& residual) {
+void check(const Context& c, const Tensor& x, const Tensor& w, const Tensor& b, DType out,
+           const Tensor& residual) {
   require(x.rank() >= 1 && x.row_strided() && (x.dtype == DType::f32 || x.dtype == DType::bf16),
-          "[norm] x: expected float32 or bfloat16 (..., D) with rows at one distance, got {} {}", name_of(x.dtype),
-          x.shape);
+          "[norm] x: expected float32 or bfloat16 (..., D) with rows at one distance, got {} {}",
+          name_of(x.dtype), x.shape);
   const Shape per_channel{x.size(-1)};
   require(!w || (w.dtype == DType::f32 && w.contiguous() && w.shape == per_channel),
-          "[norm] w: expected contiguous float32 {}, got {} {}", per_channel, name_of(w.dtype), w.shape);
+          "[norm] w: expected contiguous float32 {}, got {} {}", per_channel, name_of(w.dtype),
+          w.shape);
   require(!b || (b.dtype == DType::f32 && b.contiguous() && b.shape == per_channel),
-          "[norm] b: expected contiguous float32 {}, got {} {}", per_channel, name_of(b.dtype), b.shape);
-  require(out == DType::f32 || out == DType::bf16, "[norm] out: expected float32 or bfloat16, got {}", name_of(out));
-  require(!residual || (residual.dtype == DType::f32 && residual.row_strided() && residual.shape == x.shape),
+          "[norm] b: expected contiguous float32 {}, got {} {}", per_channel, name_of(b.dtype),
+          b.shape);
+  require(out == DType::f32 || out == DType::bf16,
+          "[norm] out: expected float32 or bfloat16, got {}", name_of(out));
+  require(!residual ||
+              (residual.dtype == DType::f32 && residual.row_strided() && residual.shape == x.shape),
           "[norm] residual: expected float32 {} with rows at one distance, got {} {}", x.shape,
           name_of(residual.dtype), residual.shape);
   require(c.device.type == Device::cpu, "[norm] expected a CPU context");
@@ -81,7 +86,8 @@ void backward(Context& c, const Call& q) {
   const double n = static_cast<double>(q.x.numel());
   const double s_bytes = static_cast<double>(size_of(q.sum ? DType::f32 : q.x.dtype));
   c.cost("norm.backward",
-         n * (s_bytes + static_cast<double>(size_of(q.y.dtype)) + (dsum ? 4 : 0) + (dresidual.grad ? 4 : 0) +
+         n * (s_bytes + static_cast<double>(size_of(q.y.dtype)) + (dsum ? 4 : 0) +
+              (dresidual.grad ? 4 : 0) +
               (dx.grad ? static_cast<double>(size_of(q.x.dtype)) * (dx.add ? 2 : 1) : 0)),
          11 * n);
   if (c.planning()) return;
@@ -101,7 +107,8 @@ void backward(Context& c, const Call& q) {
       if (row) std::fill(row, row + D, 0.0f);
       return row;
     };
-    kernels.backward(p, i * kBackwardRows, std::min(rows, (i + 1) * kBackwardRows), part(dw_sums), part(db_sums));
+    kernels.backward(p, i * kBackwardRows, std::min(rows, (i + 1) * kBackwardRows), part(dw_sums),
+                     part(db_sums));
   });
   if (dw.grad) add_up(dw_sums, pieces, dw);
   if (db.grad) add_up(db_sums, pieces, db);
@@ -109,8 +116,8 @@ void backward(Context& c, const Call& q) {
 
 }  // namespace
 
-NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, const Tensor& b, float eps, DType out,
-                const Tensor& residual) {
+NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, const Tensor& b,
+                float eps, DType out, const Tensor& residual) {
   check(c, x, w, b, out, residual);
   const bool recorded = c.tape && needs_grad({x, w, b, residual});
   const int64_t rows = x.shape.rows();
@@ -121,14 +128,16 @@ NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, con
   if (recorded) q.scale = c.alloc({rows}, DType::f32);
   if (recorded && kind == NormKind::layer) q.mean = c.alloc({rows}, DType::f32);
   const double n = static_cast<double>(x.numel());
-  c.cost("norm", n * static_cast<double>(size_of(x.dtype) + size_of(out) + (residual ? 8 : 0)), 5 * n);
+  c.cost("norm", n * static_cast<double>(size_of(x.dtype) + size_of(out) + (residual ? 8 : 0)),
+         5 * n);
   if (!c.planning()) {
     NormProblem p = q.problem();
     p.y = result.y.data;
     p.residual = residual ? residual.as<float>() : nullptr;
     p.residual_stride = residual ? residual.row_stride() : 0;
     const NormKernels& kernels = KRAIT_PICK_ISA(norm_kernels);
-    parallel_ranges(rows, kForwardRows, [&](int64_t row, int64_t end) { kernels.forward(p, row, end); });
+    parallel_ranges(rows, kForwardRows,
+                    [&](int64_t row, int64_t end) { kernels.forward(p, row, end); });
   }
   if (recorded) {
     c.tape->watch(result.y);

@@ -10,8 +10,8 @@ namespace krait::ops {
 
 // s (rows, D) is what is normed: x, or x + residual. w, b: (D) or empty.
 template <class T>
-std::vector<T> norm_reference(bool layer, int64_t D, double eps, const std::vector<T>& s, const std::vector<T>& w,
-                              const std::vector<T>& b) {
+std::vector<T> norm_reference(bool layer, int64_t D, double eps, const std::vector<T>& s,
+                              const std::vector<T>& w, const std::vector<T>& b) {
   std::vector<T> y(s.size());
   const auto n = static_cast<size_t>(D);
   for (size_t row = 0; row + n <= s.size() && n > 0; row += n) {
@@ -21,7 +21,8 @@ std::vector<T> norm_reference(bool layer, int64_t D, double eps, const std::vect
     for (size_t i = 0; i < n; ++i) square += (s[row + i] - mean) * (s[row + i] - mean);
     const T scale = T(1) / std::sqrt(square / T(static_cast<double>(D)) + T(eps));
     for (size_t i = 0; i < n; ++i) {
-      y[row + i] = (s[row + i] - mean) * scale * (w.empty() ? T(1) : w[i]) + (b.empty() ? T(0) : b[i]);
+      y[row + i] =
+          (s[row + i] - mean) * scale * (w.empty() ? T(1) : w[i]) + (b.empty() ? T(0) : b[i]);
     }
   }
   return y;

@@ -18,8 +18,9 @@ struct Case {
 };
 
 std::string describe(const Case& k) {
-  return fmt::format("{} rows={} D={} w={} b={} residual={} {} to {} strided={}", k.kind == NormKind::rms ? "rms" : "layer",
-                     k.rows, k.D, k.w, k.b, k.residual, name_of(k.x), name_of(k.out), k.strided);
+  return fmt::format("{} rows={} D={} w={} b={} residual={} {} to {} strided={}",
+                     k.kind == NormKind::rms ? "rms" : "layer", k.rows, k.D, k.w, k.b, k.residual,
+                     name_of(k.x), name_of(k.out), k.strided);
 }
 
 struct Norm {
@@ -46,7 +47,9 @@ struct Norm {
     if (!r.empty()) y.insert(y.end(), s.begin(), s.end());
     return y;
   }
-  Values exact() const { return reference(to_double(x), to_double(residual), to_double(w), to_double(b)); }
+  Values exact() const {
+    return reference(to_double(x), to_double(residual), to_double(w), to_double(b));
+  }
   Values plain() const {
     const auto f = [](const Tensor& t) {
       const Values v = to_double(t);
@@ -73,7 +76,8 @@ TEST(Norm, MatchesDoubleAtEverySize) {
   for (NormKind kind : {NormKind::rms, NormKind::layer}) {
     for (int64_t D : {1, 2, 31, 97, 257, 1025})
       for (int64_t rows : {0, 1, 2, 31, 97})
-        expect_matches_reference({.kind = kind, .rows = rows, .D = D, .b = rows % 2 == 1, .residual = D % 2 == 1});
+        expect_matches_reference(
+            {.kind = kind, .rows = rows, .D = D, .b = rows % 2 == 1, .residual = D % 2 == 1});
     expect_matches_reference({.kind = kind, .rows = 1025, .D = 31, .strided = true});
     expect_matches_reference({.kind = kind, .rows = 3, .D = 16384, .residual = true});
   }
@@ -84,13 +88,20 @@ TEST(Norm, MatchesDoubleInEveryDtype) {
     for (DType out : {DType::f32, DType::bf16})
       for (bool residual : {false, true})
         for (NormKind kind : {NormKind::rms, NormKind::layer})
-          expect_matches_reference({.kind = kind, .rows = 33, .D = 97, .residual = residual, .x = x, .out = out, .strided = true});
+          expect_matches_reference({.kind = kind,
+                                    .rows = 33,
+                                    .D = 97,
+                                    .residual = residual,
+                                    .x = x,
+                                    .out = out,
+                                    .strided = true});
 }
 
 // Falcon-Mamba: no weight, over a slice of x_proj's output.
 TEST(Norm, T9_WithoutWeightOverASlice) {
   expect_matches_reference({.rows = 40, .D = 16, .w = false, .strided = true});
-  expect_matches_reference({.rows = 40, .D = 48, .w = false, .x = DType::bf16, .out = DType::bf16, .strided = true});
+  expect_matches_reference(
+      {.rows = 40, .D = 48, .w = false, .x = DType::bf16, .out = DType::bf16, .strided = true});
 }
 
 // A large common part must not eat the variance: two passes, not E[s^2] - E[s]^2.
@@ -111,7 +122,8 @@ TEST(Norm, T34_ResidualStaysFloat32) {
   n.run();
   ASSERT_EQ(n.result.sum.dtype, DType::f32);
   for (int64_t i = 0; i < n.x.numel(); ++i)
-    EXPECT_EQ(get(n.result.sum, i), static_cast<float>(get(n.x, i)) + static_cast<float>(get(n.residual, i)));
+    EXPECT_EQ(get(n.result.sum, i),
+              static_cast<float>(get(n.x, i)) + static_cast<float>(get(n.residual, i)));
 }
 
 // Gradients of sum(cotangent * (y, sum)) with respect to the inputs named ("xrwb").
@@ -128,14 +140,16 @@ std::vector<Values> gradients(Norm& n, const std::string& wanted) {
   if (n.result.sum) n.test.seed_grad(n.result.sum, random_values(n.result.sum.numel(), 12));
   n.test.tape.backward(n.test.c);
   std::vector<Values> all;
-  for (const Tensor* t : {&n.x, &n.residual, &n.w, &n.b}) all.push_back(to_double(n.test.tape.grad(*t)));
+  for (const Tensor* t : {&n.x, &n.residual, &n.w, &n.b})
+    all.push_back(to_double(n.test.tape.grad(*t)));
   return all;
 }
 
 void expect_gradients(const Case& k) {
   SCOPED_TRACE(describe(k));
   Norm shape(k);
-  const Values inputs[] = {to_double(shape.x), to_double(shape.residual), to_double(shape.w), to_double(shape.b)};
+  const Values inputs[] = {to_double(shape.x), to_double(shape.residual), to_double(shape.w),
+                           to_double(shape.b)};
   Values cotangent = random_values(static_cast<int64_t>(inputs[0].size()), 11);
   // What the op reads is the rounded cotangent.
   if (k.out == DType::bf16)
@@ -153,7 +167,8 @@ void expect_gradients(const Case& k) {
         inputs[which]));
   }
   for (const std::string wanted : {"x", "r", "w", "b", "xr", "xrwb"}) {
-    if ((wanted == "w" && !k.w) || (wanted == "b" && !k.b) || (wanted[0] == 'r' && !k.residual)) continue;
+    if ((wanted == "w" && !k.w) || (wanted == "b" && !k.b) || (wanted[0] == 'r' && !k.residual))
+      continue;
     Norm n(k, true);
     const std::vector<Values> got = gradients(n, wanted);
     for (size_t i = 0; i < 4; ++i) {
@@ -165,7 +180,8 @@ void expect_gradients(const Case& k) {
       const double tolerance = i == 0 && k.x == DType::bf16 ? rounding(DType::bf16) + 3e-6 : 3e-6;
       // Terms of size one cancel where D = 1.
       EXPECT_LE(max_abs_error(got[i], exact[i]), tolerance * std::max(1.0, max_abs(exact[i])))
-          << "gradient " << "xrwb"[i] << " of " << wanted;
+          << "gradient "
+          << "xrwb"[i] << " of " << wanted;
     }
   }
 }
@@ -175,7 +191,12 @@ TEST(NormGradient, OfEveryInput) {
     for (bool residual : {false, true}) {
       expect_gradients({.kind = kind, .rows = 3, .D = 21, .b = true, .residual = residual});
       expect_gradients({.kind = kind, .rows = 2, .D = 35, .residual = residual, .strided = true});
-      expect_gradients({.kind = kind, .rows = 3, .D = 19, .residual = residual, .x = DType::bf16, .out = DType::bf16});
+      expect_gradients({.kind = kind,
+                        .rows = 3,
+                        .D = 19,
+                        .residual = residual,
+                        .x = DType::bf16,
+                        .out = DType::bf16});
     }
     expect_gradients({.kind = kind, .rows = 2, .D = 1, .b = true});
   }
@@ -184,7 +205,8 @@ TEST(NormGradient, OfEveryInput) {
 TEST(NormGradient, T38_WithoutWeight) {
   expect_gradients({.rows = 3, .D = 18, .w = false});
   expect_gradients({.rows = 3, .D = 18, .w = false, .strided = true});
-  expect_gradients({.kind = NormKind::layer, .rows = 3, .D = 18, .w = false, .b = true, .residual = true});
+  expect_gradients(
+      {.kind = NormKind::layer, .rows = 3, .D = 18, .w = false, .b = true, .residual = true});
 }
 
 TEST(NormGradient, T14_AcrossPiecesOfRows) {
@@ -211,7 +233,8 @@ TEST(NormGradient, OfYAlone) {
   with.run();
   with.test.seed_grad(with.result.y, random_values(36, 5));
   with.test.tape.backward(with.test.c);
-  expect_same_bits(to_double(with.test.tape.grad(with.x)), to_double(with.test.tape.grad(with.residual)), "dx, dr");
+  expect_same_bits(to_double(with.test.tape.grad(with.x)),
+                   to_double(with.test.tape.grad(with.residual)), "dx, dr");
   EXPECT_GT(max_abs(to_double(with.test.tape.grad(with.x))), 0);
 }
 
@@ -230,7 +253,8 @@ TEST(NormGradient, ResidualStreamOfSeveralLayers) {
   }
   test.seed_grad(x, random_values(n, 11));
   test.tape.backward(test.c);
-  const Values sv = to_double(first), xv = to_double(start), wv = to_double(w), cotangent = random_values(n, 11);
+  const Values sv = to_double(first), xv = to_double(start), wv = to_double(w),
+               cotangent = random_values(n, 11);
   const auto f = [&](const ComplexValues& s0, const ComplexValues& x0) {
     ComplexValues s = s0, v = x0;
     for (int layer = 0; layer < 3; ++layer) {
@@ -239,15 +263,24 @@ TEST(NormGradient, ResidualStreamOfSeveralLayers) {
     }
     return dot(v, cotangent);
   };
-  expect_relative(to_double(test.tape.grad(first)),
-                  complex_step_gradient([&](const ComplexValues& z) { return f(z, to_complex(xv)); }, sv), 2e-6, "stream");
-  expect_relative(to_double(test.tape.grad(start)),
-                  complex_step_gradient([&](const ComplexValues& z) { return f(to_complex(sv), z); }, xv), 2e-6, "x");
+  expect_relative(
+      to_double(test.tape.grad(first)),
+      complex_step_gradient([&](const ComplexValues& z) { return f(z, to_complex(xv)); }, sv), 2e-6,
+      "stream");
+  expect_relative(
+      to_double(test.tape.grad(start)),
+      complex_step_gradient([&](const ComplexValues& z) { return f(to_complex(sv), z); }, xv), 2e-6,
+      "x");
 }
 
 TEST(Norm, SameBitsForAnyNumberOfThreadsAndTwice) {
-  for (const Case& k : {Case{.rows = 300, .D = 97, .b = true, .residual = true},
-                        Case{.kind = NormKind::layer, .rows = 200, .D = 130, .x = DType::bf16, .out = DType::bf16, .strided = true}}) {
+  for (const Case& k :
+       {Case{.rows = 300, .D = 97, .b = true, .residual = true}, Case{.kind = NormKind::layer,
+                                                                 .rows = 200,
+                                                                 .D = 130,
+                                                                 .x = DType::bf16,
+                                                                 .out = DType::bf16,
+                                                                 .strided = true}}) {
     std::vector<Values> first;
     for (int threads : {1, 1, 2, 4}) {
       const ThreadCount scope(threads);
@@ -255,7 +288,8 @@ TEST(Norm, SameBitsForAnyNumberOfThreadsAndTwice) {
       std::vector<Values> all = gradients(n, "xrwb");
       all.push_back(n.got());
       if (first.empty()) first = all;
-      for (size_t i = 0; i < all.size(); ++i) expect_same_bits(all[i], first[i], fmt::format("{} threads, {}", threads, i));
+      for (size_t i = 0; i < all.size(); ++i)
+        expect_same_bits(all[i], first[i], fmt::format("{} threads, {}", threads, i));
     }
   }
 }
@@ -275,7 +309,8 @@ TEST(Norm, T15_OffsetsOf64Bits) {
 
 TEST(Norm, ErrorsSayWhatWasExpected) {
   Norm n({.rows = 2, .D = 5});
-  const auto expect_error = [&](const Tensor& x, const Tensor& w, const Tensor& residual, const std::string& part) {
+  const auto expect_error = [&](const Tensor& x, const Tensor& w, const Tensor& residual,
+                                const std::string& part) {
     try {
       norm(n.test.c, NormKind::rms, x, w, {}, 1e-5f, DType::f32, residual);
       ADD_FAILURE() << "no error; expected: " << part;
@@ -283,10 +318,13 @@ TEST(Norm, ErrorsSayWhatWasExpected) {
       EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
     }
   };
-  expect_error(n.x, n.test.tensor({4}, DType::f32), {}, "[norm] w: expected contiguous float32 (5,), got float32 (4,)");
+  expect_error(n.x, n.test.tensor({4}, DType::f32), {},
+               "[norm] w: expected contiguous float32 (5,), got float32 (4,)");
   expect_error(n.x, n.test.tensor({5}, DType::bf16), {}, "got bfloat16 (5,)");
-  expect_error(n.test.tensor({2, 5}, DType::i32), n.w, {}, "[norm] x: expected float32 or bfloat16 (..., D)");
-  expect_error(n.x, n.w, n.test.tensor({2, 4}, DType::f32), "[norm] residual: expected float32 (2, 5)");
+  expect_error(n.test.tensor({2, 5}, DType::i32), n.w, {},
+               "[norm] x: expected float32 or bfloat16 (..., D)");
+  expect_error(n.x, n.w, n.test.tensor({2, 4}, DType::f32),
+               "[norm] residual: expected float32 (2, 5)");
   expect_error(n.x, n.w, n.test.tensor({2, 5}, DType::bf16), "got bfloat16 (2, 5)");
 }
 
@@ -294,7 +332,8 @@ TEST(Norm, PlanningTouchesNothingAndTakesTheSameMemory) {
   const auto run = [](Arena arena) {
     Tape tape;
     Context c{.arena = &arena, .tape = &tape};
-    Tensor x = c.alloc({100, 40}, DType::bf16), residual = c.alloc({100, 40}, DType::f32), w = c.alloc({40}, DType::f32);
+    Tensor x = c.alloc({100, 40}, DType::bf16), residual = c.alloc({100, 40}, DType::f32),
+           w = c.alloc({40}, DType::f32);
     if (!c.planning())
       for (const Tensor& t : {x, residual, w}) std::memset(t.data, 0, t.bytes());
     tape.watch(x);
