@@ -274,6 +274,23 @@ TEST(TorchArchive, RoundTrip) {
             std::string::npos);
 }
 
+// Files that torch 2.15 wrote (tests/corpus/torch): see the names.
+TEST(TorchArchive, ReadsWhatTorchWrites) {
+  const fs::path folder = fs::path(KRAIT_SOURCE_DIR) / "tests/corpus/torch";
+  const TensorFile state = read_torch_archive(folder / "state_dict.bin");
+  EXPECT_EQ(names(state), (std::vector<std::string>{"a.w", "b.w", "t", "h"}));
+  EXPECT_EQ(state.at("a.w").data, state.at("b.w").data);
+  EXPECT_EQ(state.at("t").shape, (Shape{3, 2}));
+  EXPECT_EQ(get(state.at("t"), 1), 3) << "a transposed view of 0 1 2 / 3 4 5";
+  EXPECT_EQ(state.at("h").dtype, DType::bf16);
+  // Beside the model: numbers, a Namespace, a set, a NumPy scalar and an integer of 101 bits.
+  const TensorFile checkpoint = read_torch_archive(folder / "checkpoint.pth");
+  EXPECT_EQ(names(checkpoint), (std::vector<std::string>{"p"})) << "a Parameter";
+  EXPECT_EQ(get(read_torch_archive(folder / "protocol5.pt").at("a"), 0), 3)
+      << "a row of its storage";
+  EXPECT_EQ(get(read_torch_archive(folder / "deflated.pt").at("a"), 5), 5);
+}
+
 // Reading maps the file: it must not take longer for a model of half a gigabyte.
 TEST(TorchArchive, StoredDataIsNeitherCopiedNorRead) {
   const testing::TempDir dir;

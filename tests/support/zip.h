@@ -55,7 +55,7 @@ inline std::string zip_of(const std::vector<ZipEntry>& entries, bool end64 = fal
                                little(e.zip64 ? in64 : size, 4) + little(e.name.size(), 2);
     out += little(0x04034b50, 4) + common + little(5, 2) + e.name + "extra" + packed;
     directory += little(0x02014b50, 4) + little(20, 2) + common + little(extra.size(), 2) +
-                 little(0, 10) + little(e.zip64 ? in64 : header, 4) + e.name + extra;
+                 std::string(10, '\0') + little(e.zip64 ? in64 : header, 4) + e.name + extra;
   }
   const uint64_t start = out.size(), n = entries.size();
   out += directory;
