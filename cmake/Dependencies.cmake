@@ -2,7 +2,9 @@
 find_package(OpenMP REQUIRED)
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
-find_package(dnnl REQUIRED)
+# Found by hand: Debian's dnnl-config.cmake asks for OpenCL headers, which nothing here uses.
+find_library(DNNL_LIBRARY dnnl REQUIRED)
+find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.hpp REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(ZLIB REQUIRED)
 find_package(PkgConfig REQUIRED)
@@ -12,7 +14,8 @@ pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(TOMLPP REQUIRED IMPORTED_TARGET tomlplusplus)
 
 add_library(dnnl INTERFACE)
-target_link_libraries(dnnl INTERFACE DNNL::dnnl)
+target_link_libraries(dnnl INTERFACE ${DNNL_LIBRARY})
+target_include_directories(dnnl SYSTEM INTERFACE ${DNNL_INCLUDE_DIR})
 add_library(hwy INTERFACE) # header only: static dispatch, no library code is called
 add_library(pcre2 INTERFACE)
 target_link_libraries(pcre2 INTERFACE PkgConfig::PCRE2)
