@@ -7,12 +7,12 @@
 namespace krait {
 
 // Addresses of a planning arena start here: never mapped, so touching one faults at once.
-static std::byte* const kPlanBase = reinterpret_cast<std::byte*>(uintptr_t{1} << 46);
+static std::byte* const kPlanBase = reinterpret_cast<std::byte*>(uintptr_t{1} << 62);
 
 Arena Arena::planning() {
   Arena a;
   a.base_ = kPlanBase;
-  a.capacity_ = size_t{1} << 45;
+  a.capacity_ = size_t{1} << 61;
   a.planning_ = true;
   return a;
 }
