@@ -1,0 +1,42 @@
+#include "krait/train/finite.h"
+
+#include <cmath>
+
+namespace krait {
+
+static bool finite(const Tensor& t) {
+  const float* p = t.as<float>();
+  for (int64_t i = 0; i < t.numel(); ++i)
+    if (!std::isfinite(p[i])) return false;
+  return true;
+}
+
+// "layer 3, backbone.layers.3.mixer.D".
+static std::string place(const std::string& name) {
+  const std::string mark = ".layers.";
+  const size_t at = name.find(mark);
+  if (at == std::string::npos) return "outside of the layers, " + name;
+  const size_t from = at + mark.size();
+  return fmt::format("layer {}, {}", name.substr(from, name.find('.', from) - from), name);
+}
+
+void require_finite(const nn::ParamSet& params, int64_t step) {
+  for (const nn::Param& p : params)
+    require(finite(p.master),
+            "step {}: a weight is not finite: {}. The last checkpoint is kept; go on "
+            "from it with a lower learning rate",
+            step, place(p.name));
+}
+
+void fail_not_finite(const nn::ParamSet& params, int64_t step, double loss, double grad_norm) {
+  require_finite(params, step);
+  std::string origin = "no tensor by itself";
+  for (const nn::Param& p : params)
+    if (p.var.written && !finite(p.var.grad)) origin = place(p.name);
+  fail(
+      "step {}: loss {}, gradient norm {}: the gradient is not finite: {}. The last checkpoint is "
+      "kept; go on from it with a lower learning rate",
+      step, loss, grad_norm, origin);
+}
+
+}  // namespace krait

@@ -1,0 +1,64 @@
+#include "krait/train/memory.h"
+
+#include <algorithm>
+
+#include "krait/autograd/plan.h"
+#include "krait/base/system.h"
+#include "krait/train/pass.h"
+
+namespace krait {
+
+static size_t state_bytes(const models::LanguageModel& model, int64_t B) {
+  size_t n = 0;
+  for (const nn::StatePart& p : model.state_parts())
+    n += static_cast<size_t>(p.shape.numel()) * sizeof(float);
+  return n * static_cast<size_t>(B);
+}
+
+TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o) {
+  nn::ParamSet& params = model.params();
+  if (!params.begin()->m) params.allocate(nn::Purpose::training, o.dtype, true);
+  TrainingMemory m;
+  m.parameters = params.allocated_bytes();
+  nn::State states[2];
+  models::Pass pass;
+  pass.recompute = o.recompute;
+  pass.dropout = o.dropout;
+  if (o.carry_state) {
+    m.states = 2 * state_bytes(model, o.batch_size);
+    require_memory(m, o);
+    for (nn::State& s : states) s = model.make_state(o.batch_size);
+    pass.state_in = &states[0];
+    pass.state_out = &states[1];
+  }
+  // Ids are not read while planning.
+  const Tensor ids(reinterpret_cast<void*>(uintptr_t{1} << 46), DType::i32,
+                   {o.batch_size, o.seq_len});
+  Context like;
+  like.activation = o.dtype;
+  like.training = true;
+  const auto work = [&](Context& c) {
+    for (int64_t k = 0; k < std::min<int64_t>(o.grad_accum, 2); ++k) {  // the second one adds
+      c.arena->reset();
+      c.tape->reset();
+      run_pass(c, model, ids, ids, pass, 1.0f);
+    }
+  };
+  m.step = plan(like, true, work).bytes;
+  params.forget_gradients();
+  return m;
+}
+
+void require_memory(const TrainingMemory& m, const TrainOptions& o, size_t taken) {
+  const size_t available = available_memory();
+  const auto gb = [](size_t bytes) { return static_cast<double>(bytes) * 1e-9; };
+  require(m.total() - taken <= available,
+          "a step of {} sequences of {} tokens needs {:.2f} GB of memory ({:.2f} for weights, "
+          "gradients and moments, {:.2f} for activations, {:.2f} for states), and {:.2f} GB are "
+          "available: lower --batch-size or --seq-len (--grad-accum makes up for it), or use "
+          "--recompute layer",
+          o.batch_size, o.seq_len, gb(m.total()), gb(m.parameters), gb(m.step), gb(m.states),
+          gb(available));
+}
+
+}  // namespace krait

@@ -1,0 +1,24 @@
+// The memory of a training run, known before it starts.
+#pragma once
+#include <cstddef>
+
+#include "krait/models/language_model.h"
+#include "krait/train/options.h"
+
+namespace krait {
+
+struct TrainingMemory {
+  size_t parameters = 0;  // weights, gradients, moments
+  size_t step = 0;        // the step arena: activations, their gradients, scratch
+  size_t states = 0;      // carried from batch to batch
+  size_t total() const { return parameters + step + states; }
+};
+
+// Exact for data without document borders. Where `model` has no memory for training yet, its parameters
+// are planned as those of a run in o.dtype. Error as require_memory where not even the states fit.
+TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o);
+
+// Throws Error with the plan's numbers where the machine cannot give what of it is not `taken` already.
+void require_memory(const TrainingMemory& m, const TrainOptions& o, size_t taken = 0);
+
+}  // namespace krait

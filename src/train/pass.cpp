@@ -1,0 +1,29 @@
+#include "krait/train/pass.h"
+
+#include "krait/autograd/tape.h"
+
+namespace krait {
+
+ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model,
+                                 const Tensor& tokens, const Tensor& targets,
+                                 const models::Pass& pass, float scale) {
+  const Tensor hidden = model.hidden(c, tokens, pass);
+  const ops::CrossEntropyResult result = model.loss(c, hidden, targets, scale);
+  if (c.tape) {
+    c.tape->backward(c);
+    if (pass.state_out)  // the tape's variables end here
+      for (size_t i = 0; i < pass.state_out->parts().size(); ++i)
+        pass.state_out->tensor(i).var = nullptr;
+  }
+  return result;
+}
+
+ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model, const Batch& batch,
+                                 models::Pass pass, float scale) {
+  const ops::Packing packing = batch.packing();
+  if (batch.packed()) pass.packing = &packing;
+  if (!batch.carried) pass.state_in = nullptr;
+  return run_pass(c, model, batch.tokens_view(), batch.targets_view(), pass, scale);
+}
+
+}  // namespace krait

@@ -1,0 +1,36 @@
+// Progress of a run on stderr: one line that is written over on a terminal, else a line now and then.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "krait/train/log.h"
+
+namespace krait {
+
+// "step 120/1000  loss 1.234  valid 1.301  norm 0.52  lr 1.00e-03  6120 tokens/s  2:10 left".
+std::string status_text(const LogRecord& r, int64_t steps, double valid_loss, double seconds_left);
+
+// "1:02:03", "2:10".
+std::string clock_text(double seconds);
+
+class StatusLine {
+ public:
+  explicit StatusLine(bool quiet);
+  ~StatusLine();
+  StatusLine(const StatusLine&) = delete;
+  StatusLine& operator=(const StatusLine&) = delete;
+  void update(const LogRecord& r, int64_t steps);
+  void clear();  // before something else is written
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  bool quiet_, terminal_;
+  bool shown_ = false;
+  double valid_loss_;
+  int64_t first_step_ = -1;  // of this process, with the seconds at its end
+  double first_seconds_ = 0;
+  Clock::time_point written_{};
+};
+
+}  // namespace krait

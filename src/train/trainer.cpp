@@ -1,0 +1,141 @@
+#include "krait/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "krait/autograd/plan.h"
+#include "krait/train/finite.h"
+#include "krait/train/pass.h"
+
+namespace krait {
+
+// Random streams of dropout, 2^20 for a micro-batch: away from those of initial values and the shuffle.
+constexpr uint64_t kDropoutStream = uint64_t{1} << 61;
+constexpr int kDropoutStreamsLog2 = 20;
+
+constexpr int64_t kValidationChunk = 4096;  // tokens of a pass
+
+Trainer::Trainer(models::LanguageModel& model, const TokenStream& data, const TrainOptions& options)
+    : model_(model),
+      data_(data),
+      options_(options),
+      batcher_(data, {options.batch_size, options.seq_len, options.order, options.carry_state,
+                      options.seed}),
+      scalars_(ops::kStepScalars) {
+  arena_ = Arena(plan_training(model, options).step);
+  if (options.carry_state)
+    for (nn::State& s : states_) s = model.make_state(options.batch_size);
+}
+
+Context Trainer::context(bool training) {
+  arena_.reset();
+  tape_.reset();
+  Context c;
+  c.arena = &arena_;
+  c.tape = training ? &tape_ : nullptr;
+  c.activation = options_.dtype;
+  c.training = training;
+  return c;
+}
+
+models::Pass Trainer::training_pass(int64_t micro_batch) {
+  models::Pass pass;
+  pass.recompute = options_.recompute;
+  pass.dropout = options_.dropout;
+  if (options_.carry_state) {
+    pass.state_in = &states_[micro_batch % 2];
+    pass.state_out = &states_[(micro_batch + 1) % 2];
+  }
+  return pass;
+}
+
+// The arena is made for batches without document borders; others may need more.
+void Trainer::reserve(const Batch& batch, const models::Pass& pass, bool training) {
+  const Context like = context(training);
+  const size_t bytes =
+      plan(like, training, [&](Context& c) { run_pass(c, model_, batch, pass, 1.0f); }).bytes;
+  if (bytes > arena_.capacity()) arena_ = Arena(bytes);
+}
+
+StepResult Trainer::step() {
+  const int64_t step = steps_done_ + 1, K = options_.grad_accum;
+  const int64_t first = steps_done_ * K;  // micro-batches before this step
+  std::vector<Batch> batches;
+  int64_t targets = 0;
+  for (int64_t k = 0; k < K; ++k) {
+    batches.push_back(batcher_.at(first + k));
+    targets += batches.back().n_targets;
+    if (batches.back().packed()) reserve(batches.back(), training_pass(first + k), true);
+  }
+  const float scale = targets > 0 ? static_cast<float>(1.0 / static_cast<double>(targets)) : 0.0f;
+
+  model_.params().forget_gradients();
+  double loss = 0;
+  for (int64_t k = 0; k < K; ++k) {
+    Context c = context(true);
+    c.rng.seed = options_.seed;
+    c.rng.stream = kDropoutStream + (static_cast<uint64_t>(first + k) << kDropoutStreamsLog2);
+    const Batch& batch = batches[static_cast<size_t>(k)];
+    loss += run_pass(c, model_, batch, training_pass(first + k), scale).loss.as<float>()[0];
+  }
+  StepResult r;
+  r.lr = learning_rate(options_, step);
+  scalars_[ops::kLearningRate] = static_cast<float>(r.lr);
+  r.grad_norm = clip();
+  if (!std::isfinite(loss) || !std::isfinite(r.grad_norm))
+    fail_not_finite(model_.params(), step, loss, r.grad_norm);
+  update(step);
+  steps_done_ = step;
+  r.loss = targets > 0 ? loss : std::numeric_limits<double>::quiet_NaN();
+  r.tokens = K * options_.batch_size * options_.seq_len;
+  return r;
+}
+
+double Trainer::clip() {
+  std::vector<Tensor> grads;
+  for (const nn::Param& p : model_.params()) {
+    require(p.var.written, "{} has no gradient", p.name);
+    grads.push_back(p.var.grad);
+  }
+  Context c = context(false);
+  ops::clip_grad_norm(c, grads, options_.clip, scalars());
+  return scalars_[ops::kGradNorm];
+}
+
+void Trainer::update(int64_t step) {
+  const TrainOptions& o = options_;
+  const auto bias = [&](float beta) {
+    return static_cast<float>(-std::expm1(static_cast<double>(step) * std::log(double{beta})));
+  };
+  scalars_[ops::kBias1] = bias(o.beta1);
+  scalars_[ops::kBias2] = bias(o.beta2);
+  std::vector<ops::AdamwTensors> tensors;
+  for (const nn::Param& p : model_.params())
+    tensors.push_back({p.master, p.value.data == p.master.data ? Tensor() : p.value.detach(),
+                       p.var.grad, p.m, p.v, p.decay ? o.weight_decay : 0.0f});
+  Context c = context(false);
+  ops::adamw(c, tensors, {o.beta1, o.beta2, o.eps}, scalars());
+}
+
+std::optional<double> Trainer::validate(const TokenStream& stream,
+                                        const std::function<bool()>& stop) {
+  require(stream.targets() > 0, "the validation data has nothing to predict");
+  const int64_t chunk = std::min(options_.batch_size * options_.seq_len, kValidationChunk);
+  nn::State states[2] = {model_.make_state(1), model_.make_state(1)};  // in and out take turns
+  double nll = 0;
+  for (int64_t begin = 0, turn = 0; begin < stream.size(); begin += chunk, turn = 1 - turn) {
+    if (stop && stop()) return std::nullopt;
+    const Batch batch =
+        cut_batch(stream, {&begin, 1}, std::min(chunk, stream.size() - begin), begin > 0);
+    models::Pass pass;
+    pass.state_in = &states[turn];
+    pass.state_out = &states[1 - turn];
+    reserve(batch, pass, false);
+    Context c = context(false);
+    nll += run_pass(c, model_, batch, pass, 1.0f).loss.as<float>()[0];
+  }
+  return nll / static_cast<double>(stream.targets());
+}
+
+}  // namespace krait

@@ -1,0 +1,67 @@
+// The trainer: steps of AdamW over micro-batches. All that a step depends on can be saved and put back:
+// weights, moments, the number of the step (from which the position in the data and the random numbers
+// follow), and carried states.
+#pragma once
+#include <filesystem>
+#include <functional>
+#include <optional>
+
+#include "krait/autograd/tape.h"
+#include "krait/models/language_model.h"
+#include "krait/ops/adamw/adamw.h"
+#include "krait/train/memory.h"
+#include "krait/train/options.h"
+
+namespace krait {
+
+struct StepResult {
+  double loss = 0;       // mean over the targets of the step; NaN where there is none
+  double grad_norm = 0;  // before clipping
+  double lr = 0;
+  int64_t tokens = 0;  // inputs read
+};
+
+class Trainer {
+ public:
+  // `model` has memory for training. Model and data must outlive the trainer.
+  Trainer(models::LanguageModel& model, const TokenStream& data, const TrainOptions& options);
+
+  // Error for a loss or gradient that is not finite, naming step, layer and tensor; the weights are then
+  // those of the step before.
+  StepResult step();
+  int64_t steps_done() const { return steps_done_; }
+  const TrainOptions& options() const { return options_; }
+  const Arena& arena() const { return arena_; }
+
+  // Mean negative log-likelihood of a stream, in nats a predicted token, with the state carried through
+  // each document: the exact likelihood, as `krait eval` gives it. Empty where `stop` became true.
+  std::optional<double> validate(const TokenStream& stream, const std::function<bool()>& stop = {});
+
+  // trainer.safetensors in `directory`: moments and carried states, the position in its metadata. The
+  // weights are saved and loaded by krait/io/model. load throws Error where the file belongs to other
+  // options or other data, since the run would not be the same.
+  void save(const std::filesystem::path& directory) const;
+  void load(const std::filesystem::path& directory);
+
+ private:
+  Context context(bool training);
+  models::Pass training_pass(int64_t micro_batch);
+  void reserve(const Batch& batch, const models::Pass& pass, bool training);
+  double clip();  // the gradient's norm
+  void update(int64_t step);
+  Tensor scalars() { return Tensor(scalars_.data(), DType::f32, {ops::kStepScalars}); }
+  const nn::State* carried() const;  // the states that the next step starts from
+  std::string signature() const;
+
+  models::LanguageModel& model_;
+  const TokenStream& data_;
+  TrainOptions options_;
+  Batcher batcher_;
+  Arena arena_ = Arena(0);
+  Tape tape_;
+  nn::State states_[2];         // in and out take turns
+  std::vector<float> scalars_;  // see ops::StepScalar
+  int64_t steps_done_ = 0;
+};
+
+}  // namespace krait

@@ -1,0 +1,300 @@
+#include "krait/train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "krait/base/threads.h"
+#include "krait/io/model.h"
+#include "krait/testing/files.h"
+#include "krait/train/fixture.h"
+
+namespace krait {
+namespace {
+
+using testing::byte_stream;
+using testing::error_of;
+using testing::nursery_text;
+using testing::small_model;
+using testing::small_options;
+using testing::weights;
+
+struct Trace {
+  std::vector<double> losses, norms;
+  std::vector<float> weights;
+};
+
+Trace train(const TokenStream& data, const TrainOptions& o, int64_t steps) {
+  const auto model = small_model(o.seed, o.dtype);
+  Trainer trainer(*model, data, o);
+  Trace t;
+  for (int64_t s = 0; s < steps; ++s) {
+    const StepResult r = trainer.step();
+    t.losses.push_back(r.loss);
+    t.norms.push_back(r.grad_norm);
+  }
+  t.weights = weights(*model);
+  return t;
+}
+
+TEST(Trainer, LearnsText) {
+  const TokenStream data = byte_stream({nursery_text(200)});
+  TrainOptions o = small_options();
+  o.steps = 60;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    o.dtype = dtype;
+    const Trace t = train(data, o, 60);
+    EXPECT_NEAR(t.losses.front(), std::log(256.0), 0.3);  // it starts with no idea
+    EXPECT_LT(t.losses.back(), 2.0) << name_of(dtype);
+  }
+}
+
+TEST(Trainer, TheStartIsNearTheEntropyOfChance) {
+  const TokenStream data = byte_stream({nursery_text(20)});
+  const auto model = small_model();
+  Trainer trainer(*model, data, small_options());
+  EXPECT_NEAR(*trainer.validate(data), std::log(256.0), 0.3);
+}
+
+// Each of the ways to run that promises the same numbers, against the plain one.
+TEST(Trainer, RecomputingLayersChangesNothing) {
+  const TokenStream data = byte_stream({nursery_text(50)});
+  TrainOptions o = small_options();
+  o.dropout = 0.1f;
+  const Trace plain = train(data, o, 5);
+  o.recompute = true;
+  const Trace again = train(data, o, 5);
+  EXPECT_EQ(plain.losses, again.losses);
+  EXPECT_EQ(plain.weights, again.weights);
+}
+
+TEST(Trainer, TheNumberOfThreadsChangesNothing) {
+  const TokenStream data = byte_stream({nursery_text(50)});
+  TrainOptions o = small_options();
+  o.dropout = 0.1f;
+  const int before = threads();
+  set_threads(1);
+  const Trace one = train(data, o, 4);
+  set_threads(3);
+  const Trace three = train(data, o, 4);
+  set_threads(before);
+  EXPECT_EQ(one.losses, three.losses);
+  EXPECT_EQ(one.weights, three.weights);
+}
+
+TEST(Trainer, AccumulatedGradientsAreThoseOfTheLargeBatch) {
+  const TokenStream data = byte_stream({nursery_text(50)});
+  TrainOptions o = small_options();
+  o.order = Order::sequential;
+  o.batch_size = 4;
+  const Trace whole = train(data, o, 4);
+  o.batch_size = 1;
+  o.grad_accum = 4;
+  const Trace parts = train(data, o, 4);
+  for (size_t s = 0; s < 4; ++s) {
+    EXPECT_NEAR(parts.losses[s], whole.losses[s], 2e-5) << s;
+    EXPECT_NEAR(parts.norms[s] / whole.norms[s], 1.0, 2e-4) << s;
+  }
+}
+
+// Documents of exactly one window, packed, are the same windows without borders, but for the last
+// target, which the packed run does not predict.
+TEST(Trainer, T25_PackedDocumentsTrainAsTheDocumentsAlone) {
+  const std::string text = nursery_text(40);
+  std::vector<std::string> pieces, halves;
+  for (size_t i = 0; i + 16 <= 512; i += 16) pieces.push_back(text.substr(i, 16));
+  TrainOptions o = small_options();
+  o.order = Order::sequential;
+  o.batch_size = 2;
+  o.seq_len = 32;  // two documents in a row
+  const TokenStream packed = byte_stream(pieces);
+  const auto model = small_model();
+  Trainer together(*model, packed, o);
+  const StepResult r = together.step();
+
+  // The same four documents, one a row.
+  o.batch_size = 4;
+  o.seq_len = 16;
+  const auto other = small_model();
+  Trainer alone(*other, packed, o);
+  const StepResult s = alone.step();
+  EXPECT_NEAR(r.loss, s.loss, 1e-5);
+  EXPECT_NEAR(r.grad_norm / s.grad_norm, 1.0, 1e-4);
+}
+
+// With states carried, row after row of one stream is one long sequence.
+TEST(Trainer, CarriedStatesGiveTheLossOfTheWholeSequence) {
+  const TokenStream data = byte_stream({nursery_text(10)});
+  TrainOptions o = small_options();
+  o.order = Order::sequential;
+  o.carry_state = true;
+  o.batch_size = 1;
+  o.seq_len = 32;
+  o.lr = 0;  // the weights stay
+  const auto model = small_model();
+  Trainer carried(*model, data, o);
+  double sum = 0;
+  for (int s = 0; s < 6; ++s) sum += carried.step().loss;
+  o.carry_state = false;
+  o.seq_len = 192;
+  Trainer whole(*model, data, o);
+  EXPECT_NEAR(sum / 6, whole.step().loss, 1e-5);
+}
+
+TEST(Trainer, ValidationIsTheLossOfEachDocumentAsOneSequence) {
+  const std::vector<std::string> documents = {nursery_text(3), "x", nursery_text(2), "short."};
+  const auto model = small_model();
+  TrainOptions o = small_options();
+  o.batch_size = 1;
+  o.seq_len = 64;  // shorter than the documents: passes of 64 tokens with the state carried
+  const TokenStream all = byte_stream(documents);
+  Trainer trainer(*model, all, o);
+  double nll = 0;
+  for (const std::string& d : documents) {
+    if (d.size() < 2) continue;
+    const TokenStream alone = byte_stream({d});
+    o.seq_len = static_cast<int64_t>(d.size()) - 1;
+    o.order = Order::sequential;
+    o.lr = 0;
+    Trainer one(*model, alone, o);
+    nll += one.step().loss * static_cast<double>(d.size() - 1);
+  }
+  EXPECT_NEAR(*trainer.validate(all), nll / static_cast<double>(all.targets()), 2e-6);
+  EXPECT_FALSE(trainer.validate(all, [] { return true; }).has_value());
+}
+
+TEST(Trainer, TheArenaIsAsLargeAsThePlanAndNoLarger) {
+  const TokenStream data = byte_stream({nursery_text(20)});
+  for (const bool recompute : {false, true}) {
+    TrainOptions o = small_options();
+    o.recompute = recompute;
+    o.carry_state = true;
+    o.order = Order::sequential;
+    o.grad_accum = 2;
+    const auto model = small_model();
+    Trainer trainer(*model, data, o);
+    trainer.step();
+    EXPECT_EQ(trainer.arena().peak(), trainer.arena().capacity());
+  }
+}
+
+TEST(Trainer, T1_T3_OnlyMatricesButNotALogAreDecayed) {
+  const auto model = small_model();
+  for (const nn::Param& p : model->params()) {
+    const bool matrix = p.shape.rank >= 2 && p.name.find("A_log") == std::string::npos;
+    EXPECT_EQ(p.decay, matrix) << p.name;
+  }
+  // With bfloat16 weights the ones that must stay float32 do.
+  const auto half = small_model(1, DType::bf16);
+  for (const nn::Param& p : half->params()) {
+    EXPECT_EQ(p.master.dtype, DType::f32) << p.name;
+    const bool narrow = p.shape.rank >= 2 && p.name.find("A_log") == std::string::npos &&
+                        p.name.find("conv1d") == std::string::npos;
+    EXPECT_EQ(p.value.dtype, narrow ? DType::bf16 : DType::f32) << p.name;
+  }
+}
+
+TEST(Trainer, OneTokenSequencesTrain) {
+  const TokenStream data = byte_stream({nursery_text(2)});
+  TrainOptions o = small_options();
+  o.seq_len = 1;
+  EXPECT_TRUE(std::isfinite(train(data, o, 2).losses.back()));
+}
+
+// The same for a run that goes on from files and one that never stopped.
+void expect_resumable(const TokenStream& data, const TrainOptions& o) {
+  const Trace whole = train(data, o, 10);
+  const testing::TempDir folder;
+  {
+    const auto model = small_model(o.seed, o.dtype);
+    Trainer first(*model, data, o);
+    for (int s = 0; s < 5; ++s) EXPECT_EQ(first.step().loss, whole.losses[static_cast<size_t>(s)]);
+    save_model(*model, folder.path(), Layout::huggingface, DType::f32);
+    first.save(folder.path());
+  }
+  const LoadedModel loaded = load_model(folder.path(), {nn::Purpose::training, o.dtype});
+  Trainer second(*loaded.model, data, o);
+  second.load(folder.path());
+  EXPECT_EQ(second.steps_done(), 5);
+  for (int s = 5; s < 10; ++s) {
+    const StepResult r = second.step();
+    EXPECT_EQ(r.loss, whole.losses[static_cast<size_t>(s)]) << s;
+    EXPECT_EQ(r.grad_norm, whole.norms[static_cast<size_t>(s)]) << s;
+  }
+  EXPECT_EQ(weights(*loaded.model), whole.weights);
+}
+
+TEST(TrainerResume, BitForBitWithDropoutShuffleAndAccumulation) {
+  const TokenStream data = byte_stream({nursery_text(30)});  // the ten steps cross epochs
+  TrainOptions o = small_options();
+  o.dropout = 0.2f;
+  o.grad_accum = 2;
+  o.schedule = Schedule::cosine;
+  o.warmup = 3;
+  expect_resumable(data, o);
+  o.dtype = DType::bf16;
+  expect_resumable(data, o);
+}
+
+TEST(TrainerResume, BitForBitWithCarriedStatesAndDocuments) {
+  const TokenStream data = byte_stream({nursery_text(12), "hm", nursery_text(1), nursery_text(20)});
+  TrainOptions o = small_options();
+  o.order = Order::sequential;
+  o.carry_state = true;
+  o.grad_accum = 3;
+  expect_resumable(data, o);
+}
+
+TEST(TrainerResume, AnotherRunIsRefused) {
+  const TokenStream data = byte_stream({nursery_text(10)});
+  const testing::TempDir folder;
+  const auto model = small_model();
+  TrainOptions o = small_options();
+  Trainer first(*model, data, o);
+  first.step();
+  first.save(folder.path());
+  o.seq_len = 16;
+  Trainer other(*model, data, o);
+  const std::string message = error_of([&] { other.load(folder.path()); });
+  EXPECT_NE(message.find("seq-len 32"), std::string::npos) << message;
+  EXPECT_NE(message.find("seq-len 16"), std::string::npos) << message;
+  const TokenStream longer = byte_stream({nursery_text(11)});
+  Trainer third(*model, longer, small_options());
+  EXPECT_NE(error_of([&] { third.load(folder.path()); }), "");
+}
+
+TEST(Trainer, T33_NotFiniteStopsWithStepLayerAndTensorAndChangesNoWeight) {
+  const TokenStream data = byte_stream({nursery_text(10)});
+  const auto model = small_model();
+  Trainer trainer(*model, data, small_options());
+  trainer.step();
+  nn::Param* p = model->params().find("backbone.layers.1.mixer.D");
+  ASSERT_TRUE(p);
+  const float good = p->master.as<float>()[3];
+  p->master.as<float>()[3] = std::numeric_limits<float>::quiet_NaN();
+  const nn::Param* head = model->params().find("backbone.embeddings.weight");
+  const float embedding = head->master.as<float>()[0];
+  const std::string message = error_of([&] { trainer.step(); });
+  for (const char* part : {"step 2", "layer 1", "backbone.layers.1.mixer.D"})
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  EXPECT_EQ(head->master.as<float>()[0], embedding);
+  EXPECT_EQ(trainer.steps_done(), 1);
+  p->master.as<float>()[3] = good;
+  EXPECT_TRUE(std::isfinite(trainer.step().loss));
+}
+
+TEST(Trainer, ABatchLargerThanTheMachineIsRefusedWithNumbers) {
+  models::LanguageModel sketch(models::preset("mamba-2.8b"));
+  TrainOptions o;
+  o.batch_size = 4096;
+  o.seq_len = 65536;
+  const TrainingMemory m = plan_training(sketch, o);
+  EXPECT_GT(m.step, size_t{1} << 42);
+  EXPECT_NEAR(static_cast<double>(m.parameters), 2.77e9 * 16, 2e9);
+  const std::string message = error_of([&] { require_memory(m, o); });
+  EXPECT_NE(message.find("4096 sequences of 65536 tokens"), std::string::npos) << message;
+}
+
+}  // namespace
+}  // namespace krait
