@@ -1,0 +1,227 @@
+// krait train: fresh from a preset or config, from a model's weights, or on with a run.
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <memory>
+
+#include "krait/base/log.h"
+#include "krait/cli/command.h"
+#include "krait/train/run.h"
+#include "krait/train/status.h"
+
+namespace krait::cli {
+
+namespace {
+
+struct TrainArguments {
+  RunOptions run;
+  std::string resume, order, optimizer = "adamw", recompute = "none";
+  std::vector<float> betas = {0.9f, 0.95f};
+  int64_t steps = 0;
+  CLI::App* app = nullptr;
+};
+
+void add_options(CLI::App& app, TrainArguments& a) {
+  RunOptions& r = a.run;
+  TrainOptions& t = r.train;
+  const auto start = "What is trained, on what";
+  app.add_option("--model", r.model, "a fresh model: a preset's name, or a config.json")
+      ->group(start);
+  app.add_option("--from", r.from, "start from the weights of a model directory")->group(start);
+  app.add_option("--resume", a.resume, "go on with the run in this directory")->group(start);
+  app.add_option("--data", r.data, "training data: .npy, text, .jsonl, folders, - for stdin")
+      ->group(start);
+  app.add_option("--valid", r.valid, "validation data, read like the training data")->group(start);
+  app.add_option("--out", r.out, "directory of the run")->group(start);
+  app.add_option("--tokenizer", r.tokenizer, "a tokenizer.json, or \"bytes\"")->group(start);
+
+  const auto batches = "Batches";
+  const CLI::Range positive(int64_t{1}, int64_t{1} << 40);
+  app.add_option("--batch-size", t.batch_size, "sequences at once")
+      ->check(positive)
+      ->capture_default_str()
+      ->group(batches);
+  app.add_option("--seq-len", t.seq_len, "tokens of a sequence")
+      ->check(positive)
+      ->capture_default_str()
+      ->group(batches);
+  app.add_option("--grad-accum", t.grad_accum, "batches whose gradients make one step")
+      ->check(positive)
+      ->capture_default_str()
+      ->group(batches);
+  app.add_option("--order", a.order, "shuffle (windows in random order, default) or sequential")
+      ->check(CLI::IsMember({"shuffle", "sequential"}))
+      ->group(batches);
+  app.add_flag("--carry-state", t.carry_state,
+               "the state of each row goes on into the next batch (sequential order)")
+      ->group(batches);
+
+  const auto optimisation = "Optimisation";
+  auto* steps = app.add_option("--steps", a.steps, "steps in all; default 1000")
+                    ->check(positive)
+                    ->group(optimisation);
+  app.add_option("--epochs", r.epochs, "passes over the data, instead of --steps")
+      ->check(CLI::PositiveNumber)
+      ->excludes(steps)
+      ->group(optimisation);
+  app.add_option("--optimizer", a.optimizer, "adamw")
+      ->check(CLI::IsMember({"adamw"}))
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--lr", t.lr, "learning rate")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(optimisation);
+  const std::map<std::string, Schedule> schedules = {{"constant", Schedule::constant},
+                                                     {"linear", Schedule::linear},
+                                                     {"cosine", Schedule::cosine},
+                                                     {"wsd", Schedule::wsd}};
+  app.add_option("--schedule", t.schedule, "constant (default), linear, cosine or wsd")
+      ->transform(CLI::CheckedTransformer(schedules))
+      ->group(optimisation);
+  app.add_option("--warmup", t.warmup, "steps over which the rate rises from 0")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--min-lr", t.min_lr, "learning rate at the end of the schedule")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--betas", a.betas, "decay of the two moments")
+      ->expected(2)
+      ->delimiter(',')
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--eps", t.eps, "AdamW's epsilon")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--weight-decay", t.weight_decay, "decoupled, on matrices but A_log")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--clip", t.clip, "largest norm of the gradient; 0: no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--dropout", t.dropout, "of what each layer adds")
+      ->check(CLI::Range(0.0, 0.999))
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--recompute", a.recompute, "layer: run layers again in backward, less memory")
+      ->check(CLI::IsMember({"none", "layer"}))
+      ->capture_default_str()
+      ->group(optimisation);
+
+  const auto output = "While it runs (every N steps; 0: at the end only)";
+  app.add_option("--eval-every", r.eval_every, "measure the validation loss")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(output);
+  app.add_option("--save-every", r.save_every, "save last/")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(output);
+  app.add_option("--keep", r.keep, "older checkpoints kept as step-N/")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(output);
+  app.add_option("--sample-every", r.sample_every, "continue a prompt (0: never)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(output);
+  app.add_option("--sample-prompt", r.sample_prompt, "the prompt")->group(output);
+  app.add_option("--log", r.log, "a second copy of log.jsonl")->group(output);
+}
+
+// What the parser could not settle.
+void settle(TrainArguments& a, const Common& common) {
+  RunOptions& r = a.run;
+  TrainOptions& t = r.train;
+  const auto typed = [&](const char* name) { return a.app->count(name) > 0; };
+  if (a.resume.empty()) {
+    if (typed("--model") == typed("--from"))
+      throw Usage("one of --model, --from and --resume says what is trained");
+    if (r.out.empty()) throw Usage("--out RUN is missing");
+  } else {
+    if (!r.out.empty() && !std::filesystem::equivalent(r.out, a.resume))
+      throw Usage("--resume RUN goes on in RUN: --out cannot name another directory");
+    r.out = a.resume;
+  }
+  if (r.data.empty()) throw Usage("--data FILE is missing");
+  if (t.carry_state && a.order == "shuffle")
+    throw Usage(
+        "--carry-state reads the data in order: it cannot be combined with --order shuffle");
+  t.order = t.carry_state || a.order == "sequential" ? Order::sequential : Order::shuffle;
+  t.recompute = a.recompute == "layer";
+  t.beta1 = a.betas[0];
+  t.beta2 = a.betas[1];
+  if (a.steps > 0) t.steps = a.steps;
+  t.dtype = common.chosen_dtype().value_or(DType::f32);
+  t.seed = common.seed;
+  if (t.min_lr > t.lr) throw Usage("--min-lr is above --lr");
+}
+
+OrderedJson summary(const RunOptions& o, const RunResult& r, double valid_loss) {
+  const std::filesystem::path out = o.out;
+  OrderedJson j;
+  j["run"] = o.out;
+  j["checkpoint"] = (out / "last").string();
+  j["steps"] = r.steps;
+  j["loss"] = r.last.loss;
+  j["valid_loss"] = valid_loss;
+  j["best_loss"] = r.best_loss;
+  j["tokens"] = r.last.tokens;
+  j["seconds"] = r.last.seconds;
+  j["tokens_per_s"] = r.last.tokens_per_s;
+  j["interrupted"] = r.interrupted;
+  return j;
+}
+
+int work(TrainArguments& a, const Common& common) {
+  common.resolved_device();
+  settle(a, common);
+  StatusLine status(common.quiet);
+  double valid_loss = std::nan("");
+  RunWatcher watcher;
+  watcher.stop = [] { return interrupted().load(); };
+  watcher.begin = [&](int64_t parameters, const TrainingMemory& m, const TokenStream& data) {
+    spdlog::info(
+        "{} parameters; memory: {:.2f} GB for weights, gradients and moments, {:.2f} GB for "
+        "a step; data: {} tokens, documents: {}",
+        parameters, static_cast<double>(m.parameters) * 1e-9,
+        static_cast<double>(m.step + m.states) * 1e-9, data.size(), data.starts().size());
+  };
+  watcher.step = [&](const LogRecord& r, int64_t steps) {
+    if (r.valid_loss) valid_loss = *r.valid_loss;
+    status.update(r, steps);
+  };
+  watcher.sample = [&](int64_t step, const std::string& prompt, const std::string& text) {
+    status.clear();
+    spdlog::info("sample after step {}: {}{}", step, prompt, text);
+  };
+  const RunResult result = run_training(a.run, !a.resume.empty(), watcher);
+  status.clear();
+  if (common.json) {
+    print_json(summary(a.run, result, valid_loss));
+  } else {
+    std::string line =
+        fmt::format("{} after step {}", result.interrupted ? "stopped" : "done", result.steps);
+    if (result.last.step > 0) line += fmt::format(": loss {:.4f}", result.last.loss);
+    if (std::isfinite(valid_loss)) line += fmt::format(", validation loss {:.4f}", valid_loss);
+    print_line("{}; saved in {}", line, (std::filesystem::path(a.run.out) / "last").string());
+  }
+  return result.interrupted ? kInterrupted : kDone;
+}
+
+}  // namespace
+
+Work add_train(CLI::App& app) {
+  const auto a = std::make_shared<TrainArguments>();
+  a->app = &app;
+  add_options(app, *a);
+  return [a](const Common& common) { return work(*a, common); };
+}
+
+}  // namespace krait::cli
