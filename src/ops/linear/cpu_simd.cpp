@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 namespace krait::KRAIT_ISA {
@@ -17,12 +18,10 @@ using V = hn::Vec<decltype(kF)>;
 constexpr int64_t kLanes = hn::MaxLanes(kF);
 constexpr bool kManyRegisters = HWY_MAX_BYTES == 64;  // 32 vector registers, not 16
 
-// Rows of x taken together, and rows of w with them: as many sums as the registers hold.
-constexpr int kMostRows = kManyRegisters ? 8 : 4;
-constexpr int weight_rows(int M) {
-  if (kManyRegisters) return M <= 6 ? 4 : 3;
-  return M <= 2 ? 4 : M == 3 ? 3 : 2;
-}
+// Rows of x taken together, and rows of w with them: as many sums as the registers hold beside one vector
+// of each row of w. (Measured: with three rows of w the compiler loads x once for each of them.)
+constexpr int kMostRows = kManyRegisters ? 6 : 4;
+constexpr int weight_rows(int M) { return kManyRegisters || M <= 2 ? 4 : 2; }
 
 uint16_t round_to_bf16(float f) {
   uint32_t u;
@@ -75,7 +74,10 @@ struct F32 {
     int64_t k = 0;
     for (; k + kLanes <= a.K; k += kLanes) {
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) w[r] = hn::LoadU(kF, rows[r] + k);
+      for (int r = 0; r < R; ++r) {
+        w[r] = hn::LoadU(kF, rows[r] + k);
+        hwy::Prefetch(rows[r] + k + R * a.K);  // the next rows: they follow in memory
+      }
       accumulate<M, R>(acc, w, x, k);
     }
     if (k < a.K) {
@@ -120,7 +122,10 @@ struct Bf16 {
     int64_t k = 0;
     for (; k + 2 * kLanes <= a.K; k += 2 * kLanes) {
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) pairs[r] = hn::LoadU(kU, reinterpret_cast<const uint32_t*>(rows[r] + k));
+      for (int r = 0; r < R; ++r) {
+        pairs[r] = hn::LoadU(kU, reinterpret_cast<const uint32_t*>(rows[r] + k));
+        hwy::Prefetch(rows[r] + k + R * a.K);  // the next rows: they follow in memory
+      }
       even<R>(w, pairs);
       accumulate<M, R>(acc, w, x, k);
       odd<R>(w, pairs);
@@ -148,15 +153,16 @@ HWY_INLINE void some_rows(const FewRows& a, int64_t m0, int64_t n, int64_t n_end
   for (; n < n_end; ++n) Weights::template block<M, 1>(a, m0, n);
 }
 
-// Groups of rows of x go one after another over a few rows of w, which the second group finds in L1.
+// Groups of rows of x go one after another over a few rows of w, which all but the first find in L1.
 template <class Weights>
 void few_rows(const FewRows& a) {
   const int64_t groups = (a.M + kMostRows - 1) / kMostRows;
-  const int64_t step = groups == 1 ? a.end - a.begin : 12;
+  const int64_t step = groups == 1 ? a.end - a.begin : 4;
   for (int64_t n = a.begin; n < a.end; n += step) {
     const int64_t n_end = n + step < a.end ? n + step : a.end;
-    for (int64_t m = 0; m < a.M; m += kMostRows) {
-      switch (a.M - m < kMostRows ? a.M - m : kMostRows) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t m = g * a.M / groups;
+      switch ((g + 1) * a.M / groups - m) {
         case 1: some_rows<Weights, 1>(a, m, n, n_end); break;
         case 2: some_rows<Weights, 2>(a, m, n, n_end); break;
         case 3: some_rows<Weights, 3>(a, m, n, n_end); break;
@@ -164,8 +170,6 @@ void few_rows(const FewRows& a) {
 #if HWY_MAX_BYTES == 64
         case 5: some_rows<Weights, 5>(a, m, n, n_end); break;
         case 6: some_rows<Weights, 6>(a, m, n, n_end); break;
-        case 7: some_rows<Weights, 7>(a, m, n, n_end); break;
-        case 8: some_rows<Weights, 8>(a, m, n, n_end); break;
 #endif
       }
     }
