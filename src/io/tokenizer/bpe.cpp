@@ -50,11 +50,16 @@ void WordCache::insert(std::string_view word, const std::vector<int32_t>& out, s
 }
 
 Bpe::Bpe(TokenizerJson& file, BpeOptions options, const std::string& where)
-    : options_(std::move(options)), vocab_(std::move(file.vocab)), merges_(file.merges.size()) {
-  ids_.reserve(vocab_.size());
-  for (const auto& [token, id] : vocab_) ids_[token] = id;  // of a token twice, the last holds
+    : options_(std::move(options)),
+      vocab_(std::move(file.vocab)),
+      tokens_(vocab_.size()),
+      merges_(file.merges.size()) {
   ascii_ids_.fill(-1);
-  for (const auto& [token, id] : ids_) {
+  for (size_t i = 0; i < vocab_.size(); ++i) {  // of a token twice, the last holds
+    const auto& [token, id] = vocab_[i];
+    uint64_t key = 0;
+    find_token(token, key);
+    tokens_.set(key, i);
     if (token.empty() || unicode::length_of(static_cast<unsigned char>(token[0])) != token.size())
       continue;
     if (token.size() == 1)
@@ -92,9 +97,20 @@ void Bpe::read_merges(const TokenizerJson& file, const std::string& where) {
   }
 }
 
+// The place of a token in vocab_, kNone where it is not there; `key` is what it has, or would have, in
+// tokens_. Tokens of one hash have keys in a row.
+uint64_t Bpe::find_token(std::string_view token, uint64_t& key) const {
+  key = std::hash<std::string_view>()(token) >> 1;  // never kNone, and room to go on from
+  for (;; ++key) {
+    const uint64_t at = tokens_.get(key);
+    if (at == FlatMap::kNone || vocab_[at].first == token) return at;
+  }
+}
+
 int32_t Bpe::id_of(std::string_view token) const {
-  const auto it = ids_.find(token);
-  return it == ids_.end() ? -1 : it->second;
+  uint64_t key = 0;
+  const uint64_t at = find_token(token, key);
+  return at == FlatMap::kNone ? -1 : vocab_[at].second;
 }
 
 void Bpe::encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const {

@@ -74,16 +74,17 @@ class Bpe {
 
   int32_t id_of(std::string_view token) const;  // -1 where there is none
   const std::vector<std::pair<std::string, int32_t>>& vocab() const { return vocab_; }
-  size_t size() const { return ids_.size(); }
+  size_t size() const { return tokens_.size(); }
 
  private:
+  uint64_t find_token(std::string_view token, uint64_t& key) const;
   void read_merges(const TokenizerJson& file, const std::string& where);
   void encode_parts(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const;
   void merge(Scratch& scratch, std::vector<int32_t>& out) const;
 
   BpeOptions options_;
   std::vector<std::pair<std::string, int32_t>> vocab_;
-  std::unordered_map<std::string_view, int32_t> ids_;  // keys are in vocab_
+  FlatMap tokens_;  // hash of a token -> its place in vocab_, see find_token()
   std::array<int32_t, 128> ascii_ids_;
   FlatMap char_ids_;                       // code point -> id, from U+0080
   FlatMap merges_;                         // (left id, right id) -> (rank, id)
