@@ -24,7 +24,9 @@ void expect_same(const ScanOutcome& a, const ScanOutcome& b, const std::string& 
 }
 
 // Tokens [from, to) of every batch row.
-Tensor steps(const Tensor& t, int64_t from, int64_t to) { return t.rank() > 2 ? t.slice(1, from, to) : t; }
+Tensor steps(const Tensor& t, int64_t from, int64_t to) {
+  return t.rank() > 2 ? t.slice(1, from, to) : t;
+}
 
 // The whole scan as calls over [cuts[i], cuts[i+1]), the state handed on; B = 1.
 struct InPieces {
@@ -67,7 +69,8 @@ TEST(SelectiveScanAlgebra, T19_T20_T21_PiecesAreTheWhole) {
   ScanCase k;
   k.L = 300, k.E = 24, k.states = true;
   const ScanOutcome whole = run_scan(k, true);
-  std::vector<std::vector<int64_t>> all = {{0, 128, 300}, {0, 1, 300}, {0, 5, 70, 71, 79, 200, 300}, {0, 299, 300}};
+  std::vector<std::vector<int64_t>> all = {
+      {0, 128, 300}, {0, 1, 300}, {0, 5, 70, 71, 79, 200, 300}, {0, 299, 300}};
   std::vector<int64_t> one_by_one;
   for (int64_t t = 0; t <= k.L; ++t) one_by_one.push_back(t);
   all.push_back(one_by_one);
@@ -78,7 +81,8 @@ TEST(SelectiveScanAlgebra, T19_T20_T21_PiecesAreTheWhole) {
     testing::expect_relative(cut.y, whole.y, 1e-6, what + ": y");
     testing::expect_relative(cut.state, whole.state, 1e-6, what + ": state");
     for (size_t j = 0; j < cut.grads.size(); ++j)
-      testing::expect_relative(cut.grads[j], whole.grads[j], 3e-6, what + ": d" + kScanInputNames[j]);
+      testing::expect_relative(cut.grads[j], whole.grads[j], 3e-6,
+                               what + ": d" + kScanInputNames[j]);
   }
 }
 
@@ -139,8 +143,11 @@ TEST(SelectiveScanAlgebra, T25_PackedIsSeparate) {
     if (row_in >= 0) state_in = inputs.state_in.slice(0, row_in, row_in + 1);
     const Tensor state_out = t.tensor({1, k.E, k.N}, DType::f32);
     const ScanResult r = selective_scan(t.c, in, nullptr, state_in, state_out);
-    const auto part = [](const Values& v, int64_t from, int64_t to) { return Values(v.begin() + from, v.begin() + to); };
-    testing::expect_same_bits(part(together.y, begin * k.E, (begin + L) * k.E), testing::to_double(r.y), "y");
+    const auto part = [](const Values& v, int64_t from, int64_t to) {
+      return Values(v.begin() + from, v.begin() + to);
+    };
+    testing::expect_same_bits(part(together.y, begin * k.E, (begin + L) * k.E),
+                              testing::to_double(r.y), "y");
     t.seed_grad(r.y, part(together.dy, begin * k.E, (begin + L) * k.E));
     if (row_out >= 0) {
       const int64_t size = k.E * k.N;
@@ -154,7 +161,8 @@ TEST(SelectiveScanAlgebra, T25_PackedIsSeparate) {
       if (!alone[i]) continue;
       const int64_t width = alone[i].size(2);
       testing::expect_same_bits(part(together.grads[i], begin * width, (begin + L) * width),
-                                testing::to_double(t.tape.grad(alone[i])), std::string("d") + kScanInputNames[i]);
+                                testing::to_double(t.tape.grad(alone[i])),
+                                std::string("d") + kScanInputNames[i]);
     }
     begin += L;
   }
@@ -185,7 +193,8 @@ TEST(SelectiveScanAlgebra, T26_ForeignStatesDoNotLeak) {
   const ScanResult r = s.run(t);
   t.seed_grad(r.y, testing::random_values(r.y.numel(), 3));
   t.tape.backward(t.c);
-  EXPECT_FALSE(std::isnan(testing::dot(testing::to_double(r.y), Values(static_cast<size_t>(r.y.numel()), 1.0))));
+  EXPECT_FALSE(std::isnan(
+      testing::dot(testing::to_double(r.y), Values(static_cast<size_t>(r.y.numel()), 1.0))));
   const Values d = testing::to_double(t.tape.grad(s.state_in));
   for (size_t i = 0; i < d.size(); ++i) ASSERT_TRUE(std::isfinite(d[i]));
   for (size_t i = static_cast<size_t>(2 * k.E * k.N); i < d.size(); ++i) ASSERT_EQ(d[i], 0.0);
@@ -198,7 +207,8 @@ TEST(SelectiveScanAlgebra, T38_GradientsAreOptionalAndAdd) {
   for (size_t only = 0; only < std::size(kScanInputNames); ++only) {
     testing::TestContext t(true, size_t{8} << 20);
     ScanSetup s(t, k);
-    Tensor* inputs[] = {&s.in.u, &s.in.dt, &s.in.A, &s.in.B, &s.in.C, &s.in.D, &s.in.z, &s.in.dt_bias, &s.state_in};
+    Tensor* inputs[] = {&s.in.u, &s.in.dt, &s.in.A,       &s.in.B,    &s.in.C,
+                        &s.in.D, &s.in.z,  &s.in.dt_bias, &s.state_in};
     for (size_t i = 0; i < std::size(inputs); ++i)
       if (i != only) *inputs[i] = inputs[i]->detach();
     const Tensor x = *inputs[only];
@@ -210,7 +220,8 @@ TEST(SelectiveScanAlgebra, T38_GradientsAreOptionalAndAdd) {
     Values expected = all.grads[only];
     for (double& v : expected) v = static_cast<float>(v) + 1.0f;
     // Adding inside the kernel and after it may round differently by one unit.
-    testing::expect_relative(testing::to_double(t.tape.grad(x)), expected, 0x1p-23, kScanInputNames[only]);
+    testing::expect_relative(testing::to_double(t.tape.grad(x)), expected, 0x1p-23,
+                             kScanInputNames[only]);
   }
 }
 
@@ -245,11 +256,17 @@ TEST(SelectiveScanErrors, SayWhatWasExpected) {
     }
     return "";
   };
-  EXPECT_EQ(message([&](ScanInputs& in) { in.dt = t.random({2, 8, 7}, DType::f32, 1); }),
+  EXPECT_EQ(message([&](ScanInputs& in) {
+              in.dt = t.random({2, 8, 7}, DType::f32, 1);
+            }),
             "[selective_scan] dt: expected (B, L, E) = (2, 8, 16), got (2, 8, 7)");
-  EXPECT_EQ(message([&](ScanInputs& in) { in.A = t.random({16, 16}, DType::bf16, 1); }),
+  EXPECT_EQ(message([&](ScanInputs& in) {
+              in.A = t.random({16, 16}, DType::bf16, 1);
+            }),
             "[selective_scan] A: expected float32, got bfloat16");
-  EXPECT_EQ(message([&](ScanInputs& in) { in.B = in.C = t.random({2, 8, 3, 16}, DType::f32, 1); }),
+  EXPECT_EQ(message([&](ScanInputs& in) {
+              in.B = in.C = t.random({2, 8, 3, 16}, DType::f32, 1);
+            }),
             "[selective_scan] 16 channels cannot be cut into 3 groups of B and C");
   EXPECT_NE(message([&](ScanInputs& in) { in.z = t.random({2, 8, 16}, DType::f16, 1); }), "");
 }

@@ -27,7 +27,8 @@ void selective_scan_bench(benchmark::State& state) {
   const auto random = [&](const Shape& shape, DType type, double mean, double scale) {
     Tensor t = c.alloc(shape, type);
     if (c.tape) tape.watch(t);
-    for (int64_t i = 0; i < t.numel(); ++i) set(t, i, mean + scale * rng.normal(static_cast<uint64_t>(i)));
+    for (int64_t i = 0; i < t.numel(); ++i)
+      set(t, i, mean + scale * rng.normal(static_cast<uint64_t>(i)));
     return t;
   };
   ScanInputs in;
@@ -58,8 +59,10 @@ void selective_scan_bench(benchmark::State& state) {
       // Forget the nodes, keep the variables of the inputs: their gradients are then overwritten.
       state.PauseTiming();
       c.tape->backward(c, c.tape->size());
-      for (const Tensor& t : {in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, from}) t.var->written = false;
-      for (const Tensor& t : {in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, from}) t.var->grad = {};
+      for (const Tensor& t : {in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, from})
+        t.var->written = false;
+      for (const Tensor& t : {in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, from})
+        t.var->grad = {};
       memory.set_high(0);
       state.ResumeTiming();
     }
@@ -73,15 +76,15 @@ void selective_scan_bench(benchmark::State& state) {
 
 BENCHMARK(selective_scan_bench)
     ->ArgNames({"B", "L", "E", "N", "mode", "bf16"})
-    ->Args({1, 2048, 1536, 16, kForward, 0})   // mamba-130m
+    ->Args({1, 2048, 1536, 16, kForward, 0})  // mamba-130m
     ->Args({1, 2048, 1536, 16, kRecorded, 0})
     ->Args({1, 2048, 1536, 16, kBackward, 0})
     ->Args({1, 2048, 1536, 16, kForward, 1})
     ->Args({1, 2048, 1536, 16, kBackward, 1})
     ->Args({8, 512, 512, 16, kForward, 0})
-    ->Args({1, 1, 1536, 16, kForward, 0})      // decoding
+    ->Args({1, 1, 1536, 16, kForward, 0})  // decoding
     ->Args({1, 8, 1536, 16, kForward, 0})
-    ->Args({16, 1, 5120, 16, kForward, 0})     // mamba-2.8b, 16 streams
+    ->Args({16, 1, 5120, 16, kForward, 0})  // mamba-2.8b, 16 streams
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace

@@ -15,9 +15,9 @@ struct ScanCase {
   int64_t B = 1, L = 97, E = 16, N = 16, G = 0;  // G = 0: B and C are (B, L, N)
   bool D = true, z = true, bias = true, softplus = true, a_is_log = true;
   bool constant_B = false, constant_C = false, strided = false, states = false;
-  DType dtype = DType::f32;        // of u, dt, z
-  DType dtype_BC = DType::f32;     // where they vary
-  std::vector<int64_t> lengths;    // packed: of the sequences, B*L in all
+  DType dtype = DType::f32;      // of u, dt, z
+  DType dtype_BC = DType::f32;   // where they vary
+  std::vector<int64_t> lengths;  // packed: of the sequences, B*L in all
   double dt_mean = -1, dt_scale = 1, A_mean = 0.5, A_scale = 1;
   uint64_t seed = 0;
 };
@@ -34,16 +34,20 @@ struct ScanSetup {
     using testing::Input;
     const Shape rows{k.B, k.L, k.E};
     const auto random = [&](const Shape& s, DType type, uint64_t seed, double mean, double scale) {
-      return t.random(s, type, 100 * k.seed + seed, Input{mean, scale, k.strided && s[0] == k.B && s[1] == k.L, true});
+      return t.random(s, type, 100 * k.seed + seed,
+                      Input{mean, scale, k.strided && s[0] == k.B && s[1] == k.L, true});
     };
     in.u = random(rows, k.dtype, 1, 0, 1);
     in.dt = random(rows, k.dtype, 2, k.dt_mean, k.dt_scale);
     // A as its logarithm, around 1, or itself, always negative: the recurrence must not grow.
-    in.A = random({k.E, k.N}, DType::f32, 3, k.a_is_log ? k.A_mean : -1.5, k.a_is_log ? k.A_scale : 0.25);
+    in.A = random({k.E, k.N}, DType::f32, 3, k.a_is_log ? k.A_mean : -1.5,
+                  k.a_is_log ? k.A_scale : 0.25);
     const Shape varying = k.G > 0 ? Shape{k.B, k.L, k.G, k.N} : Shape{k.B, k.L, k.N};
     const Shape constant{k.E, k.N};
-    in.B = random(k.constant_B ? constant : varying, k.constant_B ? DType::f32 : k.dtype_BC, 4, 0, 1);
-    in.C = random(k.constant_C ? constant : varying, k.constant_C ? DType::f32 : k.dtype_BC, 5, 0, 1);
+    in.B =
+        random(k.constant_B ? constant : varying, k.constant_B ? DType::f32 : k.dtype_BC, 4, 0, 1);
+    in.C =
+        random(k.constant_C ? constant : varying, k.constant_C ? DType::f32 : k.dtype_BC, 5, 0, 1);
     if (k.D) in.D = random({k.E}, DType::f32, 6, 0, 1);
     if (k.z) in.z = random(rows, k.dtype, 7, 0, 2);
     if (k.bias) in.dt_bias = random({k.E}, DType::f32, 8, 0, 0.5);
@@ -70,7 +74,8 @@ struct ScanSetup {
     if (k.states) {
       state_in = t.random({S, k.E, k.N}, DType::f32, 100 * k.seed + 9);
       state_out = t.tensor({S, k.E, k.N}, DType::f32);
-      if (packed) copy_host(t.from(zeros(S * k.E * k.N), state_out.shape, DType::f32, false), state_out);
+      if (packed)
+        copy_host(t.from(zeros(S * k.E * k.N), state_out.shape, DType::f32, false), state_out);
     }
   }
 
@@ -91,9 +96,12 @@ struct ScanSetup {
     };
     ScanReference<T> r;
     r.tokens = k.B * k.L, r.E = k.E, r.N = k.N, r.G = std::max<int64_t>(k.G, 1);
-    r.constant_B = k.constant_B, r.constant_C = k.constant_C, r.softplus = k.softplus, r.a_is_log = k.a_is_log;
-    r.u = values(in.u), r.dt = values(in.dt), r.A = values(in.A), r.B = values(in.B), r.C = values(in.C);
-    r.D = values(in.D), r.z = values(in.z), r.dt_bias = values(in.dt_bias), r.state_in = values(state_in);
+    r.constant_B = k.constant_B, r.constant_C = k.constant_C, r.softplus = k.softplus,
+    r.a_is_log = k.a_is_log;
+    r.u = values(in.u), r.dt = values(in.dt), r.A = values(in.A), r.B = values(in.B),
+    r.C = values(in.C);
+    r.D = values(in.D), r.z = values(in.z), r.dt_bias = values(in.dt_bias),
+    r.state_in = values(state_in);
     const int64_t S = packed ? packing.n : k.B;
     for (int64_t s = 0; s <= S; ++s)
       r.begin.push_back(packed ? static_cast<int64_t>(get(packing.begin, s)) : s * k.L);
@@ -109,7 +117,8 @@ struct ScanSetup {
   static testing::Values zeros(int64_t n) { return testing::Values(static_cast<size_t>(n)); }
 };
 
-constexpr const char* kScanInputNames[] = {"u", "dt", "A", "B", "C", "D", "z", "dt_bias", "state_in"};
+constexpr const char* kScanInputNames[] = {"u", "dt", "A",       "B",       "C",
+                                           "D", "z",  "dt_bias", "state_in"};
 
 template <class T>
 std::vector<std::vector<T>*> fields(ScanReference<T>& r) {
@@ -135,7 +144,8 @@ inline ScanOutcome run_scan(const ScanCase& k, bool record) {
   o.dy = testing::to_double(t.tape.grad(r.y));
   o.dstate = testing::to_double(r.state ? t.tape.grad(r.state) : Tensor());
   t.tape.backward(t.c);
-  for (const Tensor& x : setup.tensors()) o.grads.push_back(x ? testing::to_double(t.tape.grad(x)) : testing::Values());
+  for (const Tensor& x : setup.tensors())
+    o.grads.push_back(x ? testing::to_double(t.tape.grad(x)) : testing::Values());
   return o;
 }
 

@@ -9,9 +9,9 @@
 
 namespace krait::ops::scan {
 
-constexpr int kBlock = 16;        // channels of a block
-constexpr int64_t kChunk = 64;    // time steps between two saved states; see selective_scan.h
-constexpr int64_t kShort = 8;     // sequences up to here run vectorised over n (scan_step)
+constexpr int kBlock = 16;      // channels of a block
+constexpr int64_t kChunk = 64;  // time steps between two saved states; see selective_scan.h
+constexpr int64_t kShort = 8;   // sequences up to here run vectorised over n (scan_step)
 
 // Rows over time of a tensor of float32 or bfloat16, at the first step and column of interest.
 struct Rows {
@@ -30,15 +30,15 @@ struct GradRows {
 // One block of channels of one sequence; for backward its first block, with the others beside it.
 struct Block {
   int64_t tokens = 0;
-  int channels = 0;     // <= kBlock
+  int channels = 0;  // <= kBlock
   int64_t N = 0;
   bool softplus = true;
   bool constant_B = false, constant_C = false;
-  Rows u, dt, z;        // z.data null: no gate
-  Rows B, C;            // of the block's group; constant: float32 rows over channels, stride N
-  const float* A2 = nullptr;       // (channels, N): A log2(e)
-  const float* D = nullptr;        // (channels) or null
-  const float* dt_bias = nullptr;  // (channels) or null
+  Rows u, dt, z;  // z.data null: no gate
+  Rows B, C;      // of the block's group; constant: float32 rows over channels, stride N
+  const float* A2 = nullptr;        // (channels, N): A log2(e)
+  const float* D = nullptr;         // (channels) or null
+  const float* dt_bias = nullptr;   // (channels) or null
   const float* state_in = nullptr;  // (channels, N) or null: zero
 };
 
@@ -46,18 +46,19 @@ struct Forward {
   Block block;
   GradRows y;                  // never adds
   float* state_out = nullptr;  // (channels, N) or null
-  // The state before step kChunk * c goes to saved + (c - 1) * saved_stride, c >= 1, as (N, kBlock).
+  // The state before step kChunk * c goes to saved + (c - 1) * saved_stride, c >= 1, as rows
+  // (N, kBlock). Null: not kept.
   float* saved = nullptr;
   int64_t saved_stride = 0;
-  float* scratch = nullptr;    // forward_scratch(N) floats
+  float* scratch = nullptr;  // forward_scratch(N) floats
 };
 
 // Per block, summed over time and sequences into what stands there; rows of kBlock floats.
 struct Sums {
-  float* dA = nullptr;   // (N): d loss / d A
-  float* dB = nullptr;   // (N), constant B only
-  float* dC = nullptr;   // (N), constant C only
-  float* dD = nullptr;   // one row
+  float* dA = nullptr;  // (N): d loss / d A
+  float* dB = nullptr;  // (N), constant B only
+  float* dC = nullptr;  // (N), constant C only
+  float* dD = nullptr;  // one row
   float* dt_bias = nullptr;
 };
 
@@ -66,29 +67,30 @@ struct Backward {
   Block block;
   int blocks = 0;
   int64_t channels = 0;
-  Rows dy;                   // data null: zero
+  Rows dy;  // data null: zero
   GradRows du, ddt, dz;
-  float* part_dB = nullptr;  // (tokens, N): sum over these channels; null: not wanted, or B is constant
+  float* part_dB =
+      nullptr;  // (tokens, N): sum over these channels; null: not wanted, or B is constant
   float* part_dC = nullptr;
   const float* dstate_out = nullptr;  // (channels, N) or null: zero
   float* dstate_in = nullptr;         // (channels, N) or null
   const float* saved = nullptr;       // as in Forward; block b at + b * N * kBlock
   int64_t saved_stride = 0;
-  float* sums = nullptr;              // block b at + b * sums_size(N)
-  float* scratch = nullptr;           // backward_scratch(N, blocks) floats
+  float* sums = nullptr;     // block b at + b * sums_size(N)
+  float* scratch = nullptr;  // backward_scratch(N, blocks) floats
 };
 
-// Sizes in floats. Static, so that each instruction set keeps its own copy.
+// Sizes in floats. Static, so that no instruction set's copy is used by code for another.
 static constexpr int64_t sums_size(int64_t N) { return (3 * N + 2) * kBlock; }
 static constexpr int64_t forward_scratch(int64_t N) {
   return 4 * kChunk * kBlock + 4 * N * kBlock + 2 * kChunk * N;
 }
 static constexpr int kBackwardStates = 8;  // states whose history is kept at once
 static constexpr int64_t backward_scratch(int64_t N, int64_t blocks) {
-  return 11 * kChunk * kBlock                       // rows of the chunk
-         + 2 * kChunk * kBackwardStates * kBlock    // h and decay of the chunk
-         + 2 * kChunk * N * kBlock                  // dB and dC as lanes
-         + 2 * kChunk * N                           // B and C as float32
+  return 11 * kChunk * kBlock                         // rows of the chunk
+         + 2 * kChunk * kBackwardStates * kBlock      // h and decay of the chunk
+         + 2 * kChunk * N * kBlock                    // dB and dC as lanes
+         + 2 * kChunk * N                             // B and C as float32
          + 3 * N * kBlock + blocks * 2 * N * kBlock;  // h, constant B and C; per block A and dh
 }
 static constexpr Sums sums_at(float* p, int64_t N) {

@@ -17,8 +17,12 @@ static const Kernels& kernels() { return KRAIT_PICK_ISA(selective_scan_kernels);
 class ThreadScratch {
  public:
   ThreadScratch(Context& c, int64_t floats)
-      : nested_(omp_in_parallel()), floats_(floats), all_(c.scratch({nested_ ? 1 : threads(), floats}, DType::f32)) {}
-  float* mine() const { return static_cast<float*>(all_.data) + (nested_ ? 0 : omp_get_thread_num()) * floats_; }
+      : nested_(omp_in_parallel()),
+        floats_(floats),
+        all_(c.scratch({nested_ ? 1 : threads(), floats}, DType::f32)) {}
+  float* mine() const {
+    return static_cast<float*>(all_.data) + (nested_ ? 0 : omp_get_thread_num()) * floats_;
+  }
 
  private:
   bool nested_;
@@ -52,7 +56,8 @@ static Tensor scaled_A(Context& c, const Problem& p) {
   const Tensor A2 = c.scratch({p.E, p.N}, DType::f32);
   if (c.planning()) return A2;
   parallel_ranges(p.E * p.N, 16384, [&](int64_t begin, int64_t end) {
-    kernels().scale_A(floats_at(p.in.A, begin), end - begin, p.in.a_is_log, static_cast<float*>(A2.data) + begin);
+    kernels().scale_A(floats_at(p.in.A, begin), end - begin, p.in.a_is_log,
+                      static_cast<float*>(A2.data) + begin);
   });
   return A2;
 }
@@ -70,10 +75,12 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
     w.block = block_at(p, static_cast<const float*>(A2.data), b, s);
     const int64_t first = p.block(b).first;
     w.y = {const_cast<void*>(rows_at(y, s.begin, first).data), p.E, y.dtype == DType::bf16, false};
-    if (s.out >= 0 && p.state_out) w.state_out = floats_at(p.state_out, (s.out * p.E + first) * p.N);
+    if (s.out >= 0 && p.state_out)
+      w.state_out = floats_at(p.state_out, (s.out * p.E + first) * p.N);
     if (saved) {
       w.saved_stride = p.blocks() * p.N * kBlock;
-      w.saved = static_cast<float*>(saved.data) + (s.begin / kChunk) * w.saved_stride + b * p.N * kBlock;
+      w.saved =
+          static_cast<float*>(saved.data) + (s.begin / kChunk) * w.saved_stride + b * p.N * kBlock;
     }
     w.scratch = areas.mine();
     (s.tokens <= kShort ? kernels().scan_step : kernels().scan_chunked)(w);
@@ -101,7 +108,8 @@ static void put(const GradTarget& g, int64_t i, float value) {
 }
 
 // The gradients summed over time and pieces: dA, dD, ddt_bias, constant dB and dC.
-static void sum_pieces(const Problem& p, const float* A2, float* sums, int64_t pieces, const Gradients& g) {
+static void sum_pieces(const Problem& p, const float* A2, float* sums, int64_t pieces,
+                       const Gradients& g) {
   const int64_t size = sums_size(p.N), step = p.blocks() * size;
   parallel_for(p.blocks(), [&](int64_t b) {
     const auto [group, first, channels] = p.block(b);
@@ -127,7 +135,8 @@ static void sum_pieces(const Problem& p, const float* A2, float* sums, int64_t p
 }
 
 // dB or dC that varies over time: the sum over the sets of channels of each group.
-static void sum_sets(const Problem& p, const Tensor& parts, int64_t sets_of_group, const GradTarget& g) {
+static void sum_sets(const Problem& p, const Tensor& parts, int64_t sets_of_group,
+                     const GradTarget& g) {
   const auto* part = static_cast<const float*>(parts.data);
   parallel_ranges(p.tokens, 256, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
@@ -164,15 +173,20 @@ static void sum_states(const Problem& p, const float* of_sequence, const GradTar
 
 // Work is cut into (set of channels) x (piece of the sequences), both from the shapes alone: sets of
 // channels within a B/C group share one sum of dB and dC; pieces have their own sums over time.
-static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state, const Tensor& saved) {
+static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state,
+                     const Tensor& saved) {
   const Tensor dy = c.tape->grad(y), dstate = state ? c.tape->grad(state) : Tensor();
   if (!dy && !dstate) return;
   const auto into = [&](const Tensor& t) { return c.tape->grad_into(c, t); };
-  const Gradients g = {into(p.in.u), into(p.in.dt), into(p.in.z), into(p.in.A),         into(p.in.B),
-                       into(p.in.C), into(p.in.D),  into(p.in.dt_bias), into(p.state_in)};
-  const int64_t in_set = std::clamp<int64_t>(p.N / 2, 8, 64);  // blocks; keeps the sums below the size of u
-  const int64_t sets_of_group = (p.blocks_of_group() + in_set - 1) / in_set, sets = p.G * sets_of_group;
-  const int64_t n = p.sequences(), pieces = std::clamp<int64_t>(32 / std::max<int64_t>(sets, 1), 1, std::max<int64_t>(n, 1));
+  const Gradients g = {into(p.in.u), into(p.in.dt),      into(p.in.z),
+                       into(p.in.A), into(p.in.B),       into(p.in.C),
+                       into(p.in.D), into(p.in.dt_bias), into(p.state_in)};
+  const int64_t in_set =
+      std::clamp<int64_t>(p.N / 2, 8, 64);  // blocks; keeps the sums below the size of u
+  const int64_t sets_of_group = (p.blocks_of_group() + in_set - 1) / in_set,
+                sets = p.G * sets_of_group;
+  const int64_t n = p.sequences(), pieces = std::clamp<int64_t>(32 / std::max<int64_t>(sets, 1), 1,
+                                                                std::max<int64_t>(n, 1));
   const int64_t states = p.N * kBlock;
 
   Scratch scratch(c);
@@ -189,7 +203,8 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
   std::fill_n(all_sums, sums.numel(), 0.0f);
   parallel_for(sets * pieces, [&](int64_t item) {
     const int64_t set = item / pieces, piece = item % pieces;
-    const int64_t group = set / sets_of_group, at = set % sets_of_group * in_set;  // at: block in the group
+    const int64_t group = set / sets_of_group,
+                  at = set % sets_of_group * in_set;  // at: block in the group
     const int64_t b = group * p.blocks_of_group() + at, first = p.block(b).first;
     Backward w;
     w.blocks = static_cast<int>(std::min(in_set, p.blocks_of_group() - at));
@@ -200,7 +215,8 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
     for (int64_t i = 0; i < n; ++i) {
       const Sequence s = p.sequence(i);
       // A sequence belongs to the piece of the tokens that holds its first.
-      if (std::min(s.begin * pieces / std::max<int64_t>(p.tokens, 1), pieces - 1) != piece) continue;
+      if (std::min(s.begin * pieces / std::max<int64_t>(p.tokens, 1), pieces - 1) != piece)
+        continue;
       w.block = block_at(p, static_cast<const float*>(A2.data), b, s);
       w.dy = rows_at(dy, s.begin, first);
       w.du = grad_rows(g.u, s.begin, first);
@@ -222,17 +238,21 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
 
 // Each tensor once; an element (t, e, n) of the recurrence is two products, an exponential and two
 // multiply-adds, counted as 7 operations; three times that for recomputing it and the adjoint.
-static void state_cost(Context& c, const Problem& p, const char* name, double tensors, double flops) {
-  const double rows = static_cast<double>(p.in.u.bytes() + p.in.dt.bytes() + p.in.z.bytes()) + static_cast<double>(p.in.u.bytes());
-  const double rest = static_cast<double>(p.in.B.bytes() + p.in.C.bytes() + p.in.A.bytes() + p.state_in.bytes() + p.state_out.bytes());
+static void state_cost(Context& c, const Problem& p, const char* name, double tensors,
+                       double flops) {
+  const double rows = static_cast<double>(p.in.u.bytes() + p.in.dt.bytes() + p.in.z.bytes()) +
+                      static_cast<double>(p.in.u.bytes());
+  const double rest = static_cast<double>(p.in.B.bytes() + p.in.C.bytes() + p.in.A.bytes() +
+                                          p.state_in.bytes() + p.state_out.bytes());
   c.cost(name, tensors * (rows + rest), flops * static_cast<double>(p.tokens * p.E * p.N));
 }
 
 }  // namespace scan
 
-ScanResult selective_scan(Context& c, const ScanInputs& in, const Packing* packing, const Tensor& state_in,
-                          const Tensor& state_out) {
-  const bool record = c.tape && needs_grad({in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, state_in});
+ScanResult selective_scan(Context& c, const ScanInputs& in, const Packing* packing,
+                          const Tensor& state_in, const Tensor& state_out) {
+  const bool record =
+      c.tape && needs_grad({in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, state_in});
   const scan::Problem p(c, in, packing, state_in, state_out, record);
   ScanResult r{c.alloc(in.u.shape, in.u.dtype), state_out};
   Tensor saved;

@@ -2,8 +2,10 @@
 
 namespace krait::ops::scan {
 
-static void check_shape(const char* name, const Tensor& t, const Shape& expected, const char* meaning) {
-  require(t.shape == expected, "[selective_scan] {}: expected {} = {}, got {}", name, meaning, expected, t.shape);
+static void check_shape(const char* name, const Tensor& t, const Shape& expected,
+                        const char* meaning) {
+  require(t.shape == expected, "[selective_scan] {}: expected {} = {}, got {}", name, meaning,
+          expected, t.shape);
 }
 
 static void check_float(const char* name, const Tensor& t) {
@@ -15,36 +17,47 @@ static void check_float(const char* name, const Tensor& t) {
 static void check_rows(const char* name, const Tensor& t, const Shape& expected) {
   check_shape(name, t, expected, "(B, L, E)");
   check_float(name, t);
-  require(t.row_strided(), "[selective_scan] {}: expected rows at one distance and a dense last axis", name);
+  require(t.row_strided(),
+          "[selective_scan] {}: expected rows at one distance and a dense last axis", name);
 }
 
 // A, D, dt_bias, states
-static void check_parameter(const char* name, const Tensor& t, const Shape& expected, const char* meaning) {
+static void check_parameter(const char* name, const Tensor& t, const Shape& expected,
+                            const char* meaning) {
   check_shape(name, t, expected, meaning);
-  require(t.dtype == DType::f32, "[selective_scan] {}: expected float32, got {}", name, name_of(t.dtype));
+  require(t.dtype == DType::f32, "[selective_scan] {}: expected float32, got {}", name,
+          name_of(t.dtype));
   require(t.contiguous(), "[selective_scan] {}: expected a contiguous tensor", name);
 }
 
 // True where the tensor is constant over time.
-static bool check_B_or_C(const char* name, const Tensor& t, int64_t B, int64_t L, int64_t E, int64_t N) {
+static bool check_B_or_C(const char* name, const Tensor& t, int64_t B, int64_t L, int64_t E,
+                         int64_t N) {
   if (t.rank() == 2) {
     check_parameter(name, t, {E, N}, "(E, N)");
     return true;
   }
   require(t.rank() == 3 || t.rank() == 4,
-          "[selective_scan] {}: expected (B, L, N), (B, L, G, N) or constant (E, N), got {}", name, t.shape);
+          "[selective_scan] {}: expected (B, L, N), (B, L, G, N) or constant (E, N), got {}", name,
+          t.shape);
   const int64_t G = t.rank() == 4 ? t.size(2) : 1;
-  check_shape(name, t, t.rank() == 4 ? Shape{B, L, G, N} : Shape{B, L, N}, t.rank() == 4 ? "(B, L, G, N)" : "(B, L, N)");
+  check_shape(name, t, t.rank() == 4 ? Shape{B, L, G, N} : Shape{B, L, N},
+              t.rank() == 4 ? "(B, L, G, N)" : "(B, L, N)");
   check_float(name, t);
   const bool dense = N <= 1 || t.stride[static_cast<size_t>(t.rank() - 1)] == 1;
   const bool rows = B <= 1 || L <= 1 || t.stride[0] == L * t.stride[1];
-  require(dense && rows, "[selective_scan] {}: expected steps at one distance and a dense last axis", name);
+  require(dense && rows,
+          "[selective_scan] {}: expected steps at one distance and a dense last axis", name);
   return false;
 }
 
-Problem::Problem(const Context& c, const ScanInputs& inputs, const Packing* pack, const Tensor& from,
-                 const Tensor& to, bool record)
-    : in(inputs), state_in(from), state_out(to), packed(pack != nullptr), packing(pack ? *pack : Packing()) {
+Problem::Problem(const Context& c, const ScanInputs& inputs, const Packing* pack,
+                 const Tensor& from, const Tensor& to, bool record)
+    : in(inputs),
+      state_in(from),
+      state_out(to),
+      packed(pack != nullptr),
+      packing(pack ? *pack : Packing()) {
   require(c.device.type == Device::cpu, "[selective_scan] runs on the CPU only");
   require(in.u.rank() == 3, "[selective_scan] u: expected (B, L, E), got {}", in.u.shape);
   require(in.A.rank() == 2, "[selective_scan] A: expected (E, N), got {}", in.A.shape);
@@ -62,40 +75,50 @@ Problem::Problem(const Context& c, const ScanInputs& inputs, const Packing* pack
   const auto groups = [](const Tensor& t) { return t.rank() == 4 ? t.size(2) : 1; };
   G = constant_B ? groups(in.C) : groups(in.B);
   require(constant_B || constant_C || groups(in.B) == groups(in.C),
-          "[selective_scan] C: expected as many groups as B, {}, got {}", groups(in.B), groups(in.C));
-  require(G >= 1 && E % G == 0, "[selective_scan] {} channels cannot be cut into {} groups of B and C", E, G);
+          "[selective_scan] C: expected as many groups as B, {}, got {}", groups(in.B),
+          groups(in.C));
+  require(G >= 1 && E % G == 0,
+          "[selective_scan] {} channels cannot be cut into {} groups of B and C", E, G);
 
   const auto check_state = [&](const char* name, const Tensor& t) {
     require(t.rank() == 3, "[selective_scan] {}: expected (S, E, N), got {}", name, t.shape);
     check_parameter(name, t, {t.size(0), E, N}, "(S, E, N)");
-    require(packed || t.size(0) == B, "[selective_scan] {}: expected {} rows, one a batch row, got {}", name, B,
-            t.size(0));
+    require(packed || t.size(0) == B,
+            "[selective_scan] {}: expected {} rows, one a batch row, got {}", name, B, t.size(0));
   };
   if (state_in) check_state("state_in", state_in);
   if (state_out) check_state("state_out", state_out);
-  require(!record || !state_in || state_in.data != state_out.data,
-          "[selective_scan] state_out is the memory of state_in: recording for backward needs both");
+  require(
+      !record || !state_in || state_in.data != state_out.data,
+      "[selective_scan] state_out is the memory of state_in: recording for backward needs both");
   if (packed && !c.planning()) check_packing(c);
 }
 
 void Problem::check_packing(const Context&) const {
-  require(packing.begin.shape == Shape{packing.n + 1} && packing.state_in.shape == Shape{packing.n} &&
+  require(packing.begin.shape == Shape{packing.n + 1} &&
+              packing.state_in.shape == Shape{packing.n} &&
               packing.state_out.shape == Shape{packing.n},
-          "[selective_scan] packing of {} sequences: expected begin ({},) and states ({},), got {}, {}, {}",
-          packing.n, packing.n + 1, packing.n, packing.begin.shape, packing.state_in.shape, packing.state_out.shape);
+          "[selective_scan] packing of {} sequences: expected begin ({},) and states ({},), got "
+          "{}, {}, {}",
+          packing.n, packing.n + 1, packing.n, packing.begin.shape, packing.state_in.shape,
+          packing.state_out.shape);
   const int64_t* begin = packing.begin.as<int64_t>();
   require(begin[0] == 0 && begin[packing.n] == tokens,
-          "[selective_scan] packing: expected to go from 0 to B*L = {}, goes from {} to {}", tokens, begin[0],
-          begin[packing.n]);
-  const int64_t rows_in = state_in ? state_in.size(0) : 0, rows_out = state_out ? state_out.size(0) : 0;
+          "[selective_scan] packing: expected to go from 0 to B*L = {}, goes from {} to {}", tokens,
+          begin[0], begin[packing.n]);
+  const int64_t rows_in = state_in ? state_in.size(0) : 0,
+                rows_out = state_out ? state_out.size(0) : 0;
   for (int64_t s = 0; s < packing.n; ++s) {
-    require(begin[s] <= begin[s + 1], "[selective_scan] packing: sequence {} ends at {}, before it begins at {}", s,
+    require(begin[s] <= begin[s + 1],
+            "[selective_scan] packing: sequence {} ends at {}, before it begins at {}", s,
             begin[s + 1], begin[s]);
     const Sequence q = sequence(s);
-    require(q.in < rows_in || !state_in, "[selective_scan] packing: sequence {} starts from row {} of {} states", s,
-            q.in, rows_in);
-    require(q.out < rows_out || !state_out, "[selective_scan] packing: sequence {} ends in row {} of {} states", s,
-            q.out, rows_out);
+    require(q.in < rows_in || !state_in,
+            "[selective_scan] packing: sequence {} starts from row {} of {} states", s, q.in,
+            rows_in);
+    require(q.out < rows_out || !state_out,
+            "[selective_scan] packing: sequence {} ends in row {} of {} states", s, q.out,
+            rows_out);
   }
 }
 
@@ -108,14 +131,15 @@ Sequence Problem::sequence(int64_t s) const {
 }
 
 BlockPlace Problem::block(int64_t b) const {
-  const int64_t group = b / blocks_of_group(), first = (b % blocks_of_group()) * kBlock, in_group = E / G;
+  const int64_t group = b / blocks_of_group(), first = (b % blocks_of_group()) * kBlock,
+                in_group = E / G;
   return {group, group * in_group + first, in_group - first < kBlock ? in_group - first : kBlock};
 }
 
 static Rows rows_with(const Tensor& t, int64_t stride, int64_t offset) {
   if (!t) return {};
-  return {static_cast<const std::byte*>(t.data) + offset * static_cast<int64_t>(size_of(t.dtype)), stride,
-          t.dtype == DType::bf16};
+  return {static_cast<const std::byte*>(t.data) + offset * static_cast<int64_t>(size_of(t.dtype)),
+          stride, t.dtype == DType::bf16};
 }
 
 Rows rows_at(const Tensor& t, int64_t row, int64_t column) {

@@ -43,6 +43,8 @@ Rows rows_at(const Tensor& t, int64_t row, int64_t column);
 // The same of B or C that varies: (B, L, N) or (B, L, G, N).
 Rows grouped_rows_at(const Tensor& t, int64_t token, int64_t group);
 // Null where the tensor is absent.
-inline float* floats_at(const Tensor& t, int64_t i) { return t ? static_cast<float*>(t.data) + i : nullptr; }
+inline float* floats_at(const Tensor& t, int64_t i) {
+  return t ? static_cast<float*>(t.data) + i : nullptr;
+}
 
 }  // namespace krait::ops::scan

@@ -13,7 +13,7 @@ template <class T>
 struct ScanReference {
   int64_t tokens = 0, E = 0, N = 0, G = 1;
   bool constant_B = false, constant_C = false, softplus = true, a_is_log = false;
-  std::vector<int64_t> begin;    // borders of the sequences, one more than there are
+  std::vector<int64_t> begin;            // borders of the sequences, one more than there are
   std::vector<int64_t> row_in, row_out;  // per sequence, -1: zero start, or last state dropped
   int64_t rows_out = 0;
   // Layouts as in selective_scan.h, all contiguous; an empty D, z, dt_bias or state_in is absent.
@@ -29,10 +29,14 @@ struct ScanReference {
  private:
   static double real(const std::complex<double>& x) { return x.real(); }
   template <class F>
-  static F real(F x) { return x; }
+  static F real(F x) {
+    return x;
+  }
   static std::complex<double> log1p(const std::complex<double>& x) { return std::log(1.0 + x); }
   template <class F>
-  static F log1p(F x) { return std::log1p(x); }
+  static F log1p(F x) {
+    return std::log1p(x);
+  }
 
   T step_size(int64_t t, int64_t e) const {
     const T x = dt_at(t, e);
@@ -74,13 +78,15 @@ typename ScanReference<T>::Result ScanReference<T>::forward() const {
       }
       if (row_out[s] >= 0 && rows_out > 0)
         for (int64_t n = 0; n < N; ++n)
-          r.state_out[static_cast<size_t>((row_out[s] * E + e) * N + n)] = h[static_cast<size_t>(n)];
+          r.state_out[static_cast<size_t>((row_out[s] * E + e) * N + n)] =
+              h[static_cast<size_t>(n)];
     }
   return r;
 }
 
 template <class T>
-ScanReference<T> ScanReference<T>::backward(const std::vector<T>& dy, const std::vector<T>& dstate) const {
+ScanReference<T> ScanReference<T>::backward(const std::vector<T>& dy,
+                                            const std::vector<T>& dstate) const {
   ScanReference g = *this;
   for (auto* v : {&g.u, &g.dt, &g.A, &g.B, &g.C, &g.D, &g.z, &g.dt_bias, &g.state_in})
     v->assign(v->size(), T(0));
@@ -93,13 +99,15 @@ ScanReference<T> ScanReference<T>::backward(const std::vector<T>& dy, const std:
         if (row_in[s] >= 0 && !state_in.empty()) h[0] = state_in[state(row_in[s])];
         for (int64_t i = 0; i < L; ++i) {
           const T delta = step_size(t0 + i, e);
-          h[static_cast<size_t>(i + 1)] = std::exp(delta * A_at(e, n)) * h[static_cast<size_t>(i)] +
-                                          delta * B[at(constant_B, t0 + i, e, n)] * u[at(t0 + i, e)];
+          h[static_cast<size_t>(i + 1)] =
+              std::exp(delta * A_at(e, n)) * h[static_cast<size_t>(i)] +
+              delta * B[at(constant_B, t0 + i, e, n)] * u[at(t0 + i, e)];
         }
         T dh = row_out[s] >= 0 && !dstate.empty() ? dstate[state(row_out[s])] : T(0);
         for (int64_t t = begin[s + 1] - 1; t >= t0; --t) {
           const size_t te = at(t, e), b = at(constant_B, t, e, n), c = at(constant_C, t, e, n);
-          const T before = h[static_cast<size_t>(t - t0)], after = h[static_cast<size_t>(t - t0 + 1)];
+          const T before = h[static_cast<size_t>(t - t0)],
+                  after = h[static_cast<size_t>(t - t0 + 1)];
           const T delta = step_size(t, e), a = A_at(e, n), decay = std::exp(delta * a);
           const T sig = z.empty() ? T(0) : sigmoid(z[te]);
           const T dout = dy.empty() ? T(0) : dy[te];
@@ -121,7 +129,8 @@ ScanReference<T> ScanReference<T>::backward(const std::vector<T>& dy, const std:
           const T ddt = (dh * B[b] * u[te] + dh * decay * before * a) * slope;
           g.dt[te] += ddt;
           if (!dt_bias.empty()) g.dt_bias[static_cast<size_t>(e)] += ddt;
-          g.A[static_cast<size_t>(e * N + n)] += dh * decay * before * delta * (a_is_log ? a : T(1));
+          g.A[static_cast<size_t>(e * N + n)] +=
+              dh * decay * before * delta * (a_is_log ? a : T(1));
           dh *= decay;
         }
         if (row_in[s] >= 0 && !state_in.empty()) g.state_in[state(row_in[s])] += dh;

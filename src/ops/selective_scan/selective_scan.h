@@ -12,12 +12,23 @@
 //   D, dt_bias (E)         float32, optional
 //   y (B, L, E)            dtype of u; Δ, exp, h, y, gate in float32, rounded once
 //   state_in (S, E, N)     float32, optional
-//   state_out (S, E, N)    float32, optional; may be the same memory as state_in when not recorded
+//   state_out (S, E, N)    float32, optional; may be the same memory as state_in when not recorded, if
+//                          then no sequence writes the row that another one starts from
+//
+// S is B, or with a Packing any number of rows; rows of state_out that no sequence ends in are left as
+// they are. A row of state_in may start several sequences: its gradients add up.
 //
 // Gradients for every tensor above, state_in included, from y and state_out. Saved for backward: the
-// inputs and h at every kScanChunk-th step, N / kScanChunk times the size of u: O(B L E), never
-// O(B L E N). dB and dC are summed over channels in a fixed order. The same bits for any number of
-// threads. Chunks start where a sequence starts.
+// inputs and h at every 64th step of each sequence, B L E N / 64 floats in all: a quarter of u in float32
+// for N = 16. Backward recomputes the rest chunk by chunk. dB and dC are summed over channels, dA, dD and
+// ddt_bias over time and sequences, in an order that follows from the shapes alone: the same bits for any
+// number of threads, and from run to run.
+//
+// Sequences of up to 8 tokens run vectorised over n, longer ones over channels; the two differ by the
+// order of the sum over n. exp(Δ A) is 0 below 2^-126. Errors are those of a plain float32 loop: Δ, the
+// decay and the gate are within 2 units in the last place.
+//
+// Throws Error where shapes, types or the packing do not fit. CPU only.
 #pragma once
 #include "krait/ops/packing.h"
 #include "krait/tensor/context.h"
