@@ -1,0 +1,129 @@
+// selective_scan against selective_scan_ref and selective_state_update_ref of state-spaces/mamba. There
+// time is the last axis, here channels.
+#include "krait/ops/selective_scan/selective_scan.h"
+
+#include "krait/ops/selective_scan/reference.h"
+#include "krait/testing/golden.h"
+
+namespace krait {
+namespace {
+
+using namespace krait::testing;
+
+// Their names of the inputs, in the order of tensors() and fields() below.
+constexpr const char* kScanNames[] = {"u", "delta", "A", "B", "C", "D", "z", "delta_bias", ""};
+constexpr const char* kUpdateNames[] = {"x", "dt", "A", "B", "C", "D", "z", "dt_bias", "state"};
+
+struct GoldenScan {
+  const GoldenVariant& v;
+  const bool update;  // one step onto a state
+  TestContext test{true};
+  int64_t B = 0, L = 0, E = 0, N = 0, G = 1;
+  ops::ScanInputs in;
+  Tensor state_in;
+  ops::ScanReference<float> plain;
+
+  GoldenScan(const GoldenVariant& variant, bool is_update) : v(variant), update(is_update) {
+    const Tensor& A = v.at("in.A");
+    N = A.size(-1);
+    E = A.numel() / N;
+    B = v.at("out.y").size(0);
+    L = update ? 1 : v.at("out.y").size(2);
+    Tensor* const inputs[] = {&in.u, &in.dt, &in.A,       &in.B,    &in.C,
+                              &in.D, &in.z,  &in.dt_bias, &state_in};
+    std::vector<float>* const values[] = {&plain.u, &plain.dt,      &plain.A,
+                                          &plain.B, &plain.C,       &plain.D,
+                                          &plain.z, &plain.dt_bias, &plain.state_in};
+    for (size_t i = 0; i < std::size(inputs); ++i) {
+      const Tensor* t = v.find(std::string("in.") + name(i));
+      if (!t) continue;
+      *inputs[i] = ours(i, *t);
+      test.tape.watch(*inputs[i]);
+      const Values x = to_double(*inputs[i]);
+      values[i]->assign(x.begin(), x.end());
+    }
+    in.softplus = v.options.at("softplus").get<bool>();
+    for (const Tensor& t : {in.B, in.C})
+      if (t.rank() == 4) G = t.size(2);
+    plain.tokens = B * L, plain.E = E, plain.N = N, plain.G = G, plain.rows_out = B;
+    plain.constant_B = in.B.rank() == 2, plain.constant_C = in.C.rank() == 2,
+    plain.softplus = in.softplus;
+    for (int64_t b = 0; b <= B; ++b) plain.begin.push_back(b * L);
+    for (int64_t b = 0; b < B; ++b) plain.row_in.push_back(b), plain.row_out.push_back(b);
+  }
+
+  const char* name(size_t i) const { return (update ? kUpdateNames : kScanNames)[i]; }
+
+  // Input i, or its gradient, in Krait's layout.
+  Tensor ours(size_t i, const Tensor& t) {
+    const Tensor flat = copied(test, t);
+    if (i == 2) return flat.reshape({E, N});
+    if (i == 5 || i == 7) return flat.reshape({E});
+    if (i == 8) return flat.reshape({B, E, N});
+    if (i == 3 || i == 4) {
+      if (update)
+        return t.rank() == 3 ? flat.reshape({B, 1, t.size(1), N}) : flat.reshape({B, 1, N});
+      if (t.rank() == 2) return flat;  // constant
+      if (t.rank() == 3) return swapped(test, flat);
+      return swapped(test, flat.reshape({B, t.size(1) * N, L})).reshape({B, L, t.size(1), N});
+    }
+    return update ? flat.reshape({B, 1, E}) : swapped(test, flat);
+  }
+
+  void run() {
+    const std::string state = update ? "state_after" : "last_state";
+    const Tensor state_out = test.tensor({B, E, N}, DType::f32);
+    const ops::ScanResult r = selective_scan(test.c, in, nullptr, state_in, state_out);
+    const Values y = to_double(ours(0, v.at("out.y")));
+    const Values last = to_double(v.at("out." + state));
+    EXPECT_LE(max_abs_error(to_double(r.y), y), v.bound("y", y));
+    EXPECT_LE(max_abs_error(to_double(r.state), last), v.bound(state, last));
+
+    const Values dy = to_double(ours(0, v.at("cotangent.y"))),
+                 dstate = to_double(v.at("cotangent." + state));
+    test.seed_grad(r.y, dy);
+    test.seed_grad(r.state, dstate);
+    test.tape.backward(test.c);
+    const auto g = plain.backward({dy.begin(), dy.end()}, {dstate.begin(), dstate.end()});
+    const std::vector<float>* const float_run[] = {&g.u, &g.dt, &g.A,       &g.B,       &g.C,
+                                                   &g.D, &g.z,  &g.dt_bias, &g.state_in};
+    const Tensor inputs[] = {in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, state_in};
+    for (size_t i = 0; i < std::size(inputs); ++i) {
+      if (!inputs[i]) continue;
+      const Values exact = to_double(ours(i, v.at(std::string("grad.") + name(i))));
+      // The house bound of golden files, against a plain float32 run: the foreign one is not stated.
+      const double bound = 4 * max_abs_error(to_double(*float_run[i]), exact) +
+                           rounding(DType::f32) * max_abs(exact);
+      EXPECT_LE(max_abs_error(to_double(test.tape.grad(inputs[i])), exact), bound)
+          << "d" << name(i);
+    }
+  }
+};
+
+void run_all(const std::filesystem::path& folder, const std::string& system, bool update) {
+  int n = 0;
+  for (const GoldenVariant& v : golden_variants(folder, system)) {
+    if (v.name.starts_with("complex")) continue;  // see ComplexSelectiveScan
+    SCOPED_TRACE(v.name);
+    GoldenScan(v, update).run();
+    ++n;
+  }
+  EXPECT_GE(n, 1);
+}
+
+TEST(Golden, SelectiveScan) {
+  KRAIT_GOLDEN_OR_SKIP(folder);
+  run_all(folder, "selective-scan", false);
+}
+
+TEST(Golden, SelectiveStateUpdate) {
+  KRAIT_GOLDEN_OR_SKIP(folder);
+  run_all(folder, "selective-state-update", true);
+}
+
+TEST(Golden, ComplexSelectiveScan) {
+  GTEST_SKIP() << "Krait's selective_scan is real: A, B and C are float32";
+}
+
+}  // namespace
+}  // namespace krait
