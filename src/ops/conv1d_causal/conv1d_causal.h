@@ -10,7 +10,8 @@
 //   state_in (S, E, K)     float32, optional: the last inputs *before* the convolution, oldest first; the
 //                          newest at K-1; K >= W-1 (published files keep K = W)
 //   state_out (S, E, K)    float32, optional: written where given; sequences shorter than K keep the newer
-//                          part of state_in in front. May be the same memory as state_in when not recorded.
+//                          part of state_in in front. May be the same memory as state_in when not recorded;
+//                          packed sequences then start from zero or from the row they write.
 //
 // Gradients for x, k, bias, state_in, from y and state_out. dk, dbias summed in a fixed order. Saved for
 // backward: x (the activation is computed again).
