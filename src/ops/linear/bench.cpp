@@ -122,7 +122,7 @@ void training_shapes(benchmark::internal::Benchmark* b) {
 void decode_shapes(benchmark::internal::Benchmark* b) {
   settings(b);
   b->ArgNames({"M", "N", "K"});
-  for (int64_t M : {1, 2, 4, 8, 16, 24, 32})
+  for (int64_t M : {1, 2, 4, 8, 12, 16, 24, 32, 48})
     for (auto [N, K] : {std::pair{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}, {50280, 768}}) b->Args({M, N, K});
 }
 
