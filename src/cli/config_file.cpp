@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <filesystem>
 
 #include "krait/base/error.h"
 #include "krait/base/file.h"
@@ -13,14 +14,14 @@ namespace krait::cli {
 
 namespace {
 
-// The value of the last `--config`, or "".
-std::string config_path(const std::vector<std::string>& args) {
-  std::string path;
+// The value of the last `name`, or "".
+std::string value_of(const std::string& name, const std::vector<std::string>& args) {
+  std::string value;
   for (size_t i = 0; i < args.size() && args[i] != "--"; ++i) {
-    if (args[i] == "--config" && i + 1 < args.size()) path = args[i + 1];
-    if (args[i].starts_with("--config=")) path = args[i].substr(std::string("--config=").size());
+    if (args[i] == name && i + 1 < args.size()) value = args[i + 1];
+    if (args[i].starts_with(name + "=")) value = args[i].substr(name.size() + 1);
   }
-  return path;
+  return value;
 }
 
 bool is_typed(const CLI::Option& option, const std::vector<std::string>& args) {
@@ -38,11 +39,7 @@ std::string scalar_text(const toml::node& node, const std::string& where) {
   fail("{}: expected a string, a number, true or false, or an array of them", where);
 }
 
-}  // namespace
-
-void add_config_file(const CLI::App& app, std::vector<std::string>& args) {
-  const std::string path = config_path(args);
-  if (path.empty()) return;
+void add_file(const CLI::App& app, const std::string& path, std::vector<std::string>& args) {
   toml::table table;
   try {
     table = toml::parse(read_file(path), path);
@@ -74,6 +71,16 @@ void add_config_file(const CLI::App& app, std::vector<std::string>& args) {
     }
   }
   args.insert(std::find(args.begin(), args.end(), "--"), words.begin(), words.end());
+}
+
+}  // namespace
+
+void add_config_file(const CLI::App& app, std::vector<std::string>& args) {
+  const std::string config = value_of("--config", args);
+  if (!config.empty()) add_file(app, config, args);
+  if (!app.get_option_no_throw("--resume")) return;
+  const std::string run = value_of("--resume", args);
+  if (!run.empty()) add_file(app, (std::filesystem::path(run) / "config.toml").string(), args);
 }
 
 }  // namespace krait::cli

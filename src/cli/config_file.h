@@ -1,5 +1,6 @@
 // --config FILE.toml: any option of the command as a key. What the file says is put behind the words of
-// the command line as if typed there, except for options that were typed: the command line wins.
+// the command line as if typed there, except for options that were typed: the command line wins. A command
+// with an option --resume RUN reads RUN/config.toml the same way, after the one that --config names.
 #pragma once
 #include <string>
 #include <vector>
@@ -10,7 +11,7 @@ class App;
 
 namespace krait::cli {
 
-// `args` are the words after the command's name. Without a --config among them nothing is added. Error: the
+// `args` are the words after the command's name. Without such a file named among them nothing is added. Error: the
 // file cannot be read, is not TOML, or has a key that is no option of `app` or a value of a wrong kind.
 void add_config_file(const CLI::App& app, std::vector<std::string>& args);
 

@@ -9,7 +9,7 @@
 #include <memory>
 
 #include "krait/base/file.h"
-#include "krait/cli/command.h"
+#include "krait/cli/commands.h"
 #include "krait/train/plot/svg.h"
 #include "krait/train/plot/terminal.h"
 

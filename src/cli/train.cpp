@@ -1,12 +1,14 @@
 // krait train: fresh from a preset or config, from a model's weights, or on with a run.
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <tuple>
 
 #include "krait/base/log.h"
-#include "krait/cli/command.h"
+#include "krait/cli/commands.h"
 #include "krait/train/run.h"
 #include "krait/train/status.h"
 
@@ -17,8 +19,7 @@ namespace {
 struct TrainArguments {
   RunOptions run;
   std::string resume, order, optimizer = "adamw", recompute = "none";
-  std::vector<float> betas = {0.9f, 0.95f};
-  int64_t steps = 0;
+  std::string betas = "0.9,0.95";
   CLI::App* app = nullptr;
 };
 
@@ -58,12 +59,12 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->group(batches);
 
   const auto optimisation = "Optimisation";
-  auto* steps = app.add_option("--steps", a.steps, "steps in all; default 1000")
-                    ->check(positive)
-                    ->group(optimisation);
-  app.add_option("--epochs", r.epochs, "passes over the data, instead of --steps")
+  app.add_option("--steps", t.steps, "steps in all")
+      ->check(positive)
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--epochs", r.epochs, "passes over the data; goes before --steps")
       ->check(CLI::PositiveNumber)
-      ->excludes(steps)
       ->group(optimisation);
   app.add_option("--optimizer", a.optimizer, "adamw")
       ->check(CLI::IsMember({"adamw"}))
@@ -89,8 +90,6 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--betas", a.betas, "decay of the two moments")
-      ->expected(2)
-      ->delimiter(',')
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--eps", t.eps, "AdamW's epsilon")
@@ -135,6 +134,14 @@ void add_options(CLI::App& app, TrainArguments& a) {
   app.add_option("--log", r.log, "a second copy of log.jsonl")->group(output);
 }
 
+std::pair<float, float> two_numbers(const std::string& betas) {
+  float first = 0, second = 0;
+  char end = 0;
+  if (std::sscanf(betas.c_str(), "%f,%f%c", &first, &second, &end) != 2)
+    throw Usage(fmt::format("--betas: expected two numbers as 0.9,0.95, got {}", betas));
+  return {first, second};
+}
+
 // What the parser could not settle.
 void settle(TrainArguments& a, const Common& common) {
   RunOptions& r = a.run;
@@ -145,7 +152,8 @@ void settle(TrainArguments& a, const Common& common) {
       throw Usage("one of --model, --from and --resume says what is trained");
     if (r.out.empty()) throw Usage("--out RUN is missing");
   } else {
-    if (!r.out.empty() && !std::filesystem::equivalent(r.out, a.resume))
+    std::error_code ec;
+    if (!r.out.empty() && !std::filesystem::equivalent(r.out, a.resume, ec))
       throw Usage("--resume RUN goes on in RUN: --out cannot name another directory");
     r.out = a.resume;
   }
@@ -155,9 +163,7 @@ void settle(TrainArguments& a, const Common& common) {
         "--carry-state reads the data in order: it cannot be combined with --order shuffle");
   t.order = t.carry_state || a.order == "sequential" ? Order::sequential : Order::shuffle;
   t.recompute = a.recompute == "layer";
-  t.beta1 = a.betas[0];
-  t.beta2 = a.betas[1];
-  if (a.steps > 0) t.steps = a.steps;
+  std::tie(t.beta1, t.beta2) = two_numbers(a.betas);
   t.dtype = common.chosen_dtype().value_or(DType::f32);
   t.seed = common.seed;
   if (t.min_lr > t.lr) throw Usage("--min-lr is above --lr");

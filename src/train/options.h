@@ -52,8 +52,8 @@ struct RunOptions {
   std::vector<std::string> data, valid;
   std::string out;           // RUN
   double epochs = 0;         // where above 0: it decides the number of steps
-  int64_t eval_every = 0;    // steps; 0: after the last step only
-  int64_t save_every = 0;    // steps; 0: after the last step only
+  int64_t eval_every = 200;  // steps; 0: after the last step only
+  int64_t save_every = 200;  // steps; 0: after the last step only
   int64_t keep = 0;          // checkpoints step-N/ kept besides last/ and best/
   int64_t sample_every = 0;  // steps; 0: never
   std::string sample_prompt = "\n";

@@ -1,0 +1,10 @@
+// The commands, one file each. A new one: a file with its function, a line here, a line in commands.cpp.
+#pragma once
+#include "krait/cli/command.h"
+
+namespace krait::cli {
+
+Work add_plot(CLI::App& app);
+Work add_train(CLI::App& app);
+
+}  // namespace krait::cli

@@ -1,0 +1,3 @@
+#include "krait/cli/command.h"
+
+int main(int argc, char** argv) { return krait::cli::run(argc, argv); }
