@@ -11,6 +11,7 @@
 
 #include "krait/base/threads.h"
 #include "krait/tensor/cpu/convert.h"
+#include "krait/tensor/cpu/kernels.h"
 
 namespace krait::cpu {
 
@@ -111,28 +112,84 @@ Products& products() {
   return p;
 }
 
-// Reused by all products of a thread; grows to the largest need (a few megabytes: pieces are small).
-void* thread_scratch(size_t bytes) {
+// Memory of a thread for one purpose, reused by all products; grows to the largest need (a few megabytes:
+// pieces are small).
+enum Purpose { kForLibrary, kForA, kForB, kForC, kPurposes };
+
+void* thread_scratch(Purpose purpose, size_t bytes) {
   constexpr size_t kAlign = 64;
-  thread_local std::unique_ptr<std::byte[]> block;
-  thread_local size_t size = 0;
-  if (bytes > size) {
-    block = std::make_unique_for_overwrite<std::byte[]>(bytes + kAlign);
-    size = bytes;
+  thread_local std::unique_ptr<std::byte[]> blocks[kPurposes];
+  thread_local size_t sizes[kPurposes] = {};
+  if (bytes > sizes[purpose]) {
+    blocks[purpose] = std::make_unique_for_overwrite<std::byte[]>(bytes + kAlign);
+    sizes[purpose] = bytes;
   }
-  const auto at = reinterpret_cast<uintptr_t>(block.get());
+  const auto at = reinterpret_cast<uintptr_t>(blocks[purpose].get());
   return reinterpret_cast<void*>((at + kAlign - 1) / kAlign * kAlign);
 }
 
-void run(const Product& p, void* a, void* b, void* c, const float* bias) {
+// C (+)= A B (+ bias) by the calling thread.
+void multiply(const Matrix& a, const Matrix& b, const Matrix& c, const float* bias, bool add) {
+  const auto p = products().get({a.rows, b.cols, a.cols, a.row_step, a.col_step, b.row_step, b.col_step, c.row_step,
+                                 static_cast<int64_t>(a.dtype), static_cast<int64_t>(c.dtype), bias != nullptr, add});
   thread_local dnnl::stream stream(engine());
   const auto at = [](const dnnl::memory::desc& d, void* data) { return dnnl::memory(d, engine(), data); };
   std::unordered_map<int, dnnl::memory> args = {
-      {DNNL_ARG_SRC, at(p.a, a)}, {DNNL_ARG_WEIGHTS, at(p.b, b)}, {DNNL_ARG_DST, at(p.c, c)}};
-  if (bias) args.insert({DNNL_ARG_BIAS, at(p.bias, const_cast<float*>(bias))});
-  if (p.scratch) args.insert({DNNL_ARG_SCRATCHPAD, at(p.scratch, thread_scratch(p.scratch.get_size()))});
+      {DNNL_ARG_SRC, at(p->a, a.data)}, {DNNL_ARG_WEIGHTS, at(p->b, b.data)}, {DNNL_ARG_DST, at(p->c, c.data)}};
+  if (bias) args.insert({DNNL_ARG_BIAS, at(p->bias, const_cast<float*>(bias))});
+  if (const size_t bytes = p->scratch.get_size())
+    args.insert({DNNL_ARG_SCRATCHPAD, at(p->scratch, thread_scratch(kForLibrary, bytes))});
   const OneThread one;
-  p.primitive.execute(stream, args);
+  p->primitive.execute(stream, args);
+}
+
+std::byte* element(const Matrix& x, int64_t i, int64_t j) {
+  return static_cast<std::byte*>(x.data) + (i * x.row_step + j * x.col_step) * static_cast<int64_t>(size_of(x.dtype));
+}
+
+Matrix part(const Matrix& x, int64_t i, int64_t j, int64_t rows, int64_t cols) {
+  return {element(x, i, j), x.dtype, rows, cols, x.row_step, x.col_step};
+}
+
+// A bfloat16 matrix as float32, in the same layout without gaps.
+Matrix widened(const Matrix& x, Purpose purpose) {
+  const bool by_rows = x.col_step == 1;
+  const int64_t lines = by_rows ? x.rows : x.cols, length = by_rows ? x.cols : x.rows;
+  auto* const to = static_cast<float*>(thread_scratch(purpose, static_cast<size_t>(lines * length) * sizeof(float)));
+  for (int64_t i = 0; i < lines; ++i)
+    KRAIT_PICK_ISA(convert_kernels)
+        .bf16_to_f32(reinterpret_cast<uint16_t*>(by_rows ? element(x, i, 0) : element(x, 0, i)), to + i * length, length,
+                     false);
+  const Matrix dense{to, DType::f32, lines, length, length, 1};
+  return by_rows ? dense : dense.transposed();
+}
+
+// multiply for bfloat16 where the library cannot: in float32.
+void multiply_widened(const Matrix& a, const Matrix& b, const Matrix& c, const float* bias, bool add) {
+  const Matrix a32 = widened(a, kForA), b32 = widened(b, kForB);
+  if (c.dtype == DType::f32) {
+    multiply(a32, b32, c, bias, add);
+    return;
+  }
+  auto* const sums = static_cast<float*>(thread_scratch(kForC, static_cast<size_t>(c.rows * c.cols) * sizeof(float)));
+  multiply(a32, b32, {sums, DType::f32, c.rows, c.cols, c.cols, 1}, bias, false);
+  for (int64_t i = 0; i < c.rows; ++i)
+    KRAIT_PICK_ISA(convert_kernels)
+        .f32_to_bf16(sums + i * c.cols, reinterpret_cast<uint16_t*>(element(c, i, 0)), c.cols, add);
+}
+
+// oneDNN 2.6 multiplies bfloat16 only with AVX-512.
+bool has_bf16_products() {
+  static const bool has = [] {
+    const dnnl::memory::desc d({16, 16}, dnnl::memory::data_type::bf16, dnnl::memory::format_tag::ab);
+    try {
+      const dnnl::matmul::primitive_desc pd(dnnl::matmul::desc(d, d, d), engine());
+      return true;
+    } catch (const dnnl::error&) {
+      return false;
+    }
+  }();
+  return has;
 }
 
 // How C is cut: pieces of m x n, the last of each axis smaller.
@@ -154,10 +211,6 @@ Pieces cut(int64_t rows, int64_t cols) {
     }
   }
   return {m, n, (rows + m - 1) / m, (cols + n - 1) / n};
-}
-
-std::byte* element(const Matrix& x, int64_t i, int64_t j) {
-  return static_cast<std::byte*>(x.data) + (i * x.row_step + j * x.col_step) * static_cast<int64_t>(size_of(x.dtype));
 }
 
 void check(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e) {
@@ -199,29 +252,17 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
     return;
   }
   const Pieces p = cut(c.rows, c.cols);
-  // The four shapes of pieces: inside, last column, last row, corner.
-  std::shared_ptr<const Product> made[2][2];
-  const int64_t m_last = c.rows - (p.along_m - 1) * p.m, n_last = c.cols - (p.along_n - 1) * p.n;
-  const auto product = [&](int64_t m, int64_t n) {
-    return products().get({m, n, a.cols, a.row_step, a.col_step, b.row_step, b.col_step, c.row_step,
-                           static_cast<int64_t>(a.dtype), static_cast<int64_t>(c.dtype), e.bias != nullptr,
-                           e.add || e.plus});
-  };
-  if (p.along_m > 1 && p.along_n > 1) made[0][0] = product(p.m, p.n);
-  if (p.along_m > 1) made[0][1] = product(p.m, n_last);
-  if (p.along_n > 1) made[1][0] = product(m_last, p.n);
-  made[1][1] = product(m_last, n_last);
-
+  const bool widen = a.dtype == DType::bf16 && !has_bf16_products();
   parallel_for(p.along_m * p.along_n, [&](int64_t piece) {
-    const int64_t pi = piece / p.along_n, pj = piece % p.along_n;
-    const int64_t i = pi * p.m, j = pj * p.n;
-    const bool last_i = pi + 1 == p.along_m, last_j = pj + 1 == p.along_n;
+    const int64_t i = piece / p.along_n * p.m, j = piece % p.along_n * p.n;
+    const int64_t rows = std::min(p.m, c.rows - i), cols = std::min(p.n, c.cols - j);
+    const Matrix to = part(c, i, j, rows, cols);
     if (e.plus) {  // brought into the caches just before the product adds to it
-      const int64_t rows = last_i ? m_last : p.m, cols = last_j ? n_last : p.n;
-      for (int64_t r = i; r < i + rows; ++r)
-        std::memcpy(element(c, r, j), element(*e.plus, r, j), static_cast<size_t>(cols) * sizeof(float));
+      for (int64_t r = 0; r < rows; ++r)
+        std::memcpy(element(to, r, 0), element(*e.plus, i + r, j), static_cast<size_t>(cols) * sizeof(float));
     }
-    run(*made[last_i][last_j], element(a, i, 0), element(b, 0, j), element(c, i, j), e.bias ? e.bias + j : nullptr);
+    (widen ? multiply_widened : multiply)(part(a, i, 0, rows, a.cols), part(b, 0, j, a.cols, cols), to,
+                                          e.bias ? e.bias + j : nullptr, e.add || e.plus);
   });
 }
 
