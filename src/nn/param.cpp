@@ -3,26 +3,32 @@
 #include <algorithm>
 #include <cmath>
 
+#include "krait/base/threads.h"
+
 namespace krait::nn {
 
 Init constant(float value) {
   return [value](const Tensor& t, const Philox&) { std::fill_n(t.as<float>(), t.numel(), value); };
 }
 
-Init uniform(double low, double high) {
-  return [=](const Tensor& t, const Philox& rng) {
+// Every element is drawn by its own counter, so the order does not matter.
+template <class Draw>
+static Init each(const Draw& draw) {
+  return [draw](const Tensor& t, const Philox& rng) {
     float* p = t.as<float>();
-    for (int64_t i = 0; i < t.numel(); ++i)
-      p[i] = static_cast<float>(low + (high - low) * rng.uniform_double(static_cast<uint64_t>(i)));
+    parallel_ranges(t.numel(), 1 << 14, [&](int64_t i, int64_t end) {
+      for (; i < end; ++i) p[i] = static_cast<float>(draw(rng, static_cast<uint64_t>(i)));
+    });
   };
 }
 
+Init uniform(double low, double high) {
+  return each(
+      [=](const Philox& rng, uint64_t i) { return low + (high - low) * rng.uniform_double(i); });
+}
+
 Init normal(double standard_deviation) {
-  return [=](const Tensor& t, const Philox& rng) {
-    float* p = t.as<float>();
-    for (int64_t i = 0; i < t.numel(); ++i)
-      p[i] = static_cast<float>(standard_deviation * rng.normal(static_cast<uint64_t>(i)));
-  };
+  return each([=](const Philox& rng, uint64_t i) { return standard_deviation * rng.normal(i); });
 }
 
 Param& ParamSet::add(std::string name, const Shape& shape, Init init) {
