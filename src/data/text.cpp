@@ -10,28 +10,13 @@
 #include "krait/base/file.h"
 #include "krait/base/log.h"
 #include "krait/io/json.h"
+#include "krait/io/tokenizer/unicode.h"
 
 namespace krait {
 
 namespace fs = std::filesystem;
 
 namespace {
-
-// The length of the well-formed UTF-8 character at the start of `s`, 0 where there is none (Unicode 15,
-// table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF).
-size_t character(std::string_view s) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(s[i]); };
-  const unsigned char a = byte(0);
-  if (a < 0x80) return 1;
-  const size_t n = a < 0xC2 ? 0 : a < 0xE0 ? 2 : a < 0xF0 ? 3 : a < 0xF5 ? 4 : 0;
-  if (n == 0 || s.size() < n) return 0;
-  const unsigned char low = a == 0xE0 ? 0xA0 : a == 0xF0 ? 0x90 : 0x80;
-  const unsigned char high = a == 0xED ? 0x9F : a == 0xF4 ? 0x8F : 0xBF;
-  if (byte(1) < low || byte(1) > high) return 0;
-  for (size_t i = 2; i < n; ++i)
-    if (byte(i) < 0x80 || byte(i) > 0xBF) return 0;
-  return n;
-}
 
 void read_jsonl(std::string_view text, const std::string& name, const DocumentSink& sink) {
   int64_t line_number = 0;
@@ -92,16 +77,13 @@ void read_folder(const fs::path& folder, const DocumentSink& sink) {
 }  // namespace
 
 void check_utf8(std::string_view text, const std::string& where) {
-  size_t i = 0;
-  while (i < text.size()) {
-    const size_t n = character(text.substr(i, 4));
-    if (n == 0) {
-      const auto line =
-          1 + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(i), '\n');
-      fail("{}:{}: expected UTF-8 text, got the byte 0x{:02x} at offset {}", where, line,
-           static_cast<unsigned char>(text[i]), i);
-    }
-    i += n;
+  const char* const end = text.data() + text.size();
+  for (const char* p = text.data(); p != end;) {
+    const unicode::Step step = unicode::next_step(p, end);
+    if (step.form != unicode::Form::valid)
+      fail("{}:{}: expected UTF-8 text, got the byte 0x{:02x} at offset {}", where,
+           1 + std::count(text.data(), p, '\n'), static_cast<unsigned char>(*p), p - text.data());
+    p += step.length;
   }
 }
 

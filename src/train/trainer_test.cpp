@@ -20,6 +20,12 @@ using testing::small_model;
 using testing::small_options;
 using testing::weights;
 
+// Steps this small are faster with one thread.
+class OneThread : public ::testing::Environment {
+  void SetUp() override { set_threads(1); }
+};
+[[maybe_unused]] const auto* const one_thread = ::testing::AddGlobalTestEnvironment(new OneThread);
+
 struct Trace {
   std::vector<double> losses, norms;
   std::vector<float> weights;
