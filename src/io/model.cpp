@@ -166,6 +166,7 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
   const TensorFile& file = loaded.files.back();
   follow_weights(config, file, loaded.notes);
   loaded.stored = most_common_type(file);
+  loaded.dtype = options.dtype.value_or(loaded.stored == DType::bf16 ? DType::bf16 : DType::f32);
   loaded.model = std::make_unique<models::LanguageModel>(config);
   nn::ParamSet& params = loaded.model->params();
 
@@ -181,7 +182,7 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
     add_to_hash(hash, p, *t);
     stored.push_back(t);
     if (options.purpose == nn::Purpose::inference &&
-        usable_in_place(*t, p.keep_float32 ? DType::f32 : options.dtype))
+        usable_in_place(*t, p.keep_float32 ? DType::f32 : loaded.dtype))
       p.value = t->detach();
   }
   loaded.hash = fmt::format("{}-{:016x}", config.architecture, hash.h);
@@ -195,7 +196,8 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
                       t.view.shape));
   }
 
-  params.allocate(options.purpose, options.dtype);
+  params.allocate(options.purpose, loaded.dtype, options.sizes_only);
+  if (options.sizes_only) return loaded;
   size_t i = 0;
   for (nn::Param& p : params) {
     const Tensor& from = *stored[i++];

@@ -3,6 +3,7 @@
 #pragma once
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,14 +15,17 @@ namespace krait {
 
 struct LoadOptions {
   nn::Purpose purpose = nn::Purpose::inference;
-  // The type ops compute matrix products in. Inference maps the file's memory where it has that type
-  // already and converts only the rest; training keeps float32 masters whatever it is.
-  DType dtype = DType::f32;
+  // The type ops compute matrix products in; none: that of the stored weights where it is float32 or
+  // bfloat16, else float32. Inference maps the file's memory where it has that type already and converts
+  // only the rest; training keeps float32 masters whatever it is.
+  std::optional<DType> dtype;
+  bool sizes_only = false;  // for planning: parameters get no memory, the values are not read
 };
 
 struct LoadedModel {
   std::unique_ptr<models::LanguageModel> model;
   Layout layout = Layout::huggingface;
+  DType dtype = DType::f32;   // of the matrices that ops read, and so of activations
   DType stored = DType::f32;  // type of most of the stored elements
   std::vector<std::string>
       notes;         // where config and weights disagree (weights win), tensors not used

@@ -28,6 +28,17 @@ State::State(const std::vector<StatePart>& parts, int64_t batch, Device device)
   }
 }
 
+State State::first(int64_t rows) const {
+  State s;
+  s.parts_ = parts_;
+  s.batch_ = rows;
+  for (const Tensor& t : tensors_) {
+    s.tensors_.push_back(t.slice(0, 0, rows));
+    s.bytes_ += s.tensors_.back().bytes();
+  }
+  return s;
+}
+
 State State::clone() const {
   State s(parts_, batch_, tensors_.empty() ? Device{} : tensors_[0].device);
   for (size_t i = 0; i < tensors_.size(); ++i) copy_bytes(tensors_[i], s.tensors_[i]);

@@ -27,7 +27,8 @@ class State {
   State(const std::vector<StatePart>& parts, int64_t batch,
         Device device = {});  // zeros: before any token
 
-  State clone() const;  // a fork: nothing is shared
+  State first(int64_t rows) const;  // a view of rows [0, rows): nothing is owned
+  State clone() const;              // a fork: nothing is shared
   void copy_row(int64_t to, const State& from, int64_t from_row);
   void zero_row(int64_t row);
 
