@@ -1,0 +1,95 @@
+#include "krait/infer/evaluate.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "krait/testing/small_model.h"
+
+namespace krait {
+namespace {
+
+using testing::Ids;
+using testing::random_ids;
+
+// -log p(target) and whether it is the best, from the logits that a session gives after `before`.
+struct Prediction {
+  double nll;
+  bool best;
+};
+Prediction predict(const models::LanguageModel& model, const Ids& before, int32_t target,
+                   int64_t vocab) {
+  Session s = testing::session_of(model, 1);
+  testing::read(s, {before});
+  const float* row = s.logits().as<float>();
+  double sum = 0;
+  for (int64_t v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(row[v]));
+  return {std::log(sum) - row[target], std::max_element(row, row + vocab) - row == target};
+}
+
+TEST(Likelihood, IsTheSumOverEveryTokenButTheFirst) {
+  const auto model = testing::small_model();
+  const std::vector<Ids> documents = {random_ids(9, 1), random_ids(1, 2), {}, random_ids(700, 3)};
+  std::vector<float> each;
+  Likelihood likelihood(*model, DType::f32, [&](std::span<const float> nll) {
+    each.insert(each.end(), nll.begin(), nll.end());
+  });
+  for (const Ids& d : documents) {
+    likelihood.begin();
+    for (size_t i = 0; i < d.size(); i += 37)
+      likelihood.add(std::span(d).subspan(i, std::min<size_t>(37, d.size() - i)));
+    likelihood.end();
+  }
+  likelihood.finish();
+  EXPECT_EQ(likelihood.tokens(), 710);
+  EXPECT_EQ(likelihood.predicted(), 8 + 699);
+  ASSERT_EQ(each.size(), 8u + 699u);
+  double sum = 0;
+  for (const float x : each) sum += x;
+  EXPECT_NEAR(likelihood.total(), sum, 1e-6 * sum);
+
+  // The last token of a document that spans two passes; logits of the padding count, as in training.
+  const Ids& last = documents[3];
+  const Prediction p = predict(*model, Ids(last.begin(), last.end() - 1), last.back(), 256);
+  EXPECT_NEAR(each.back(), p.nll, 1e-4);
+  const Prediction q =
+      predict(*model, Ids(documents[0].begin(), documents[0].begin() + 3), documents[0][3], 256);
+  EXPECT_NEAR(each[2], q.nll, 1e-4);
+}
+
+TEST(LastWord, CountsPassagesWhoseTargetTokensAreAllTheBest) {
+  const auto model = testing::small_model();
+  LastWord task(*model, DType::f32);
+  double total = 0;
+  int64_t right = 0;
+  for (uint64_t i = 0; i < 6; ++i) {
+    Ids context = random_ids(40 + 60 * i, i), target;
+    // Half of the targets are what the model itself says; of those, some go wrong at the second token.
+    Ids text = context;
+    bool all = true;
+    for (int k = 0; k < 2; ++k) {
+      Session s = testing::session_of(*model, 1);
+      testing::read(s, {text});
+      const float* row = s.logits().as<float>();
+      auto token = static_cast<int32_t>(std::max_element(row, row + testing::kSmallVocab) - row);
+      if (i % 2 == 1 && k == static_cast<int>(i / 2 % 2))
+        token = (token + 1) % testing::kSmallVocab;
+      const Prediction p = predict(*model, text, token, testing::kSmallVocab);
+      total += p.nll;
+      all = all && p.best;
+      target.push_back(token);
+      text.push_back(token);
+    }
+    right += all;
+    task.add(context, target);
+  }
+  task.finish();
+  EXPECT_EQ(task.passages(), 6);
+  EXPECT_EQ(right, 3);
+  EXPECT_EQ(task.right(), right);
+  EXPECT_NEAR(task.total(), total, 1e-4 * total);
+}
+
+}  // namespace
+}  // namespace krait

@@ -1,0 +1,173 @@
+#include "krait/infer/generate.h"
+
+#include <algorithm>
+#include <deque>
+#include <memory>
+
+#include "krait/infer/stop_text.h"
+
+namespace krait {
+
+const char* name_of(Finish f) {
+  constexpr const char* kNames[] = {"length", "stop", "eos", "cancelled"};
+  return kNames[static_cast<int>(f)];
+}
+
+namespace {
+
+// Tokens that a row has room for from the start: the loop takes no memory until there are more.
+constexpr int64_t kReserved = 1 << 16;
+
+// A row on its way.
+class Row {
+ public:
+  Row(size_t index, Start start, const GenerateOptions& o)
+      : index_(index),
+        history_(std::move(start.history)),
+        stream_(start.stream),
+        o_(o),
+        stop_(o.stop) {
+    const auto expected = static_cast<size_t>(std::min(o.max_new, kReserved));
+    history_.reserve(history_.size() + expected);
+    result.tokens.reserve(expected);
+    result.logprobs.reserve(expected);
+    if (!o.tokenizer) return;
+    // The new text goes on where the prompt ends: no space is stripped as at the start of a text, and a
+    // character cut in two is completed.
+    decoder_ = std::make_unique<StreamDecoder>(*o.tokenizer, /*skip_special=*/true);
+    constexpr size_t kEnough = 8;
+    for (size_t i = history_.size() - std::min(history_.size(), kEnough); i < history_.size(); ++i)
+      decoder_->push(history_[i]);
+  }
+
+  size_t index() const { return index_; }
+  bool done() const { return done_; }
+  ops::SampleRow sample_row(int64_t position) const {
+    return {history_, stream_, static_cast<uint64_t>(position)};
+  }
+
+  void take(const ops::Sampled& s) {
+    result.tokens.push_back(s.token);
+    result.logprobs.push_back(s.logprob);
+    history_.push_back(s.token);
+    if (std::find(o_.eos.begin(), o_.eos.end(), s.token) != o_.eos.end()) return end(Finish::eos);
+    if (decoder_) show(stop_.push(decoder_->push(s.token)));
+    if (stop_.found()) return end(Finish::stop);
+    if (static_cast<int64_t>(result.tokens.size()) == o_.max_new) end(Finish::length);
+  }
+
+  void end(Finish why) {
+    done_ = true;
+    result.finish = why;
+    if (!decoder_ || why == Finish::stop) return;
+    show(stop_.push(decoder_->finish()));
+    if (stop_.found()) result.finish = Finish::stop;
+    show(stop_.finish());
+  }
+
+  Generated result;
+
+ private:
+  void show(const std::string& text) {
+    if (text.empty()) return;
+    result.text += text;
+    if (o_.text) o_.text(index_, text);
+  }
+
+  size_t index_;
+  std::vector<int32_t> history_;
+  uint64_t stream_;
+  const GenerateOptions& o_;
+  StopText stop_;
+  std::unique_ptr<StreamDecoder> decoder_;
+  bool done_ = false;
+};
+
+class Generation {
+ public:
+  Generation(Session& session, std::vector<Start> starts, const GenerateOptions& o)
+      : session_(session), o_(o) {
+    require(static_cast<int64_t>(starts.size()) == session.batch(),
+            "generate: {} prompts for {} rows", starts.size(), session.batch());
+    for (size_t b = 0; b < starts.size(); ++b) {
+      rows_.emplace_back(b, std::move(starts[b]), o);
+      active_.push_back(&rows_.back());
+    }
+  }
+
+  std::vector<Generated> run() {
+    while (!active_.empty()) {
+      const bool cancelled = o_.cancelled && o_.cancelled();
+      if (cancelled || o_.max_new == 0) {
+        // No new token: every row stands where it has read to.
+        for (Row* row : active_) row->end(cancelled ? Finish::cancelled : Finish::length);
+        drop_done();
+        break;
+      }
+      sample();
+      if (!o_.read_last) drop_done();
+      if (active_.empty()) break;
+      step();
+      if (o_.read_last) drop_done();
+    }
+    std::vector<Generated> results;
+    for (Row& row : rows_) results.push_back(std::move(row.result));
+    return results;
+  }
+
+ private:
+  void sample() {
+    sample_rows_.clear();
+    for (size_t i = 0; i < active_.size(); ++i)
+      sample_rows_.push_back(active_[i]->sample_row(session_.tokens_read(static_cast<int64_t>(i))));
+    const std::vector<ops::Sampled> sampled =
+        ops::sample(session_.context(), session_.logits(), session_.model().config().vocab_size,
+                    o_.sampler, sample_rows_);
+    next_.clear();
+    for (size_t i = 0; i < active_.size(); ++i) {
+      next_.push_back(sampled[i].token);
+      active_[i]->take(sampled[i]);
+    }
+  }
+
+  void step() {
+    if (next_.size() > active_.size()) {  // rows were dropped after the draw
+      next_.clear();
+      for (const Row* row : active_) next_.push_back(row->result.tokens.back());
+    }
+    session_.step(next_);
+  }
+
+  void drop_done() {
+    std::vector<int64_t> keep;
+    std::vector<Row*> left;
+    for (size_t i = 0; i < active_.size(); ++i) {
+      const auto session_row = static_cast<int64_t>(i);
+      if (!active_[i]->done()) {
+        keep.push_back(session_row);
+        left.push_back(active_[i]);
+      } else if (o_.finished) {
+        o_.finished(active_[i]->index(), session_.snapshot(session_row));
+      }
+    }
+    if (left.size() == active_.size()) return;
+    session_.keep_rows(keep);
+    active_ = std::move(left);
+  }
+
+  Session& session_;
+  const GenerateOptions& o_;
+  std::deque<Row> rows_;
+  std::vector<Row*> active_;  // row i of the session
+  std::vector<ops::SampleRow> sample_rows_;
+  std::vector<int32_t> next_;
+};
+
+}  // namespace
+
+std::vector<Generated> generate(Session& session, std::vector<Start> starts,
+                                const GenerateOptions& options) {
+  return Generation(session, std::move(starts), options).run();
+}
+
+}  // namespace krait

@@ -1,0 +1,142 @@
+#include "krait/infer/runner.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "krait/autograd/plan.h"
+#include "krait/tensor/memory.h"
+
+namespace krait {
+
+namespace {
+
+// A state of `batch` sequences without memory, for planning.
+nn::State planned_state(const models::LanguageModel& model, int64_t batch, Arena& nowhere) {
+  nn::State state(model.state_parts(), 0);
+  for (size_t p = 0; p < state.parts().size(); ++p) {
+    Tensor& t = state.tensor(p);
+    Shape shape = t.shape;
+    shape[0] = batch;
+    t = Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * sizeof(float)), t.dtype,
+               shape);
+  }
+  return state;
+}
+
+}  // namespace
+
+size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
+                   const UseHidden& use) {
+  Arena nowhere = Arena::planning();
+  Arena small(0);
+  Context like;
+  like.arena = &small;
+  like.activation = limits.activation;
+  const auto measure = [&](int64_t rows, int64_t length, const ops::Packing* packing) {
+    nn::State state = planned_state(model, limits.sequences, nowhere);
+    const Tensor tokens(nowhere.take_low(static_cast<size_t>(rows * length) * 4), DType::i32,
+                        {rows, length});
+    return plan(like, false,
+                [&](Context& c) {
+                  models::Pass pass;
+                  pass.packing = packing;
+                  pass.state_in = pass.state_out = &state;
+                  use(c, model.hidden(c, tokens, pass));
+                })
+        .bytes;
+  };
+  size_t bytes = measure(limits.sequences, 1, nullptr);
+  if (limits.tokens == 0) return bytes;
+  // One long sequence, and as many as there may be: an op's scratch may grow with either.
+  for (const int64_t n : {int64_t{1}, std::min(limits.sequences, limits.tokens)}) {
+    ops::Packing packing;
+    packing.n = n;
+    packing.longest = limits.tokens - (n - 1);
+    packing.begin = Tensor(nowhere.take_low(static_cast<size_t>(n + 1) * 8), DType::i64, {n + 1});
+    packing.state_in = packing.state_out =
+        Tensor(nowhere.take_low(static_cast<size_t>(n) * 4), DType::i32, {n});
+    bytes = std::max(bytes, measure(1, limits.tokens, &packing));
+  }
+  return bytes;
+}
+
+Runner::Runner(const models::LanguageModel& model, const PassLimits& limits, UseHidden use)
+    : model_(model),
+      limits_(limits),
+      use_(std::move(use)),
+      arena_(plan_passes(model, limits, use_)) {
+  context_.arena = &arena_;
+  context_.activation = limits.activation;
+  const auto n = static_cast<size_t>(std::min(limits.sequences, limits.tokens));
+  begin_.reserve(n + 1);
+  state_in_.reserve(n);
+  state_out_.reserve(n);
+}
+
+void Runner::run(const Tensor& tokens, const ops::Packing* packing, const nn::State& in,
+                 nn::State& out) {
+  model_.check_tokens(static_cast<const int32_t*>(tokens.data), tokens.numel());
+  arena_.reset();
+  models::Pass pass;
+  pass.packing = packing;
+  pass.state_in = &in;
+  pass.state_out = &out;
+  use_(context_, model_.hidden(context_, tokens, pass));
+}
+
+void Runner::packed(std::span<const int32_t> tokens, std::span<const Sequence> sequences,
+                    const nn::State& in, nn::State& out) {
+  const auto T = static_cast<int64_t>(tokens.size()), n = static_cast<int64_t>(sequences.size());
+  require(T > 0 && T <= limits_.tokens && n > 0 && n <= limits_.sequences,
+          "a pass of {} tokens in {} sequences: planned for at most {} in {}", T, n, limits_.tokens,
+          limits_.sequences);
+  ops::Packing packing;
+  packing.n = n;
+  begin_.assign(1, 0);
+  state_in_.clear();
+  state_out_.clear();
+  for (const Sequence& s : sequences) {
+    begin_.push_back(begin_.back() + s.tokens);
+    state_in_.push_back(s.state_in);
+    state_out_.push_back(s.state_out);
+    packing.longest = std::max(packing.longest, s.tokens);
+  }
+  require(begin_.back() == T, "a pass of {} tokens: its sequences have {}", T, begin_.back());
+  packing.begin = Tensor(begin_.data(), DType::i64, {n + 1});
+  packing.state_in = Tensor(state_in_.data(), DType::i32, {n});
+  packing.state_out = Tensor(state_out_.data(), DType::i32, {n});
+  run(Tensor(const_cast<int32_t*>(tokens.data()), DType::i32, {1, T}), &packing, in, out);
+}
+
+void Runner::step(std::span<const int32_t> tokens, nn::State& state) {
+  const auto B = static_cast<int64_t>(tokens.size());
+  require(B > 0 && B <= limits_.sequences && B == state.batch(),
+          "a step of {} tokens: the state has {} rows, planned were at most {}", B, state.batch(),
+          limits_.sequences);
+  run(Tensor(const_cast<int32_t*>(tokens.data()), DType::i32, {B, 1}), nullptr, state, state);
+}
+
+void each_logits(Context& c, const models::LanguageModel& model, const Tensor& hidden,
+                 const std::function<void(int64_t, const Tensor&)>& take) {
+  constexpr int64_t kRows = 64;
+  const int64_t D = hidden.size(-1), rows = hidden.shape.rows();
+  const Tensor flat = hidden.reshape({rows, D});
+  for (int64_t i = 0; i < rows; i += kRows) {
+    const size_t mark = c.arena->low();
+    take(i, model.logits(c, flat.slice(0, i, std::min(rows, i + kRows))));
+    c.arena->set_low(mark);
+  }
+}
+
+Tensor gather_rows(Context& c, const Tensor& hidden, std::span<const int64_t> index) {
+  const int64_t D = hidden.size(-1), n = static_cast<int64_t>(index.size());
+  const Tensor flat = hidden.reshape({hidden.shape.rows(), D});
+  const Tensor out = c.alloc({n, D}, hidden.dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t from = index[static_cast<size_t>(i)];
+    copy(c, flat.slice(0, from, from + 1), out.slice(0, i, i + 1));
+  }
+  return out;
+}
+
+}  // namespace krait

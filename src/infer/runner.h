@@ -1,0 +1,71 @@
+// Passes of a language model over sequences of any lengths, packed side by side, in memory that was
+// planned before the first one: nothing is allocated later, and no pad token exists.
+#pragma once
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "krait/models/language_model.h"
+
+namespace krait {
+
+// Where one sequence of a pass starts and ends: rows of the state; -1: from zero, or dropped.
+struct Sequence {
+  int64_t tokens = 0;
+  int32_t state_in = -1, state_out = -1;
+};
+
+// The largest pass.
+struct PassLimits {
+  DType activation = DType::f32;
+  int64_t tokens = 512;   // of a packed pass, over all sequences
+  int64_t sequences = 1;  // of a packed pass, and rows of a step
+};
+
+// What is done with what the head would read: (1, T, D) of a packed pass, (B, 1, D) of a step. Must take
+// no more memory than when planned; Context::planning() says when it is.
+using UseHidden = std::function<void(Context&, const Tensor& hidden)>;
+
+// Bytes of working memory that passes within the limits need. The model's parameters must be allocated, if
+// only for planning.
+size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
+                   const UseHidden& use);
+
+class Runner {
+ public:
+  // The model must outlive the runner.
+  Runner(const models::LanguageModel& model, const PassLimits& limits, UseHidden use);
+
+  // Sequences one behind the other in `tokens`, none empty. `in` and `out` may be one state where no sequence
+  // moves from row to row. Error for a token outside the vocabulary, before anything runs.
+  void packed(std::span<const int32_t> tokens, std::span<const Sequence> sequences,
+              const nn::State& in, nn::State& out);
+  // One token for each row of the state.
+  void step(std::span<const int32_t> tokens, nn::State& state);
+
+  Context& context() { return context_; }
+  const models::LanguageModel& model() const { return model_; }
+  const PassLimits& limits() const { return limits_; }
+  size_t bytes() const { return arena_.capacity(); }
+
+ private:
+  void run(const Tensor& tokens, const ops::Packing* packing, const nn::State& in, nn::State& out);
+
+  const models::LanguageModel& model_;
+  PassLimits limits_;
+  UseHidden use_;
+  Arena arena_;
+  Context context_;
+  std::vector<int64_t> begin_;
+  std::vector<int32_t> state_in_, state_out_;
+};
+
+// Logits of rows of `hidden`, which is seen as (rows, D), a block of rows at a time so that memory does not
+// grow with them: take(first row, logits (n, V) float32).
+void each_logits(Context& c, const models::LanguageModel& model, const Tensor& hidden,
+                 const std::function<void(int64_t, const Tensor&)>& take);
+
+// hidden seen as (rows, D) -> (n, D): the rows at `index`.
+Tensor gather_rows(Context& c, const Tensor& hidden, std::span<const int64_t> index);
+
+}  // namespace krait

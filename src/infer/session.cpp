@@ -1,0 +1,176 @@
+#include "krait/infer/session.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "krait/infer/memory.h"
+
+namespace krait {
+
+namespace {
+
+PassLimits limits_of(const SessionOptions& o) { return {o.activation, o.chunk, o.batch}; }
+
+// Logits of the last token of every row: the most that a pass of a session asks for.
+UseHidden last_logits(const models::LanguageModel& model, int64_t batch) {
+  return [&model, batch](Context& c, const Tensor& hidden) {
+    const int64_t rows = hidden.size(0) * hidden.size(1), D = hidden.size(2),
+                  n = std::min(batch, rows);
+    model.logits(c, n == rows ? hidden : c.alloc({n, D}, hidden.dtype));
+  };
+}
+
+// Refuses what does not fit before anything is taken.
+nn::State checked_state(const models::LanguageModel& model, const SessionOptions& o) {
+  require(o.batch > 0 && o.chunk > 0, "a session needs at least one row and one token a pass");
+  const SessionPlan p = plan_session(model, o);
+  require_memory(p.total(),
+                 fmt::format("{} sequences: weights {}, states {}, logits {}, working memory {}",
+                             o.batch, bytes_text(p.weights), bytes_text(p.state),
+                             bytes_text(p.logits), bytes_text(p.working)));
+  return model.make_state(o.batch);
+}
+
+}  // namespace
+
+Snapshot copy_of(const Snapshot& s) { return {s.state.clone(), s.logits, s.tokens}; }
+
+SessionPlan plan_session(const models::LanguageModel& model, const SessionOptions& options) {
+  SessionPlan p;
+  for (const nn::Param& param : model.params()) p.weights += param.value.bytes();
+  for (const nn::StatePart& part : model.state_parts())
+    p.state += static_cast<size_t>(options.batch) * static_cast<size_t>(part.shape.numel()) *
+               sizeof(float);
+  p.logits = static_cast<size_t>(options.batch * model.config().padded_vocab()) * sizeof(float);
+  p.working = plan_passes(model, limits_of(options), last_logits(model, options.batch));
+  return p;
+}
+
+Session::Session(const models::LanguageModel& model, const SessionOptions& options)
+    : model_(model),
+      options_(options),
+      vocab_(model.config().padded_vocab()),
+      all_(checked_state(model, options)),
+      state_(all_.first(options.batch)),
+      logits_memory_(static_cast<size_t>(options.batch * vocab_),
+                     std::numeric_limits<float>::quiet_NaN()),
+      logits_(logits_memory_.data(), DType::f32, {options.batch, vocab_}),
+      tokens_read_(static_cast<size_t>(options.batch), 0),
+      runner_(model, limits_of(options),
+              [this](Context& c, const Tensor& h) { take_logits(c, h); }) {
+  for (auto* v : {&ends_, &end_rows_}) v->reserve(static_cast<size_t>(options.batch));
+  pass_tokens_.reserve(static_cast<size_t>(options.chunk));
+  pass_sequences_.reserve(static_cast<size_t>(options.batch));
+}
+
+void Session::take_logits(Context& c, const Tensor& hidden) {
+  if (c.planning()) return last_logits(model_, options_.batch)(c, hidden);
+  if (ends_.empty()) return;
+  const bool every = static_cast<int64_t>(ends_.size()) == hidden.size(0) * hidden.size(1);
+  const float* from = model_.logits(c, every ? hidden : gather_rows(c, hidden, ends_)).as<float>();
+  for (const int64_t row : end_rows_) {
+    std::memcpy(logits_row(row), from, static_cast<size_t>(vocab_) * sizeof(float));
+    from += vocab_;
+  }
+}
+
+void Session::run_pass() {
+  if (pass_sequences_.empty()) return;
+  runner_.packed(pass_tokens_, pass_sequences_, state_, state_);
+  for (const Sequence& s : pass_sequences_)
+    tokens_read_[static_cast<size_t>(s.state_out)] += s.tokens;
+  if (options_.after_pass) options_.after_pass(static_cast<int64_t>(pass_tokens_.size()));
+  for (auto* v : {&ends_, &end_rows_}) v->clear();
+  pass_tokens_.clear();
+  pass_sequences_.clear();
+}
+
+void Session::read(std::span<const std::span<const int32_t>> rows) {
+  require(static_cast<int64_t>(rows.size()) == batch(), "read: {} sequences for {} rows",
+          rows.size(), batch());
+  for (const std::span<const int32_t> tokens : rows)
+    model_.check_tokens(tokens.data(), static_cast<int64_t>(tokens.size()));
+  for (auto* v : {&ends_, &end_rows_}) v->clear();
+  pass_tokens_.clear();
+  pass_sequences_.clear();
+  for (size_t row = 0; row < rows.size(); ++row) {
+    std::span<const int32_t> left = rows[row];
+    while (!left.empty()) {
+      const size_t room = static_cast<size_t>(options_.chunk) - pass_tokens_.size();
+      const std::span<const int32_t> piece = left.first(std::min(room, left.size()));
+      left = left.subspan(piece.size());
+      pass_tokens_.insert(pass_tokens_.end(), piece.begin(), piece.end());
+      const auto r = static_cast<int32_t>(row);
+      pass_sequences_.push_back({static_cast<int64_t>(piece.size()), r, r});
+      if (left.empty()) {
+        ends_.push_back(static_cast<int64_t>(pass_tokens_.size()) - 1);
+        end_rows_.push_back(static_cast<int64_t>(row));
+      }
+      if (static_cast<int64_t>(pass_tokens_.size()) == options_.chunk) run_pass();
+    }
+  }
+  run_pass();
+}
+
+void Session::step(std::span<const int32_t> tokens) {
+  require(static_cast<int64_t>(tokens.size()) == batch(), "step: {} tokens for {} rows",
+          tokens.size(), batch());
+  for (auto* v : {&ends_, &end_rows_}) {
+    v->resize(tokens.size());
+    std::iota(v->begin(), v->end(), int64_t{0});
+  }
+  runner_.step(tokens, state_);
+  for (int64_t& n : tokens_read_) ++n;
+}
+
+Snapshot Session::snapshot(int64_t row) const {
+  Snapshot s;
+  s.state = model_.make_state(1);
+  s.state.copy_row(0, state_, row);
+  s.tokens = tokens_read(row);
+  if (s.tokens > 0) {
+    const float* from = logits_memory_.data() + row * vocab_;
+    s.logits.assign(from, from + vocab_);
+  }
+  return s;
+}
+
+void Session::restore(int64_t row, const Snapshot& s) {
+  require(s.logits.empty() || static_cast<int64_t>(s.logits.size()) == vocab_,
+          "restore: a snapshot with {} logits in a session with {}", s.logits.size(), vocab_);
+  state_.copy_row(row, s.state, 0);
+  tokens_read_[static_cast<size_t>(row)] = s.tokens;
+  std::fill_n(logits_row(row), vocab_, std::numeric_limits<float>::quiet_NaN());
+  std::copy(s.logits.begin(), s.logits.end(), logits_row(row));
+}
+
+void Session::keep_rows(std::span<const int64_t> rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const int64_t to = static_cast<int64_t>(i), from = rows[i];
+    require(from >= to && from < batch() && (i == 0 || from > rows[i - 1]),
+            "keep_rows: expected ascending rows below {}, got {}", batch(), from);
+    if (from == to) continue;
+    state_.copy_row(to, state_, from);
+    std::copy_n(logits_row(from), vocab_, logits_row(to));
+    tokens_read_[i] = tokens_read_[static_cast<size_t>(from)];
+  }
+  tokens_read_.resize(rows.size());
+  view_rows();
+}
+
+void Session::restart(int64_t n) {
+  require(n > 0 && n <= options_.batch, "restart: {} rows of at most {}", n, options_.batch);
+  tokens_read_.assign(static_cast<size_t>(n), 0);
+  view_rows();
+  for (int64_t row = 0; row < n; ++row) state_.zero_row(row);
+  std::fill_n(logits_row(0), n * vocab_, std::numeric_limits<float>::quiet_NaN());
+}
+
+void Session::view_rows() {
+  state_ = all_.first(batch());
+  logits_ = Tensor(logits_memory_.data(), DType::f32, {batch(), vocab_});
+}
+
+}  // namespace krait

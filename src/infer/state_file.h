@@ -1,0 +1,25 @@
+// State files: what B sequences remember, kept as safetensors.
+//
+//   state.<layer>.conv, state.<layer>.ssm   (B, ...) float32
+//   logits                                  (B, V) float32: what each sequence predicts next
+//   metadata: format "krait-state", version, model (the hash that names it), tokens ("12,7": read by each row)
+#pragma once
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "krait/infer/session.h"
+
+namespace krait {
+
+// Whole or not at all.
+void save_state(const std::filesystem::path& path, std::span<const Snapshot> rows,
+                const std::string& model_hash);
+
+// Error: not a state file, another version, another model (both are named), a tensor that is missing or of
+// another shape.
+std::vector<Snapshot> load_state(const std::filesystem::path& path,
+                                 const models::LanguageModel& model, const std::string& model_hash);
+
+}  // namespace krait

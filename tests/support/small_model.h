@@ -1,0 +1,51 @@
+// The model that tests of krait/infer share: small, and far from its initial values, so that states matter
+// and logits vary.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "krait/base/rng.h"
+#include "krait/infer/session.h"
+
+namespace krait::testing {
+
+using Ids = std::vector<int32_t>;
+
+constexpr int32_t kSmallVocab = 250;  // padded to 256
+
+inline std::unique_ptr<models::LanguageModel> small_model() {
+  models::Config config = models::mamba_config(48, 3, kSmallVocab, 8);
+  config.mamba.d_state = 8;
+  auto model = std::make_unique<models::LanguageModel>(config);
+  model->params().allocate(nn::Purpose::inference, DType::f32);
+  model->params().initialize(7);
+  uint64_t stream = 100;
+  for (nn::Param& p : model->params()) {
+    const Philox rng{11, ++stream};
+    const double scale = p.name == "backbone.norm_f.weight" ? 6.0 : 1.0;
+    for (int64_t i = 0; i < p.master.numel(); ++i)
+      set(p.master, i, scale * (get(p.master, i) + 0.05 * rng.normal(static_cast<uint64_t>(i))));
+  }
+  model->params().round_values();
+  return model;
+}
+
+inline Ids random_ids(size_t n, uint64_t seed) {
+  Ids ids(n);
+  for (size_t i = 0; i < n; ++i)
+    ids[i] = static_cast<int32_t>(Philox{seed, 1}.words(i)[0] % kSmallVocab);
+  return ids;
+}
+
+inline Session session_of(const models::LanguageModel& model, int64_t batch, int64_t chunk = 512) {
+  SessionOptions o;
+  o.batch = batch;
+  o.chunk = chunk;
+  return Session(model, o);
+}
+
+inline void read(Session& s, const std::vector<Ids>& rows) {
+  s.read(std::vector<std::span<const int32_t>>(rows.begin(), rows.end()));
+}
+
+}  // namespace krait::testing
