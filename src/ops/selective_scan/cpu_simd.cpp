@@ -94,6 +94,40 @@ static HWY_INLINE void store_part(V value, int lanes, float* p) {
   for (int i = 0; i < lanes; ++i) p[i] = buffer[i];
 }
 
+constexpr int kTogether = 4;  // channels whose sums over n are formed at once
+
+#if HWY_TARGET == HWY_SCALAR
+// to[i] += v[i], i < kTogether.
+static HWY_INLINE void add_sums(D tag, const V* v, float* to) {
+  for (int i = 0; i < kTogether; ++i)
+    hn::StoreU(hn::Add(hn::LoadU(tag, to + i), v[i]), tag, to + i);
+}
+#else
+// to[i] += the sum over j of lane 4 j + i.
+template <class Tag>
+static HWY_INLINE void add_folded(Tag tag, Vec<Tag> v, float* to) {
+  if constexpr (hn::MaxLanes(tag) > kTogether) {
+    const hn::Half<Tag> half;
+    add_folded(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+  } else {
+    hn::StoreU(hn::Add(hn::LoadU(tag, to), v), tag, to);
+  }
+}
+
+// to[i] += the sum of the lanes of v[i], i < kTogether.
+static HWY_INLINE void add_sums(D tag, const V* v, float* to) {
+  const hn::Repartition<double, D> pair;
+  const V low = hn::Add(hn::InterleaveLower(tag, v[0], v[1]), hn::InterleaveUpper(tag, v[0], v[1]));
+  const V high =
+      hn::Add(hn::InterleaveLower(tag, v[2], v[3]), hn::InterleaveUpper(tag, v[2], v[3]));
+  const auto a = hn::BitCast(pair, low), b = hn::BitCast(pair, high);
+  add_folded(tag,
+             hn::Add(hn::BitCast(tag, hn::InterleaveLower(pair, a, b)),
+                     hn::BitCast(tag, hn::InterleaveUpper(pair, a, b))),
+             to);
+}
+#endif
+
 // A few steps, vectorised over n: a channel's state is contiguous and is read and written once.
 static void scan_step(const scan::Forward& w) {
   const scan::Block& b = w.block;
@@ -108,23 +142,44 @@ static void scan_step(const scan::Forward& w) {
   load_rows(b.dt, 0, b.tokens, b.channels, delta);
   discretise(b, b.tokens, bias, u, delta, x, nullptr);
   skip(b.tokens, D_row, u, y);
-  Operand B, C;
-  if (!b.constant_B) B = varying(b.B, 0, b.tokens, N, float_B);
-  if (!b.constant_C) C = varying(b.C, 0, b.tokens, N, float_C);
-  for (int e = 0; e < b.channels; ++e) {
-    if (b.constant_B) B.at = static_cast<const float*>(b.B.data) + e * N;
-    if (b.constant_C) C.at = static_cast<const float*>(b.C.data) + e * N;
+  // Here `column` goes from channel to channel.
+  Operand B{static_cast<const float*>(b.B.data), 0, N},
+      C{static_cast<const float*>(b.C.data), 0, N};
+  if (!b.constant_B) {
+    B = varying(b.B, 0, b.tokens, N, float_B);
+    B.column = 0;
+  }
+  if (!b.constant_C) {
+    C = varying(b.C, 0, b.tokens, N, float_C);
+    C.column = 0;
+  }
+  for (int e = 0; e < b.channels; e += kTogether) {
+    int64_t channel[kTogether];  // beyond the last: the last again, its results dropped
+    for (int i = 0; i < kTogether; ++i) channel[i] = e + i < b.channels ? e + i : b.channels - 1;
     for (int64_t n = 0; n < N; n += kLanes) {
       const int lanes = static_cast<int>(N - n < kLanes ? N - n : kLanes);
-      const auto some = [lanes](const float* p) { return load_part(p, lanes); };
-      V h = b.state_in ? some(b.state_in + e * N + n) : hn::Zero(d);
-      const V A = some(b.A2 + e * N + n);
-      for (int64_t t = 0; t < b.tokens; ++t) {
-        const V a = Exp2(hn::Mul(hn::Set(d, delta[t * kBlock + e]), A));
-        h = hn::MulAdd(a, h, hn::Mul(hn::Set(d, x[t * kBlock + e]), some(B.at + t * B.step + n)));
-        y[t * kBlock + e] += sum_lanes(d, hn::Mul(h, some(C.at + t * C.step + n)));
+      const auto some = [&](const float* at_n) { return load_part(at_n + n, lanes); };
+      V A[kTogether], h[kTogether], product[kTogether];
+#pragma GCC unroll 4
+      for (int i = 0; i < kTogether; ++i) {
+        A[i] = some(b.A2 + channel[i] * N);
+        h[i] = b.state_in ? some(b.state_in + channel[i] * N) : hn::Zero(d);
       }
-      if (w.state_out) store_part(h, lanes, w.state_out + e * N + n);
+      for (int64_t t = 0; t < b.tokens; ++t) {
+        const int64_t at_t = t * kBlock + e;
+#pragma GCC unroll 4
+        for (int i = 0; i < kTogether; ++i) {
+          const V a = Exp2(hn::Mul(hn::Set(d, delta[at_t + i]), A[i]));
+          const V xB =
+              hn::Mul(hn::Set(d, x[at_t + i]), some(B.at + t * B.step + channel[i] * B.column));
+          h[i] = hn::MulAdd(a, h[i], xB);
+          product[i] = hn::Mul(h[i], some(C.at + t * C.step + channel[i] * C.column));
+        }
+        add_sums(d, product, y + at_t);
+      }
+      if (!w.state_out) continue;
+      for (int i = 0; i < kTogether && e + i < b.channels; ++i)
+        store_part(h[i], lanes, w.state_out + channel[i] * N + n);
     }
   }
   if (b.z.data) {
