@@ -49,10 +49,10 @@ TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o
   return m;
 }
 
-void require_memory(const TrainingMemory& m, const TrainOptions& o, size_t taken) {
+void require_memory(const TrainingMemory& m, const TrainOptions& o) {
   const size_t available = available_memory();
   const auto gb = [](size_t bytes) { return static_cast<double>(bytes) * 1e-9; };
-  require(m.total() - taken <= available,
+  require(m.total() <= available,
           "a step of {} sequences of {} tokens needs {:.2f} GB of memory ({:.2f} for weights, "
           "gradients and moments, {:.2f} for activations, {:.2f} for states), and {:.2f} GB are "
           "available: lower --batch-size or --seq-len (--grad-accum makes up for it), or use "

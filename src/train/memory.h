@@ -18,7 +18,7 @@ struct TrainingMemory {
 // are planned as those of a run in o.dtype. Error as require_memory where not even the states fit.
 TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o);
 
-// Throws Error with the plan's numbers where the machine cannot give what of it is not `taken` already.
-void require_memory(const TrainingMemory& m, const TrainOptions& o, size_t taken = 0);
+// Throws Error with the plan's numbers where the machine cannot give that much.
+void require_memory(const TrainingMemory& m, const TrainOptions& o);
 
 }  // namespace krait

@@ -38,7 +38,7 @@ void add_panel(std::vector<Panel>& out, const std::vector<NamedRun>& runs, const
     if (c.x.empty()) continue;
     if (look == Look::smoothed) {
       Curve s = c;
-      s.y = smoothed(c.y, std::max(1.0, static_cast<double>(c.y.size()) / 40.0));
+      s.y = smoothed(c.y, c.y.size() / 60);
       p.smooth.push_back(std::move(s));
     }
     p.raw.push_back(std::move(c));
@@ -70,14 +70,14 @@ std::vector<Panel> panels(const std::vector<NamedRun>& runs) {
   return out;
 }
 
-std::vector<double> smoothed(const std::vector<double>& y, double window) {
-  const double a = 1.0 - 1.0 / window;
+std::vector<double> smoothed(const std::vector<double>& y, size_t reach) {
+  std::vector<double> sums = {0};
+  for (const double v : y) sums.push_back(sums.back() + v);
   std::vector<double> out;
-  double sum = 0, weight = 0;
-  for (const double v : y) {
-    sum = a * sum + v;
-    weight = a * weight + 1.0;
-    out.push_back(sum / weight);
+  for (size_t i = 0; i < y.size(); ++i) {
+    const size_t side = std::min(i, reach);
+    const size_t from = i - side, to = std::min(i + side + 1, y.size());
+    out.push_back((sums[to] - sums[from]) / static_cast<double>(to - from));
   }
   return out;
 }
@@ -100,9 +100,10 @@ Curve thinned(const Curve& c, size_t buckets) {
   return out;
 }
 
-Range x_range(const Panel& panel) {
+Range x_range(const std::vector<Panel>& panels) {
   Range r = kNothing;
-  for (const Curve& c : panel.raw) include(r, c.x.front(), c.x.back());
+  for (const Panel& p : panels)
+    for (const Curve& c : p.raw) include(r, c.x.front(), c.x.back());
   if (r.low == r.high) include(r, r.low - 1, r.high + 1);
   return r;
 }

@@ -28,9 +28,9 @@ struct NamedRun {
 // Loss, validation loss, gradient norm, learning rate, throughput: those of which some run has a number.
 std::vector<Panel> panels(const std::vector<NamedRun>& runs);
 
-// Exponential moving average over about `window` points, without the lag at the start that a plain one
-// has: y[i] = Σ_j a^(i-j) x[j] / Σ_j a^(i-j), a = 1 - 1/window.
-std::vector<double> smoothed(const std::vector<double>& y, double window);
+// The mean over up to `reach` points on either side. At the start, where curves are steep, as many on the
+// right as there are on the left: no lag.
+std::vector<double> smoothed(const std::vector<double>& y, size_t reach);
 
 // At most 2 · buckets points that look the same: of each stretch of steps the lowest and the highest.
 Curve thinned(const Curve& curve, size_t buckets);
@@ -40,7 +40,7 @@ Curve thinned(const Curve& curve, size_t buckets);
 struct Range {
   double low = 0, high = 1;
 };
-Range x_range(const Panel& panel);
+Range x_range(const std::vector<Panel>& panels);
 Range y_range(const Panel& panel);
 
 // Round numbers (1, 2 or 5 times a power of ten apart) inside the range, about `count` of them.

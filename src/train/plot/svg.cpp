@@ -43,13 +43,13 @@ std::string escaped(const std::string& s) {
 
 class PanelDrawing {
  public:
-  PanelDrawing(const Panel& panel, double left, double top, size_t index)
+  PanelDrawing(const Panel& panel, const Range& xs, double left, double top, size_t index)
       : panel_(panel),
         x0_(left + kLeft),
         y0_(top + kTop),
         width_(kCellWidth - kLeft - kRight),
         height_(kCellHeight - kTop - kBottom),
-        xs_(x_range(panel)),
+        xs_(xs),
         ys_(y_range(panel)),
         index_(index) {}
 
@@ -145,8 +145,9 @@ std::string svg(const std::vector<NamedRun>& runs) {
         "<text x=\"{3:.1f}\" y=\"{4:.1f}\" class=\"name\">{5}</text>\n",
         kMargin + kLeft, y, colour(i), kMargin + kLeft + 38, y + 4, escaped(runs[i].name));
   }
+  const Range xs = x_range(all);
   for (size_t i = 0; i < all.size(); ++i)
-    out += PanelDrawing(all[i], kMargin + kCellWidth * static_cast<double>(i % columns),
+    out += PanelDrawing(all[i], xs, kMargin + kCellWidth * static_cast<double>(i % columns),
                         kMargin + legend + kCellHeight * static_cast<double>(i / columns), i)
                .draw();
   return out + "</svg>\n";

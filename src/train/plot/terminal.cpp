@@ -61,12 +61,12 @@ class Canvas {
   std::vector<Cell> cells_;
 };
 
-std::string draw(const Panel& panel, int columns, bool colours) {
+std::string draw(const Panel& panel, const Range& xs, int columns, bool colours) {
   Canvas canvas(std::max(columns - kLabel - 2, 10), kRows);
   const std::vector<Curve>& curves = panel.smooth.empty() ? panel.raw : panel.smooth;
   Panel shown = panel;
   shown.raw = curves;
-  const Range xs = x_range(shown), ys = y_range(shown);
+  const Range ys = y_range(shown);
   const auto place = [](double v, const Range& r, int n) {
     return static_cast<int>(std::lround((v - r.low) / (r.high - r.low) * (n - 1)));
   };
@@ -95,13 +95,11 @@ std::string draw(const Panel& panel, int columns, bool colours) {
 }  // namespace
 
 std::string terminal(const std::vector<NamedRun>& runs, int columns, bool colours) {
+  std::vector<Panel> shown;
+  for (Panel& p : panels(runs))
+    if (p.title.find("loss") != std::string::npos) shown.push_back(std::move(p));
   std::string out;
-  int drawn = 0;
-  for (const Panel& p : panels(runs))
-    if (drawn < 2 && p.title.find("loss") != std::string::npos) {
-      out += draw(p, columns, colours);
-      ++drawn;
-    }
+  for (const Panel& p : shown) out += draw(p, x_range(shown), columns, colours);
   for (size_t i = 0; i < runs.size(); ++i) {
     const std::string& name = runs[i].name;
     if (runs.size() > 1)
