@@ -66,6 +66,10 @@ static void scan_chunked(const scan::Forward& w) {
     load_rows(b.dt, t, p.rows, b.channels, delta);
     discretise(b, p.rows, bias, u, delta, x, nullptr);
     skip(p.rows, D_row, u, y);
+    prefetch_rows(b.u, t + kChunk, b.tokens);
+    prefetch_rows(b.dt, t + kChunk, b.tokens);
+    prefetch_rows(b.z, t, b.tokens);
+    prefetch_rows({w.y.data, w.y.stride, w.y.bf16}, t, b.tokens);
     passes<false>(p, N, b.constant_B, b.constant_C);
     if (b.z.data) {
       load_rows(b.z, t, p.rows, b.channels, u);
