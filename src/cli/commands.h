@@ -4,7 +4,14 @@
 
 namespace krait::cli {
 
+Work add_bench(CLI::App& app);
+Work add_convert(CLI::App& app);
+Work add_eval(CLI::App& app);
+Work add_generate(CLI::App& app);
+Work add_inspect(CLI::App& app);
+Work add_logits(CLI::App& app);
 Work add_plot(CLI::App& app);
+Work add_tokenize(CLI::App& app);
 Work add_train(CLI::App& app);
 
 }  // namespace krait::cli

@@ -1,0 +1,111 @@
+#include "krait/cli/bench_tools.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+
+#include "krait/base/threads.h"
+#include "krait/tensor/arena.h"
+#include "krait/tensor/cpu/matmul.h"
+
+namespace krait::cli {
+
+namespace {
+
+double best(const std::vector<double>& seconds) {
+  return *std::min_element(seconds.begin(), seconds.end());
+}
+
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return (v[(v.size() - 1) / 2] + v[v.size() / 2]) / 2;
+}
+
+double read_peak() {
+  constexpr int64_t kWords = int64_t{1} << 25;  // 256 MiB
+  constexpr int64_t kPiece = 1 << 16;
+  Arena memory(kWords * sizeof(uint64_t));
+  auto* words = static_cast<uint64_t*>(memory.take_low(kWords * sizeof(uint64_t)));
+  parallel_ranges(kWords, kPiece,
+                  [&](int64_t begin, int64_t end) { std::fill(words + begin, words + end, 1); });
+  std::atomic<uint64_t> total = 0;
+  const std::vector<double> seconds = time_runs(5, [&] {
+    parallel_ranges(kWords, kPiece, [&](int64_t begin, int64_t end) {
+      std::array<uint64_t, 8> sums = {};
+      for (int64_t i = begin; i < end; i += 8)
+        for (size_t k = 0; k < sums.size(); ++k) sums[k] += words[i + static_cast<int64_t>(k)];
+      for (const uint64_t s : sums) total += s;
+    });
+  });
+  require(total > 0, "bench: nothing was read");
+  return kWords * sizeof(uint64_t) / best(seconds);
+}
+
+double matmul_peak(DType dtype) {
+  constexpr int64_t kSize = 1024;
+  Arena memory(4 * kSize * kSize * sizeof(float));
+  const auto take = [&](DType t) {
+    const Tensor m(memory.take_low(kSize * kSize * size_of(t)), t, {kSize, kSize});
+    for (int64_t i = 0; i < m.numel(); ++i) set(m, i, static_cast<double>(i % 7) * 0.25 - 0.75);
+    return cpu::matrix(m);
+  };
+  const cpu::Matrix a = take(dtype), b = take(dtype), c = take(DType::f32);
+  const std::vector<double> seconds = time_runs(5, [&] { cpu::matmul(a, b, c); });
+  return 2.0 * kSize * kSize * kSize / best(seconds);
+}
+
+}  // namespace
+
+const Peaks& machine_peaks() {
+  static const Peaks peaks = {read_peak(), matmul_peak(DType::f32), matmul_peak(DType::bf16)};
+  return peaks;
+}
+
+std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run) {
+  using Clock = std::chrono::steady_clock;
+  run();
+  std::vector<double> seconds;
+  for (int64_t i = 0; i < repeat; ++i) {
+    check_interrupt();
+    const auto start = Clock::now();
+    run();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return seconds;
+}
+
+void print_bench(const BenchResult& r, const Common& common) {
+  const Peaks& peaks = machine_peaks();
+  const double time = median(r.seconds);
+  const double gb = r.cost.bytes / time, flop = r.cost.flops / time;
+  const double peak_flops = r.dtype == DType::bf16 ? peaks.flops_bf16 : peaks.flops_f32;
+  OrderedJson j = r.about;
+  j["dtype"] = name_of(r.dtype);
+  j["threads"] = threads();
+  j["repeat"] = r.seconds.size();
+  j["median_s"] = time;
+  j["min_s"] = best(r.seconds);
+  j["max_s"] = *std::max_element(r.seconds.begin(), r.seconds.end());
+  if (r.tokens > 0) j["tokens_per_s"] = r.tokens / time;
+  j["gb_per_s"] = gb * 1e-9;
+  j["gb_percent_of_peak"] = 100 * gb / peaks.read;
+  j["gflop_per_s"] = flop * 1e-9;
+  j["gflop_percent_of_peak"] = 100 * flop / peak_flops;
+  j["peak_gb_per_s"] = peaks.read * 1e-9;
+  j["peak_gflop_per_s"] = peak_flops * 1e-9;
+  if (common.json) return print_json(j);
+  std::string what;
+  for (const auto& [key, value] : r.about.items())
+    what += value.is_string() ? value.get<std::string>() + " " : key + " " + value.dump() + " ";
+  print_line(
+      "{}{}: {:.3f} ms ({:.3f} to {:.3f}){}  {:.2f} GB/s ({:.0f}% of {:.1f})  {:.1f} GFLOP/s "
+      "({:.0f}% of {:.0f})",
+      what, name_of(r.dtype), time * 1e3, best(r.seconds) * 1e3, j["max_s"].get<double>() * 1e3,
+      r.tokens > 0 ? fmt::format("  {:.1f} tokens/s", r.tokens / time) : "", gb * 1e-9,
+      100 * gb / peaks.read, peaks.read * 1e-9, flop * 1e-9, 100 * flop / peak_flops,
+      peak_flops * 1e-9);
+  flush_output();
+}
+
+}  // namespace krait::cli

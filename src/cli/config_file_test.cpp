@@ -1,0 +1,67 @@
+#include "krait/cli/config_file.h"
+
+#include <gtest/gtest.h>
+
+#include <CLI/CLI.hpp>
+
+#include "krait/base/file.h"
+#include "krait/testing/files.h"
+
+namespace krait::cli {
+namespace {
+
+using Words = std::vector<std::string>;
+
+struct ConfigFile : ::testing::Test {
+  CLI::App app{"", "work"};
+  int64_t steps = 0;
+  bool fast = false;
+  std::vector<std::string> data;
+  std::string betas;
+  testing::TempDir dir;
+
+  void SetUp() override {
+    app.add_option("--steps", steps);
+    app.add_flag("--fast", fast);
+    app.add_option("--data", data);
+    app.add_option("--betas", betas);
+    app.add_option("--config");
+  }
+  // The words that `text` adds to `typed`.
+  Words added(const std::string& text, const Words& typed = {}) {
+    write_file(dir / "c.toml", text);
+    Words words = typed;
+    words.insert(words.begin(), "--config=" + (dir / "c.toml").string());
+    const size_t before = words.size();
+    add_config_file(app, words);
+    return Words(words.begin() + static_cast<ptrdiff_t>(before), words.end());
+  }
+};
+
+TEST_F(ConfigFile, WritesEveryKindOfValueAsIfTyped) {
+  EXPECT_EQ(added("steps = 12\nfast = true\ndata = [\"a b\", \"c\"]\nbetas = [0.9, 0.95]\n"),
+            (Words{"--betas=0.9,0.95", "--data=a b", "--data=c", "--fast", "--steps=12"}));
+  EXPECT_EQ(added("fast = false\n"), Words{});
+}
+
+TEST_F(ConfigFile, TheCommandLineWins) {
+  EXPECT_EQ(added("steps = 12\nbetas = \"1,2\"\n", {"--steps=3"}), Words{"--betas=1,2"});
+  EXPECT_EQ(added("steps = 12\n", {"--steps", "3"}), Words{});
+}
+
+TEST_F(ConfigFile, RefusesWhatIsNoOptionByName) {
+  EXPECT_NE(testing::error_of([&] {
+              added("stepz = 1\n");
+            }).find("\"stepz\": `krait work` has no such option"),
+            std::string::npos);
+  EXPECT_NE(
+      testing::error_of([&] { added("[steps]\na = 1\n"); }).find("\"steps\": expected a string"),
+      std::string::npos);
+  EXPECT_NE(
+      testing::error_of([&] { added("fast = 3\n"); }).find("\"fast\": expected true or false"),
+      std::string::npos);
+  EXPECT_NE(testing::error_of([&] { added("steps = \n"); }).find("line 1"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace krait::cli

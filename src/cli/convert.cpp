@@ -1,0 +1,66 @@
+// krait convert: the same weights in the other published layout, or in another number type.
+#include <CLI/CLI.hpp>
+#include <filesystem>
+
+#include "krait/base/file.h"
+#include "krait/cli/commands.h"
+#include "krait/cli/model_args.h"
+
+namespace krait::cli {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Args {
+  std::string model, out, layout;
+};
+
+// What belongs to a tokenizer or to text generation, and does not depend on the layout.
+constexpr const char* kBeside[] = {"tokenizer.json",
+                                   "tokenizer_config.json",
+                                   "special_tokens_map.json",
+                                   "added_tokens.json",
+                                   "vocab.json",
+                                   "merges.txt",
+                                   "tokenizer.model",
+                                   "generation_config.json"};
+
+bool is_free(const fs::path& out) {
+  return !fs::exists(out) || (fs::is_directory(out) && fs::is_empty(out));
+}
+
+int run_convert(const Args& a, const Common& common) {
+  require(is_free(a.out), "{}: it is already there; remove it, or name another folder", a.out);
+  // Through float32: exact for every stored type.
+  const LoadedModel loaded = load_model(a.model, {nn::Purpose::inference, DType::f32});
+  const Layout layout = a.layout.empty()            ? loaded.layout
+                        : a.layout == "huggingface" ? Layout::huggingface
+                                                    : Layout::original;
+  const DType dtype = common.chosen_dtype().value_or(loaded.stored);
+  write_directory(a.out, [&](const fs::path& folder) {
+    save_model(*loaded.model, folder, layout, dtype);
+    for (const char* name : kBeside)
+      if (const fs::path from = fs::path(a.model) / name; fs::exists(from))
+        write_file(folder / name, read_file(from));
+  });
+  if (common.json)
+    print_json({{"out", a.out},
+                {"layout", layout == Layout::huggingface ? "huggingface" : "original"},
+                {"dtype", name_of(dtype)},
+                {"parameters", loaded.model->params().numel()}});
+  return kDone;
+}
+
+}  // namespace
+
+Work add_convert(CLI::App& app) {
+  const auto a = std::make_shared<Args>();
+  app.add_option("MODEL", a->model, "folder with config.json and weights")->required();
+  app.add_option("OUT", a->out, "folder to write; must not be there yet")->required();
+  app.add_option("--layout", a->layout, "huggingface or original; default: as MODEL")
+      ->check(CLI::IsMember({"huggingface", "original"}));
+  return [a](const Common& common) { return run_convert(*a, common); };
+}
+
+}  // namespace krait::cli

@@ -1,0 +1,182 @@
+// krait eval: the exact likelihood of documents, the state carried through each of them; or the last words
+// of passages (LAMBADA).
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "krait/cli/commands.h"
+#include "krait/cli/model_args.h"
+#include "krait/data/text.h"
+#include "krait/infer/evaluate.h"
+#include "krait/io/npy.h"
+
+namespace krait::cli {
+
+namespace {
+
+struct Args {
+  ModelArgs model;
+  std::vector<std::string> data;
+  std::string per_token, task;
+};
+
+struct Totals {
+  int64_t documents = 0, bytes = 0;
+  bool bytes_known = true;  // not where ids come from a file
+};
+
+bool is_npy(const std::string& source) {
+  return std::filesystem::path(source).extension() == ".npy";
+}
+
+// Each row of the array, along its last axis, is a document.
+void read_array(const std::string& path, int64_t vocab_size, Likelihood& likelihood,
+                Totals& totals) {
+  const TensorFile file = read_npy(path);
+  const Tensor all = file.tensors()[0].view;
+  const int64_t rows = all.rank() == 0 ? 0 : all.shape.rows(), L = rows == 0 ? 0 : all.size(-1);
+  const Tensor table = all.reshape({rows, L});
+  constexpr int64_t kPiece = 1 << 16;
+  for (int64_t r = 0; r < rows; ++r) {
+    likelihood.begin();
+    for (int64_t t = 0; t < L; t += kPiece)
+      likelihood.add(ids_of(table.select(0, r).slice(0, t, std::min(L, t + kPiece)), vocab_size,
+                            fmt::format("{}: row {}", path, r)));
+    likelihood.end();
+    ++totals.documents;
+  }
+  totals.bytes_known = false;
+}
+
+void read_text(const Args& a, int64_t vocab_size, Likelihood& likelihood, Totals& totals,
+               const std::string& source, const Tokenizer& tokenizer) {
+  // Bytes can be read in pieces; other tokens may cross any border of pieces.
+  const size_t piece = reads_bytes(a.model.tokenizer, a.model.model, vocab_size)
+                           ? size_t{1} << 16
+                           : std::string::npos;
+  read_documents(source, [&](std::string_view text, const std::string&) {
+    likelihood.begin();
+    for (size_t i = 0; i < text.size(); i += std::min(piece, text.size()))
+      likelihood.add(tokenizer.encode(text.substr(i, piece), false));
+    likelihood.end();
+    ++totals.documents;
+    totals.bytes += static_cast<int64_t>(text.size());
+  });
+}
+
+OrderedJson finite(double x) { return std::isfinite(x) ? OrderedJson(x) : OrderedJson(); }
+
+void print_results(const OrderedJson& results, const Common& common) {
+  if (common.json) return print_json(results);
+  for (const auto& [key, value] : results.items())
+    print_line("{}\t{}", key, value.is_null() ? "-" : value.dump());
+}
+
+int run_likelihood(const Args& a, const Common& common) {
+  const LoadedModel loaded = a.model.load(common);
+  const int64_t vocab = loaded.model->config().vocab_size;
+  std::vector<float> nll;
+  Likelihood likelihood(*loaded.model, loaded.dtype, [&](std::span<const float> piece) {
+    check_interrupt();
+    if (!a.per_token.empty()) nll.insert(nll.end(), piece.begin(), piece.end());
+  });
+  Totals totals;
+  std::unique_ptr<Tokenizer> tokenizer;
+  const auto start = std::chrono::steady_clock::now();
+  for (const std::string& source : a.data) {
+    if (is_npy(source)) {
+      read_array(source, vocab, likelihood, totals);
+    } else {
+      if (!tokenizer) tokenizer = need_tokenizer(a.model.tokenizer, a.model.model, vocab);
+      read_text(a, vocab, likelihood, totals, source, *tokenizer);
+    }
+  }
+  likelihood.finish();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  require(likelihood.predicted() > 0,
+          "--data: nothing to predict: {} documents with {} tokens in all; the first token of a "
+          "document is not "
+          "predicted",
+          totals.documents, likelihood.tokens());
+
+  const double mean = likelihood.total() / static_cast<double>(likelihood.predicted());
+  const bool with_bytes = totals.bytes_known && totals.bytes > 0;
+  OrderedJson results = {
+      {"documents", totals.documents},
+      {"tokens", likelihood.tokens()},
+      {"bytes", with_bytes ? OrderedJson(totals.bytes) : OrderedJson()},
+      {"nll", finite(mean)},
+      {"ppl", finite(std::exp(mean))},
+      {"bits_per_byte",
+       with_bytes ? finite(likelihood.total() / std::log(2.0) / static_cast<double>(totals.bytes))
+                  : OrderedJson()},
+      {"tokens_per_s", finite(static_cast<double>(likelihood.tokens()) / seconds)}};
+  if (!a.per_token.empty())
+    write_npy(a.per_token, Tensor(nll.data(), DType::f32, {static_cast<int64_t>(nll.size())}));
+  print_results(results, common);
+  return kDone;
+}
+
+// The last word of each passage, with the space before it, given what comes before.
+int run_lambada(const Args& a, const Common& common) {
+  const LoadedModel loaded = a.model.load(common);
+  const int64_t vocab = loaded.model->config().vocab_size;
+  const auto tokenizer = need_tokenizer(a.model.tokenizer, a.model.model, vocab);
+  LastWord task(*loaded.model, loaded.dtype);
+  const auto start = std::chrono::steady_clock::now();
+  for (const std::string& source : a.data)
+    read_documents(source, [&](std::string_view text, const std::string& where) {
+      check_interrupt();
+      text = text.substr(0, text.find_last_not_of(" \t\r\n") + 1);
+      const size_t space = text.find_last_of(' ');
+      require(space != std::string_view::npos && space > 0,
+              "{}: expected a passage of several words", where);
+      const std::vector<int32_t> before = tokenizer->encode(text.substr(0, space), false);
+      std::vector<int32_t> word = tokenizer->encode(text, false);
+      // Where the whole text is cut otherwise than its two parts, the parts count.
+      if (word.size() > before.size() && std::equal(before.begin(), before.end(), word.begin())) {
+        word.erase(word.begin(), word.begin() + static_cast<ptrdiff_t>(before.size()));
+      } else {
+        word = tokenizer->encode(text.substr(space), false);
+      }
+      loaded.model->check_tokens(before.data(), static_cast<int64_t>(before.size()));
+      task.add(before, word);
+    });
+  task.finish();
+  require(task.passages() > 0, "--data: no passage in it");
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const auto n = static_cast<double>(task.passages());
+  print_results({{"task", "lambada"},
+                 {"documents", task.passages()},
+                 {"tokens", task.tokens()},
+                 {"accuracy", static_cast<double>(task.right()) / n},
+                 {"nll", finite(task.total() / n)},
+                 {"ppl", finite(std::exp(task.total() / n))},
+                 {"tokens_per_s", finite(static_cast<double>(task.tokens()) / seconds)}},
+                common);
+  return kDone;
+}
+
+}  // namespace
+
+Work add_eval(CLI::App& app) {
+  const auto a = std::make_shared<Args>();
+  a->model.add(app);
+  app.add_option("--data", a->data,
+                 "files of text or token ids (.npy, each row a document), folders, - for stdin")
+      ->required();
+  app.add_option("--per-token", a->per_token,
+                 "write the nll of each predicted token, in order: .npy float32");
+  app.add_option("--task", a->task, "lambada: last-word accuracy and perplexity of a .jsonl")
+      ->check(CLI::IsMember({"lambada"}));
+  return [a](const Common& common) {
+    if (!a->task.empty() && !a->per_token.empty())
+      throw Usage("--per-token does not go with --task");
+    return a->task.empty() ? run_likelihood(*a, common) : run_lambada(*a, common);
+  };
+}
+
+}  // namespace krait::cli

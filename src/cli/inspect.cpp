@@ -1,0 +1,156 @@
+// krait inspect: what a model is, and what it would take to run or train it. Nothing of the weights is read
+// but their sizes.
+#include <CLI/CLI.hpp>
+#include <filesystem>
+
+#include "krait/base/system.h"
+#include "krait/cli/commands.h"
+#include "krait/infer/memory.h"
+#include "krait/infer/session.h"
+#include "krait/io/model.h"
+#include "krait/train/memory.h"
+
+namespace krait::cli {
+
+namespace {
+
+struct Args {
+  std::string model;
+  bool tensors = false;
+  int64_t batch = 1, length = 512;
+};
+
+// A folder with weights, or only the name of a preset.
+LoadedModel describe(const std::string& model, std::optional<DType> dtype) {
+  if (std::filesystem::exists(model)) {
+    LoadOptions options;
+    options.dtype = dtype;
+    options.sizes_only = true;
+    return load_model(model, options);
+  }
+  LoadedModel preset;
+  preset.dtype = preset.stored = dtype.value_or(DType::f32);
+  preset.model = std::make_unique<models::LanguageModel>(models::preset(model));
+  preset.model->params().allocate(nn::Purpose::inference, preset.dtype, /*planning=*/true);
+  return preset;
+}
+
+OrderedJson tensor_list(const models::LanguageModel& model) {
+  OrderedJson list = OrderedJson::array();
+  for (const nn::Param& p : model.params()) {
+    OrderedJson shape = OrderedJson::array();
+    for (int i = 0; i < p.shape.rank; ++i) shape.push_back(p.shape[i]);
+    list.push_back({{"name", p.name}, {"shape", shape}, {"meaning", p.meaning}});
+  }
+  return list;
+}
+
+OrderedJson generation_memory(const LoadedModel& loaded, const Args& a) {
+  SessionOptions o;
+  o.batch = a.batch;
+  o.activation = loaded.dtype;
+  const SessionPlan p = plan_session(*loaded.model, o);
+  return {{"weights", p.weights},
+          {"state", p.state},
+          {"logits", p.logits},
+          {"working", p.working},
+          {"total", p.total()}};
+}
+
+OrderedJson training_memory(const LoadedModel& loaded, const Args& a, bool recompute) {
+  TrainOptions o;
+  o.batch_size = a.batch;
+  o.seq_len = a.length;
+  o.dtype = loaded.dtype;
+  o.recompute = recompute;
+  models::LanguageModel fresh(loaded.model->config());
+  const TrainingMemory m = plan_training(fresh, o);
+  return {{"parameters", m.parameters}, {"step", m.step}, {"total", m.total()}};
+}
+
+OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
+  const models::Config& c = loaded.model->config();
+  const bool folder = std::filesystem::exists(a.model);
+  size_t state = 0;
+  for (const nn::StatePart& part : loaded.model->state_parts())
+    state += static_cast<size_t>(part.shape.numel()) * sizeof(float);
+  OrderedJson j = {{"architecture", c.architecture},
+                   {"parameters", loaded.model->params().numel()},
+                   {"layout", !folder                                ? OrderedJson()
+                              : loaded.layout == Layout::huggingface ? "huggingface"
+                                                                     : "original"},
+                   {"dtype", name_of(loaded.stored)},
+                   {"d_model", c.d_model},
+                   {"n_layer", c.n_layer},
+                   {"vocab_size", c.vocab_size},
+                   {"padded_vocab_size", c.padded_vocab()},
+                   {"d_inner", c.mamba.d_inner},
+                   {"d_state", c.mamba.d_state},
+                   {"d_conv", c.mamba.d_conv},
+                   {"dt_rank", c.mamba.dt_rank},
+                   {"norm", c.norm == ops::NormKind::rms ? "rms" : "layer"},
+                   {"tie_embeddings", c.tie_embeddings},
+                   {"tensors", loaded.model->params().size()},
+                   {"state_bytes", state},
+                   {"hash", folder ? OrderedJson(loaded.hash) : OrderedJson()}};
+  j["memory"] = {{"batch", a.batch},
+                 {"length", a.length},
+                 {"dtype", name_of(loaded.dtype)},
+                 {"generation", generation_memory(loaded, a)},
+                 {"training", training_memory(loaded, a, false)},
+                 {"training_recompute", training_memory(loaded, a, true)}};
+  const size_t free = available_memory();
+  j["memory"]["available"] = free == SIZE_MAX ? OrderedJson() : OrderedJson(free);
+  j["notes"] = loaded.notes;
+  if (a.tensors) j["tensor_list"] = tensor_list(*loaded.model);
+  return j;
+}
+
+void print_memory(const char* what, const OrderedJson& plan) {
+  std::string parts;
+  for (const auto& [key, bytes] : plan.items())
+    if (key != "total")
+      parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", key, bytes_text(bytes));
+  print_line("  {:<20} {:>10}   ({})", what, bytes_text(plan["total"]), parts);
+}
+
+void print_text(const OrderedJson& j) {
+  for (const auto& [key, value] : j.items())
+    if (!value.is_structured() && !value.is_null())
+      print_line("{:<20} {}", key, value.is_string() ? value.get<std::string>() : value.dump());
+  const OrderedJson& m = j["memory"];
+  print_line("memory for batch {} and length {} in {}:", m["batch"].dump(), m["length"].dump(),
+             m["dtype"].get<std::string>());
+  print_memory("generation", m["generation"]);
+  print_memory("training", m["training"]);
+  print_memory("training, recompute", m["training_recompute"]);
+  for (const auto& note : j["notes"]) print_line("note: {}", note.get<std::string>());
+  if (!j.contains("tensor_list")) return;
+  for (const auto& t : j["tensor_list"])
+    print_line("{:<48} {:<18} {}", t["name"].get<std::string>(), t["shape"].dump(),
+               t["meaning"].get<std::string>());
+}
+
+}  // namespace
+
+Work add_inspect(CLI::App& app) {
+  const auto a = std::make_shared<Args>();
+  app.add_option("MODEL", a->model, "a model's folder, or the name of a preset")->required();
+  app.add_flag("--tensors", a->tensors, "each tensor, with its shape and meaning");
+  app.add_option("--batch", a->batch, "sequences at once, for the memory plan; default 1")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+  app.add_option("--length", a->length,
+                 "tokens of a training sequence, for the memory plan; default 512")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  return [a](const Common& common) {
+    const OrderedJson j = describe_all(describe(a->model, common.chosen_dtype()), *a);
+    if (common.json) {
+      print_json(j);
+    } else {
+      print_text(j);
+    }
+    return kDone;
+  };
+}
+
+}  // namespace krait::cli

@@ -1,0 +1,63 @@
+#include "krait/cli/model_args.h"
+
+#include <CLI/CLI.hpp>
+
+#include "krait/base/log.h"
+
+namespace krait::cli {
+
+void ModelArgs::add(CLI::App& app) {
+  app.add_option("MODEL", model, "folder with config.json and weights, of either published layout")
+      ->required();
+  app.add_option(
+      "--tokenizer", tokenizer,
+      "a tokenizer.json, or bytes; default: the one in MODEL, or bytes for a vocabulary of 256");
+}
+
+LoadedModel ModelArgs::load(const Common& common) const {
+  common.resolved_device();
+  LoadOptions options;
+  options.dtype = common.chosen_dtype();
+  LoadedModel loaded = load_model(model, options);
+  for (const std::string& note : loaded.notes) spdlog::warn("{}: {}", model, note);
+  return loaded;
+}
+
+bool reads_bytes(const std::string& option, const std::filesystem::path& model,
+                 int64_t vocab_size) {
+  if (!option.empty()) return option == "bytes";
+  return vocab_size == 256 && !std::filesystem::exists(model / "tokenizer.json");
+}
+
+std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
+                                          const std::filesystem::path& model, int64_t vocab_size) {
+  if (reads_bytes(option, model, vocab_size)) return byte_tokenizer();
+  if (!option.empty()) return load_tokenizer(option);
+  const std::filesystem::path beside = model / "tokenizer.json";
+  return std::filesystem::exists(beside) ? load_tokenizer(beside) : nullptr;
+}
+
+std::unique_ptr<Tokenizer> need_tokenizer(const std::string& option,
+                                          const std::filesystem::path& model, int64_t vocab_size) {
+  std::unique_ptr<Tokenizer> t = find_tokenizer(option, model, vocab_size);
+  require(t != nullptr, "{}: there is no tokenizer.json in it; name one with --tokenizer FILE",
+          model.string());
+  return t;
+}
+
+std::vector<int32_t> ids_of(const Tensor& t, int64_t vocab_size, const std::string& where) {
+  require(t.dtype == DType::i32 || t.dtype == DType::i64,
+          "{}: expected token ids of int32 or int64, got {}", where, name_of(t.dtype));
+  const auto n = static_cast<size_t>(t.numel());
+  std::vector<int32_t> ids(n);
+  for (size_t i = 0; i < n; ++i) {
+    const int64_t id = t.dtype == DType::i32 ? static_cast<const int32_t*>(t.data)[i]
+                                             : static_cast<const int64_t*>(t.data)[i];
+    require(id >= 0 && id < vocab_size, "{}: token {}: id {} is outside the vocabulary of {}",
+            where, i, id, vocab_size);
+    ids[i] = static_cast<int32_t>(id);
+  }
+  return ids;
+}
+
+}  // namespace krait::cli

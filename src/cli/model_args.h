@@ -1,0 +1,39 @@
+// What the commands that run a model share: MODEL, --tokenizer, loading, reading documents as ids.
+#pragma once
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "krait/cli/command.h"
+#include "krait/io/model.h"
+#include "krait/io/tokenizer/tokenizer.h"
+
+namespace krait::cli {
+
+struct ModelArgs {
+  std::string model;
+  std::string tokenizer;  // --tokenizer: a file, "bytes" or ""
+
+  void add(CLI::App& app);
+  // For inference; what the loader has noticed goes to the log.
+  LoadedModel load(const Common& common) const;
+};
+
+// Whether find_tokenizer gives bytes: then a text can be read in pieces.
+bool reads_bytes(const std::string& option, const std::filesystem::path& model, int64_t vocab_size);
+
+// As --tokenizer says, else tokenizer.json of the model's folder, else bytes for a vocabulary of 256. Null
+// where there is none of these.
+std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
+                                          const std::filesystem::path& model, int64_t vocab_size);
+// The same; Error where there is none.
+std::unique_ptr<Tokenizer> need_tokenizer(const std::string& option,
+                                          const std::filesystem::path& model, int64_t vocab_size);
+
+// The elements of an int32 or int64 tensor that are ids of a vocabulary. Error names `where` and the place.
+std::vector<int32_t> ids_of(const Tensor& t, int64_t vocab_size, const std::string& where);
+
+}  // namespace krait::cli

@@ -1,0 +1,164 @@
+#!/usr/bin/env bash
+# The command line from the outside: train, resume, generate, states, eval, convert, tokenize; then what must
+# be refused, each with one message, its exit code, and nothing half-written.
+set -euo pipefail
+: "${KRAIT:?the program to test}"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+die() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+same() { [[ $1 == "$2" ]] || die "$3: expected '$2', got '$1'"; }
+# key FILE NAME: the value of a key in one line of JSON.
+key() { sed -E "s/.*\"$2\":(\"([^\"]*)\"|[^,}]*).*/\1/" "$1"; }
+
+# ---- data: two documents of words
+for i in $(seq 1 400); do echo "the snake $((i % 7)) sleeps under the old tree number $((i % 13))"; done >train.txt
+for i in $(seq 1 40); do echo "the snake $((i % 5)) sleeps under the old tree"; done >valid.txt
+printf '{"text": "the snake sleeps under the tree"}\n{"text": "the old tree is a snake tree"}\n' >words.jsonl
+
+# ---- train, stop, resume
+common=(--data train.txt --seq-len 64 --batch-size 4 --lr 3e-3 --seed 1 --quiet)
+"$KRAIT" train --model byte-tiny --out run "${common[@]}" --steps 12 >/dev/null
+[[ -f run/last/config.json && -f run/last/model.safetensors ]] || die "train wrote no model"
+same "$(wc -l <run/log.jsonl)" 12 "lines of the log"
+model=run/last
+
+# ---- inspect
+"$KRAIT" inspect "$model" --json >inspect.json
+same "$(key inspect.json architecture)" '"mamba"' architecture
+same "$(key inspect.json layout)" '"huggingface"' layout
+"$KRAIT" inspect "$model" --tensors | grep -q 'backbone.layers.0.mixer.A_log' || die "inspect --tensors"
+
+# ---- generate: the same seed gives the same text; a batch gives what each prompt gives alone
+sample=(--temperature 0.9 --top-k 40 --seed 5)
+"$KRAIT" generate "$model" --prompt "the snake" --max-new 24 "${sample[@]}" --json >a.json
+"$KRAIT" generate "$model" --prompt "the snake" --max-new 24 "${sample[@]}" --json >b.json
+same "$(key b.json text)" "$(key a.json text)" "the same seed"
+same "$(key a.json finish)" '"length"' finish
+same "$(key a.json prompt_tokens)" 9 prompt_tokens
+"$KRAIT" generate "$model" --prompt "a" --prompt "the snake" --prompt "old" --max-new 24 "${sample[@]}" --json >batch.json
+same "$(wc -l <batch.json)" 3 "objects of a batch"
+sed -n 2p batch.json >second.json
+same "$(key second.json text)" "$(key a.json text)" "a row of a batch"
+"$KRAIT" generate "$model" --prompt "the snake" --max-new 24 "${sample[@]}" >text.txt
+[[ -s text.txt ]] || die "no text"
+"$KRAIT" generate "$model" --prompt "the snake" --max-new 30 --temperature 0 --stop e --json >stop.json
+same "$(key stop.json finish)" '"stop"' "finish at a stop"
+[[ $(key stop.json text) != *e* ]] || die "the stop was shown"
+
+# ---- states: 8 tokens and 16 more are 24, without the prompt
+"$KRAIT" generate "$model" --prompt "the snake" --max-new 8 "${sample[@]}" --json --state-out s.safetensors >first.json
+"$KRAIT" generate "$model" --state-in s.safetensors --max-new 16 "${sample[@]}" --json >rest.json
+same "$(key rest.json prompt_tokens)" 0 "prompt tokens of a resumed state"
+tokens() { sed -E 's/.*"tokens":\[([^]]*)\].*/\1/' "$1"; }
+same "$(tokens first.json),$(tokens rest.json)" "$(tokens a.json)" "resumed tokens"
+printf 'hello\nagain\n' | "$KRAIT" generate "$model" --interactive --max-new 4 --json --quiet >turns.json
+same "$(wc -l <turns.json)" 2 turns
+
+# ---- eval
+"$KRAIT" eval "$model" --data valid.txt --json --per-token nll.npy >eval.json
+bytes=$(wc -c <valid.txt)
+same "$(key eval.json tokens)" "$bytes" tokens
+same "$(key eval.json bytes)" "$bytes" bytes
+same "$(wc -c <nll.npy)" $((128 + 4 * (bytes - 1))) "size of nll.npy"
+"$KRAIT" eval "$model" --data words.jsonl --task lambada --json | grep -q '"accuracy"' || die lambada
+
+# ---- tokenize and logits; convert keeps every bit of them
+printf 'the snake sleeps' | "$KRAIT" tokenize --tokenizer bytes --out ids.npy
+same "$(printf 'tree' | "$KRAIT" tokenize --tokenizer bytes)" "116 114 101 101" tokenize
+same "$("$KRAIT" tokenize ids.npy --tokenizer bytes --decode)" "the snake sleeps" "tokenize --decode"
+"$KRAIT" logits "$model" --tokens ids.npy --out logits.npy
+"$KRAIT" convert "$model" original --layout original
+"$KRAIT" convert original back --layout huggingface
+for m in original back; do
+  "$KRAIT" logits "$m" --tokens ids.npy --out "$m.npy"
+  cmp logits.npy "$m.npy" || die "logits of $m"
+done
+"$KRAIT" logits "$model" --tokens ids.npy --out last.npy --last
+same "$(tail -c 1024 logits.npy | cksum)" "$(tail -c 1024 last.npy | cksum)" "logits --last"
+
+# ---- a config file; the command line wins
+printf 'max-new = 3\ntemperature = 0\nprompt = ["a", "b"]\njson = true\n' >c.toml
+same "$("$KRAIT" generate "$model" --config c.toml | wc -l)" 2 "prompts of a config file"
+"$KRAIT" generate "$model" --config c.toml --max-new 5 --prompt x >c.json
+same "$(tokens c.json | tr ',' '\n' | wc -l)" 5 "--max-new over the config file"
+
+# ---- resume goes on with the run, bit for bit
+"$KRAIT" train --model byte-tiny --out half "${common[@]}" --steps 12 --save-every 6 >/dev/null
+cmp <(sed -E 's/,"tokens_per_s.*//' run/log.jsonl) <(sed -E 's/,"tokens_per_s.*//' half/log.jsonl) || die "the same run twice"
+
+# ---- refused: refuse CODE "part of the message" command...
+refuse() {
+  local code=$1 part=$2 got=0
+  shift 2
+  "$KRAIT" "$@" >out.txt 2>err.txt </dev/null || got=$?
+  same "$got" "$code" "exit code of: $*"
+  same "$(grep -c . err.txt)" 1 "lines on stderr of: $* ($(cat err.txt))"
+  grep -qiF -- "$part" err.txt || die "$*: '$part' is not in: $(cat err.txt)"
+  [[ ! -s out.txt ]] || die "$*: wrote to stdout"
+}
+printf a >one.txt
+printf 'a\xff\xfe' >latin.txt
+echo 'tempo = 3' >tempo.toml
+echo 'a = = 3' >broken.toml
+refuse 2 'no command "fly"' fly
+refuse 2 'subcommand' --json
+refuse 2 'MODEL' generate
+refuse 2 '--tempo' generate "$model" --prompt a --tempo 3
+refuse 2 'temperature' generate "$model" --prompt a --temperature hot
+refuse 2 'dtype' generate "$model" --prompt a --dtype float64
+refuse 2 'device' generate "$model" --prompt a --device tpu
+refuse 1 'without CUDA' generate "$model" --prompt a --device cuda
+refuse 1 'nothing to continue' generate "$model"
+refuse 1 'empty' generate "$model" --prompt ''
+refuse 1 'nowhere' generate nowhere --prompt a
+refuse 1 'nowhere.txt' generate "$model" --prompt-file nowhere.txt
+refuse 1 '256' generate "$model" --prompt-tokens 1,2,256
+refuse 1 '-1' generate "$model" --prompt-tokens=-1
+refuse 1 '1,x' generate "$model" --prompt-tokens 1,x
+refuse 1 'no such option' generate "$model" --config tempo.toml
+refuse 1 'line 1' generate "$model" --config broken.toml
+refuse 1 'nowhere.toml' generate "$model" --config nowhere.toml
+refuse 1 'safetensors' generate "$model" --state-in ids.npy
+refuse 1 '/nowhere/s' generate "$model" --prompt a --max-new 1 --json --temperature 0 --quiet --state-out /nowhere/s
+refuse 1 'nothing to predict' eval "$model" --data one.txt
+refuse 1 'nowhere.txt' eval "$model" --data nowhere.txt
+refuse 1 'UTF-8' eval "$model" --data latin.txt
+refuse 1 'eval.json' logits "$model" --tokens eval.json --out x.npy
+refuse 1 'float32' logits "$model" --tokens nll.npy --out x.npy
+refuse 1 '/nowhere' logits "$model" --tokens ids.npy --out /nowhere/x.npy
+refuse 1 'already there' convert "$model" back
+refuse 1 'expected token ids' tokenize eval.json --tokenizer bytes --decode
+refuse 1 'preset' inspect mamba-9000b
+refuse 1 'memory' bench decode --preset byte-tiny --batch 1000000000
+[[ ! -e x.npy ]] || die "a refused command left a file"
+"$KRAIT" generate "$model" --prompt a --max-new 1 --state-out s2.safetensors --json >/dev/null
+"$KRAIT" convert "$model" bf --dtype bfloat16
+refuse 1 'mamba-' generate bf --state-in s2.safetensors
+head -c 1000 s2.safetensors >cut.safetensors
+refuse 1 'cut.safetensors' generate "$model" --state-in cut.safetensors
+
+# ---- a reader that has gone, and a full disk
+"$KRAIT" generate "$model" --prompt a --max-new 2000 2>err.txt | head -c 1 >/dev/null || true
+[[ ! -s err.txt ]] || die "a closed pipe: $(cat err.txt)"
+if [[ -w /dev/full ]]; then
+  code=0
+  "$KRAIT" tokenize train.txt --tokenizer bytes >/dev/full 2>err.txt || code=$?
+  same "$code" 1 "exit code with a full disk"
+fi
+
+# ---- interrupted: 130, and the state is saved
+"$KRAIT" generate "$model" --prompt a --max-new 100000000 --state-out int.safetensors >/dev/null &
+pid=$!
+sleep 1
+kill -INT "$pid"
+code=0
+wait "$pid" || code=$?
+same "$code" 130 "exit code of SIGINT"
+[[ -s int.safetensors ]] || die "no state was saved at SIGINT"
+"$KRAIT" generate "$model" --state-in int.safetensors --max-new 1 --json >/dev/null
+echo "e2e: all as it should be"

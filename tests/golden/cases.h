@@ -1,0 +1,71 @@
+// The golden cases that are whole models: found by listing the folder, run by their "system".
+#pragma once
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "krait/io/json.h"
+#include "krait/io/safetensors.h"
+#include "krait/testing/files.h"
+
+namespace krait::testing {
+
+// Folders with case.json and model/, in name order; one empty path where there are none at all, so that a
+// test that skips says so.
+inline std::vector<std::filesystem::path> model_cases() {
+  std::vector<std::filesystem::path> cases;
+  if (const std::filesystem::path folder = golden_folder(); !folder.empty())
+    for (const auto& entry : std::filesystem::directory_iterator(folder))
+      if (std::filesystem::exists(entry.path() / "case.json") &&
+          std::filesystem::is_directory(entry.path() / "model"))
+        cases.push_back(entry.path());
+  std::sort(cases.begin(), cases.end());
+  if (cases.empty()) cases.emplace_back();
+  return cases;
+}
+
+inline std::string case_name(const ::testing::TestParamInfo<std::filesystem::path>& info) {
+  std::string name = info.param.empty() ? "none" : info.param.filename().string();
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); },
+      '_');
+  return name;
+}
+
+struct GoldenCase {
+  explicit GoldenCase(const std::filesystem::path& folder)
+      : model(folder / "model"),
+        json(read_json(folder / "case.json")),
+        data(read_safetensors(folder / "case.safetensors")) {}
+
+  std::string system() const { return json.at("system"); }
+  // Ours may be at most four times as wrong as the foreign float32 run.
+  double bound(const std::string& key) const {
+    return 4 * json.at("tolerance").at(key).get<double>();
+  }
+  std::vector<int32_t> ids(const std::string& name) const {
+    const Tensor& t = data.at(name);
+    std::vector<int32_t> v(static_cast<size_t>(t.numel()));
+    for (size_t i = 0; i < v.size(); ++i) v[i] = static_cast<int32_t>(t.as<int64_t>()[i]);
+    return v;
+  }
+
+  std::filesystem::path model;
+  Json json;
+  TensorFile data;
+};
+
+}  // namespace krait::testing
+
+// Skips, with the reason, what this build has no model for.
+#define KRAIT_GOLDEN_SYSTEMS(folder, ...)                                      \
+  if ((folder).empty()) GTEST_SKIP() << "no golden files: set KRAIT_GOLDEN";   \
+  {                                                                            \
+    const std::vector<std::string> known = {__VA_ARGS__};                      \
+    const std::string system = read_json((folder) / "case.json").at("system"); \
+    if (std::find(known.begin(), known.end(), system) == known.end())          \
+      GTEST_SKIP() << "krait has no model for the system " << system;          \
+  }

@@ -1,0 +1,247 @@
+// Whole models against foreign implementations: logits, loss, gradients, states, greedy tokens; and the same
+// logits by chunks, by steps and after a fork. Errors at most four times those of the foreign float32 run.
+#include <cmath>
+#include <set>
+
+#include "cases.h"
+#include "krait/autograd/plan.h"
+#include "krait/infer/document_reader.h"
+#include "krait/infer/generate.h"
+#include "krait/io/model.h"
+#include "krait/testing/op_test.h"
+
+namespace krait {
+namespace {
+
+using testing::GoldenCase;
+using testing::Values;
+
+Values values(const Tensor& t) { return testing::to_double(t); }
+
+// Row b of a (B, ...) tensor.
+Values row(const Tensor& t, int64_t b) { return values(t.slice(0, b, b + 1)); }
+
+class GoldenModel : public ::testing::TestWithParam<std::filesystem::path> {};
+
+// A session that reads a prompt in chunks, and the logits of its last token.
+Values last_logits(const models::LanguageModel& model, std::span<const int32_t> ids,
+                   int64_t chunk) {
+  SessionOptions o;
+  o.chunk = chunk;
+  Session s(model, o);
+  const std::array rows = {ids};
+  s.read(rows);
+  return values(s.logits());
+}
+
+TEST_P(GoldenModel, LogitsLossAndStates) {
+  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  const GoldenCase g(GetParam());
+  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
+  const models::LanguageModel& model = *loaded.model;
+  std::vector<int32_t> ids = g.ids("input_ids");
+  const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
+  const Tensor tokens(ids.data(), DType::i32, {B, L});
+
+  nn::State state = model.make_state(B);
+  Values logits;
+  const auto work = [&](Context& c) {
+    models::Pass pass;
+    pass.state_out = &state;
+    const Tensor out = model.logits(c, model.hidden(c, tokens, pass));
+    if (!c.planning()) logits = values(out);
+  };
+  Context c;
+  Arena none(0);
+  c.arena = &none;
+  Arena arena(plan(c, false, work).bytes);
+  c.arena = &arena;
+  work(c);
+
+  const Values expected = values(g.data.at("logits"));
+  EXPECT_LE(testing::max_abs_error(logits, expected), g.bound("logits_f32_max_abs_err"));
+  const auto V = static_cast<size_t>(model.config().padded_vocab());
+  ASSERT_EQ(logits.size(), ids.size() * V);
+  double loss = 0;
+  for (size_t t = 0; t < ids.size(); ++t) {
+    if ((t + 1) % static_cast<size_t>(L) == 0) continue;
+    double sum = 0;
+    for (size_t v = 0; v < V; ++v) sum += std::exp(logits[t * V + v]);
+    loss += std::log(sum) - logits[t * V + static_cast<size_t>(ids[t + 1])];
+  }
+  loss /= static_cast<double>(B * (L - 1));
+  EXPECT_NEAR(loss, g.json.at("loss").get<double>(), g.bound("loss_f32_abs_err"));
+  for (size_t p = 0; p < state.parts().size(); ++p) {
+    const std::string& name = state.parts()[p].name;
+    const std::string kind = name.ends_with("conv") ? "conv" : "ssm";
+    EXPECT_LE(testing::max_abs_error(values(state.tensor(p)), values(g.data.at(name))),
+              g.bound("state_" + kind + "_f32_max_abs_err"))
+        << name;
+  }
+}
+
+TEST_P(GoldenModel, EveryGradient) {
+  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  const GoldenCase g(GetParam());
+  for (const bool recompute : {false, true}) {
+    const LoadedModel loaded = load_model(g.model, {nn::Purpose::training, DType::f32});
+    models::LanguageModel& model = *loaded.model;
+    std::vector<int32_t> ids = g.ids("input_ids"), targets(ids.begin() + 1, ids.end());
+    targets.push_back(-1);
+    const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
+    for (int64_t b = 0; b < B; ++b) targets[static_cast<size_t>((b + 1) * L - 1)] = -1;
+    const Tensor tokens(ids.data(), DType::i32, {B, L}), next(targets.data(), DType::i32, {B, L});
+
+    double loss = 0;
+    const auto work = [&](Context& c) {
+      model.params().forget_gradients();
+      models::Pass pass;
+      pass.recompute = recompute;
+      const Tensor hidden = model.hidden(c, tokens, pass);
+      const Tensor sum = model.loss(c, hidden, next, 1.0f / static_cast<float>(B * (L - 1))).loss;
+      c.tape->backward(c);
+      if (!c.planning()) loss = get(sum, 0);
+    };
+    Context c;
+    Arena none(0);
+    c.arena = &none;
+    Arena arena(plan(c, true, work).bytes);
+    Tape tape;
+    c.arena = &arena;
+    c.tape = &tape;
+    work(c);
+
+    EXPECT_NEAR(loss, g.json.at("loss").get<double>(), g.bound("loss_f32_abs_err"));
+    std::set<std::string> unseen;
+    for (const NamedTensor& t : g.data)
+      if (t.name.starts_with("grad.")) unseen.insert(t.name);
+    for (const nn::Param& p : model.params()) {
+      const std::string name = unseen.count("grad." + p.name) ? p.name : p.original;
+      ASSERT_EQ(unseen.erase("grad." + name), 1u) << p.name << " has no golden gradient";
+      const Values expected = values(g.data.at("grad." + name));
+      EXPECT_TRUE(p.var.written) << name;
+      EXPECT_LE(testing::max_abs_error(values(p.var.grad), expected),
+                g.bound("grad_f32_max_rel_err") * testing::max_abs(expected))
+          << name << (recompute ? ", recomputed" : "");
+    }
+    EXPECT_TRUE(unseen.empty()) << *unseen.begin() << " is no parameter of ours";
+  }
+}
+
+TEST_P(GoldenModel, GreedyTokens) {
+  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  const GoldenCase g(GetParam());
+  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
+  const std::vector<int32_t> prompt = g.ids("greedy.prompt"), expected = g.ids("greedy.tokens");
+  // Twice side by side, so that a batch is seen to change nothing.
+  SessionOptions o;
+  o.batch = 2;
+  Session session(*loaded.model, o);
+  const std::array rows = {std::span<const int32_t>(prompt), std::span<const int32_t>(prompt)};
+  session.read(rows);
+  GenerateOptions options;
+  options.max_new = static_cast<int64_t>(expected.size());
+  options.sampler.temperature = 0;
+  const std::vector<Generated> out = generate(session, {{prompt, 0}, {prompt, 1}}, options);
+  EXPECT_EQ(out[0].tokens, expected);
+  EXPECT_EQ(out[1].tokens, expected);
+}
+
+TEST_P(GoldenModel, T19_T20_ChunksStepsAndForksGiveTheSameLogits) {
+  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  const GoldenCase g(GetParam());
+  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
+  const models::LanguageModel& model = *loaded.model;
+  const std::vector<int32_t> ids = g.ids("input_ids");
+  const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
+  const double bound = g.bound("logits_f32_max_abs_err");
+  for (int64_t b = 0; b < B; ++b) {
+    const std::span<const int32_t> line =
+        std::span(ids).subspan(static_cast<size_t>(b * L), static_cast<size_t>(L));
+    const Tensor logits =
+        g.data.at("logits").slice(0, b, b + 1).reshape({L, model.config().padded_vocab()});
+    for (const int64_t chunk : {1, 2, 3, 17, 512})
+      EXPECT_LE(testing::max_abs_error(last_logits(model, line, chunk), row(logits, L - 1)), bound)
+          << "chunks of " << chunk;
+    Session steps(model, {});
+    Snapshot middle;
+    for (int64_t t = 0; t < L; ++t) {
+      steps.step(line.subspan(static_cast<size_t>(t), 1));
+      EXPECT_LE(testing::max_abs_error(values(steps.logits()), row(logits, t)), bound)
+          << "step " << t;
+      if (t == L / 2) middle = steps.snapshot(0);
+    }
+    steps.restore(0, middle);
+    const std::array rest = {line.subspan(static_cast<size_t>(L / 2 + 1))};
+    steps.read(rest);
+    EXPECT_LE(testing::max_abs_error(values(steps.logits()), row(logits, L - 1)), bound)
+        << "after a rewind";
+  }
+}
+
+TEST_P(GoldenModel, LongSequence) {
+  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  const GoldenCase g(GetParam());
+  if (!g.json.contains("long")) GTEST_SKIP() << "no long sequence in this case";
+  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
+  const models::LanguageModel& model = *loaded.model;
+  const std::vector<int32_t> ids = g.ids("long.input_ids");
+  const Json& about = g.json.at("long");
+  const double bound =
+      4 * g.json.at("tolerance").at("long").at("logits_f32_max_abs_err").get<double>();
+
+  std::vector<Values> logits;
+  DocumentReader reader(
+      model, DType::f32,
+      [&](Context& c, const Tensor& hidden, const DocumentPass&) {
+        each_logits(c, model, hidden, [&](int64_t, const Tensor& block) {
+          for (int64_t i = 0; !c.planning() && i < block.size(0); ++i)
+            logits.push_back(row(block, i));
+        });
+      },
+      /*chunk=*/128);
+  reader.begin();
+  reader.add(ids);
+  reader.end();
+  reader.finish();
+  ASSERT_EQ(logits.size(), ids.size());
+
+  const Tensor& expected = g.data.at("long.logits");
+  const std::vector<int64_t> positions = about.at("positions");
+  for (size_t i = 0; i < positions.size(); ++i)
+    EXPECT_LE(testing::max_abs_error(
+                  logits[static_cast<size_t>(positions[i])],
+                  values(expected.select(expected.rank() - 2, static_cast<int64_t>(i)))),
+              bound)
+        << "position " << positions[i];
+  double sum = 0, squares = 0, n = 0;
+  for (const Values& line : logits)
+    for (const double x : line) {
+      sum += x;
+      squares += x * x;
+      ++n;
+    }
+  EXPECT_NEAR(sum, about.at("logits_checksum").at("sum").get<double>(), bound * n);
+  EXPECT_NEAR(std::sqrt(squares), about.at("logits_checksum").at("l2").get<double>(),
+              bound * std::sqrt(n));
+
+  SessionOptions o;
+  o.chunk = 64;
+  Session session(model, o);
+  const std::array rows = {std::span<const int32_t>(ids)};
+  session.read(rows);
+  const Snapshot end = session.snapshot(0);
+  const double state_bound =
+      4 * g.json.at("tolerance").at("long").at("state_ssm_f32_max_abs_err").get<double>();
+  for (size_t p = 0; p < end.state.parts().size(); ++p)
+    if (const Tensor* t = g.data.find("long." + end.state.parts()[p].name)) {
+      EXPECT_LE(testing::max_abs_error(values(end.state.tensor(p)), values(*t)), state_bound)
+          << end.state.parts()[p].name;
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, GoldenModel, ::testing::ValuesIn(testing::model_cases()),
+                         testing::case_name);
+
+}  // namespace
+}  // namespace krait
