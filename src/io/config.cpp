@@ -149,7 +149,8 @@ static nlohmann::ordered_json huggingface_json(const Config& c, DType dtype) {
   j["hidden_act"] = "silu";
   j["layer_norm_epsilon"] = static_cast<double>(std::stod(fmt::format("{}", c.norm_eps)));
   j["residual_in_fp32"] = true;
-  j["rescale_prenorm_residual"] = true;
+  // It is how the weights were drawn, but transformers 5.24 would draw out_proj again after loading.
+  j["rescale_prenorm_residual"] = false;
   j["tie_word_embeddings"] = c.tie_embeddings;
   j["time_step_min"] = m.dt_min;
   j["time_step_max"] = m.dt_max;
