@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # layer_order.sh COMPILER SRC LAYERS: LAYERS has a line a layer, in their order: its name and the
-# include folders that the build gives it. Every header of a layer that is not among them must be out
-# of reach ("No such file"), and one header of each that is must be found.
+# include folders that the build gives it. To include from a layer that it may not see must fail to
+# compile ("No such file"), and a header of each that it may see must be in reach.
 set -uo pipefail
 compiler=$1 src=$2 layers=$3
 bad=0
@@ -17,11 +17,11 @@ declare -A may=(
   [cli]="base tensor autograd ops nn models io data train infer"
 )
 
-reaches() {  # HEADER FOLDER...
-  local header=$1 flags=()
+says() {  # SOURCE FOLDER...: what the compiler says of it
+  local source=$1 flags=()
   shift
   for folder in "$@"; do flags+=(-I "$folder"); done
-  echo "#include \"$header\"" | "$compiler" -std=c++20 -fopenmp -E -x c++ "${flags[@]}" - 2>&1 >/dev/null
+  printf '%s\n' "$source" | "$compiler" -std=c++20 -fopenmp -E -x c++ "${flags[@]}" - 2>&1 >/dev/null
 }
 
 checked=0
@@ -30,13 +30,15 @@ while read -r layer folders; do
   for other in "${!may[@]}"; do
     header=$(cd "$src" && find "$other" -name '*.h' 2>/dev/null | sort | head -1)
     [[ -z $header || $other == "$layer" ]] && continue
-    # shellcheck disable=SC2086
-    said=$(reaches "krait/$header" $folders)
     if [[ " ${may[$layer]} " == *" $other "* ]]; then
-      [[ -z $said ]] || { echo "$layer must see krait/$header: $said"; bad=1; }
-    elif [[ $said != *"No such file"* && $said != *"file not found"* ]]; then
-      echo "$layer must not see krait/$header, but includes it"
-      bad=1
+      # shellcheck disable=SC2086
+      said=$(says "#if !__has_include(\"krait/$header\")"$'\n#error\n#endif' $folders)
+      [[ -z $said ]] || { echo "$layer must see krait/$header, but does not"; bad=1; }
+    else
+      # shellcheck disable=SC2086
+      said=$(says "#include \"krait/$header\"" $folders)
+      [[ $said == *"No such file"* || $said == *"file not found"* ]] ||
+        { echo "$layer must not see krait/$header, but includes it"; bad=1; }
     fi
     checked=$((checked + 1))
   done
