@@ -9,9 +9,9 @@ set_target_properties(libkrait PROPERTIES OUTPUT_NAME krait EXPORT_NAME krait
   VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
   LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 target_compile_features(libkrait INTERFACE cxx_std_20)
-# Public headers show fmt and OpenMP; everything else is used inside only.
-target_link_libraries(libkrait PUBLIC fmt::fmt OpenMP::OpenMP_CXX
-  PRIVATE spdlog::spdlog dnnl pcre2 ZLIB::ZLIB)
+# Public headers show fmt and OpenMP; what else the layers link is used inside only.
+get_property(links GLOBAL PROPERTY KRAIT_LIBRARY_LINKS)
+target_link_libraries(libkrait PUBLIC fmt::fmt OpenMP::OpenMP_CXX PRIVATE ${links})
 get_property(layers GLOBAL PROPERTY KRAIT_LAYERS)
 list(REMOVE_ITEM layers cli)
 set(gates ${layers})

@@ -99,6 +99,7 @@ function(krait_layer name)
   set_property(GLOBAL APPEND PROPERTY KRAIT_OBJECTS ${objects})
   if(NOT name STREQUAL cli)
     set_property(GLOBAL APPEND PROPERTY KRAIT_LIBRARY_OBJECTS ${objects})
+    set_property(GLOBAL APPEND PROPERTY KRAIT_LIBRARY_LINKS ${L_LINKS})
   endif()
   set_property(GLOBAL APPEND PROPERTY KRAIT_LAYERS ${name})
   # What a program of this layer links: its own objects and those of every layer before it.
