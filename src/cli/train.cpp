@@ -169,6 +169,13 @@ void settle(TrainArguments& a, const Common& common) {
   if (t.min_lr > t.lr) throw Usage("--min-lr is above --lr");
 }
 
+// Bytes of a young model must not steer the terminal.
+std::string printable(std::string text) {
+  for (char& c : text)
+    if ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f) c = '?';
+  return text;
+}
+
 OrderedJson summary(const RunOptions& o, const RunResult& r, double valid_loss) {
   const std::filesystem::path out = o.out;
   OrderedJson j;
@@ -205,7 +212,7 @@ int work(TrainArguments& a, const Common& common) {
   };
   watcher.sample = [&](int64_t step, const std::string& prompt, const std::string& text) {
     status.clear();
-    spdlog::info("sample after step {}: {}{}", step, prompt, text);
+    spdlog::info("sample after step {}: {}{}", step, prompt, printable(text));
   };
   const RunResult result = run_training(a.run, !a.resume.empty(), watcher);
   status.clear();
