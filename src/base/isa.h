@@ -15,6 +15,8 @@ std::string_view isa_name();
 }  // namespace krait
 
 // At namespace krait scope in the room's private header: declares `table` in each namespace.
+// One namespace a line:
+// clang-format off
 #if defined(__x86_64__)
 #define KRAIT_DECLARE_ISA(Type, table)                  \
   namespace isa_baseline { extern const Type table; }   \
@@ -29,3 +31,4 @@ std::string_view isa_name();
   namespace isa_baseline { extern const Type table; }
 #define KRAIT_PICK_ISA(table) (::krait::isa_baseline::table)
 #endif
+// clang-format on

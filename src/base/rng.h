@@ -14,8 +14,9 @@ struct Philox {
 
   // Four independent 32-bit words for this counter.
   std::array<uint32_t, 4> words(uint64_t counter) const {
-    std::array<uint32_t, 4> c = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
-                                 static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)};
+    std::array<uint32_t, 4> c = {
+        static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
+        static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)};
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < 10; ++round) {
       const uint64_t p0 = 0xD2511F53ull * c[0], p1 = 0xCD9E8D57ull * c[2];

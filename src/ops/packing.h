@@ -13,9 +13,9 @@ namespace krait::ops {
 struct Packing {
   int64_t n = 0;
   int64_t longest = 0;  // tokens of the longest sequence
-  Tensor begin;         // (n + 1) int64, ascending; begin[0] = 0, begin[n] = B*L. Empty sequences allowed.
-  Tensor state_in;      // (n) int32
-  Tensor state_out;     // (n) int32, no row twice
+  Tensor begin;  // (n + 1) int64, ascending; begin[0] = 0, begin[n] = B*L. Empty sequences allowed.
+  Tensor state_in;   // (n) int32
+  Tensor state_out;  // (n) int32, no row twice
 };
 
 }  // namespace krait::ops

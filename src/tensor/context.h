@@ -20,12 +20,12 @@ struct Cost {
 
 struct Context {
   Device device;
-  Stream stream = nullptr;       // of a GPU: where ops queue their work
+  Stream stream = nullptr;  // of a GPU: where ops queue their work
   Arena* arena = nullptr;
-  Tape* tape = nullptr;          // set: ops record what backward needs
-  DType activation = DType::f32; // of matrix products and what they feed; f32 or bf16
-  bool training = false;         // dropout is active
-  Philox rng;                    // dropout masks; `rng.stream` is advanced by each op that draws
+  Tape* tape = nullptr;           // set: ops record what backward needs
+  DType activation = DType::f32;  // of matrix products and what they feed; f32 or bf16
+  bool training = false;          // dropout is active
+  Philox rng;                     // dropout masks; `rng.stream` is advanced by each op that draws
 
   // Counted for every op, where set (bench, plan).
   std::map<std::string, Cost>* costs = nullptr;

@@ -10,7 +10,8 @@ std::string to_string(const Shape& s) {
   return out + (s.rank == 1 ? ",)" : ")");
 }
 
-Tensor::Tensor(void* p, DType t, const Shape& s, Device d) : data(p), dtype(t), device(d), shape(s) {
+Tensor::Tensor(void* p, DType t, const Shape& s, Device d)
+    : data(p), dtype(t), device(d), shape(s) {
   int64_t step = 1;
   for (int i = s.rank - 1; i >= 0; --i) {
     stride[static_cast<size_t>(i)] = step;
@@ -59,8 +60,8 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t end) const {
   require(a >= 0 && a < rank() && 0 <= begin && begin <= end && end <= shape[a],
           "slice [{}, {}) of axis {} is outside {}", begin, end, axis, shape);
   Tensor t = *this;
-  t.data = static_cast<std::byte*>(data) + begin * stride[static_cast<size_t>(a)] *
-                                               static_cast<int64_t>(size_of(dtype));
+  t.data = static_cast<std::byte*>(data) +
+           begin * stride[static_cast<size_t>(a)] * static_cast<int64_t>(size_of(dtype));
   t.shape[a] = end - begin;
   return t;
 }

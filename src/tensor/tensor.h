@@ -28,7 +28,8 @@ struct Shape {
 
   Shape() = default;
   Shape(std::initializer_list<int64_t> sizes) {
-    require(sizes.size() <= kMaxRank, "a tensor has at most {} axes, not {}", kMaxRank, sizes.size());
+    require(sizes.size() <= kMaxRank, "a tensor has at most {} axes, not {}", kMaxRank,
+            sizes.size());
     for (int64_t s : sizes) dim[static_cast<size_t>(rank++)] = s;
   }
   int64_t operator[](int i) const { return dim[static_cast<size_t>(i < 0 ? i + rank : i)]; }
@@ -74,7 +75,8 @@ struct Tensor {
 
   template <class T>
   T* as() const {
-    require(dtype == dtype_of<T>(), "expected a {} tensor, got {}", name_of(dtype_of<T>()), name_of(dtype));
+    require(dtype == dtype_of<T>(), "expected a {} tensor, got {}", name_of(dtype_of<T>()),
+            name_of(dtype));
     return static_cast<T*>(data);
   }
 

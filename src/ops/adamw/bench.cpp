@@ -24,7 +24,9 @@ struct Model {
       grads.push_back(a.grad);
     };
     for (int layer = 0; layer < 8; ++layer)
-      for (int64_t n : {768, 3072 * 768, 1536 * 4, 1536, 80 * 1536, 1536 * 48, 1536, 1536 * 16, 1536, 768 * 1536}) add(n);
+      for (int64_t n : {768, 3072 * 768, 1536 * 4, 1536, 80 * 1536, 1536 * 48, 1536, 1536 * 16,
+                        1536, 768 * 1536})
+        add(n);
     add(50280 * 768);
     elements /= 4;
     scalars = c.alloc({kStepScalars}, DType::f32);

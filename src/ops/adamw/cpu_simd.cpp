@@ -11,7 +11,8 @@ void update(const ops::AdamwPiece& p, const ops::AdamwFactors& f) {
     const auto set = [&](float x) HWY_ATTR { return hn::Set(d, x); };
     const auto g = hn::Mul(hn::LoadU(d, p.grad + i), set(f.clip));
     const auto m = hn::MulAdd(set(f.beta1), hn::LoadU(d, p.m + i), hn::Mul(set(1 - f.beta1), g));
-    const auto v = hn::MulAdd(set(f.beta2), hn::LoadU(d, p.v + i), hn::Mul(set(1 - f.beta2), hn::Mul(g, g)));
+    const auto v =
+        hn::MulAdd(set(f.beta2), hn::LoadU(d, p.v + i), hn::Mul(set(1 - f.beta2), hn::Mul(g, g)));
     const auto size = hn::Add(hn::Sqrt(hn::Mul(v, set(f.inv_bias2))), set(f.eps));
     const auto kept = hn::Mul(set(f.keep), hn::LoadU(d, p.value + i));
     const auto value = hn::NegMulAdd(set(f.step), hn::Div(m, size), kept);

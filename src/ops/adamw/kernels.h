@@ -17,9 +17,9 @@ struct AdamwPiece {
 // What a step multiplies with, the same for all elements of a tensor.
 struct AdamwFactors {
   float clip, beta1, beta2;
-  float keep;      // 1 - lr · decay
-  float step;      // lr / (1 - β1^k)
-  float inv_bias2; // 1 / (1 - β2^k)
+  float keep;       // 1 - lr · decay
+  float step;       // lr / (1 - β1^k)
+  float inv_bias2;  // 1 / (1 - β2^k)
   float eps;
 };
 

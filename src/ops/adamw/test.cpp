@@ -65,13 +65,14 @@ TEST(Adamw, TenStepsWithinTwiceAPlainRun) {
   for (int k = 1; k <= 10; ++k) {
     const float lr = 0.01f * static_cast<float>(k), clip = k % 2 ? 1.0f : 0.3f;
     for (size_t i = 0; i < q.tensors.size(); ++i) {
-      const Values g = random_values(q.tensors[i].grad.numel(), static_cast<uint64_t>(k) * 100 + i, 1e-3);
+      const Values g =
+          random_values(q.tensors[i].grad.numel(), static_cast<uint64_t>(k) * 100 + i, 1e-3);
       for (size_t j = 0; j < g.size(); ++j) set(q.tensors[i].grad, static_cast<int64_t>(j), g[j]);
       const Values seen = to_double(q.tensors[i].grad);
-      reference::adamw<double>(exact[i], seen, clip, lr, q.options.beta1, q.options.beta2, q.options.eps,
-                               q.tensors[i].decay);
-      reference::adamw<float>(plain[i], to_float(seen), clip, lr, q.options.beta1, q.options.beta2, q.options.eps,
-                              q.tensors[i].decay);
+      reference::adamw<double>(exact[i], seen, clip, lr, q.options.beta1, q.options.beta2,
+                               q.options.eps, q.tensors[i].decay);
+      reference::adamw<float>(plain[i], to_float(seen), clip, lr, q.options.beta1, q.options.beta2,
+                              q.options.eps, q.tensors[i].decay);
     }
     q.step(k, lr, clip);
   }
@@ -79,7 +80,8 @@ TEST(Adamw, TenStepsWithinTwiceAPlainRun) {
   const auto append = [](Values& to, const Values& v) { to.insert(to.end(), v.begin(), v.end()); };
   for (size_t i = 0; i < q.tensors.size(); ++i) {
     const AdamwTensors& a = q.tensors[i];
-    append(got[0], to_double(a.value)), append(got[1], to_double(a.m)), append(got[2], to_double(a.v));
+    append(got[0], to_double(a.value)), append(got[1], to_double(a.m)),
+        append(got[2], to_double(a.v));
     append(want[0], exact[i].value), append(want[1], exact[i].m), append(want[2], exact[i].v);
     append(naive[0], to_double(plain[i].value)), append(naive[1], to_double(plain[i].m));
     append(naive[2], to_double(plain[i].v));
@@ -110,7 +112,8 @@ TEST(Adamw, FirstStepHasTheSizeOfTheLearningRate) {
   const Values before = to_double(q.tensors[0].value), g = to_double(q.tensors[0].grad);
   q.step(1, 0.01f, 1.0f);
   for (size_t i = 0; i < g.size(); ++i)
-    EXPECT_NEAR(get(q.tensors[0].value, static_cast<int64_t>(i)), before[i] - (g[i] > 0 ? 0.01 : -0.01), 1e-6);
+    EXPECT_NEAR(get(q.tensors[0].value, static_cast<int64_t>(i)),
+                before[i] - (g[i] > 0 ? 0.01 : -0.01), 1e-6);
 }
 
 TEST(ClipGradNorm, FactorOnlyAboveTheLimit) {
@@ -163,7 +166,8 @@ TEST(Adamw, NamesTheTensorThatDoesNotFit) {
     q.step(1, 0.1f, 1);
     FAIL();
   } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "[adamw] m of tensor 1: expected contiguous float32 (5,), got float32 (4,)");
+    EXPECT_STREQ(e.what(),
+                 "[adamw] m of tensor 1: expected contiguous float32 (5,), got float32 (4,)");
   }
 }
 

@@ -33,8 +33,9 @@ void cross_entropy(benchmark::State& state, bool record) {
     }
     linear_cross_entropy(c, h, weight, targets, 1);
   }
-  state.counters["GFLOP/s"] = benchmark::Counter(2e-9 * static_cast<double>(M * V * D) * (record ? 3 : 1),
-                                                 benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(2e-9 * static_cast<double>(M * V * D) * (record ? 3 : 1),
+                         benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void shapes(benchmark::internal::Benchmark* b) {

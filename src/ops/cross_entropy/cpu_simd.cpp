@@ -15,7 +15,8 @@ double row(float* logits, int64_t V, int64_t target, float scale, LogitsGrad gra
   if (grad != LogitsGrad::none) {
     const float factor = static_cast<float>(static_cast<double>(scale) / sum);
     const float p = logits[target];  // sum · softmax
-    const float d_target = static_cast<float>(static_cast<double>(scale) * (static_cast<double>(p) / sum - 1.0));
+    const float d_target =
+        static_cast<float>(static_cast<double>(scale) * (static_cast<double>(p) / sum - 1.0));
     if (grad == LogitsGrad::f32) {
       for_lanes(0, V, [&](auto d, int64_t i) HWY_ATTR {
         hn::StoreU(hn::Mul(hn::LoadU(d, logits + i), hn::Set(d, factor)), d, logits + i);

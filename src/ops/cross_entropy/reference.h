@@ -10,8 +10,8 @@ namespace krait::ops::reference {
 
 // nll (M) of h (M, D), w (V, D), targets (M). T may be complex: the largest logit's real part shifts.
 template <class T>
-std::vector<T> cross_entropy(const std::vector<T>& h, const std::vector<T>& w, const std::vector<int32_t>& targets,
-                             int64_t V, int64_t D) {
+std::vector<T> cross_entropy(const std::vector<T>& h, const std::vector<T>& w,
+                             const std::vector<int32_t>& targets, int64_t V, int64_t D) {
   using std::exp, std::log, std::real;
   std::vector<T> nll(targets.size(), T(0));
   for (size_t i = 0; i < targets.size(); ++i) {

@@ -46,7 +46,8 @@ enum What { kForward, kDx, kDw };
 
 // Times each call of `work` and reports `amount` / the shortest time.
 template <class Prepare, class Work>
-void measure(benchmark::State& state, const char* unit, double amount, const Prepare& prepare, const Work& work) {
+void measure(benchmark::State& state, const char* unit, double amount, const Prepare& prepare,
+             const Work& work) {
   double best = 1e30;
   for (auto _ : state) {
     prepare();
@@ -115,15 +116,18 @@ void training_shapes(benchmark::internal::Benchmark* b) {
   settings(b);
   b->ArgNames({"M", "N", "K"});
   b->Args({2048, 2048, 2048});  // the machine's peak
-  for (auto [N, K] : {std::pair{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}}) b->Args({512, N, K});
-  for (auto [N, K] : {std::pair{1024, 256}, {48, 512}, {512, 16}, {256, 512}, {256, 256}}) b->Args({4096, N, K});
+  for (auto [N, K] : {std::pair{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}})
+    b->Args({512, N, K});
+  for (auto [N, K] : {std::pair{1024, 256}, {48, 512}, {512, 16}, {256, 512}, {256, 256}})
+    b->Args({4096, N, K});
 }
 
 void decode_shapes(benchmark::internal::Benchmark* b) {
   settings(b);
   b->ArgNames({"M", "N", "K"});
   for (int64_t M : {1, 2, 4, 8, 12, 16, 24, 32, 48})
-    for (auto [N, K] : {std::pair{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}, {50280, 768}}) b->Args({M, N, K});
+    for (auto [N, K] : {std::pair{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}, {50280, 768}})
+      b->Args({M, N, K});
 }
 
 BENCHMARK_CAPTURE(many_rows, linear_forward_f32, kForward, DType::f32)->Apply(training_shapes);

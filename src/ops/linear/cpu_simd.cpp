@@ -183,7 +183,8 @@ void arrange(const void* x, bool x_bf16, int64_t K, float* out) {
     if (x_bf16) {
       memcpy(run, static_cast<const uint16_t*>(x) + k, static_cast<size_t>(count) * 2);
     } else {
-      for (int64_t i = 0; i < count; ++i) run[i] = round_to_bf16(static_cast<const float*>(x)[k + i]);
+      for (int64_t i = 0; i < count; ++i)
+        run[i] = round_to_bf16(static_cast<const float*>(x)[k + i]);
     }
     uint32_t pairs[kLanes];
     memcpy(pairs, run, sizeof(run));
@@ -214,7 +215,7 @@ void sum_rows(const void* rows, int64_t step, int64_t count, int64_t n, float* o
 
 }  // namespace
 
-extern const ops::LinearKernels linear_kernels = {few_rows<F32>, few_rows<Bf16>, arrange, sum_rows<false>,
-                                                  sum_rows<true>};
+extern const ops::LinearKernels linear_kernels = {few_rows<F32>, few_rows<Bf16>, arrange,
+                                                  sum_rows<false>, sum_rows<true>};
 
 }  // namespace krait::KRAIT_ISA

@@ -31,8 +31,10 @@ struct LinearKernels {
   // first the even, then the odd elements, as pairs of bfloat16 weights come apart.
   void (*arrange)(const void* x, bool x_bf16, int64_t K, float* out);
   // out[i] (+)= Σ_r rows[r, i], i in [0, n), in float32, r ascending.
-  void (*sum_rows_f32)(const void* rows, int64_t step, int64_t count, int64_t n, float* out, bool add);
-  void (*sum_rows_bf16)(const void* rows, int64_t step, int64_t count, int64_t n, float* out, bool add);
+  void (*sum_rows_f32)(const void* rows, int64_t step, int64_t count, int64_t n, float* out,
+                       bool add);
+  void (*sum_rows_bf16)(const void* rows, int64_t step, int64_t count, int64_t n, float* out,
+                        bool add);
 };
 
 }  // namespace krait::ops

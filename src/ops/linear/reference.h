@@ -13,7 +13,8 @@ std::vector<T> linear(const std::vector<T>& x, const std::vector<T>& w, const st
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       T sum = 0;
-      for (int64_t k = 0; k < K; ++k) sum += x[static_cast<size_t>(m * K + k)] * w[static_cast<size_t>(n * K + k)];
+      for (int64_t k = 0; k < K; ++k)
+        sum += x[static_cast<size_t>(m * K + k)] * w[static_cast<size_t>(n * K + k)];
       if (!bias.empty()) sum += bias[static_cast<size_t>(n)];
       if (!stream.empty()) sum += stream[static_cast<size_t>(m * N + n)];
       y[static_cast<size_t>(m * N + n)] = sum;
@@ -27,9 +28,10 @@ struct LinearGradients {
 };
 
 template <class T>
-LinearGradients<T> linear_backward(const std::vector<T>& x, const std::vector<T>& w, const std::vector<T>& dy,
-                                   int64_t M, int64_t N, int64_t K) {
-  LinearGradients<T> d{std::vector<T>(x.size()), std::vector<T>(w.size()), std::vector<T>(static_cast<size_t>(N))};
+LinearGradients<T> linear_backward(const std::vector<T>& x, const std::vector<T>& w,
+                                   const std::vector<T>& dy, int64_t M, int64_t N, int64_t K) {
+  LinearGradients<T> d{std::vector<T>(x.size()), std::vector<T>(w.size()),
+                       std::vector<T>(static_cast<size_t>(N))};
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       const T g = dy[static_cast<size_t>(m * N + n)];

@@ -23,7 +23,9 @@ void draw(benchmark::State& state, const SamplerOptions& o) {
   }
 }
 
-void settings(benchmark::internal::Benchmark* b) { b->UseRealTime()->Unit(benchmark::kMicrosecond); }
+void settings(benchmark::internal::Benchmark* b) {
+  b->UseRealTime()->Unit(benchmark::kMicrosecond);
+}
 
 BENCHMARK_CAPTURE(draw, sampler_greedy, SamplerOptions{.temperature = 0})->Apply(settings);
 BENCHMARK_CAPTURE(draw, sampler_plain, SamplerOptions{})->Apply(settings);

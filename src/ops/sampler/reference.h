@@ -21,13 +21,15 @@ inline std::vector<double> distribution(std::vector<double> logits, const Sample
   }
   std::vector<size_t> order(logits.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return logits[a] > logits[b]; });
   std::vector<double> p(logits.size(), 0.0);
   if (o.temperature == 0) {
     p[order[0]] = 1;
     return p;
   }
-  if (o.top_k > 0 && static_cast<size_t>(o.top_k) < order.size()) order.resize(static_cast<size_t>(o.top_k));
+  if (o.top_k > 0 && static_cast<size_t>(o.top_k) < order.size())
+    order.resize(static_cast<size_t>(o.top_k));
   const auto normalise = [&] {
     double sum = 0;
     for (size_t i : order) sum += std::exp((logits[i] - logits[order[0]]) / o.temperature);

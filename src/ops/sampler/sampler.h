@@ -23,7 +23,7 @@ namespace krait::ops {
 
 struct SamplerOptions {
   float temperature = 1.0f;
-  int64_t top_k = 0;   // 0: all
+  int64_t top_k = 0;  // 0: all
   float top_p = 1.0f;
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;
@@ -41,7 +41,7 @@ struct Sampled {
   float logprob = 0;
 };
 
-std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
-                            std::span<const SampleRow> rows);
+std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
+                            const SamplerOptions& o, std::span<const SampleRow> rows);
 
 }  // namespace krait::ops

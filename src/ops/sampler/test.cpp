@@ -1,20 +1,20 @@
-#include "krait/ops/sampler/sampler.h"
 #include "krait/ops/sampler/reference.h"
+#include "krait/ops/sampler/sampler.h"
 #include "krait/testing/op_test.h"
 
 namespace krait::testing {
 namespace {
 
 using ops::sample;
-using ops::SampleRow;
 using ops::SamplerOptions;
+using ops::SampleRow;
 namespace reference = ops::reference;
 
 constexpr DType kF32 = DType::f32;
 
 // `count` draws of one row of logits, positions 0, 1, ...
-std::vector<int32_t> draws(TestContext& t, const Values& logits, const SamplerOptions& o, int64_t count,
-                           std::span<const int32_t> history = {}) {
+std::vector<int32_t> draws(TestContext& t, const Values& logits, const SamplerOptions& o,
+                           int64_t count, std::span<const int32_t> history = {}) {
   const auto V = static_cast<int64_t>(logits.size());
   const Tensor x = t.from(logits, {1, V}, kF32);
   std::vector<int32_t> tokens;
@@ -27,7 +27,8 @@ std::vector<int32_t> draws(TestContext& t, const Values& logits, const SamplerOp
 
 // Pearson's statistic stays below its mean by 5 standard deviations (degrees n: mean n, variance 2n).
 // Tokens that are expected fewer than 5 times are taken together.
-void expect_distribution(const std::vector<int32_t>& tokens, const Values& p, const std::string& what) {
+void expect_distribution(const std::vector<int32_t>& tokens, const Values& p,
+                         const std::string& what) {
   Values seen(p.size());
   for (int32_t token : tokens) ++seen[static_cast<size_t>(token)];
   const auto total = static_cast<double>(tokens.size());
@@ -67,7 +68,12 @@ TEST(Sampler, DrawsFromTheDistributionOfEachOption) {
       {"min-p", {.min_p = 0.1f}},
       {"penalty", {.repetition_penalty = 1.7f}},
       {"penalty below 1", {.repetition_penalty = 0.6f}},
-      {"all", {.temperature = 1.5f, .top_k = 20, .top_p = 0.9f, .min_p = 0.05f, .repetition_penalty = 1.2f}},
+      {"all",
+       {.temperature = 1.5f,
+        .top_k = 20,
+        .top_p = 0.9f,
+        .min_p = 0.05f,
+        .repetition_penalty = 1.2f}},
   };
   for (auto [name, o] : all) {
     o.seed = 11;
@@ -84,8 +90,12 @@ TEST(Sampler, SetsOfALargeVocabularyAreExact) {
     Values logits = random_values(V, 3, scale);
     for (size_t i = 0; i < logits.size(); i += 3) logits[i] = logits[0];  // ties
     const Tensor x = t.from(logits, {1, V}, kF32);
-    for (SamplerOptions o : {SamplerOptions{.top_k = 50}, {.top_k = 2000}, {.top_p = 0.05f}, {.top_p = 0.95f},
-                             {.top_k = 300, .top_p = 0.5f}, {.top_k = 100, .min_p = 0.5f}}) {
+    for (SamplerOptions o : {SamplerOptions{.top_k = 50},
+                             {.top_k = 2000},
+                             {.top_p = 0.05f},
+                             {.top_p = 0.95f},
+                             {.top_k = 300, .top_p = 0.5f},
+                             {.top_k = 100, .min_p = 0.5f}}) {
       const Values p = reference::distribution(to_double(x.reshape({V})), o, {});
       // The draw is the inverse of the cumulative distribution in the order of the ids.
       for (uint64_t i = 0; i < 100; ++i) {
@@ -118,7 +128,8 @@ TEST(Sampler, T36_PaddingOfTheVocabularyIsNeverChosen) {
   Values logits(V, 0.0);
   for (size_t i = valid; i < logits.size(); ++i) logits[i] = i == 20 ? std::nan("") : 50;
   const Tensor x = t.from(logits, {1, V}, kF32);
-  for (const SamplerOptions& o : {SamplerOptions{}, {.temperature = 0}, {.top_k = 22}, {.top_p = 0.9f}, {.min_p = 0.5f}})
+  for (const SamplerOptions& o :
+       {SamplerOptions{}, {.temperature = 0}, {.top_k = 22}, {.top_p = 0.9f}, {.min_p = 0.5f}})
     for (uint64_t i = 0; i < 200; ++i) {
       const std::vector<int32_t> history = {20, 3};
       const SampleRow row{history, 0, i};
@@ -136,7 +147,8 @@ TEST(Sampler, LogProbabilityIsBeforePenaltyAndTemperature) {
   const std::vector<int32_t> history = {1, 2, 3};
   for (uint64_t i = 0; i < 20; ++i) {
     const SampleRow row{history, 0, i};
-    const auto s = sample(t.c, x, 300, {.temperature = 2, .top_k = 40, .repetition_penalty = 3}, {&row, 1})[0];
+    const auto s =
+        sample(t.c, x, 300, {.temperature = 2, .top_k = 40, .repetition_penalty = 3}, {&row, 1})[0];
     EXPECT_NEAR(s.logprob, std::log(p[static_cast<size_t>(s.token)]), 2e-6);
   }
 }
@@ -168,7 +180,8 @@ TEST(Sampler, ARowDependsOnItselfAlone) {
 TEST(Sampler, MaskedTokensAreNeverChosen) {
   TestContext t;
   const double inf = std::numeric_limits<double>::infinity();
-  for (const SamplerOptions& o : {SamplerOptions{.temperature = 100}, {.top_k = 3}, {.top_p = 0.99f}, {.temperature = 0}})
+  for (const SamplerOptions& o :
+       {SamplerOptions{.temperature = 100}, {.top_k = 3}, {.top_p = 0.99f}, {.temperature = 0}})
     for (int32_t token : draws(t, {-inf, 1, -inf, 2}, o, 50)) EXPECT_EQ(token % 2, 1);
 }
 
@@ -189,8 +202,12 @@ TEST(Sampler, NamesTheRowThatIsNotANumber) {
     }
   }
   const Tensor x = t.random({3, 33}, kF32, 1);
-  for (const SamplerOptions& o : {SamplerOptions{.temperature = -1}, {.top_k = -1}, {.top_p = 0}, {.top_p = 1.5f},
-                                  {.min_p = -0.1f}, {.repetition_penalty = 0}})
+  for (const SamplerOptions& o : {SamplerOptions{.temperature = -1},
+                                  {.top_k = -1},
+                                  {.top_p = 0},
+                                  {.top_p = 1.5f},
+                                  {.min_p = -0.1f},
+                                  {.repetition_penalty = 0}})
     EXPECT_THROW(sample(t.c, x, 33, o, rows), Error);
   EXPECT_THROW(sample(t.c, x, 34, {}, rows), Error);
 }

@@ -37,14 +37,17 @@ struct Key {
   int64_t bias, add;
 
   using Words = std::array<int64_t, 12>;
-  Words words() const { return {m, n, k, a_row, a_col, b_row, b_col, c_row, factors, result, bias, add}; }
+  Words words() const {
+    return {m, n, k, a_row, a_col, b_row, b_col, c_row, factors, result, bias, add};
+  }
   bool operator==(const Key&) const = default;
 };
 
 struct Hash {
   size_t operator()(const Key& key) const {
     uint64_t h = 0;
-    for (int64_t w : key.words()) h = (h ^ static_cast<uint64_t>(w)) * 0x9E3779B97F4A7C15ull, h ^= h >> 29;
+    for (int64_t w : key.words())
+      h = (h ^ static_cast<uint64_t>(w)) * 0x9E3779B97F4A7C15ull, h ^= h >> 29;
     return h;
   }
 };
@@ -130,12 +133,16 @@ void* thread_scratch(Purpose purpose, size_t bytes) {
 
 // C (+)= A B (+ bias) by the calling thread.
 void multiply(const Matrix& a, const Matrix& b, const Matrix& c, const float* bias, bool add) {
-  const auto p = products().get({a.rows, b.cols, a.cols, a.row_step, a.col_step, b.row_step, b.col_step, c.row_step,
-                                 static_cast<int64_t>(a.dtype), static_cast<int64_t>(c.dtype), bias != nullptr, add});
+  const auto p = products().get({a.rows, b.cols, a.cols, a.row_step, a.col_step, b.row_step,
+                                 b.col_step, c.row_step, static_cast<int64_t>(a.dtype),
+                                 static_cast<int64_t>(c.dtype), bias != nullptr, add});
   thread_local dnnl::stream stream(engine());
-  const auto at = [](const dnnl::memory::desc& d, void* data) { return dnnl::memory(d, engine(), data); };
-  std::unordered_map<int, dnnl::memory> args = {
-      {DNNL_ARG_SRC, at(p->a, a.data)}, {DNNL_ARG_WEIGHTS, at(p->b, b.data)}, {DNNL_ARG_DST, at(p->c, c.data)}};
+  const auto at = [](const dnnl::memory::desc& d, void* data) {
+    return dnnl::memory(d, engine(), data);
+  };
+  std::unordered_map<int, dnnl::memory> args = {{DNNL_ARG_SRC, at(p->a, a.data)},
+                                                {DNNL_ARG_WEIGHTS, at(p->b, b.data)},
+                                                {DNNL_ARG_DST, at(p->c, c.data)}};
   if (bias) args.insert({DNNL_ARG_BIAS, at(p->bias, const_cast<float*>(bias))});
   if (const size_t bytes = p->scratch.get_size())
     args.insert({DNNL_ARG_SCRATCHPAD, at(p->scratch, thread_scratch(kForLibrary, bytes))});
@@ -144,7 +151,8 @@ void multiply(const Matrix& a, const Matrix& b, const Matrix& c, const float* bi
 }
 
 std::byte* element(const Matrix& x, int64_t i, int64_t j) {
-  return static_cast<std::byte*>(x.data) + (i * x.row_step + j * x.col_step) * static_cast<int64_t>(size_of(x.dtype));
+  return static_cast<std::byte*>(x.data) +
+         (i * x.row_step + j * x.col_step) * static_cast<int64_t>(size_of(x.dtype));
 }
 
 Matrix part(const Matrix& x, int64_t i, int64_t j, int64_t rows, int64_t cols) {
@@ -155,23 +163,26 @@ Matrix part(const Matrix& x, int64_t i, int64_t j, int64_t rows, int64_t cols) {
 Matrix widened(const Matrix& x, Purpose purpose) {
   const bool by_rows = x.col_step == 1;
   const int64_t lines = by_rows ? x.rows : x.cols, length = by_rows ? x.cols : x.rows;
-  auto* const to = static_cast<float*>(thread_scratch(purpose, static_cast<size_t>(lines * length) * sizeof(float)));
+  auto* const to = static_cast<float*>(
+      thread_scratch(purpose, static_cast<size_t>(lines * length) * sizeof(float)));
   for (int64_t i = 0; i < lines; ++i)
     KRAIT_PICK_ISA(convert_kernels)
-        .bf16_to_f32(reinterpret_cast<uint16_t*>(by_rows ? element(x, i, 0) : element(x, 0, i)), to + i * length, length,
-                     false);
+        .bf16_to_f32(reinterpret_cast<uint16_t*>(by_rows ? element(x, i, 0) : element(x, 0, i)),
+                     to + i * length, length, false);
   const Matrix dense{to, DType::f32, lines, length, length, 1};
   return by_rows ? dense : dense.transposed();
 }
 
 // multiply for bfloat16 where the library cannot: in float32.
-void multiply_widened(const Matrix& a, const Matrix& b, const Matrix& c, const float* bias, bool add) {
+void multiply_widened(const Matrix& a, const Matrix& b, const Matrix& c, const float* bias,
+                      bool add) {
   const Matrix a32 = widened(a, kForA), b32 = widened(b, kForB);
   if (c.dtype == DType::f32) {
     multiply(a32, b32, c, bias, add);
     return;
   }
-  auto* const sums = static_cast<float*>(thread_scratch(kForC, static_cast<size_t>(c.rows * c.cols) * sizeof(float)));
+  auto* const sums = static_cast<float*>(
+      thread_scratch(kForC, static_cast<size_t>(c.rows * c.cols) * sizeof(float)));
   multiply(a32, b32, {sums, DType::f32, c.rows, c.cols, c.cols, 1}, bias, false);
   for (int64_t i = 0; i < c.rows; ++i)
     KRAIT_PICK_ISA(convert_kernels)
@@ -181,7 +192,8 @@ void multiply_widened(const Matrix& a, const Matrix& b, const Matrix& c, const f
 // oneDNN 2.6 multiplies bfloat16 only with AVX-512.
 bool has_bf16_products() {
   static const bool has = [] {
-    const dnnl::memory::desc d({16, 16}, dnnl::memory::data_type::bf16, dnnl::memory::format_tag::ab);
+    const dnnl::memory::desc d({16, 16}, dnnl::memory::data_type::bf16,
+                               dnnl::memory::format_tag::ab);
     try {
       const dnnl::matmul::primitive_desc pd(dnnl::matmul::desc(d, d, d), engine());
       return true;
@@ -210,19 +222,19 @@ Pieces cut(int64_t rows, int64_t cols) {
 
 void check(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e) {
   require(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
-          "[matmul] sizes do not fit: ({}, {}) x ({}, {}) -> ({}, {})", a.rows, a.cols, b.rows, b.cols, c.rows,
-          c.cols);
+          "[matmul] sizes do not fit: ({}, {}) x ({}, {}) -> ({}, {})", a.rows, a.cols, b.rows,
+          b.cols, c.rows, c.cols);
   const bool f32 = a.dtype == DType::f32 && b.dtype == DType::f32 && c.dtype == DType::f32;
   const bool bf16s = a.dtype == DType::bf16 && b.dtype == DType::bf16 &&
                      (c.dtype == DType::f32 || c.dtype == DType::bf16);
-  require(f32 || bf16s, "[matmul] types do not fit: {} x {} -> {}", name_of(a.dtype), name_of(b.dtype),
-          name_of(c.dtype));
+  require(f32 || bf16s, "[matmul] types do not fit: {} x {} -> {}", name_of(a.dtype),
+          name_of(b.dtype), name_of(c.dtype));
   for (const Matrix* x : {&a, &b})
     require(x->row_step == 1 || x->col_step == 1, "[matmul] a factor needs one dense axis");
   require(c.col_step == 1, "[matmul] the rows of the result must be dense");
   if (e.plus) {
-    require(!e.add && c.dtype == DType::f32 && e.plus->dtype == DType::f32 && e.plus->rows == c.rows &&
-                e.plus->cols == c.cols && e.plus->col_step == 1,
+    require(!e.add && c.dtype == DType::f32 && e.plus->dtype == DType::f32 &&
+                e.plus->rows == c.rows && e.plus->cols == c.cols && e.plus->col_step == 1,
             "[matmul] plus: expected a float32 matrix like the float32 result");
   }
 }
@@ -254,10 +266,11 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
     const Matrix to = part(c, i, j, rows, cols);
     if (e.plus) {  // brought into the caches just before the product adds to it
       for (int64_t r = 0; r < rows; ++r)
-        std::memcpy(element(to, r, 0), element(*e.plus, i + r, j), static_cast<size_t>(cols) * sizeof(float));
+        std::memcpy(element(to, r, 0), element(*e.plus, i + r, j),
+                    static_cast<size_t>(cols) * sizeof(float));
     }
-    (widen ? multiply_widened : multiply)(part(a, i, 0, rows, a.cols), part(b, 0, j, a.cols, cols), to,
-                                          e.bias ? e.bias + j : nullptr, e.add || e.plus);
+    (widen ? multiply_widened : multiply)(part(a, i, 0, rows, a.cols), part(b, 0, j, a.cols, cols),
+                                          to, e.bias ? e.bias + j : nullptr, e.add || e.plus);
   });
 }
 

@@ -29,7 +29,7 @@ Matrix matrix(const Tensor& t);
 
 struct Epilogue {
   const float* bias = nullptr;
-  bool add = false;        // C += instead of C =
+  bool add = false;              // C += instead of C =
   const Matrix* plus = nullptr;  // not together with `add`
 };
 
@@ -37,6 +37,7 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
 
 // The same for a result of any of the two types: a float32 product for a bfloat16 result goes through
 // scratch. Needs an open Scratch; does nothing while planning.
-void matmul_into(Context& c, const Matrix& a, const Matrix& b, const Tensor& result, Epilogue e = {});
+void matmul_into(Context& c, const Matrix& a, const Matrix& b, const Tensor& result,
+                 Epilogue e = {});
 
 }  // namespace krait::cpu

@@ -13,12 +13,15 @@ namespace {
 constexpr int kThreads = 256;
 
 // Enough blocks to fill any card; the kernels loop.
-unsigned blocks_for(int64_t n) { return static_cast<unsigned>(std::min<int64_t>(ceil_div(n, kThreads), 4096)); }
+unsigned blocks_for(int64_t n) {
+  return static_cast<unsigned>(std::min<int64_t>(ceil_div(n, kThreads), 4096));
+}
 
 template <class T>
 __global__ void fill_kernel(T* dst, int64_t n, float value) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) dst[i] = T(value);
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step)
+    dst[i] = T(value);
 }
 
 template <class From, class To>
@@ -42,7 +45,9 @@ void launch_convert(const From* from, To* to, int64_t n, void* stream) {
 
 }  // namespace
 
-void fill_float32(float* dst, int64_t n, float value, void* stream) { launch_fill(dst, n, value, stream); }
+void fill_float32(float* dst, int64_t n, float value, void* stream) {
+  launch_fill(dst, n, value, stream);
+}
 
 void fill_bfloat16(void* dst, int64_t n, float value, void* stream) {
   launch_fill(static_cast<__nv_bfloat16*>(dst), n, value, stream);
