@@ -45,16 +45,13 @@ fs::path beside(const fs::path& path) {
   return p;
 }
 
-}  // namespace
-
-std::string read_file(const fs::path& path) {
-  struct stat st {};
-  const Fd file{open_to_read(path, st)};
+// All that is left to read, about `expected` bytes.
+std::string read_all(int fd, const fs::path& path, off_t expected) {
   std::string out;
-  if (st.st_size > 0) out.reserve(static_cast<size_t>(st.st_size));
+  if (expected > 0) out.reserve(static_cast<size_t>(expected));
   char buffer[1 << 16];
   for (;;) {
-    const ssize_t n = ::read(file.fd, buffer, sizeof buffer);
+    const ssize_t n = ::read(fd, buffer, sizeof buffer);
     if (n < 0 && errno == EINTR) continue;
     require(n >= 0, "cannot read {}: {}", path.string(), std::strerror(errno));
     if (n == 0) return out;
@@ -62,13 +59,26 @@ std::string read_file(const fs::path& path) {
   }
 }
 
+}  // namespace
+
+std::string read_file(const fs::path& path) {
+  struct stat st {};
+  const Fd file{open_to_read(path, st)};
+  return read_all(file.fd, path, st.st_size);
+}
+
 MappedFile::MappedFile(const fs::path& path) {
   struct stat st {};
   const Fd file{open_to_read(path, st)};
-  size_ = static_cast<size_t>(st.st_size);
+  std::string piped;  // a pipe has no size and cannot be mapped
+  if (!S_ISREG(st.st_mode)) piped = read_all(file.fd, path, 0);
+  size_ = S_ISREG(st.st_mode) ? static_cast<size_t>(st.st_size) : piped.size();
   if (size_ == 0) return;
-  void* p = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
+  void* p = piped.empty() ? ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0)
+                          : ::mmap(nullptr, size_, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   require(p != MAP_FAILED, "cannot map {}: {}", path.string(), std::strerror(errno));
+  if (!piped.empty()) std::memcpy(p, piped.data(), size_);
   data_ = static_cast<const std::byte*>(p);
 }
 

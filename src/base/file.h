@@ -12,7 +12,8 @@ namespace krait {
 // A whole file as bytes. Errors name the path and the system's reason.
 std::string read_file(const std::filesystem::path& path);
 
-// A read-only memory map; the span is valid while the object lives. Empty files give an empty span.
+// A read-only memory map; the span is valid while the object lives. Empty files give an empty span. What
+// cannot be mapped, as a pipe, is read into memory.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);

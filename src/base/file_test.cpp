@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <csignal>
+#include <cstring>
+#include <fstream>
+#include <thread>
 
 #include "krait/testing/files.h"
 
@@ -133,6 +137,17 @@ TEST(WriteDirectory, OldFolderStaysOnAnyError) {
   }
   EXPECT_EQ(read_file(dir / "d" / "f"), "old");
   EXPECT_EQ(entries(dir.path()), 1u);
+}
+
+TEST(MappedFile, ReadsAPipeToItsEnd) {
+  const TempDir dir;
+  const std::string text(200'000, 'x');
+  ASSERT_EQ(::mkfifo((dir / "pipe").c_str(), 0600), 0);
+  std::thread writer([&] { std::ofstream(dir / "pipe") << text; });
+  const MappedFile map(dir / "pipe");
+  writer.join();
+  ASSERT_EQ(map.bytes().size(), text.size());
+  EXPECT_EQ(std::memcmp(map.bytes().data(), text.data(), text.size()), 0);
 }
 
 }  // namespace
