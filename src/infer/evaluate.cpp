@@ -46,15 +46,15 @@ void LastWord::use(Context& c, const Tensor& hidden, const DocumentPass& pass) {
     if (c.planning() || pass.targets[static_cast<size_t>(t)] >= 0) places.push_back(t);
   std::vector<bool> right(pass.tokens.size(), true);
   if (!places.empty()) {
-    const int64_t V = model_.config().vocab_size;
+    const int64_t valid = model_.config().vocab_size;  // padding is never the best
     each_logits(c, model_, gather_rows(c, hidden, places),
                 [&](int64_t first, const Tensor& logits) {
                   for (int64_t i = 0; !c.planning() && i < logits.size(0); ++i) {
                     const auto t = static_cast<size_t>(places[static_cast<size_t>(first + i)]);
                     const float* row = logits.as<float>() + i * logits.size(1);
-                    const float* best = std::max_element(row, row + V);
+                    const float* best = std::max_element(row, row + valid);
                     double sum = 0;
-                    for (int64_t v = 0; v < V; ++v)
+                    for (int64_t v = 0; v < logits.size(1); ++v)
                       sum += std::exp(static_cast<double>(row[v] - *best));
                     total_ += std::log(sum) + static_cast<double>(*best - row[pass.targets[t]]);
                     right[t] = best - row == pass.targets[t];

@@ -18,14 +18,14 @@ struct Prediction {
   double nll;
   bool best;
 };
-Prediction predict(const models::LanguageModel& model, const Ids& before, int32_t target,
-                   int64_t vocab) {
+Prediction predict(const models::LanguageModel& model, const Ids& before, int32_t target) {
   Session s = testing::session_of(model, 1);
   testing::read(s, {before});
   const float* row = s.logits().as<float>();
   double sum = 0;
-  for (int64_t v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(row[v]));
-  return {std::log(sum) - row[target], std::max_element(row, row + vocab) - row == target};
+  for (int64_t v = 0; v < s.logits().size(1); ++v) sum += std::exp(static_cast<double>(row[v]));
+  return {std::log(sum) - row[target],
+          std::max_element(row, row + testing::kSmallVocab) - row == target};
 }
 
 TEST(Likelihood, IsTheSumOverEveryTokenButTheFirst) {
@@ -51,10 +51,10 @@ TEST(Likelihood, IsTheSumOverEveryTokenButTheFirst) {
 
   // The last token of a document that spans two passes; logits of the padding count, as in training.
   const Ids& last = documents[3];
-  const Prediction p = predict(*model, Ids(last.begin(), last.end() - 1), last.back(), 256);
+  const Prediction p = predict(*model, Ids(last.begin(), last.end() - 1), last.back());
   EXPECT_NEAR(each.back(), p.nll, 1e-4);
   const Prediction q =
-      predict(*model, Ids(documents[0].begin(), documents[0].begin() + 3), documents[0][3], 256);
+      predict(*model, Ids(documents[0].begin(), documents[0].begin() + 3), documents[0][3]);
   EXPECT_NEAR(each[2], q.nll, 1e-4);
 }
 
@@ -75,7 +75,7 @@ TEST(LastWord, CountsPassagesWhoseTargetTokensAreAllTheBest) {
       auto token = static_cast<int32_t>(std::max_element(row, row + testing::kSmallVocab) - row);
       if (i % 2 == 1 && k == static_cast<int>(i / 2 % 2))
         token = (token + 1) % testing::kSmallVocab;
-      const Prediction p = predict(*model, text, token, testing::kSmallVocab);
+      const Prediction p = predict(*model, text, token);
       total += p.nll;
       all = all && p.best;
       target.push_back(token);

@@ -76,6 +76,23 @@ TEST(Generate, ASavedSequenceGoesOnWithTheSameTokens) {
   }
 }
 
+TEST(Generate, T36_PaddingOfTheVocabularyIsNeverDrawn) {
+  const auto model = testing::small_model();
+  // Rows 250 to 255 of the tied embedding give the largest logits there are, of either sign.
+  const Tensor& rows = model->params().find("backbone.embeddings.weight")->value;
+  const int64_t D = rows.size(1);
+  for (int64_t v = testing::kSmallVocab; v < rows.size(0); ++v)
+    for (int64_t i = 0; i < D; ++i)
+      set(rows, v * D + i, (v % 2 ? 100 : -100) * get(rows, (v - 200) * D + i));
+  for (const float temperature : {0.0f, 1.0f}) {
+    GenerateOptions o = drawing(40);
+    o.sampler.temperature = temperature;
+    const Ids tokens = continued(*model, {random_ids(6, 5)}, o)[0].tokens;
+    EXPECT_EQ(tokens.size(), 40u);
+    for (const int32_t token : tokens) EXPECT_LT(token, testing::kSmallVocab);
+  }
+}
+
 TEST(Generate, StopsAtATextThatIsNotShown) {
   const auto model = testing::small_model();
   const auto bytes = byte_tokenizer();

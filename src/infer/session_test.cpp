@@ -213,6 +213,17 @@ TEST(Session, RefusesABatchThatDoesNotFitWithThePlansNumbers) {
   EXPECT_NE(message.find("memory are free"), std::string::npos) << message;
 }
 
+TEST(Session, T41_PrefillNeverHoldsLogitsOfEveryToken) {
+  models::LanguageModel model(models::mamba_config(16, 1, 100'000, 1));
+  model.params().allocate(nn::Purpose::inference, DType::f32, /*planning=*/true);
+  SessionOptions o;
+  o.chunk = 512;
+  const size_t all = 512 * 100'000 * sizeof(float);
+  EXPECT_LT(plan_session(model, o).working, all / 50);
+  o.chunk = 1024;  // memory grows with the pass, not with the prompt
+  EXPECT_LT(plan_session(model, o).working, all / 50);
+}
+
 TEST(DocumentReader, T25_PackedDocumentsAreAsIfAlone) {
   const auto model = small_model();
   const std::vector<Ids> documents = {random_ids(3, 1), random_ids(40, 2),  random_ids(1, 3),
