@@ -7,6 +7,7 @@
 
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
+#include "krait/cli/progress.h"
 #include "krait/data/text.h"
 #include "krait/infer/evaluate.h"
 #include "krait/io/npy.h"
@@ -77,8 +78,10 @@ int run_likelihood(const Args& a, const Common& common) {
   const LoadedModel loaded = a.model.load(common);
   const int64_t vocab = loaded.model->config().vocab_size;
   std::vector<float> nll;
+  Progress progress("tokens", 0, common.quiet);  // how many there are shows when they are read
   Likelihood likelihood(*loaded.model, loaded.dtype, [&](std::span<const float> piece) {
     check_interrupt();
+    progress.add(static_cast<int64_t>(piece.size()));
     if (!a.per_token.empty()) nll.insert(nll.end(), piece.begin(), piece.end());
   });
   Totals totals;
@@ -125,6 +128,7 @@ int run_lambada(const Args& a, const Common& common) {
   const int64_t vocab = loaded.model->config().vocab_size;
   const auto tokenizer = need_tokenizer(a.model.tokenizer, a.model.model, vocab);
   LastWord task(*loaded.model, loaded.dtype);
+  Progress progress("passages", 0, common.quiet);
   const auto start = std::chrono::steady_clock::now();
   for (const std::string& source : a.data)
     read_documents(source, [&](std::string_view text, const std::string& where) {
@@ -143,6 +147,7 @@ int run_lambada(const Args& a, const Common& common) {
       }
       loaded.model->check_tokens(before.data(), static_cast<int64_t>(before.size()));
       task.add(before, word);
+      progress.add(1);
     });
   task.finish();
   require(task.passages() > 0, "--data: no passage in it");

@@ -14,6 +14,7 @@
 #include "krait/base/file.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
+#include "krait/cli/progress.h"
 #include "krait/infer/generate.h"
 #include "krait/infer/state_file.h"
 
@@ -101,11 +102,21 @@ struct Job {
     return o;
   }
 
+  int64_t prompt_tokens() const {
+    int64_t n = 0;
+    for (const std::vector<int32_t>& p : prompts) n += static_cast<int64_t>(p.size());
+    return n;
+  }
+
   Session session(size_t batch) const {
     SessionOptions o;
     o.batch = static_cast<int64_t>(batch);
     o.activation = loaded.dtype;
-    o.after_pass = [](int64_t) { check_interrupt(); };
+    o.after_pass = [progress = std::make_shared<Progress>("prompt tokens", prompt_tokens(),
+                                                          common.quiet)](int64_t tokens) {
+      progress->add(tokens);
+      check_interrupt();
+    };
     return Session(*loaded.model, o);
   }
 };

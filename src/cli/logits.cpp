@@ -3,6 +3,7 @@
 
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
+#include "krait/cli/progress.h"
 #include "krait/infer/document_reader.h"
 #include "krait/io/npy.h"
 
@@ -32,8 +33,10 @@ int run_logits(const Args& a, const Common& common) {
   for (int64_t b = 0; b < B; ++b)
     ids_of(tokens.select(0, b), model.config().vocab_size, fmt::format("{}: row {}", a.tokens, b));
   NpyWriter out(a.out, DType::f32, shape);
+  Progress progress("tokens", tokens.numel(), common.quiet);
   const auto write = [&](Context& c, const Tensor& hidden, const DocumentPass& pass) {
     check_interrupt();
+    if (!c.planning()) progress.add(hidden.size(1));
     const Tensor rows = c.planning() || !a.last ? hidden : gather_rows(c, hidden, pass.ends);
     each_logits(c, model, rows, [&](int64_t, const Tensor& logits) {
       if (!c.planning()) out.write(logits);

@@ -65,6 +65,8 @@ bytes=$(wc -c <valid.txt)
 same "$(key eval.json tokens)" "$bytes" tokens
 same "$(key eval.json bytes)" "$bytes" bytes
 same "$(wc -c <nll.npy)" $((128 + 4 * (bytes - 1))) "size of nll.npy"
+"$KRAIT" eval "$model" --data <(cat valid.txt) --json >piped.json
+same "$(key piped.json nll)" "$(key eval.json nll)" "eval of a pipe"
 "$KRAIT" eval "$model" --data words.jsonl --task lambada --json | grep -q '"accuracy"' || die lambada
 
 # ---- tokenize and logits; convert keeps every bit of them
