@@ -1,0 +1,140 @@
+#include "krait/tensor/cuda/matmul.h"
+
+#include <cublasLt.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+
+#include "krait/tensor/cuda/check.h"
+
+namespace krait::cuda {
+
+namespace {
+
+constexpr size_t kWorkspace = size_t{32} << 20;
+
+void check(cublasStatus_t s, const char* what) {
+  if (s != CUBLAS_STATUS_SUCCESS) [[unlikely]]
+    fail("cuBLASLt: {}: {}", what, cublasLtGetStatusString(s));
+}
+
+cudaDataType type_of(DType t) { return t == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+
+// cuBLASLt thinks in columns. A row-major C (M, N) is a column-major Cᵀ (N, M) = Bᵀ Aᵀ: the factors change
+// places. A factor whose row-major form is dense along columns is, seen column-major, transposed already.
+struct Factor {
+  int64_t rows, cols, step;  // as stored, column-major
+  cublasOperation_t op;
+};
+
+Factor factor(const Matrix& m) {
+  if (m.col_step == 1) return {m.cols, m.rows, m.row_step, CUBLAS_OP_N};
+  return {m.rows, m.cols, m.col_step, CUBLAS_OP_T};
+}
+
+int alignment(const void* p) {
+  const auto a = reinterpret_cast<uintptr_t>(p);
+  return a % 16 == 0 ? 16 : a % 8 == 0 ? 8 : a % 4 == 0 ? 4 : 2;
+}
+
+using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int, int>;
+
+struct Planned {
+  cublasLtMatmulDesc_t op = nullptr;
+  cublasLtMatrixLayout_t x = nullptr, y = nullptr, plus = nullptr, d = nullptr;
+  cublasLtMatmulAlgo_t algo{};
+};
+
+cublasLtMatrixLayout_t layout(DType t, int64_t rows, int64_t cols, int64_t step) {
+  cublasLtMatrixLayout_t l = nullptr;
+  check(cublasLtMatrixLayoutCreate(&l, type_of(t), static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), step),
+        "describing a matrix");
+  return l;
+}
+
+// One for each device, made at the first product and kept: handle, workspace, plans by shape.
+class Library {
+ public:
+  explicit Library(int device) : workspace_({Device::cuda, device}, kWorkspace) {
+    check(cublasLtCreate(&handle_), "starting");
+  }
+
+  void run(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, Stream stream) {
+    const std::lock_guard lock(mutex_);
+    const Matrix& before = e.plus ? *e.plus : c;
+    const Planned& p = planned(a, b, c, before);
+    const float alpha = 1.0f, beta = e.add || e.plus ? 1.0f : 0.0f;
+    check(cublasLtMatmul(handle_, p.op, &alpha, b.data, p.x, a.data, p.y, &beta, before.data, p.plus, c.data, p.d,
+                         &p.algo, workspace_.data(), kWorkspace, static_cast<cudaStream_t>(stream)),
+          "multiplying");
+  }
+
+ private:
+  const Planned& planned(const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& before) {
+    const Factor x = factor(b), y = factor(a);
+    const Key key{c.rows,      c.cols,      a.cols, x.step, y.step, c.row_step, before.row_step,
+                  x.op * 2 + y.op, static_cast<int>(a.dtype) * 16 + static_cast<int>(c.dtype), alignment(a.data),
+                  alignment(b.data), alignment(c.data) * 32 + alignment(before.data)};
+    const auto [it, fresh] = plans_.try_emplace(key);
+    Planned& p = it->second;
+    if (!fresh) return p;
+    check(cublasLtMatmulDescCreate(&p.op, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
+    cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSA, &x.op, sizeof x.op);
+    cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSB, &y.op, sizeof y.op);
+    p.x = layout(b.dtype, x.rows, x.cols, x.step);
+    p.y = layout(a.dtype, y.rows, y.cols, y.step);
+    p.plus = layout(c.dtype, c.cols, c.rows, before.row_step);
+    p.d = layout(c.dtype, c.cols, c.rows, c.row_step);
+
+    cublasLtMatmulPreference_t preference = nullptr;
+    check(cublasLtMatmulPreferenceCreate(&preference), "asking for an algorithm");
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
+      cublasLtMatmulPreferenceSetAttribute(preference, what, &value, sizeof value);
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(alignment(b.data)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(alignment(a.data)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(alignment(before.data)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment(c.data)));
+    cublasLtMatmulHeuristicResult_t best{};
+    int found = 0;
+    const cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(handle_, p.op, p.x, p.y, p.plus, p.d, preference, 1, &best,
+                                                            &found);
+    cublasLtMatmulPreferenceDestroy(preference);
+    if (s != CUBLAS_STATUS_SUCCESS || found == 0) {
+      plans_.erase(it);
+      fail("cuBLASLt: no algorithm for a product of ({}, {}) by ({}, {}) in {}", a.rows, a.cols, b.rows, b.cols,
+           name_of(a.dtype));
+    }
+    p.algo = best.algo;
+    return p;
+  }
+
+  std::mutex mutex_;
+  cublasLtHandle_t handle_ = nullptr;
+  DeviceMemory workspace_;
+  std::map<Key, Planned> plans_;
+};
+
+Library& library(int device) {
+  static std::mutex mutex;
+  static std::map<int, std::unique_ptr<Library>> all;
+  const std::lock_guard lock(mutex);
+  std::unique_ptr<Library>& l = all[device];
+  if (!l) l = std::make_unique<Library>(device);
+  return *l;
+}
+
+}  // namespace
+
+void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, int device, Stream stream) {
+  require(a.cols == b.rows && c.rows == a.rows && c.cols == b.cols && a.dtype == b.dtype && c.col_step == 1,
+          "matmul: sizes of ({}, {}) by ({}, {}) into ({}, {}) do not fit", a.rows, a.cols, b.rows, b.cols, c.rows,
+          c.cols);
+  if (c.rows == 0 || c.cols == 0) return;
+  library(device).run(a, b, c, e, stream);
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,20 @@
+// Matrix products on the GPU, with the meaning of krait/tensor/cpu/matmul.h. The one place that knows
+// cuBLASLt.
+#pragma once
+#include "krait/tensor/cpu/matmul.h"
+#include "krait/tensor/device.h"
+
+namespace krait::cuda {
+
+using cpu::Matrix;
+
+struct Epilogue {
+  bool add = false;              // C += instead of C =
+  const Matrix* plus = nullptr;  // float32, C's shape, not C itself; not together with `add`
+};
+
+// float32 products are computed in float32 (no TF32), bfloat16 ones with float32 accumulators. The
+// algorithm is chosen by the shapes alone, once; nothing is tuned at run time. Queued on the stream.
+void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, int device, Stream stream);
+
+}  // namespace krait::cuda
