@@ -10,8 +10,9 @@
 // The expression in a build with CUDA; without, an Error (never reached: no tensor can be on a GPU then).
 #if KRAIT_CUDA
 #define KRAIT_WITH_CUDA(...) (__VA_ARGS__)
-#else
-#define KRAIT_WITH_CUDA(...) ::krait::fail("this krait was built without CUDA")
+#else  // not evaluated, so nothing of it is linked; what it names counts as used
+#define KRAIT_WITH_CUDA(...) \
+  (static_cast<void>(sizeof((__VA_ARGS__), 0)), ::krait::fail("this krait was built without CUDA"))
 #endif
 
 namespace krait {

@@ -10,7 +10,7 @@ namespace krait {
 
 constexpr int64_t kGrain = 1 << 16;
 
-static void fill_on_gpu([[maybe_unused]] Context& c, const Tensor& dst, float value) {
+static void fill_on_gpu(Context& c, const Tensor& dst, float value) {
   if (value == 0.0f) return zero_bytes(dst, c.stream);
   if (dst.dtype == DType::bf16) {
     KRAIT_WITH_CUDA(cuda::fill_bfloat16(dst.data, dst.numel(), value, c.stream));
@@ -19,7 +19,7 @@ static void fill_on_gpu([[maybe_unused]] Context& c, const Tensor& dst, float va
   }
 }
 
-static void copy_on_gpu([[maybe_unused]] Context& c, const Tensor& from, const Tensor& to) {
+static void copy_on_gpu(Context& c, const Tensor& from, const Tensor& to) {
   if (from.dtype == to.dtype) return copy_bytes(from, to, c.stream);
   if (to.dtype == DType::bf16) {
     KRAIT_WITH_CUDA(cuda::float32_to_bfloat16(from.as<float>(), to.data, from.numel(), c.stream));

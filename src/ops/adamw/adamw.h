@@ -9,12 +9,10 @@
 #pragma once
 #include <vector>
 
+#include "krait/ops/adamw/scalars.h"
 #include "krait/tensor/context.h"
 
 namespace krait::ops {
-
-// float32 (kStepScalars) on the device.
-enum StepScalar { kLearningRate, kBias1 /* 1-β1^k */, kBias2 /* 1-β2^k */, kClip, kGradNorm, kStepScalars };
 
 struct AdamwTensors {
   Tensor value;   // float32 master

@@ -3,6 +3,7 @@
 
 #include "krait/base/threads.h"
 #include "krait/ops/adamw/adamw.h"
+#include "krait/ops/adamw/cuda.h"
 #include "krait/ops/adamw/kernels.h"
 
 namespace krait::ops {
@@ -11,7 +12,7 @@ namespace {
 
 // Tensors are walked in pieces of this many elements, small tensors in one: work for threads whatever
 // the sizes, and a fixed order of sums.
-constexpr int64_t kPiece = 1 << 16;
+constexpr int64_t kPiece = cuda::kGradPiece;
 
 struct Piece {
   size_t tensor;
@@ -39,6 +40,25 @@ void check_tensor(const Tensor& t, const Shape& shape, DType dtype, const char* 
           name_of(t.dtype), t.shape);
 }
 
+void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o, const Tensor& scalars) {
+  std::vector<cuda::AdamwTensor> list;
+  for (const AdamwTensors& t : tensors)
+    list.push_back({.value = t.value.as<float>(),
+                    .rounded = t.rounded.data,
+                    .grad = t.grad.as<float>(),
+                    .m = t.m.as<float>(),
+                    .v = t.v.as<float>(),
+                    .n = t.value.numel(),
+                    .decay = t.decay});
+  KRAIT_WITH_CUDA(cuda::adamw(list, o.beta1, o.beta2, o.eps, scalars.as<float>(), c.stream));
+}
+
+void clip_on_gpu(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& sums, const Tensor& scalars) {
+  std::vector<cuda::Floats> list;
+  for (const Tensor& g : grads) list.push_back({g.as<float>(), g.numel()});
+  KRAIT_WITH_CUDA(cuda::clip_grad_norm(list, limit, sums.as<double>(), scalars.as<float>(), c.stream));
+}
+
 }  // namespace
 
 void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o, const Tensor& scalars) {
@@ -55,6 +75,7 @@ void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOpti
   }
   c.cost("adamw", elements * 28, elements * 14);
   if (c.planning()) return;
+  if (c.device.type == Device::cuda) return adamw_on_gpu(c, tensors, o, scalars);
 
   const AdamwKernels& k = KRAIT_PICK_ISA(adamw_kernels);
   const float* s = scalars.as<float>();
@@ -91,6 +112,7 @@ void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit, c
   Scratch scratch(c);
   const Tensor sums = c.scratch({static_cast<int64_t>(pieces.size())}, DType::f64);
   if (c.planning()) return;
+  if (c.device.type == Device::cuda) return clip_on_gpu(c, grads, limit, sums, scalars);
 
   const AdamwKernels& k = KRAIT_PICK_ISA(adamw_kernels);
   parallel_for(sums.numel(), [&](int64_t i) {

@@ -4,7 +4,9 @@
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
+#include "krait/ops/conv1d_causal/cuda.h"
 #include "krait/ops/conv1d_causal/kernels.h"
+#include "krait/tensor/cuda/rows.h"
 #include "krait/tensor/memory.h"
 
 namespace krait::ops {
@@ -135,10 +137,9 @@ Call check(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, boo
   q.K = state_in ? state_in.size(-1) : state_out ? state_out.size(-1) : q.W;
   check_state("state_in", state_in, q);
   check_state("state_out", state_out, q);
-  require(c.device.type == Device::cpu, "[conv1d_causal] expected a CPU context");
   if (packing) {
     check_packing(q);
-    if (!c.planning()) check_packing_values(q);
+    if (!c.planning() && c.device.type == Device::cpu) check_packing_values(q);
   }
   return q;
 }
@@ -219,7 +220,23 @@ void run_steps(const Call& q, const Cut& cut, ConvProblem p) {
   });
 }
 
+float* floats(const Tensor& t) { return t ? t.as<float>() : nullptr; }
+
+cuda::ConvSequences sequences_on_gpu(const Call& q) {
+  const Cut cut = q.cut();
+  return {cut.n, cut.tokens, cut.length, cut.begin, cut.in, cut.out};
+}
+
+void run_forward_on_gpu(Context& c, const Call& q, const Tensor& y) {
+  if (c.planning()) return;
+  ConvProblem p = q.problem();
+  p.y = y.data;
+  KRAIT_WITH_CUDA(
+      cuda::conv_forward(p, sequences_on_gpu(q), floats(q.state_in), floats(q.state_out), c.stream));
+}
+
 void run_forward(Context& c, const Call& q, const Tensor& y) {
+  if (c.device.type == Device::cuda) return run_forward_on_gpu(c, q, y);
   const bool one_token = q.longest() == 1 && q.sequences() == q.B * q.L && q.K <= q.W;
   Scratch scratch(c);
   const Tensor taps = one_token ? Tensor() : c.scratch({q.W, q.E}, DType::f32);
@@ -277,6 +294,14 @@ void add_into_states(const Call& q, const Cut& cut, const Tensor& dhistory,
   });
 }
 
+void run_backward_on_gpu(Context& b, const Call& q, const ConvProblem& p, cuda::ConvBackward to, int64_t pieces) {
+  const Tensor parts = b.scratch({cuda::parts_of_sum(pieces), q.W + 1, q.E}, DType::f32);
+  if (b.planning()) return;
+  to.parts = floats(parts);
+  const int64_t state_rows = q.state_in ? q.state_in.size(0) : 0;
+  KRAIT_WITH_CUDA(cuda::conv_backward(p, sequences_on_gpu(q), to, state_rows, b.stream));
+}
+
 void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
   const Tensor dy = b.tape->grad(y);
   const Tensor dstate = state ? b.tape->grad(state) : Tensor();
@@ -286,26 +311,42 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
   const GradTarget dbias = b.tape->grad_into(b, q.bias);
   const GradTarget dstate_in = b.tape->grad_into(b, q.state_in);
 
-  const int64_t pieces = (q.B * q.L + kBackwardTokens - 1) / kBackwardTokens;
+  const bool gpu = b.device.type == Device::cuda;
+  const int64_t grain = gpu ? cuda::kConvBackwardTokens : kBackwardTokens;
+  const int64_t pieces = (q.B * q.L + grain - 1) / grain;
   const bool want_sums = dk.grad || dbias.grad;
   Scratch scratch(b);
-  const Tensor taps = b.scratch({q.W, q.E}, DType::f32);
+  const Tensor taps = b.scratch({q.W + (gpu ? 1 : 0), q.E}, DType::f32);  // on the GPU dk, dbias in all
   const Tensor sums = want_sums ? b.scratch({pieces, q.W + 1, q.E}, DType::f32) : Tensor();
   const Tensor dhistory =
       dstate_in.grad ? b.scratch({q.sequences(), q.W - 1, q.E}, DType::f32) : Tensor();
   const double n = static_cast<double>(q.x.numel());
   b.cost("conv1d_causal.backward", n * static_cast<double>(size_of(q.x.dtype)) * (dx.add ? 4 : 3),
          n * static_cast<double>(6 * q.W + (q.silu ? 10 : 1)));
-  if (b.planning()) return;
-
-  const Cut cut = q.cut();
-  transpose_taps(q, taps);
   ConvProblem p = q.problem();
-  p.taps = taps.as<float>();
   p.dy = dy.data;
   p.dx = dx.grad.data;
   p.dx_stride = dx.grad ? dx.grad.row_stride() : 0;
   p.dx_add = dx.add;
+  if (gpu) {
+    if (!b.planning() && dstate_in.grad && !dstate_in.add) fill(b, dstate_in.grad, 0.0f);
+    return run_backward_on_gpu(b, q, p,
+                               {.state_in = floats(q.state_in),
+                                .dstate_out = floats(dstate),
+                                .dhistory = floats(dhistory),
+                                .dstate_in = floats(dstate_in.grad),
+                                .sums = floats(sums),
+                                .totals = floats(taps),
+                                .dk = floats(dk.grad),
+                                .dk_add = dk.add,
+                                .dbias = floats(dbias.grad),
+                                .dbias_add = dbias.add},
+                               pieces);
+  }
+  if (b.planning()) return;
+  const Cut cut = q.cut();
+  transpose_taps(q, taps);
+  p.taps = taps.as<float>();
   const ConvKernels& kernels = KRAIT_PICK_ISA(conv_kernels);
   const auto piece_sums = [&](int64_t piece) { return sums.as<float>() + piece * (q.W + 1) * q.E; };
   const auto start = [&](int64_t piece, int64_t e0, int64_t e1) {

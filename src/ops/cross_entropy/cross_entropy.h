@@ -12,7 +12,8 @@
 // The loss is the end of the graph: a recording call computes dh and dw at once, while a block's logits
 // exist, into the gradient slots of h and w. So the upstream gradient is 1 by definition: `scale` is the
 // place for means and weights, the loss is not a variable, and nothing is saved or left for backward.
-// Deterministic; the same bits for any number of threads. Targets below -1 or from V on are refused.
+// Deterministic; the same bits for any number of threads. Targets below -1 or from V on are
+// refused on the CPU; on a GPU, where nobody looks at them, they make nll and loss NaN.
 #pragma once
 #include "krait/tensor/context.h"
 

@@ -4,19 +4,21 @@
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
 #include "krait/ops/cross_entropy/cross_entropy.h"
+#include "krait/ops/cross_entropy/cuda.h"
 #include "krait/ops/cross_entropy/kernels.h"
-#include "krait/tensor/cpu/convert.h"
-#include "krait/tensor/cpu/matmul.h"
+#include "krait/tensor/memory.h"
+#include "krait/tensor/products.h"
 
 namespace krait::ops {
 
 namespace {
 
 // Memory for the logits of a block of rows. Larger blocks read w and update dw fewer times.
-constexpr int64_t kBlockBytes = int64_t{32} << 20;
+constexpr int64_t kBlockBytes = int64_t{32} << 20, kBlockBytesOnGpu = int64_t{512} << 20;
 
-int64_t rows_of_block(int64_t M, int64_t V) {
-  const int64_t most = std::max<int64_t>(kBlockBytes / (4 * V) / 16 * 16, 16);
+int64_t rows_of_block(Device device, int64_t M, int64_t V) {
+  const int64_t bytes = device.type == Device::cuda ? kBlockBytesOnGpu : kBlockBytes;
+  const int64_t most = std::max<int64_t>(bytes / (4 * V) / 16 * 16, 16);
   const int64_t blocks = (M + most - 1) / most;
   return blocks <= 1 ? M : std::min(most, (M + blocks - 1) / blocks);
 }
@@ -42,6 +44,40 @@ void check_targets(const int32_t* targets, int64_t M, int64_t V) {
             targets[i], V - 1);
 }
 
+// nll of rows [begin, end), and their logits (end - begin, V) turned into gradients where asked.
+void run_rows(Context& c, const Tensor& logits, const Tensor& targets, int64_t begin, float scale, LogitsGrad grad,
+              const Tensor& nll) {
+  const int64_t rows = logits.size(0), V = logits.size(1);
+  const int32_t* const target = targets.as<int32_t>() + begin;
+  float* const out = nll.as<float>() + begin;
+  if (c.device.type == Device::cuda) {
+    KRAIT_WITH_CUDA(cuda::cross_entropy_rows(logits.as<float>(), rows, V, target, scale, grad, out, c.stream));
+    return;
+  }
+  const CrossEntropyKernels& k = KRAIT_PICK_ISA(cross_entropy_kernels);
+  parallel_for(rows, [&](int64_t i) {
+    float* const row = logits.as<float>() + i * V;
+    if (target[i] >= 0) {
+      out[i] = static_cast<float>(k.row(row, V, target[i], scale, grad));
+    } else {
+      out[i] = 0;
+      std::memset(row, 0, static_cast<size_t>(V) * sizeof(float));
+    }
+  });
+}
+
+void sum_loss(Context& c, const CrossEntropyResult& result, float scale) {
+  const int64_t M = result.nll.numel();
+  const float* const nll = result.nll.as<float>();
+  if (c.device.type == Device::cuda) {
+    KRAIT_WITH_CUDA(cuda::cross_entropy_loss(nll, M, scale, result.loss.as<float>(), c.stream));
+    return;
+  }
+  double sum = 0;
+  for (int64_t i = 0; i < M; ++i) sum += static_cast<double>(nll[i]);
+  *result.loss.as<float>() = static_cast<float>(static_cast<double>(scale) * sum);
+}
+
 }  // namespace
 
 CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w, const Tensor& targets,
@@ -61,47 +97,32 @@ CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tenso
                                                    : LogitsGrad::f32;
 
   Scratch block_scratch(c);
-  const int64_t rows = rows_of_block(M, V);
+  const int64_t rows = rows_of_block(c.device, M, V);
   const Tensor logits = c.scratch({rows, V}, DType::f32);
   const Tensor flat = h.detach().reshape({M, D});
-  if (!c.planning()) check_targets(targets.as<int32_t>(), M, V);
-  const CrossEntropyKernels& k = KRAIT_PICK_ISA(cross_entropy_kernels);
+  if (!c.planning() && c.device.type == Device::cpu) check_targets(targets.as<int32_t>(), M, V);
   for (int64_t begin = 0; begin < M; begin += rows) {
     const int64_t end = std::min(M, begin + rows);
     Scratch s(c);
-    const Tensor hb = cpu::in_type(c, flat.slice(0, begin, end), w.dtype);
+    const Tensor hb = in_type(c, flat.slice(0, begin, end), w.dtype);
     const Tensor lb = logits.slice(0, 0, end - begin);
-    cpu::matmul_into(c, cpu::matrix(hb), cpu::matrix(w).transposed(), lb);
-    if (!c.planning()) {
-      parallel_for(end - begin, [&](int64_t i) {
-        const int32_t target = targets.as<int32_t>()[begin + i];
-        float* const row = logits.as<float>() + i * V;
-        float& nll = result.nll.as<float>()[begin + i];
-        if (target >= 0) {
-          nll = static_cast<float>(k.row(row, V, target, scale, grad));
-        } else {
-          nll = 0;
-          std::memset(row, 0, static_cast<size_t>(V) * sizeof(float));
-        }
-      });
-    }
-    cpu::Matrix dlogits = cpu::matrix(lb);
+    multiply(c, matrix(hb), matrix(w).transposed(), lb);
+    if (!c.planning()) run_rows(c, lb, targets, begin, scale, grad, result.nll);
+    Matrix dlogits = matrix(lb);
     if (grad == LogitsGrad::bf16) {  // in the first half of each row
       dlogits.dtype = DType::bf16;
       dlogits.row_step *= 2;
     }
     if (dh.grad) {
       const Tensor part = dh.grad.reshape({M, D}).slice(0, begin, end);
-      cpu::matmul_into(c, dlogits, cpu::matrix(w), part, {.add = dh.add});
+      multiply(c, dlogits, matrix(w), part, {.add = dh.add});
     }
     if (dw.grad)
-      cpu::matmul_into(c, dlogits.transposed(), cpu::matrix(hb), dw.grad, {.add = dw.add || begin > 0});
+      multiply(c, dlogits.transposed(), matrix(hb), dw.grad, {.add = dw.add || begin > 0});
   }
   if (c.planning()) return result;
-  if (dw.grad && M == 0 && !dw.add) std::memset(dw.grad.data, 0, dw.grad.bytes());
-  double sum = 0;
-  for (int64_t i = 0; i < M; ++i) sum += static_cast<double>(result.nll.as<float>()[i]);
-  *result.loss.as<float>() = static_cast<float>(static_cast<double>(scale) * sum);
+  if (dw.grad && M == 0 && !dw.add) fill(c, dw.grad, 0.0f);
+  sum_loss(c, result, scale);
   return result;
 }
 

@@ -5,7 +5,8 @@
 #include "krait/ops/linear/kernels.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/tensor/cpu/convert.h"
-#include "krait/tensor/cpu/matmul.h"
+#include "krait/tensor/cuda/rows.h"
+#include "krait/tensor/products.h"
 
 namespace krait::ops {
 
@@ -83,20 +84,29 @@ void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const
              const Tensor& stream) {
   if (y.numel() == 0) return;
   Scratch s(c);
-  if (z.M <= few_rows_for(w.dtype)) {
+  if (c.device.type == Device::cpu && z.M <= few_rows_for(w.dtype)) {
     few_rows(c, z, x, w, bias, y, stream);
     return;
   }
-  const Tensor ready = cpu::in_type(c, x, w.dtype);
-  std::optional<cpu::Matrix> plus;
-  if (stream) plus = cpu::matrix(stream);
-  cpu::matmul_into(c, cpu::matrix(ready), cpu::matrix(w).transposed(), y,
+  const Tensor ready = in_type(c, x, w.dtype);
+  std::optional<Matrix> plus;
+  if (stream) plus = matrix(stream);
+  multiply(c, matrix(ready), matrix(w).transposed(), y,
           {.bias = bias ? bias.as<float>() : nullptr, .plus = plus ? &*plus : nullptr});
 }
 
-void sum_rows(const Tensor& dy, const GradTarget& to) {
+void sum_rows_on_gpu(Context& c, const Tensor& dy, const GradTarget& to, int64_t M, int64_t N) {
+  const Tensor parts = c.scratch({cuda::parts_of_sum(M), N}, DType::f32);
+  if (c.planning()) return;
+  KRAIT_WITH_CUDA(cuda::sum_rows(dy.data, dy.dtype == DType::bf16, dy.row_stride(), M, N, to.grad.as<float>(), to.add,
+                                 parts.as<float>(), c.stream));
+}
+
+void sum_rows(Context& c, const Tensor& dy, const GradTarget& to) {
   const LinearKernels& k = KRAIT_PICK_ISA(linear_kernels);
   const int64_t N = dy.size(-1), M = N == 0 ? 0 : dy.numel() / N, step = dy.row_stride();
+  if (c.device.type == Device::cuda) return sum_rows_on_gpu(c, dy, to, M, N);
+  if (c.planning()) return;
   parallel_ranges(N, 64, [&](int64_t n, int64_t end) {
     const auto* at = static_cast<const std::byte*>(dy.data) + n * static_cast<int64_t>(size_of(dy.dtype));
     (dy.dtype == DType::bf16 ? k.sum_rows_bf16 : k.sum_rows_f32)(at, step, M, end - n, to.grad.as<float>() + n,
@@ -113,14 +123,14 @@ void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
          static_cast<double>(2 * dy.bytes() + 2 * x.bytes()) + static_cast<double>(z.N * z.K) * 6.0,
          2.0 * size * ((dx.grad ? 1 : 0) + (dw.grad ? 1 : 0)));
   Scratch s(c);
-  if (db.grad && !c.planning()) sum_rows(dy, db);
+  if (db.grad) sum_rows(c, dy, db);
   if (!dx.grad && !dw.grad) return;
-  const Tensor dy_ready = cpu::in_type(c, dy, w.dtype);
+  const Tensor dy_ready = in_type(c, dy, w.dtype);
   if (dx.grad && dx.grad.numel() > 0)
-    cpu::matmul_into(c, cpu::matrix(dy_ready), cpu::matrix(w), dx.grad, {.add = dx.add});
+    multiply(c, matrix(dy_ready), matrix(w), dx.grad, {.add = dx.add});
   if (dw.grad && dw.grad.numel() > 0) {
-    const Tensor x_ready = cpu::in_type(c, x, w.dtype);
-    cpu::matmul_into(c, cpu::matrix(dy_ready).transposed(), cpu::matrix(x_ready), dw.grad, {.add = dw.add});
+    const Tensor x_ready = in_type(c, x, w.dtype);
+    multiply(c, matrix(dy_ready).transposed(), matrix(x_ready), dw.grad, {.add = dw.add});
   }
 }
 

@@ -2,8 +2,10 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/norm/cuda.h"
 #include "krait/ops/norm/kernels.h"
 #include "krait/ops/norm/norm.h"
+#include "krait/tensor/cuda/rows.h"
 
 namespace krait::ops {
 namespace {
@@ -35,7 +37,7 @@ struct Call {
   }
 };
 
-void check(const Context& c, const Tensor& x, const Tensor& w, const Tensor& b, DType out,
+void check(const Tensor& x, const Tensor& w, const Tensor& b, DType out,
            const Tensor& residual) {
   require(x.rank() >= 1 && x.row_strided() && (x.dtype == DType::f32 || x.dtype == DType::bf16),
           "[norm] x: expected float32 or bfloat16 (..., D) with rows at one distance, got {} {}",
@@ -53,7 +55,6 @@ void check(const Context& c, const Tensor& x, const Tensor& w, const Tensor& b, 
               (residual.dtype == DType::f32 && residual.row_strided() && residual.shape == x.shape),
           "[norm] residual: expected float32 {} with rows at one distance, got {} {}", x.shape,
           name_of(residual.dtype), residual.shape);
-  require(c.device.type == Device::cpu, "[norm] expected a CPU context");
 }
 
 // target (D) = the partial sums (pieces, D) in their order
@@ -65,6 +66,18 @@ void add_up(const Tensor& sums, int64_t pieces, const GradTarget& target) {
     for (int64_t i = 0; i < pieces; ++i)
       for (int64_t e = begin; e < end; ++e) out[e] += sums.as<float>()[i * D + e];
   });
+}
+
+void run_backward_on_gpu(Context& c, const NormProblem& p, int64_t rows, const Tensor& dw_sums, const Tensor& db_sums,
+                         const GradTarget& dw, const GradTarget& db) {
+  const auto floats = [](const Tensor& t) { return t ? t.as<float>() : nullptr; };
+  KRAIT_WITH_CUDA(cuda::norm_backward(p, rows, floats(dw_sums), floats(db_sums), c.stream));
+  const auto add_up_part = [&](const Tensor& sums, const GradTarget& to) {
+    KRAIT_WITH_CUDA(cuda::sum_rows(sums.data, false, p.D, sums.size(0), p.D, to.grad.as<float>(), to.add, nullptr,
+                                   c.stream));
+  };
+  if (dw.grad) add_up_part(dw_sums, dw);
+  if (db.grad) add_up_part(db_sums, db);
 }
 
 void backward(Context& c, const Call& q) {
@@ -79,7 +92,9 @@ void backward(Context& c, const Call& q) {
   const GradTarget db = c.tape->grad_into(c, q.b);
 
   const int64_t D = q.x.size(-1), rows = q.x.shape.rows();
-  const int64_t pieces = (rows + kBackwardRows - 1) / kBackwardRows;
+  const bool gpu = c.device.type == Device::cuda;
+  const int64_t grain = gpu ? cuda::norm_rows_of_a_piece(rows) : kBackwardRows;
+  const int64_t pieces = (rows + grain - 1) / grain;
   Scratch scratch(c);
   const Tensor dw_sums = dw.grad ? c.scratch({pieces, D}, DType::f32) : Tensor();
   const Tensor db_sums = db.grad ? c.scratch({pieces, D}, DType::f32) : Tensor();
@@ -100,6 +115,7 @@ void backward(Context& c, const Call& q) {
   p.dx = dx.grad.data;
   p.dx_stride = dx.grad ? dx.grad.row_stride() : 0;
   p.dx_add = dx.add;
+  if (gpu) return run_backward_on_gpu(c, p, rows, dw_sums, db_sums, dw, db);
   const NormKernels& kernels = KRAIT_PICK_ISA(norm_kernels);
   parallel_for(pieces, [&](int64_t i) {
     const auto part = [&](const Tensor& sums) {
@@ -118,7 +134,7 @@ void backward(Context& c, const Call& q) {
 
 NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, const Tensor& b,
                 float eps, DType out, const Tensor& residual) {
-  check(c, x, w, b, out, residual);
+  check(x, w, b, out, residual);
   const bool recorded = c.tape && needs_grad({x, w, b, residual});
   const int64_t rows = x.shape.rows();
   NormResult result;
@@ -135,9 +151,12 @@ NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, con
     p.y = result.y.data;
     p.residual = residual ? residual.as<float>() : nullptr;
     p.residual_stride = residual ? residual.row_stride() : 0;
-    const NormKernels& kernels = KRAIT_PICK_ISA(norm_kernels);
-    parallel_ranges(rows, kForwardRows,
-                    [&](int64_t row, int64_t end) { kernels.forward(p, row, end); });
+    if (c.device.type == Device::cuda) {
+      KRAIT_WITH_CUDA(cuda::norm_forward(p, rows, c.stream));
+    } else {
+      const NormKernels& kernels = KRAIT_PICK_ISA(norm_kernels);
+      parallel_ranges(rows, kForwardRows, [&](int64_t row, int64_t end) { kernels.forward(p, row, end); });
+    }
   }
   if (recorded) {
     c.tape->watch(result.y);

@@ -129,6 +129,17 @@ struct Row {
   }
 };
 
+// Logits of a GPU are drawn from on the CPU.
+std::vector<Sampled> sample_downloaded(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
+                                       std::span<const SampleRow> rows) {
+  const int64_t B = logits.size(0), V = logits.size(1);
+  Arena arena(static_cast<size_t>(B * (V + 3 * valid)) * sizeof(float) + 4 * Arena::kAlign);
+  Context host{.arena = &arena};
+  const Tensor here = host.alloc({B, V}, DType::f32);
+  for (int64_t b = 0; b < B; ++b) download(logits.select(0, b), here.select(0, b).data, c.stream);
+  return sample(host, here, valid, o, rows);
+}
+
 }  // namespace
 
 std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
@@ -137,6 +148,8 @@ std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, con
   const int64_t B = logits.size(0);
   std::vector<Sampled> result(static_cast<size_t>(B));
   c.cost("sampler", static_cast<double>(logits.bytes()), 0);
+  if (c.device.type == Device::cuda)
+    return c.planning() ? result : sample_downloaded(c, logits, valid, o, rows);
   Scratch scratch(c);
   const Tensor penalised = c.scratch({B, valid}, DType::f32), weights = c.scratch({B, valid}, DType::f32),
                ids = c.scratch({B, valid}, DType::i32);

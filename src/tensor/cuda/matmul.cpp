@@ -2,6 +2,7 @@
 
 #include <cublasLt.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -30,8 +31,9 @@ struct Factor {
 };
 
 Factor factor(const Matrix& m) {
-  if (m.col_step == 1) return {m.cols, m.rows, m.row_step, CUBLAS_OP_N};
-  return {m.rows, m.cols, m.col_step, CUBLAS_OP_T};
+  // Where there is one column, its step says nothing; the library wants at least a column's length.
+  if (m.col_step == 1) return {m.cols, m.rows, std::max(m.row_step, m.cols), CUBLAS_OP_N};
+  return {m.rows, m.cols, std::max(m.col_step, m.rows), CUBLAS_OP_T};
 }
 
 int alignment(const void* p) {
@@ -39,7 +41,7 @@ int alignment(const void* p) {
   return a % 16 == 0 ? 16 : a % 8 == 0 ? 8 : a % 4 == 0 ? 4 : 2;
 }
 
-using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int, int>;
+using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int, int, bool>;
 
 struct Planned {
   cublasLtMatmulDesc_t op = nullptr;
@@ -64,7 +66,9 @@ class Library {
   void run(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, Stream stream) {
     const std::lock_guard lock(mutex_);
     const Matrix& before = e.plus ? *e.plus : c;
-    const Planned& p = planned(a, b, c, before);
+    const Planned& p = planned(a, b, c, before, e.bias != nullptr);
+    if (e.bias)
+      cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &e.bias, sizeof e.bias);
     const float alpha = 1.0f, beta = e.add || e.plus ? 1.0f : 0.0f;
     check(cublasLtMatmul(handle_, p.op, &alpha, b.data, p.x, a.data, p.y, &beta, before.data, p.plus, c.data, p.d,
                          &p.algo, workspace_.data(), kWorkspace, static_cast<cudaStream_t>(stream)),
@@ -72,21 +76,26 @@ class Library {
   }
 
  private:
-  const Planned& planned(const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& before) {
+  const Planned& planned(const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& before,
+                         bool bias) {
     const Factor x = factor(b), y = factor(a);
     const Key key{c.rows,      c.cols,      a.cols, x.step, y.step, c.row_step, before.row_step,
                   x.op * 2 + y.op, static_cast<int>(a.dtype) * 16 + static_cast<int>(c.dtype), alignment(a.data),
-                  alignment(b.data), alignment(c.data) * 32 + alignment(before.data)};
+                  alignment(b.data), alignment(c.data) * 32 + alignment(before.data), bias};
     const auto [it, fresh] = plans_.try_emplace(key);
     Planned& p = it->second;
     if (!fresh) return p;
     check(cublasLtMatmulDescCreate(&p.op, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
     cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSA, &x.op, sizeof x.op);
     cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSB, &y.op, sizeof y.op);
+    if (bias) {
+      const cublasLtEpilogue_t add_bias = CUBLASLT_EPILOGUE_BIAS;
+      cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_EPILOGUE, &add_bias, sizeof add_bias);
+    }
     p.x = layout(b.dtype, x.rows, x.cols, x.step);
     p.y = layout(a.dtype, y.rows, y.cols, y.step);
-    p.plus = layout(c.dtype, c.cols, c.rows, before.row_step);
-    p.d = layout(c.dtype, c.cols, c.rows, c.row_step);
+    p.plus = layout(c.dtype, c.cols, c.rows, std::max(before.row_step, c.cols));
+    p.d = layout(c.dtype, c.cols, c.rows, std::max(c.row_step, c.cols));
 
     cublasLtMatmulPreference_t preference = nullptr;
     check(cublasLtMatmulPreferenceCreate(&preference), "asking for an algorithm");
@@ -134,6 +143,16 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
           "matmul: sizes of ({}, {}) by ({}, {}) into ({}, {}) do not fit", a.rows, a.cols, b.rows, b.cols, c.rows,
           c.cols);
   if (c.rows == 0 || c.cols == 0) return;
+  if (a.cols == 0) {  // an empty sum, which the library refuses
+    require(!e.plus && !e.bias, "matmul: a product over nothing has neither bias nor plus");
+    const size_t element = size_of(c.dtype);
+    if (!e.add)
+      check(cudaMemset2DAsync(c.data, static_cast<size_t>(c.row_step) * element, 0,
+                              static_cast<size_t>(c.cols) * element, static_cast<size_t>(c.rows),
+                              static_cast<cudaStream_t>(stream)),
+            "clearing a product");
+    return;
+  }
   library(device).run(a, b, c, e, stream);
 }
 

@@ -9,6 +9,7 @@ namespace krait::cuda {
 using cpu::Matrix;
 
 struct Epilogue {
+  const float* bias = nullptr;   // (columns of C), with a float32 C
   bool add = false;              // C += instead of C =
   const Matrix* plus = nullptr;  // float32, C's shape, not C itself; not together with `add`
 };

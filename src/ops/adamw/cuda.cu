@@ -1,0 +1,143 @@
+// The list of tensors travels in the kernel's parameters, kMost a launch.
+#include "krait/ops/adamw/cuda.h"
+
+#include <algorithm>
+
+#include "krait/ops/adamw/scalars.h"
+#include "krait/tensor/cuda/math.h"
+
+namespace krait::cuda {
+
+namespace {
+
+using namespace ops;  // NOLINT: StepScalar
+
+constexpr int kMost = 48;
+constexpr int kThreads = 256;
+constexpr int64_t kUpdatePiece = 4096;  // elements of a block
+
+template <class T>
+struct List {
+  T tensor[kMost];
+  int64_t first[kMost + 1];  // block of each tensor; then their number
+  int count = 0;
+};
+
+// The tensor of this block, and which of its pieces.
+template <class T>
+__device__ int tensor_of_block(const List<T>& list, int64_t& piece) {
+  int t = 0;
+  while (list.first[t + 1] <= blockIdx.x) ++t;
+  piece = blockIdx.x - list.first[t];
+  return t;
+}
+
+// Calls launch(list, blocks) for each kMost tensors.
+template <class T, class F>
+void in_lists(const std::vector<T>& tensors, int64_t piece, const F& launch) {
+  List<T> list;
+  int64_t blocks = 0;
+  const auto go = [&] {
+    list.first[list.count] = blocks;
+    if (blocks > 0) launch(list, static_cast<unsigned>(blocks));
+    list.count = 0;
+    blocks = 0;
+  };
+  for (const T& t : tensors) {
+    if (t.n == 0) continue;
+    list.tensor[list.count] = t;
+    list.first[list.count++] = blocks;
+    blocks += ceil_div(t.n, piece);
+    if (list.count == kMost) go();
+  }
+  go();
+}
+
+template <int V>
+__device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float beta1, float beta2, float eps,
+                       const float* scalars) {
+  const float clip = scalars[kClip], keep = 1 - scalars[kLearningRate] * t.decay;
+  const float step = scalars[kLearningRate] / scalars[kBias1], inv_bias2 = 1 / scalars[kBias2];
+  for (int64_t i = begin + int64_t{threadIdx.x} * V; i < end; i += int64_t{blockDim.x} * V) {
+    float value[V], g[V], m[V], v[V];
+    load<V>(t.value + i, value);
+    load<V>(t.grad + i, g);
+    load<V>(t.m + i, m);
+    load<V>(t.v + i, v);
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      g[e] *= clip;
+      m[e] = beta1 * m[e] + (1 - beta1) * g[e];
+      v[e] = beta2 * v[e] + (1 - beta2) * (g[e] * g[e]);
+      value[e] = keep * value[e] - step * (m[e] / (sqrtf(v[e] * inv_bias2) + eps));
+    }
+    store<V>(t.value + i, value);
+    store<V>(t.m + i, m);
+    store<V>(t.v + i, v);
+    if (t.rounded) store<V>(static_cast<__nv_bfloat16*>(t.rounded) + i, value);
+  }
+}
+
+__device__ bool whole_runs(const void* p, unsigned bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+__global__ void adamw_kernel(const __grid_constant__ List<AdamwTensor> list, float beta1, float beta2, float eps,
+                             const float* scalars) {
+  int64_t piece;
+  const AdamwTensor& t = list.tensor[tensor_of_block(list, piece)];
+  const int64_t begin = piece * kUpdatePiece, end = min(t.n, begin + kUpdatePiece);
+  const bool fours = end % 4 == 0 && whole_runs(t.value, 16) && whole_runs(t.grad, 16) && whole_runs(t.m, 16) &&
+                     whole_runs(t.v, 16) && whole_runs(t.rounded, 8);
+  fours ? update<4>(t, begin, end, beta1, beta2, eps, scalars) : update<1>(t, begin, end, beta1, beta2, eps, scalars);
+}
+
+__global__ void squares_kernel(const __grid_constant__ List<Floats> list, double* sums) {
+  int64_t piece;
+  const Floats& t = list.tensor[tensor_of_block(list, piece)];
+  const int64_t begin = piece * kGradPiece, end = min(t.n, begin + kGradPiece);
+  double sum = 0;
+  if (end % 4 == 0 && whole_runs(t.data, 16)) {
+    for (int64_t i = begin + int64_t{threadIdx.x} * 4; i < end; i += int64_t{blockDim.x} * 4) {
+      float x[4];
+      load<4>(t.data + i, x);
+      sum += static_cast<double>(x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3]);
+    }
+  } else {
+    for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
+      sum += static_cast<double>(t.data[i]) * static_cast<double>(t.data[i]);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+__global__ void clip_kernel(const double* sums, int64_t n, float limit, float* scalars) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += sums[i];
+  const double norm = sqrt(block_sum(sum));
+  if (threadIdx.x > 0) return;
+  scalars[kGradNorm] = static_cast<float>(norm);
+  scalars[kClip] = limit > 0 && norm > limit ? static_cast<float>(limit / (norm + 1e-6)) : 1.0f;
+}
+
+}  // namespace
+
+void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, float eps, const float* scalars,
+           void* stream) {
+  in_lists(tensors, kUpdatePiece, [&](const List<AdamwTensor>& list, unsigned blocks) {
+    adamw_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(list, beta1, beta2, eps, scalars);
+    check_launch("adamw");
+  });
+}
+
+void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums, float* scalars, void* stream) {
+  const auto s = static_cast<cudaStream_t>(stream);
+  int64_t done = 0;
+  in_lists(grads, kGradPiece, [&](const List<Floats>& list, unsigned blocks) {
+    squares_kernel<<<blocks, kThreads, 0, s>>>(list, sums + done);
+    check_launch("clip_grad_norm");
+    done += blocks;
+  });
+  clip_kernel<<<1, 1024, 0, s>>>(sums, done, limit, scalars);
+  check_launch("clip_grad_norm");
+}
+
+}  // namespace krait::cuda

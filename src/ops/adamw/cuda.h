@@ -1,0 +1,32 @@
+// Private to this room: AdamW on the GPU, many tensors a launch.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "krait/ops/adamw/kernels.h"
+
+namespace krait::cuda {
+
+struct AdamwTensor {
+  float* value;
+  void* rounded;  // bfloat16, or null
+  const float* grad;
+  float *m, *v;
+  int64_t n;
+  float decay;
+};
+
+// `scalars`: StepScalar values, read when the kernels run.
+void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, float eps, const float* scalars,
+           void* stream);
+
+struct Floats {
+  const float* data;
+  int64_t n;
+};
+
+// Elements of one partial sum; `sums`: one float64 for each piece of each tensor.
+constexpr int64_t kGradPiece = 1 << 16;
+void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums, float* scalars, void* stream);
+
+}  // namespace krait::cuda

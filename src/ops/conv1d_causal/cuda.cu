@@ -1,0 +1,356 @@
+// A thread has a run of neighbouring channels and some tokens; the inputs that its window reaches stay in
+// registers. Kernels are made for windows of 4 and of 8 taps: of a narrower one the oldest `skip` taps are
+// left out, so that what stands there is never multiplied.
+#include "krait/ops/conv1d_causal/cuda.h"
+
+#include <algorithm>
+
+#include "krait/tensor/cuda/math.h"
+#include "krait/tensor/cuda/rows.h"
+
+namespace krait::cuda {
+
+namespace {
+
+using bfloat16 = __nv_bfloat16;
+
+constexpr int64_t kForwardTokens = 16;  // of a thread
+constexpr int kSlices = 8;              // of a block's tokens in backward
+constexpr int64_t kSliceTokens = kConvBackwardTokens / kSlices;
+
+struct Sequence {
+  int64_t begin, end, in, out;
+};
+
+__device__ Sequence sequence(const ConvSequences& c, int64_t s) {
+  if (!c.begin) return {s * c.length, (s + 1) * c.length, s, s};
+  return {c.begin[s], c.begin[s + 1], c.in[s], c.out[s]};
+}
+
+// The sequence that holds `token`.
+__device__ int64_t sequence_of(const ConvSequences& c, int64_t token) {
+  if (!c.begin) return token / c.length;
+  int64_t low = 0, high = c.n;  // begin[low] <= token, and the answer is below `high`
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (c.begin[middle] <= token ? low : high) = middle;
+  }
+  return low;
+}
+
+// Channels [e, e + V): their taps and bias, and the inputs of the window's older taps.
+template <class T, int V, int W>
+struct Window {
+  const ConvProblem& p;
+  const int64_t e;
+  const int skip;
+  float taps[W][V], bias[V] = {}, x[W - 1][V];
+
+  __device__ Window(const ConvProblem& problem, int64_t channel) : p(problem), e(channel), skip(W - problem.width) {
+#pragma unroll
+    for (int w = 0; w < W; ++w)
+      for (int v = 0; v < V; ++v) taps[w][v] = w < skip ? 0.0f : p.k[(e + v) * p.width + w - skip];
+    if (p.bias) load<V>(p.bias + e, bias);
+  }
+
+  __device__ void input(int64_t t, float (&to)[V]) const {
+    load<V>(static_cast<const T*>(p.x) + t * p.x_stride + e, to);
+  }
+
+  // The inputs before token t of sequence q: of the sequence, of its state, or zero.
+  __device__ void fill(int64_t t, const Sequence& q, const float* state_in) {
+#pragma unroll
+    for (int j = 0; j < W - 1; ++j) {
+      const int64_t time = t - (W - 1) + j;
+#pragma unroll
+      for (int v = 0; v < V; ++v) x[j][v] = 0;
+      if (j < skip) continue;
+      if (time >= q.begin) {
+        input(time, x[j]);
+      } else if (state_in && q.in >= 0) {
+        for (int v = 0; v < V; ++v) x[j][v] = state_in[(q.in * p.E + e + v) * p.K + p.K + time - q.begin];
+      }
+    }
+  }
+
+  // The convolution where `now` is the current input.
+  __device__ void sum(const float (&now)[V], float (&to)[V]) const {
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = bias[v];
+#pragma unroll
+    for (int w = 0; w < W - 1; ++w) {
+      if (w < skip) continue;
+#pragma unroll
+      for (int v = 0; v < V; ++v) to[v] = fmaf(taps[w][v], x[w][v], to[v]);
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = fmaf(taps[W - 1][v], now[v], to[v]);
+  }
+
+  __device__ void push(const float (&now)[V]) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int w = 0; w + 2 < W; ++w) x[w][v] = x[w + 1][v];
+      x[W - 2][v] = now[v];
+    }
+  }
+};
+
+__device__ float sigmoid(float z) { return __fdividef(1.0f, 1.0f + expf(-z)); }
+
+template <class T, int V, int W>
+__global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const float* state_in) {
+  const int64_t e = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * V;
+  if (e >= p.E) return;
+  Window<T, V, W> window(p, e);
+  const auto step = [&](int64_t t, const float(&now)[V]) {
+    float y[V];
+    window.sum(now, y);
+    if (p.silu)
+      for (int v = 0; v < V; ++v) y[v] *= sigmoid(y[v]);
+    window.push(now);
+    store<V>(static_cast<T*>(p.y) + t * p.E + e, y);
+  };
+  int64_t t = blockIdx.x * kForwardTokens;
+  const int64_t to = min(c.tokens, t + kForwardTokens);
+  for (int64_t s = sequence_of(c, t); t < to; ++s) {
+    const Sequence q = sequence(c, s);
+    const int64_t end = min(to, q.end);
+    if (t >= end) continue;
+    window.fill(t, q, state_in);
+    for (; t + 4 <= end; t += 4) {  // four loads on their way at once
+      float now[4][V];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) window.input(t + i, now[i]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) step(t + i, now[i]);
+    }
+    for (; t < end; ++t) {
+      float now[V];
+      window.input(t, now);
+      step(t, now);
+    }
+  }
+}
+
+// The last K inputs of each sequence. In place is right: a column only ever takes from later ones.
+template <class T>
+__global__ void states_kernel(const ConvProblem p, const ConvSequences c, const float* state_in, float* state_out) {
+  const int64_t e = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
+  if (e >= p.E) return;
+  const Sequence q = sequence(c, blockIdx.x);
+  if (q.out < 0) return;
+  const float* const from = state_in && q.in >= 0 ? state_in + (q.in * p.E + e) * p.K : nullptr;
+  float* const to = state_out + (q.out * p.E + e) * p.K;
+  for (int64_t j = 0; j < p.K; ++j) {
+    const int64_t t = q.end - p.K + j;
+    to[j] = t >= q.begin ? static_cast<float>(static_cast<const T*>(p.x)[t * p.x_stride + e])
+            : from       ? from[p.K + t - q.begin]
+                         : 0.0f;
+  }
+}
+
+// A slice of tokens a warp, kSlices slices a block. With z the convolution and dz = dy · act'(z):
+//   dx[u] = Σ_j k[W-1-j] · dz[u+j],   dk[w] = Σ_t dz[t] · x[t-(W-1-w)]
+template <class T, int V, int W>
+__global__ void __launch_bounds__(32 * kSlices)
+    backward_kernel(const ConvProblem p, const ConvSequences c, const ConvBackward b) {
+  const int64_t e = (int64_t{blockIdx.y} * 32 + threadIdx.x) * V;
+  const bool here = e < p.E;
+  float dk[W][V] = {}, dbias[V] = {};
+  int64_t t = blockIdx.x * kConvBackwardTokens + threadIdx.y * kSliceTokens;
+  const int64_t to = min(c.tokens, t + kSliceTokens);
+  if (here && t < to) {
+    Window<T, V, W> window(p, e);
+    for (int64_t s = sequence_of(c, t); t < to; ++s) {
+      const Sequence q = sequence(c, s);
+      const int64_t from = t, end = min(to, q.end);
+      if (from >= end) continue;
+      window.fill(from, q, b.state_in);
+      float dz[W][V] = {};  // of the last W tokens
+      for (; t < end + W - 1; ++t) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+#pragma unroll
+          for (int j = 0; j + 1 < W; ++j) dz[j][v] = dz[j + 1][v];
+          dz[W - 1][v] = 0;
+        }
+        if (t < q.end) {
+          float now[V], z[V], dy[V] = {};
+          window.input(t, now);
+          if (p.dy) load<V>(static_cast<const T*>(p.dy) + t * p.E + e, dy);
+          window.sum(now, z);
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            const float g = sigmoid(z[v]);
+            dz[W - 1][v] = p.silu ? dy[v] * g * (1.0f + z[v] * (1.0f - g)) : dy[v];
+          }
+          if (t < end) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+              dbias[v] += dz[W - 1][v];
+#pragma unroll
+              for (int w = 0; w + 1 < W; ++w) dk[w][v] = fmaf(dz[W - 1][v], window.x[w][v], dk[w][v]);
+              dk[W - 1][v] = fmaf(dz[W - 1][v], now[v], dk[W - 1][v]);
+            }
+          }
+          window.push(now);
+        }
+        // Everything that token u reached is known.
+        const int64_t u = t - (W - 1);
+        const bool before = from == q.begin && u >= q.begin - (p.width - 1);
+        if (u < from && !before) continue;
+        float dx[V] = {};
+#pragma unroll
+        for (int j = 0; j < W; ++j) {
+          if (W - 1 - j < window.skip) continue;
+#pragma unroll
+          for (int v = 0; v < V; ++v) dx[v] = fmaf(window.taps[W - 1 - j][v], dz[j][v], dx[v]);
+        }
+        if (u < from) {
+          if (b.dhistory)
+            store<V>(b.dhistory + (s * (p.width - 1) + u - q.begin + p.width - 1) * p.E + e, dx);
+          continue;
+        }
+        if (!p.dx) continue;
+        const int64_t column = p.K - (q.end - u);  // of state_out, where this input was left
+        if (b.dstate_out && q.out >= 0 && column >= 0)
+          for (int v = 0; v < V; ++v) dx[v] += b.dstate_out[(q.out * p.E + e + v) * p.K + column];
+        T* const at = static_cast<T*>(p.dx) + u * p.dx_stride + e;
+        if (p.dx_add) {
+          float old[V];
+          load<V>(at, old);
+          for (int v = 0; v < V; ++v) dx[v] += old[v];
+        }
+        store<V>(at, dx);
+      }
+      t = end;
+    }
+  }
+  if (!b.sums) return;
+  // The slices' sums in the order of the slices, a tap at a time.
+  __shared__ float of_slice[kSlices][32 * V];
+  const int skip = W - p.width, lane = static_cast<int>(threadIdx.y * 32 + threadIdx.x);
+  const int64_t channel = int64_t{blockIdx.y} * 32 * V + lane;
+  for (int w = 0; w <= p.width; ++w) {
+    __syncthreads();
+#pragma unroll
+    for (int tap = 0; tap < W; ++tap)
+      if (tap == w + skip)
+        for (int v = 0; v < V; ++v) of_slice[threadIdx.y][threadIdx.x * V + v] = dk[tap][v];
+    if (w == p.width)
+      for (int v = 0; v < V; ++v) of_slice[threadIdx.y][threadIdx.x * V + v] = dbias[v];
+    __syncthreads();
+    if (lane >= 32 * V || channel >= p.E) continue;
+    float sum = 0;
+    for (int i = 0; i < kSlices; ++i) sum += of_slice[i][lane];
+    b.sums[(int64_t{blockIdx.x} * (p.width + 1) + w) * p.E + channel] = sum;
+  }
+}
+
+// dk (E, W) and dbias (E) from their totals (W+1, E).
+__global__ void hand_out_sums_kernel(const ConvBackward b, int width, int64_t E) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= (width + 1) * E) return;
+  const int64_t w = i / E, e = i % E;
+  float* const to = w < width ? b.dk ? b.dk + e * width + w : nullptr : b.dbias ? b.dbias + e : nullptr;
+  if (to) *to = (w < width ? b.dk_add : b.dbias_add) ? *to + b.totals[i] : b.totals[i];
+}
+
+// d(state_in) of one row: from the gradients of the inputs before each sequence that started there, and
+// from d(state_out) where a short sequence let part of its state pass through. In the order of sequences.
+__global__ void state_gradient_kernel(const ConvProblem p, const ConvSequences c, const ConvBackward b) {
+  const int64_t e = int64_t{blockIdx.y} * blockDim.x + threadIdx.x, row = blockIdx.x, K = p.K;
+  if (e >= p.E) return;
+  const int W = p.width;
+  float* const in = b.dstate_in + (row * p.E + e) * K;
+  for (int64_t s = c.begin ? 0 : row; s < (c.begin ? c.n : row + 1); ++s) {
+    const Sequence q = sequence(c, s);
+    if (q.in != row) continue;
+    const int64_t T = q.end - q.begin;
+    for (int64_t j = 0; j < W - 1 && T > 0; ++j) in[K - (W - 1) + j] += b.dhistory[(s * (W - 1) + j) * p.E + e];
+    if (!b.dstate_out || q.out < 0) continue;
+    const float* const out = b.dstate_out + (q.out * p.E + e) * K;
+    for (int64_t j = T; j < K; ++j) in[j] += out[j - T];
+  }
+}
+
+bool channels_in_runs(const ConvProblem& p, const float* dhistory, int64_t V) {
+  const int64_t bytes = p.bf16 ? 2 : 4;
+  return p.E % V == 0 && in_runs(p.x, p.x_stride, bytes, V) && in_runs(p.y, 0, bytes, V) &&
+         in_runs(p.dy, 0, bytes, V) && in_runs(p.dx, p.dx_stride, bytes, V) && in_runs(p.bias, 0, 4, std::min<int64_t>(V, 4)) &&
+         in_runs(dhistory, 0, 4, std::min<int64_t>(V, 4));
+}
+
+// Calls f with a value of the type of x and the number of taps as an integral constant.
+template <class F>
+void with_kernel(const ConvProblem& p, const F& f) {
+  using Narrow = std::integral_constant<int, 4>;
+  using Wide = std::integral_constant<int, kConvMaxWidth>;
+  if (p.bf16) {
+    p.width <= 4 ? f(bfloat16(), Narrow()) : f(bfloat16(), Wide());
+  } else {
+    p.width <= 4 ? f(0.0f, Narrow()) : f(0.0f, Wide());
+  }
+}
+
+}  // namespace
+
+void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in, float* state_out, void* stream) {
+  if (p.E == 0) return;
+  const auto s = static_cast<cudaStream_t>(stream);
+  if (c.tokens > 0) {
+    with_kernel(p, [&](auto x, auto taps) {
+      using T = decltype(x);
+      const auto launch = [&](auto kernel, int64_t V) {
+        const int64_t runs = ceil_div(p.E, V), threads = std::clamp<int64_t>(ceil_div(runs, 32) * 32, 32, 128);
+        const dim3 grid(static_cast<unsigned>(ceil_div(c.tokens, kForwardTokens)),
+                        static_cast<unsigned>(ceil_div(runs, threads)));
+        kernel<<<grid, static_cast<unsigned>(threads), 0, s>>>(p, c, state_in);
+      };
+      channels_in_runs(p, nullptr, 4) ? launch(forward_kernel<T, 4, taps>, 4) : launch(forward_kernel<T, 1, taps>, 1);
+    });
+    check_launch("conv1d_causal");
+  }
+  if (!state_out || c.n == 0) return;
+  const dim3 grid(static_cast<unsigned>(c.n), static_cast<unsigned>(ceil_div(p.E, 128)));
+  if (p.bf16) {
+    states_kernel<bfloat16><<<grid, 128, 0, s>>>(p, c, state_in, state_out);
+  } else {
+    states_kernel<float><<<grid, 128, 0, s>>>(p, c, state_in, state_out);
+  }
+  check_launch("conv1d_causal states");
+}
+
+void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackward& b, int64_t state_rows,
+                   void* stream) {
+  if (p.E == 0) return;
+  const auto s = static_cast<cudaStream_t>(stream);
+  const int64_t pieces = ceil_div(c.tokens, kConvBackwardTokens);
+  if (pieces > 0) {
+    with_kernel(p, [&](auto x, auto taps) {
+      using T = decltype(x);
+      const auto launch = [&](auto kernel, int64_t V) {
+        const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(ceil_div(p.E, 32 * V)));
+        kernel<<<grid, dim3(32, kSlices), 0, s>>>(p, c, b);
+      };
+      channels_in_runs(p, b.dhistory, 4) ? launch(backward_kernel<T, 4, taps>, 4)
+                                         : launch(backward_kernel<T, 1, taps>, 1);
+    });
+    check_launch("conv1d_causal backward");
+  }
+  if (b.sums) {
+    const int64_t n = (p.width + 1) * p.E;
+    sum_rows(b.sums, false, n, pieces, n, b.totals, false, b.parts, stream);
+    hand_out_sums_kernel<<<static_cast<unsigned>(ceil_div(n, 128)), 128, 0, s>>>(b, p.width, p.E);
+    check_launch("conv1d_causal sums");
+  }
+  if (b.dstate_in && state_rows > 0) {
+    const dim3 grid(static_cast<unsigned>(state_rows), static_cast<unsigned>(ceil_div(p.E, 128)));
+    state_gradient_kernel<<<grid, 128, 0, s>>>(p, c, b);
+    check_launch("conv1d_causal state gradient");
+  }
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,38 @@
+// Private to this room: conv1d_causal on the GPU.
+#pragma once
+#include "krait/ops/conv1d_causal/kernels.h"
+
+namespace krait::cuda {
+
+// How the tokens are cut into sequences; pointers on the device. `begin` null: n sequences of `length` tokens.
+struct ConvSequences {
+  int64_t n = 0, tokens = 0, length = 0;
+  const int64_t* begin = nullptr;
+  const int32_t *in = nullptr, *out = nullptr;  // rows of the states
+};
+
+// y, then state_out (or null), which may be state_in's memory.
+void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in, float* state_out, void* stream);
+
+// Tokens of one partial sum of dk and dbias.
+constexpr int64_t kConvBackwardTokens = 128;
+
+// What may be null is not given or not wanted.
+struct ConvBackward {
+  const float* state_in;
+  const float* dstate_out;
+  float* dhistory;  // (n, W-1, E) scratch, with dstate_in
+  float* dstate_in;  // added to
+  float* sums;      // (tokens / kConvBackwardTokens rounded up, W+1, E) scratch, with dk or dbias
+  float* parts;     // (parts_of_sum of those pieces, W+1, E) scratch
+  float* totals;    // (W+1, E) scratch
+  float* dk;        // (E, W)
+  bool dk_add;
+  float* dbias;     // (E)
+  bool dbias_add;
+};
+
+void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackward& b, int64_t state_rows,
+                   void* stream);
+
+}  // namespace krait::cuda

@@ -1,0 +1,15 @@
+// Private to this room: rows of logits on the GPU.
+#pragma once
+#include "krait/ops/cross_entropy/kernels.h"
+
+namespace krait::cuda {
+
+// For each of `rows` rows of logits (V): what CrossEntropyKernels::row does, nll in float32. Rows of target -1
+// give 0 everywhere; those of a target that does not exist give an nll of NaN, which no trainer can miss.
+void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* targets, float scale,
+                        ops::LogitsGrad grad, float* nll, void* stream);
+
+// loss = scale · Σ nll, summed in float64 in a fixed order.
+void cross_entropy_loss(const float* nll, int64_t n, float scale, float* loss, void* stream);
+
+}  // namespace krait::cuda

@@ -1,0 +1,226 @@
+// A block a row: one pass over memory, the row is kept in shared memory where it fits. Backward: a block
+// walks some rows, so that dw and db leave it as one partial sum.
+#include "krait/ops/norm/cuda.h"
+
+#include <type_traits>
+
+#include "krait/tensor/cuda/math.h"
+
+namespace krait::cuda {
+
+namespace {
+
+using bfloat16 = __nv_bfloat16;
+
+constexpr int64_t kSharedFloats = 11 * 1024;  // a block gets 48 KB without asking, sums of warps included
+
+template <class X, class Y, int V>
+__global__ void forward_kernel(const NormProblem p, const bool keep) {
+  extern __shared__ float kept[];
+  const int64_t row = blockIdx.x, first = int64_t{threadIdx.x} * V, step = int64_t{blockDim.x} * V;
+  const X* const x = static_cast<const X*>(p.x) + row * p.x_stride;
+  float* const sum = p.residual ? p.sum + row * p.D : nullptr;
+  const auto read = [&](int64_t i, float(&s)[V]) {
+    if (keep) return load<V>(kept + i, s);
+    sum ? load<V>(sum + i, s) : load<V>(x + i, s);
+  };
+  float total = 0;
+  for (int64_t i = first; i < p.D; i += step) {
+    float s[V];
+    load<V>(x + i, s);
+    if (sum) {
+      float r[V];
+      load<V>(p.residual + row * p.residual_stride + i, r);
+      for (int v = 0; v < V; ++v) s[v] += r[v];
+      store<V>(sum + i, s);
+    }
+    if (keep) store<V>(kept + i, s);
+    for (int v = 0; v < V; ++v) total += p.layer ? s[v] : s[v] * s[v];
+  }
+  total = block_sum(total);
+  const auto n = static_cast<float>(p.D);
+  float mean = 0, square = total;
+  if (p.layer) {
+    mean = total / n;
+    square = 0;
+    for (int64_t i = first; i < p.D; i += step) {
+      float s[V];
+      read(i, s);
+      for (int v = 0; v < V; ++v) square += (s[v] - mean) * (s[v] - mean);
+    }
+    square = block_sum(square);
+  }
+  const float scale = 1.0f / sqrtf(square / n + p.eps);
+  if (threadIdx.x == 0) {
+    if (p.scale) p.scale[row] = scale;
+    if (p.mean) p.mean[row] = mean;
+  }
+  for (int64_t i = first; i < p.D; i += step) {
+    float s[V], w[V], b[V];
+    read(i, s);
+    if (p.w) load<V>(p.w + i, w);
+    if (p.b) load<V>(p.b + i, b);
+    for (int v = 0; v < V; ++v) {
+      s[v] = (s[v] - mean) * scale;
+      if (p.w) s[v] *= w[v];
+      if (p.b) s[v] += b[v];
+    }
+    store<V>(static_cast<Y*>(p.y) + row * p.D + i, s);
+  }
+}
+
+// With v = (s - mean) * scale and g = dy * w:
+//   ds = scale * (g - mean(g) [layer] - v * mean(g * v)),   dw += dy * v,   db += dy
+// A thread has the same columns in every row: its sums need no other thread.
+template <class S, class X, class Y, int V>
+__global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_of_a_piece, float* dw_parts,
+                                float* db_parts, const bool in_shared) {
+  extern __shared__ float sums[];
+  const int64_t D = p.D, first = int64_t{threadIdx.x} * V, step = int64_t{blockDim.x} * V;
+  float* const dw_part = dw_parts ? dw_parts + blockIdx.x * D : nullptr;
+  float* const db_part = db_parts ? db_parts + blockIdx.x * D : nullptr;
+  float* const dw = dw_parts && in_shared ? sums : dw_part;
+  float* const db = db_parts && in_shared ? sums + (dw ? D : 0) : db_part;
+  const float zero[V] = {};
+  for (int64_t i = first; i < D; i += step) {
+    if (dw) store<V>(dw + i, zero);
+    if (db) store<V>(db + i, zero);
+  }
+  const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
+  for (int64_t row = begin; row < end; ++row) {
+    const S* s = std::is_same_v<S, X> && !p.sum ? static_cast<const S*>(p.x) + row * p.x_stride
+                                                : reinterpret_cast<const S*>(p.sum) + row * D;
+    const Y* const dy = p.dy ? static_cast<const Y*>(p.dy) + row * D : nullptr;
+    const float scale = p.scale[row], mean = p.layer ? p.mean[row] : 0.0f;
+    // dy, g and v of a run
+    const auto read = [&](int64_t i, float(&d)[V], float(&g)[V], float(&value)[V]) {
+      load<V>(s + i, value);
+      load<V>(dy + i, d);
+      if (p.w) load<V>(p.w + i, g);
+      for (int v = 0; v < V; ++v) {
+        value[v] = (value[v] - mean) * scale;
+        g[v] = p.w ? g[v] * d[v] : d[v];
+      }
+    };
+    float mean_g = 0, mean_gv = 0;
+    if (dy) {
+      for (int64_t i = first; i < D; i += step) {
+        float d[V], g[V], value[V];
+        read(i, d, g, value);
+        for (int v = 0; v < V; ++v) {
+          mean_g += g[v];
+          mean_gv += g[v] * value[v];
+        }
+      }
+      mean_gv = block_sum(mean_gv) / static_cast<float>(D);
+      mean_g = p.layer ? block_sum(mean_g) / static_cast<float>(D) : 0.0f;
+    }
+    for (int64_t i = first; i < D; i += step) {
+      float total[V] = {}, other[V];
+      if (dy) {
+        float d[V], g[V], value[V];
+        read(i, d, g, value);
+        for (int v = 0; v < V; ++v) total[v] = scale * (g[v] - mean_g - value[v] * mean_gv);
+        if (dw) {
+          load<V>(dw + i, other);
+          for (int v = 0; v < V; ++v) other[v] += d[v] * value[v];
+          store<V>(dw + i, other);
+        }
+        if (db) {
+          load<V>(db + i, other);
+          for (int v = 0; v < V; ++v) other[v] += d[v];
+          store<V>(db + i, other);
+        }
+      }
+      if (p.dsum) {
+        load<V>(p.dsum + row * D + i, other);
+        for (int v = 0; v < V; ++v) total[v] += other[v];
+      }
+      if (p.dresidual) store<V>(p.dresidual + row * p.dresidual_stride + i, total);
+      if (!p.dx) continue;
+      X* const dx = static_cast<X*>(p.dx) + row * p.dx_stride + i;
+      if (p.dx_add) {
+        load<V>(dx, other);
+        for (int v = 0; v < V; ++v) total[v] += other[v];
+      }
+      store<V>(dx, total);
+    }
+  }
+  for (int64_t i = first; i < D && in_shared; i += step) {
+    float run[V];
+    if (dw) {
+      load<V>(dw + i, run);
+      store<V>(dw_part + i, run);
+    }
+    if (db) {
+      load<V>(db + i, run);
+      store<V>(db_part + i, run);
+    }
+  }
+}
+
+int64_t bytes_of(bool bf16) { return bf16 ? 2 : 4; }
+
+// Whether every tensor of the call can be walked in runs of four.
+bool in_fours(const NormProblem& p, const float* dw, const float* db) {
+  const int64_t x = bytes_of(p.x_bf16), y = bytes_of(p.y_bf16);
+  return p.D % 4 == 0 && in_runs(p.x, p.x_stride, x, 4) && in_runs(p.residual, p.residual_stride, 4, 4) &&
+         in_runs(p.w, 0, 4, 4) && in_runs(p.b, 0, 4, 4) && in_runs(p.y, 0, y, 4) && in_runs(p.sum, 0, 4, 4) &&
+         in_runs(p.dy, 0, y, 4) && in_runs(p.dsum, 0, 4, 4) && in_runs(p.dresidual, p.dresidual_stride, 4, 4) &&
+         in_runs(p.dx, p.dx_stride, x, 4) && in_runs(dw, 0, 4, 4) && in_runs(db, 0, 4, 4);
+}
+
+// Whole warps, at most 256 threads, no more than the row has runs.
+unsigned threads_for(int64_t D, int V) {
+  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(D, V), 32) * 32, 32, 256));
+}
+
+// Calls f(S, X, Y) with the types of s (x itself, or the float32 sum), x and y.
+template <class F>
+void with_types(const NormProblem& p, bool sum, const F& f) {
+  const auto with_y = [&](auto s, auto x) { p.y_bf16 ? f(s, x, bfloat16()) : f(s, x, 0.0f); };
+  if (!p.x_bf16) {
+    with_y(0.0f, 0.0f);
+  } else if (sum) {
+    with_y(0.0f, bfloat16());
+  } else {
+    with_y(bfloat16(), bfloat16());
+  }
+}
+
+}  // namespace
+
+void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
+  if (rows == 0 || p.D == 0) return;
+  const bool keep = p.D <= kSharedFloats;
+  const size_t shared = keep ? static_cast<size_t>(p.D) * sizeof(float) : 0;
+  with_types(p, true, [&](auto, auto x, auto y) {
+    using X = decltype(x);
+    using Y = decltype(y);
+    const auto launch = [&](auto kernel, int V) {
+      kernel<<<static_cast<unsigned>(rows), threads_for(p.D, V), shared, static_cast<cudaStream_t>(stream)>>>(p, keep);
+    };
+    in_fours(p, nullptr, nullptr) ? launch(forward_kernel<X, Y, 4>, 4) : launch(forward_kernel<X, Y, 1>, 1);
+  });
+  check_launch("norm_forward");
+}
+
+void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream) {
+  if (rows == 0 || p.D == 0) return;
+  const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)), each = norm_rows_of_a_piece(rows);
+  const bool in_shared = floats <= kSharedFloats;
+  const size_t shared = in_shared ? static_cast<size_t>(floats) * sizeof(float) : 0;
+  with_types(p, p.sum != nullptr, [&](auto s, auto x, auto y) {
+    using S = decltype(s);
+    using X = decltype(x);
+    using Y = decltype(y);
+    const auto launch = [&](auto kernel, int V) {
+      kernel<<<static_cast<unsigned>(ceil_div(rows, each)), threads_for(p.D, V), shared,
+               static_cast<cudaStream_t>(stream)>>>(p, rows, each, dw, db, in_shared);
+    };
+    in_fours(p, dw, db) ? launch(backward_kernel<S, X, Y, 4>, 4) : launch(backward_kernel<S, X, Y, 1>, 1);
+  });
+  check_launch("norm_backward");
+}
+
+}  // namespace krait::cuda

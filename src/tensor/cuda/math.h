@@ -1,0 +1,62 @@
+// What kernels share: runs of neighbouring elements as float32, and sums over a block.
+#pragma once
+#include <cuda_bf16.h>
+
+#include "krait/tensor/cuda/launch.h"
+
+namespace krait::cuda {
+
+template <int V, class T>
+struct alignas(sizeof(T) * V) Run {
+  T v[V];
+};
+
+// V elements at p, an address that is a multiple of their size: one access of at most 16 bytes.
+template <int V, class T>
+__device__ inline void load(const T* p, float (&to)[V]) {
+  const Run<V, T> r = *reinterpret_cast<const Run<V, T>*>(p);
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = static_cast<float>(r.v[i]);
+}
+
+template <int V, class T>
+__device__ inline void store(T* p, const float (&from)[V]) {
+  Run<V, T> r;
+#pragma unroll
+  for (int i = 0; i < V; ++i) r.v[i] = static_cast<T>(from[i]);
+  *reinterpret_cast<Run<V, T>*>(p) = r;
+}
+
+// Whether rows of `bytes` an element, `step` elements apart, can be walked in runs of V.
+inline bool in_runs(const void* p, int64_t step, int64_t bytes, int64_t V) {
+  return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(V * bytes) == 0 && step % V == 0;
+}
+
+// Σ x over the block (whole warps), the same in every thread, in a fixed order. All threads call it.
+template <class T>
+__device__ inline T block_sum(T x) {
+  __shared__ T of_warps[32];
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+  __syncthreads();  // an earlier call may still be reading
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  T sum = 0;
+  for (unsigned w = 0; w < blockDim.x / 32; ++w) sum += of_warps[w];
+  return sum;
+}
+
+// The largest x of the block, in every thread.
+__device__ inline float block_max(float x) {
+  __shared__ float of_warps[32];
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lane));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  float most = of_warps[0];
+  for (unsigned w = 1; w < blockDim.x / 32; ++w) most = fmaxf(most, of_warps[w]);
+  return most;
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,93 @@
+#include "krait/tensor/cuda/rows.h"
+
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "krait/tensor/cuda/launch.h"
+
+namespace krait::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kSlices = 16;  // of the rows of one block of a sum, each summed by a warp
+
+template <class From, class To>
+__global__ void convert_kernel(const RowsToConvert r) {
+  const int64_t n = r.rows * r.cols, step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) {
+    const int64_t row = i / r.cols, col = i % r.cols;
+    To& to = static_cast<To*>(r.to)[row * r.to_step + col];
+    const float x = static_cast<float>(static_cast<const From*>(r.from)[row * r.from_step + col]);
+    to = static_cast<To>(r.add ? static_cast<float>(to) + x : x);
+  }
+}
+
+// A warp has 32 columns and a slice of the block's rows; the slices are added in their order.
+template <class T>
+__global__ void sum_kernel(const T* rows, int64_t step, int64_t count, int64_t n, int64_t rows_a_part, float* out,
+                           bool add) {
+  __shared__ float of_slice[kSlices][32];
+  const int64_t col = int64_t{blockIdx.x} * 32 + threadIdx.x;
+  const int64_t from = blockIdx.y * rows_a_part, to = min(count, from + rows_a_part);
+  const int64_t slice = (to - from + kSlices - 1) / kSlices;
+  const int64_t begin = from + threadIdx.y * slice, end = min(to, begin + slice);
+  float sum = 0;
+  if (col < n) {
+#pragma unroll 8
+    for (int64_t r = begin; r < end; ++r) sum += static_cast<float>(rows[r * step + col]);
+  }
+  of_slice[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || col >= n) return;
+  float total = 0;
+  for (int s = 0; s < kSlices; ++s) total += of_slice[s][threadIdx.x];
+  float& to_write = out[blockIdx.y * n + col];
+  to_write = add ? to_write + total : total;
+}
+
+template <class T>
+void launch_sum(const T* rows, int64_t step, int64_t count, int64_t n, int64_t rows_a_part, float* out, bool add,
+                void* stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(n, 32)),
+                  static_cast<unsigned>(std::max<int64_t>(1, ceil_div(count, rows_a_part))));
+  sum_kernel<<<grid, dim3(32, kSlices), 0, static_cast<cudaStream_t>(stream)>>>(rows, step, count, n, rows_a_part, out,
+                                                                                add);
+  check_launch("sum_rows");
+}
+
+}  // namespace
+
+void convert_rows(const RowsToConvert& r, void* stream) {
+  if (r.rows == 0 || r.cols == 0) return;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(r.rows * r.cols, kThreads), 4096));
+  const auto s = static_cast<cudaStream_t>(stream);
+  if (r.from_bf16) {
+    if (r.to_bf16) {
+      convert_kernel<__nv_bfloat16, __nv_bfloat16><<<blocks, kThreads, 0, s>>>(r);
+    } else {
+      convert_kernel<__nv_bfloat16, float><<<blocks, kThreads, 0, s>>>(r);
+    }
+  } else if (r.to_bf16) {
+    convert_kernel<float, __nv_bfloat16><<<blocks, kThreads, 0, s>>>(r);
+  } else {
+    convert_kernel<float, float><<<blocks, kThreads, 0, s>>>(r);
+  }
+  check_launch("convert_rows");
+}
+
+void sum_rows(const void* rows, bool bf16, int64_t step, int64_t count, int64_t n, float* out, bool add, float* parts,
+              void* stream) {
+  if (n == 0) return;
+  const int64_t P = parts_of_sum(count), rows_each = rows_of_a_part(count);
+  float* const first = P > 0 ? parts : out;
+  if (bf16) {
+    launch_sum(static_cast<const __nv_bfloat16*>(rows), step, count, n, rows_each, first, P == 0 && add, stream);
+  } else {
+    launch_sum(static_cast<const float*>(rows), step, count, n, rows_each, first, P == 0 && add, stream);
+  }
+  if (P > 0) launch_sum(parts, n, P, n, P, out, add, stream);
+}
+
+}  // namespace krait::cuda
