@@ -1,6 +1,7 @@
 #include "krait/tensor/arena.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "krait/base/error.h"
 
@@ -17,8 +18,9 @@ Arena Arena::planning() {
   return a;
 }
 
-Arena::Arena(size_t bytes, Device device)
-    : memory_(device, (bytes + kAlign - 1) / kAlign * kAlign), base_(memory_.data()), capacity_(memory_.bytes()) {}
+Arena::Arena(size_t bytes, Device device) : Arena(DeviceMemory(device, (bytes + kAlign - 1) / kAlign * kAlign)) {}
+
+Arena::Arena(DeviceMemory memory) : memory_(std::move(memory)), base_(memory_.data()), capacity_(memory_.bytes()) {}
 
 size_t Arena::grow(size_t& end, size_t bytes) {
   const size_t before = end;

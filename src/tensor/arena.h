@@ -19,6 +19,7 @@ class Arena {
 
   static Arena planning();
   explicit Arena(size_t bytes, Device device = {});
+  explicit Arena(DeviceMemory memory);
 
   // Throws Error where the two ends would meet.
   void* take_low(size_t bytes);

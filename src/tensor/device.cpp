@@ -25,9 +25,21 @@ DeviceMemory::DeviceMemory(Device device, size_t bytes) : device_(device), bytes
   data_ = static_cast<std::byte*>(p);
 }
 
+DeviceMemory DeviceMemory::shared_with(Device device, size_t bytes) {
+  if (device.type == Device::cpu || bytes == 0) return {device, bytes};
+  DeviceMemory m;
+  m.data_ = cuda::reserve_shared(bytes);
+  m.device_ = device;
+  m.bytes_ = bytes;
+  m.shared_ = true;
+  return m;
+}
+
 DeviceMemory::~DeviceMemory() {
   if (!data_) return;
-  if (device_.type == Device::cuda) {
+  if (shared_) {
+    cuda::release_shared(data_);
+  } else if (device_.type == Device::cuda) {
     cuda::release(device_.index, data_);
   } else {
     ::munmap(data_, bytes_);
@@ -35,12 +47,16 @@ DeviceMemory::~DeviceMemory() {
 }
 
 DeviceMemory::DeviceMemory(DeviceMemory&& o) noexcept
-    : device_(o.device_), data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
+    : device_(o.device_),
+      data_(std::exchange(o.data_, nullptr)),
+      bytes_(std::exchange(o.bytes_, 0)),
+      shared_(o.shared_) {}
 
 DeviceMemory& DeviceMemory::operator=(DeviceMemory&& o) noexcept {
   std::swap(device_, o.device_);
   std::swap(data_, o.data_);
   std::swap(bytes_, o.bytes_);
+  std::swap(shared_, o.shared_);
   return *this;
 }
 

@@ -23,6 +23,8 @@ class DeviceMemory {
  public:
   DeviceMemory() = default;
   DeviceMemory(Device device, size_t bytes);  // Error with the system's reason
+  // Memory of the host that `device` reaches at the same address, however slowly.
+  static DeviceMemory shared_with(Device device, size_t bytes);
   ~DeviceMemory();
   DeviceMemory(DeviceMemory&& other) noexcept;
   DeviceMemory& operator=(DeviceMemory&& other) noexcept;
@@ -35,6 +37,7 @@ class DeviceMemory {
   Device device_;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
+  bool shared_ = false;
 };
 
 // "auto", "cpu", "cuda", "cuda:1". auto is CUDA where this build and a working driver have it, else the

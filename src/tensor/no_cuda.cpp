@@ -7,6 +7,8 @@ constexpr const char* kNone = "this krait was built without CUDA";
 
 std::byte* reserve(int, size_t) { fail("{}", kNone); }
 void release(int, std::byte*) {}
+std::byte* reserve_shared(size_t) { fail("{}", kNone); }
+void release_shared(std::byte*) {}
 std::vector<DeviceInfo> devices(std::string* reason) {
   if (reason) *reason = kNone;
   return {};

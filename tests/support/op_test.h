@@ -1,11 +1,15 @@
 // What the tests of every op share: memory that starts as NaN with sentinels around it, random tensors,
 // comparison with a double oracle, gradients by the complex-step method, bit comparison.
+//
+// KRAIT_TEST_DEVICE=cuda in the environment runs the same tests on a GPU. All tensors of a test then lie in
+// memory of the host that the GPU reaches too, and each kernel is waited for: tests write and read in place.
 #pragma once
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <complex>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -32,15 +36,29 @@ struct Input {
   bool watched = true;
 };
 
-// A context on the CPU whose arena is filled with NaN, with a tape when `record` is set, and tensors
+inline Device test_device() {
+  static const Device device = [] {
+    const char* name = std::getenv("KRAIT_TEST_DEVICE");
+    ::setenv("CUDA_LAUNCH_BLOCKING", "1", 1);  // read when the driver starts
+    return find_device(name ? name : "cpu");
+  }();
+  return device;
+}
+
+// For tests of what only the CPU has, first thing in them.
+#define KRAIT_ONLY_ON_CPU(reason) \
+  if (::krait::testing::test_device().type != ::krait::Device::cpu) GTEST_SKIP() << (reason)
+
+// A context on the test's device whose arena is filled with NaN, with a tape when `record` is set, and tensors
 // owned by the test with sentinels on both sides, checked at the end of its life.
 class TestContext {
  public:
   explicit TestContext(bool record = false, size_t arena_bytes = size_t{16} << 20)
-      : arena(arena_bytes) {
+      : arena(DeviceMemory::shared_with(test_device(), arena_bytes)) {
     base_ = static_cast<std::byte*>(arena.take_low(0));
     refill();
     c.arena = &arena;
+    c.device = test_device();
     if (record) c.tape = &tape;
   }
   ~TestContext() { expect_sentinels(); }
@@ -53,6 +71,7 @@ class TestContext {
 
   // Forgets everything in the arena and fills it with NaN again.
   void refill() {
+    synchronize(test_device(), nullptr);
     tape.reset();
     arena.reset();
     std::memset(base_, 0xFF, arena.capacity());
@@ -63,12 +82,17 @@ class TestContext {
     const size_t n = static_cast<size_t>(shape.numel()) * size_of(dtype);
     Block& b = blocks_.emplace_back();
     b.size = n;
-    b.memory = std::make_unique<std::byte[]>(n + 3 * kGuard);
-    std::memset(b.memory.get(), kGuardByte, n + 3 * kGuard);
-    const auto address = reinterpret_cast<uintptr_t>(b.memory.get());
-    b.begin = b.memory.get() + (kGuard - address % kGuard) + kGuard;
+    if (test_device().type == Device::cpu) {  // from the heap, which the address sanitizer watches
+      b.heap = std::make_unique<std::byte[]>(n + 3 * kGuard);
+      b.memory = b.heap.get();
+    } else {
+      b.shared = DeviceMemory::shared_with(test_device(), n + 3 * kGuard);
+      b.memory = b.shared.data();
+    }
+    std::memset(b.memory, kGuardByte, n + 3 * kGuard);
+    b.begin = b.memory + (kGuard - reinterpret_cast<uintptr_t>(b.memory) % kGuard) + kGuard;
     std::memset(b.begin, 0xFF, n);
-    return Tensor(b.begin, dtype, shape);
+    return Tensor(b.begin, dtype, shape, test_device());
   }
 
   Tensor random(const Shape& shape, DType dtype, uint64_t seed, const Input& in = {}) {
@@ -93,6 +117,7 @@ class TestContext {
   // Makes `cotangent` the gradient of the result `y`.
   void seed_grad(const Tensor& y, const Values& cotangent) {
     const GradTarget g = tape.grad_into(c, y);
+    synchronize(test_device(), nullptr);
     ASSERT_TRUE(static_cast<bool>(g.grad)) << "the result is no variable";
     for (int64_t i = 0; i < g.grad.numel(); ++i)
       set(g.grad, i, (g.add ? get(g.grad, i) : 0.0) + cotangent[static_cast<size_t>(i)]);
@@ -101,10 +126,11 @@ class TestContext {
   // Nothing was written around the tensors of this context, nor between the two ends of the arena
   //.
   void expect_sentinels() const {
+    synchronize(test_device(), nullptr);
     for (const Block& b : blocks_) {
-      for (const std::byte* p = b.memory.get(); p < b.begin; ++p)
+      for (const std::byte* p = b.memory; p < b.begin; ++p)
         ASSERT_EQ(*p, std::byte{kGuardByte}) << "before";
-      for (const std::byte* p = b.begin + b.size; p < b.memory.get() + b.size + 3 * kGuard; ++p)
+      for (const std::byte* p = b.begin + b.size; p < b.memory + b.size + 3 * kGuard; ++p)
         ASSERT_EQ(*p, std::byte{kGuardByte}) << "after";
     }
     const size_t used_high = arena.peak() - std::min(arena.peak(), arena.low());
@@ -117,7 +143,9 @@ class TestContext {
   static constexpr size_t kGuard = 64;
   static constexpr int kGuardByte = 0xA5;
   struct Block {
-    std::unique_ptr<std::byte[]> memory;
+    std::unique_ptr<std::byte[]> heap;
+    DeviceMemory shared;
+    std::byte* memory = nullptr;
     std::byte* begin = nullptr;
     size_t size = 0;
   };
@@ -145,6 +173,7 @@ inline Values random_values(int64_t n, uint64_t seed, double scale = 1, double m
 }
 
 inline Values to_double(const Tensor& t) {
+  synchronize(test_device(), nullptr);
   Values v(static_cast<size_t>(t ? t.numel() : 0));
   for (size_t i = 0; i < v.size(); ++i) v[i] = get(t, static_cast<int64_t>(i));
   return v;
@@ -198,6 +227,7 @@ inline void expect_relative(const Values& got, const Values& exact, double toler
 }
 
 inline void expect_same_bits(const Tensor& a, const Tensor& b, const std::string& what) {
+  synchronize(test_device(), nullptr);
   ASSERT_TRUE(a.contiguous() && b.contiguous() && a.dtype == b.dtype && a.shape == b.shape) << what;
   EXPECT_TRUE(a.bytes() == 0 || std::memcmp(a.data, b.data, a.bytes()) == 0)
       << what << ": bits differ";

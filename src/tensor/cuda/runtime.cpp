@@ -26,6 +26,14 @@ void release(int device, std::byte* p) {
   if (cudaSetDevice(device) == cudaSuccess) cudaFree(p);
 }
 
+std::byte* reserve_shared(size_t bytes) {
+  void* p = nullptr;
+  check(cudaHostAlloc(&p, bytes, cudaHostAllocMapped | cudaHostAllocPortable), "reserving memory of the host");
+  return static_cast<std::byte*>(p);
+}
+
+void release_shared(std::byte* p) { cudaFreeHost(p); }
+
 std::vector<DeviceInfo> devices(std::string* reason) {
   std::vector<DeviceInfo> found;
   int n = 0;

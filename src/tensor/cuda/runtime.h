@@ -13,6 +13,8 @@ enum class Direction { to_device, to_host, on_device };
 
 std::byte* reserve(int device, size_t bytes);
 void release(int device, std::byte* p);
+std::byte* reserve_shared(size_t bytes);  // on the host, at the same address for every device
+void release_shared(std::byte* p);
 std::vector<DeviceInfo> devices(std::string* reason);
 Stream make_stream(int device);
 void destroy_stream(int device, Stream stream);
