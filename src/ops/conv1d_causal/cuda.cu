@@ -15,6 +15,7 @@ namespace {
 using bfloat16 = __nv_bfloat16;
 
 constexpr int64_t kForwardTokens = 16;  // of a thread
+constexpr int kAtOnce = 2;              // tokens whose loads are on their way at once
 constexpr int kSlices = 8;              // of a block's tokens in backward
 constexpr int64_t kSliceTokens = kConvBackwardTokens / kSlices;
 
@@ -119,12 +120,12 @@ __global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const
     const int64_t end = min(to, q.end);
     if (t >= end) continue;
     window.fill(t, q, state_in);
-    for (; t + 4 <= end; t += 4) {  // four loads on their way at once
-      float now[4][V];
+    for (; t + kAtOnce <= end; t += kAtOnce) {
+      float now[kAtOnce][V];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) window.input(t + i, now[i]);
+      for (int i = 0; i < kAtOnce; ++i) window.input(t + i, now[i]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) step(t + i, now[i]);
+      for (int i = 0; i < kAtOnce; ++i) step(t + i, now[i]);
     }
     for (; t < end; ++t) {
       float now[V];
@@ -151,10 +152,26 @@ __global__ void states_kernel(const ConvProblem p, const ConvSequences c, const 
   }
 }
 
+// dx of token u, with what came from the state that its sequence left.
+template <class T, int V>
+__device__ void write_input_gradient(const ConvProblem& p, const ConvBackward& b, const Sequence& q, int64_t u,
+                                     int64_t e, float (&dx)[V]) {
+  const int64_t column = p.K - (q.end - u);  // of state_out, where this input was left
+  if (b.dstate_out && q.out >= 0 && column >= 0)
+    for (int v = 0; v < V; ++v) dx[v] += b.dstate_out[(q.out * p.E + e + v) * p.K + column];
+  T* const at = static_cast<T*>(p.dx) + u * p.dx_stride + e;
+  if (p.dx_add) {
+    float old[V];
+    load<V>(at, old);
+    for (int v = 0; v < V; ++v) dx[v] += old[v];
+  }
+  store<V>(at, dx);
+}
+
 // A slice of tokens a warp, kSlices slices a block. With z the convolution and dz = dy · act'(z):
 //   dx[u] = Σ_j k[W-1-j] · dz[u+j],   dk[w] = Σ_t dz[t] · x[t-(W-1-w)]
 template <class T, int V, int W>
-__global__ void __launch_bounds__(32 * kSlices)
+__global__ void __launch_bounds__(32 * kSlices, 2)
     backward_kernel(const ConvProblem p, const ConvSequences c, const ConvBackward b) {
   const int64_t e = (int64_t{blockIdx.y} * 32 + threadIdx.x) * V;
   const bool here = e < p.E;
@@ -169,24 +186,23 @@ __global__ void __launch_bounds__(32 * kSlices)
       if (from >= end) continue;
       window.fill(from, q, b.state_in);
       float dz[W][V] = {};  // of the last W tokens
-      for (; t < end + W - 1; ++t) {
+      // Token `at` with its input and dy is taken in; then everything that token at - (W-1) reached is known.
+      const auto step = [&](int64_t at, const float(&now)[V], const float(&dy)[V]) {
 #pragma unroll
         for (int v = 0; v < V; ++v) {
 #pragma unroll
           for (int j = 0; j + 1 < W; ++j) dz[j][v] = dz[j + 1][v];
           dz[W - 1][v] = 0;
         }
-        if (t < q.end) {
-          float now[V], z[V], dy[V] = {};
-          window.input(t, now);
-          if (p.dy) load<V>(static_cast<const T*>(p.dy) + t * p.E + e, dy);
+        if (at < q.end) {
+          float z[V];
           window.sum(now, z);
 #pragma unroll
           for (int v = 0; v < V; ++v) {
             const float g = sigmoid(z[v]);
             dz[W - 1][v] = p.silu ? dy[v] * g * (1.0f + z[v] * (1.0f - g)) : dy[v];
           }
-          if (t < end) {
+          if (at < end) {
 #pragma unroll
             for (int v = 0; v < V; ++v) {
               dbias[v] += dz[W - 1][v];
@@ -197,10 +213,9 @@ __global__ void __launch_bounds__(32 * kSlices)
           }
           window.push(now);
         }
-        // Everything that token u reached is known.
-        const int64_t u = t - (W - 1);
+        const int64_t u = at - (W - 1);
         const bool before = from == q.begin && u >= q.begin - (p.width - 1);
-        if (u < from && !before) continue;
+        if (u >= end || (u < from && !before)) return;
         float dx[V] = {};
 #pragma unroll
         for (int j = 0; j < W; ++j) {
@@ -208,22 +223,22 @@ __global__ void __launch_bounds__(32 * kSlices)
 #pragma unroll
           for (int v = 0; v < V; ++v) dx[v] = fmaf(window.taps[W - 1 - j][v], dz[j][v], dx[v]);
         }
-        if (u < from) {
-          if (b.dhistory)
-            store<V>(b.dhistory + (s * (p.width - 1) + u - q.begin + p.width - 1) * p.E + e, dx);
-          continue;
+        if (u >= from) {
+          if (p.dx) write_input_gradient<T>(p, b, q, u, e, dx);
+        } else if (b.dhistory) {
+          store<V>(b.dhistory + (s * (p.width - 1) + u - q.begin + p.width - 1) * p.E + e, dx);
         }
-        if (!p.dx) continue;
-        const int64_t column = p.K - (q.end - u);  // of state_out, where this input was left
-        if (b.dstate_out && q.out >= 0 && column >= 0)
-          for (int v = 0; v < V; ++v) dx[v] += b.dstate_out[(q.out * p.E + e + v) * p.K + column];
-        T* const at = static_cast<T*>(p.dx) + u * p.dx_stride + e;
-        if (p.dx_add) {
-          float old[V];
-          load<V>(at, old);
-          for (int v = 0; v < V; ++v) dx[v] += old[v];
+      };
+      for (; t < end + W - 1; t += kAtOnce) {
+        float now[kAtOnce][V] = {}, dy[kAtOnce][V] = {};
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (t + i >= min(end + W - 1, q.end)) continue;
+          window.input(t + i, now[i]);
+          if (p.dy) load<V>(static_cast<const T*>(p.dy) + (t + i) * p.E + e, dy[i]);
         }
-        store<V>(at, dx);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) step(t + i, now[i], dy[i]);
       }
       t = end;
     }
