@@ -18,17 +18,25 @@ std::string_view isa_name();
 // One namespace a line:
 // clang-format off
 #if defined(__x86_64__)
-#define KRAIT_DECLARE_ISA(Type, table)                  \
-  namespace isa_baseline { extern const Type table; }   \
-  namespace isa_avx2 { extern const Type table; }       \
-  namespace isa_avx512 { extern const Type table; }
-#define KRAIT_PICK_ISA(table)                                                 \
-  (::krait::isa() == ::krait::Isa::avx512 ? ::krait::isa_avx512::table        \
-   : ::krait::isa() == ::krait::Isa::avx2 ? ::krait::isa_avx2::table          \
+#define KRAIT_DECLARE_ISA(Type, table) \
+  namespace isa_baseline {             \
+  extern const Type table;             \
+  }                                    \
+  namespace isa_avx2 {                 \
+  extern const Type table;             \
+  }                                    \
+  namespace isa_avx512 {               \
+  extern const Type table;             \
+  }
+#define KRAIT_PICK_ISA(table)                                          \
+  (::krait::isa() == ::krait::Isa::avx512 ? ::krait::isa_avx512::table \
+   : ::krait::isa() == ::krait::Isa::avx2 ? ::krait::isa_avx2::table   \
                                           : ::krait::isa_baseline::table)
 #else
 #define KRAIT_DECLARE_ISA(Type, table) \
-  namespace isa_baseline { extern const Type table; }
+  namespace isa_baseline {             \
+  extern const Type table;             \
+  }
 #define KRAIT_PICK_ISA(table) (::krait::isa_baseline::table)
 #endif
 // clang-format on

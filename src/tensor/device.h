@@ -11,8 +11,9 @@
 #if KRAIT_CUDA
 #define KRAIT_WITH_CUDA(...) (__VA_ARGS__)
 #else  // not evaluated, so nothing of it is linked; what it names counts as used
-#define KRAIT_WITH_CUDA(...) \
-  (static_cast<void>(sizeof((__VA_ARGS__), 0)), ::krait::fail("this krait was built without CUDA"))
+#define KRAIT_WITH_CUDA(...)                                                                  \
+  (static_cast<void>(sizeof((__VA_ARGS__), 0)), ::krait::fail("this krait was built without " \
+                                                              "CUDA"))
 #endif
 
 namespace krait {

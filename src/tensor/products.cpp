@@ -19,21 +19,24 @@ static cuda::RowsToConvert rows_of(const Tensor& from, const Tensor& to) {
 }
 
 // A bfloat16 result that is not one product of bfloat16 factors is computed in float32 and rounded once.
-static void matmul_on_gpu(Context& c, const Matrix& a, const Matrix& b, const Tensor& result, const cpu::Epilogue& e) {
+static void matmul_on_gpu(Context& c, const Matrix& a, const Matrix& b, const Tensor& result,
+                          const cpu::Epilogue& e) {
   const bool through_scratch = result.dtype == DType::bf16 && (a.dtype == DType::f32 || e.bias);
   const Tensor product = through_scratch ? c.scratch(result.shape, DType::f32) : result;
   if (c.planning()) return;
   const bool add = e.add && !through_scratch;
-  KRAIT_WITH_CUDA(cuda::matmul(a, b, matrix(product), {.bias = e.bias, .add = add, .plus = e.plus}, c.device.index,
-                               c.stream));
+  KRAIT_WITH_CUDA(cuda::matmul(a, b, matrix(product), {.bias = e.bias, .add = add, .plus = e.plus},
+                               c.device.index, c.stream));
   if (!through_scratch) return;
   cuda::RowsToConvert rows = rows_of(product, result);
   rows.add = e.add;
   KRAIT_WITH_CUDA(cuda::convert_rows(rows, c.stream));
 }
 
-void multiply(Context& c, const Matrix& a, const Matrix& b, const Tensor& result, const cpu::Epilogue& e) {
-  c.device.type == Device::cuda ? matmul_on_gpu(c, a, b, result, e) : cpu::matmul_into(c, a, b, result, e);
+void multiply(Context& c, const Matrix& a, const Matrix& b, const Tensor& result,
+              const cpu::Epilogue& e) {
+  c.device.type == Device::cuda ? matmul_on_gpu(c, a, b, result, e)
+                                : cpu::matmul_into(c, a, b, result, e);
 }
 
 Tensor in_type(Context& c, const Tensor& t, DType type) {

@@ -8,7 +8,8 @@ namespace krait {
 using cpu::Matrix;
 using cpu::matrix;
 
-void multiply(Context& c, const Matrix& a, const Matrix& b, const Tensor& result, const cpu::Epilogue& e = {});
+void multiply(Context& c, const Matrix& a, const Matrix& b, const Tensor& result,
+              const cpu::Epilogue& e = {});
 
 // `t` in type `type`: itself, or a contiguous copy in scratch.
 Tensor in_type(Context& c, const Tensor& t, DType type);

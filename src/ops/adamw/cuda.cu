@@ -10,7 +10,7 @@ namespace krait::cuda {
 
 namespace {
 
-using namespace ops;  // NOLINT: StepScalar
+using ops::kBias1, ops::kBias2, ops::kClip, ops::kGradNorm, ops::kLearningRate;
 
 constexpr int kMost = 48;
 constexpr int kThreads = 256;
@@ -54,8 +54,8 @@ void in_lists(const std::vector<T>& tensors, int64_t piece, const F& launch) {
 }
 
 template <int V>
-__device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float beta1, float beta2, float eps,
-                       const float* scalars) {
+__device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float beta1, float beta2,
+                       float eps, const float* scalars) {
   const float clip = scalars[kClip], keep = 1 - scalars[kLearningRate] * t.decay;
   const float step = scalars[kLearningRate] / scalars[kBias1], inv_bias2 = 1 / scalars[kBias2];
   for (int64_t i = begin + int64_t{threadIdx.x} * V; i < end; i += int64_t{blockDim.x} * V) {
@@ -78,16 +78,19 @@ __device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float b
   }
 }
 
-__device__ bool whole_runs(const void* p, unsigned bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+__device__ bool whole_runs(const void* p, unsigned bytes) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
 
-__global__ void adamw_kernel(const __grid_constant__ List<AdamwTensor> list, float beta1, float beta2, float eps,
-                             const float* scalars) {
+__global__ void adamw_kernel(const __grid_constant__ List<AdamwTensor> list, float beta1,
+                             float beta2, float eps, const float* scalars) {
   int64_t piece;
   const AdamwTensor& t = list.tensor[tensor_of_block(list, piece)];
   const int64_t begin = piece * kUpdatePiece, end = min(t.n, begin + kUpdatePiece);
-  const bool fours = end % 4 == 0 && whole_runs(t.value, 16) && whole_runs(t.grad, 16) && whole_runs(t.m, 16) &&
-                     whole_runs(t.v, 16) && whole_runs(t.rounded, 8);
-  fours ? update<4>(t, begin, end, beta1, beta2, eps, scalars) : update<1>(t, begin, end, beta1, beta2, eps, scalars);
+  const bool fours = end % 4 == 0 && whole_runs(t.value, 16) && whole_runs(t.grad, 16) &&
+                     whole_runs(t.m, 16) && whole_runs(t.v, 16) && whole_runs(t.rounded, 8);
+  fours ? update<4>(t, begin, end, beta1, beta2, eps, scalars)
+        : update<1>(t, begin, end, beta1, beta2, eps, scalars);
 }
 
 __global__ void squares_kernel(const __grid_constant__ List<Floats> list, double* sums) {
@@ -120,15 +123,17 @@ __global__ void clip_kernel(const double* sums, int64_t n, float limit, float* s
 
 }  // namespace
 
-void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, float eps, const float* scalars,
-           void* stream) {
+void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, float eps,
+           const float* scalars, void* stream) {
   in_lists(tensors, kUpdatePiece, [&](const List<AdamwTensor>& list, unsigned blocks) {
-    adamw_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(list, beta1, beta2, eps, scalars);
+    adamw_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(list, beta1, beta2,
+                                                                             eps, scalars);
     check_launch("adamw");
   });
 }
 
-void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums, float* scalars, void* stream) {
+void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums, float* scalars,
+                    void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   int64_t done = 0;
   in_lists(grads, kGradPiece, [&](const List<Floats>& list, unsigned blocks) {

@@ -17,8 +17,8 @@ struct AdamwTensor {
 };
 
 // `scalars`: StepScalar values, read when the kernels run.
-void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, float eps, const float* scalars,
-           void* stream);
+void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, float eps,
+           const float* scalars, void* stream);
 
 struct Floats {
   const float* data;
@@ -27,6 +27,7 @@ struct Floats {
 
 // Elements of one partial sum; `sums`: one float64 for each piece of each tensor.
 constexpr int64_t kGradPiece = 1 << 16;
-void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums, float* scalars, void* stream);
+void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums, float* scalars,
+                    void* stream);
 
 }  // namespace krait::cuda

@@ -4,6 +4,13 @@
 namespace krait::ops {
 
 // float32 (kStepScalars) on the device.
-enum StepScalar { kLearningRate, kBias1 /* 1-β1^k */, kBias2 /* 1-β2^k */, kClip, kGradNorm, kStepScalars };
+enum StepScalar {
+  kLearningRate,
+  kBias1 /* 1-β1^k */,
+  kBias2 /* 1-β2^k */,
+  kClip,
+  kGradNorm,
+  kStepScalars
+};
 
 }  // namespace krait::ops

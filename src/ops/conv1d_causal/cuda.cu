@@ -47,7 +47,8 @@ struct Window {
   const int skip;
   float taps[W][V], bias[V] = {}, x[W - 1][V];
 
-  __device__ Window(const ConvProblem& problem, int64_t channel) : p(problem), e(channel), skip(W - problem.width) {
+  __device__ Window(const ConvProblem& problem, int64_t channel)
+      : p(problem), e(channel), skip(W - problem.width) {
 #pragma unroll
     for (int w = 0; w < W; ++w)
       for (int v = 0; v < V; ++v) taps[w][v] = w < skip ? 0.0f : p.k[(e + v) * p.width + w - skip];
@@ -69,7 +70,8 @@ struct Window {
       if (time >= q.begin) {
         input(time, x[j]);
       } else if (state_in && q.in >= 0) {
-        for (int v = 0; v < V; ++v) x[j][v] = state_in[(q.in * p.E + e + v) * p.K + p.K + time - q.begin];
+        for (int v = 0; v < V; ++v)
+          x[j][v] = state_in[(q.in * p.E + e + v) * p.K + p.K + time - q.begin];
       }
     }
   }
@@ -137,7 +139,8 @@ __global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const
 
 // The last K inputs of each sequence. In place is right: a column only ever takes from later ones.
 template <class T>
-__global__ void states_kernel(const ConvProblem p, const ConvSequences c, const float* state_in, float* state_out) {
+__global__ void states_kernel(const ConvProblem p, const ConvSequences c, const float* state_in,
+                              float* state_out) {
   const int64_t e = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (e >= p.E) return;
   const Sequence q = sequence(c, blockIdx.x);
@@ -154,8 +157,8 @@ __global__ void states_kernel(const ConvProblem p, const ConvSequences c, const 
 
 // dx of token u, with what came from the state that its sequence left.
 template <class T, int V>
-__device__ void write_input_gradient(const ConvProblem& p, const ConvBackward& b, const Sequence& q, int64_t u,
-                                     int64_t e, float (&dx)[V]) {
+__device__ void write_input_gradient(const ConvProblem& p, const ConvBackward& b, const Sequence& q,
+                                     int64_t u, int64_t e, float (&dx)[V]) {
   const int64_t column = p.K - (q.end - u);  // of state_out, where this input was left
   if (b.dstate_out && q.out >= 0 && column >= 0)
     for (int v = 0; v < V; ++v) dx[v] += b.dstate_out[(q.out * p.E + e + v) * p.K + column];
@@ -207,7 +210,8 @@ __global__ void __launch_bounds__(32 * kSlices, 2)
             for (int v = 0; v < V; ++v) {
               dbias[v] += dz[W - 1][v];
 #pragma unroll
-              for (int w = 0; w + 1 < W; ++w) dk[w][v] = fmaf(dz[W - 1][v], window.x[w][v], dk[w][v]);
+              for (int w = 0; w + 1 < W; ++w)
+                dk[w][v] = fmaf(dz[W - 1][v], window.x[w][v], dk[w][v]);
               dk[W - 1][v] = fmaf(dz[W - 1][v], now[v], dk[W - 1][v]);
             }
           }
@@ -269,13 +273,16 @@ __global__ void hand_out_sums_kernel(const ConvBackward b, int width, int64_t E)
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= (width + 1) * E) return;
   const int64_t w = i / E, e = i % E;
-  float* const to = w < width ? b.dk ? b.dk + e * width + w : nullptr : b.dbias ? b.dbias + e : nullptr;
+  float* const to = w < width ? b.dk ? b.dk + e * width + w : nullptr
+                    : b.dbias ? b.dbias + e
+                              : nullptr;
   if (to) *to = (w < width ? b.dk_add : b.dbias_add) ? *to + b.totals[i] : b.totals[i];
 }
 
 // d(state_in) of one row: from the gradients of the inputs before each sequence that started there, and
 // from d(state_out) where a short sequence let part of its state pass through. In the order of sequences.
-__global__ void state_gradient_kernel(const ConvProblem p, const ConvSequences c, const ConvBackward b) {
+__global__ void state_gradient_kernel(const ConvProblem p, const ConvSequences c,
+                                      const ConvBackward b) {
   const int64_t e = int64_t{blockIdx.y} * blockDim.x + threadIdx.x, row = blockIdx.x, K = p.K;
   if (e >= p.E) return;
   const int W = p.width;
@@ -284,7 +291,8 @@ __global__ void state_gradient_kernel(const ConvProblem p, const ConvSequences c
     const Sequence q = sequence(c, s);
     if (q.in != row) continue;
     const int64_t T = q.end - q.begin;
-    for (int64_t j = 0; j < W - 1 && T > 0; ++j) in[K - (W - 1) + j] += b.dhistory[(s * (W - 1) + j) * p.E + e];
+    for (int64_t j = 0; j < W - 1 && T > 0; ++j)
+      in[K - (W - 1) + j] += b.dhistory[(s * (W - 1) + j) * p.E + e];
     if (!b.dstate_out || q.out < 0) continue;
     const float* const out = b.dstate_out + (q.out * p.E + e) * K;
     for (int64_t j = T; j < K; ++j) in[j] += out[j - T];
@@ -294,7 +302,8 @@ __global__ void state_gradient_kernel(const ConvProblem p, const ConvSequences c
 bool channels_in_runs(const ConvProblem& p, const float* dhistory, int64_t V) {
   const int64_t bytes = p.bf16 ? 2 : 4;
   return p.E % V == 0 && in_runs(p.x, p.x_stride, bytes, V) && in_runs(p.y, 0, bytes, V) &&
-         in_runs(p.dy, 0, bytes, V) && in_runs(p.dx, p.dx_stride, bytes, V) && in_runs(p.bias, 0, 4, std::min<int64_t>(V, 4)) &&
+         in_runs(p.dy, 0, bytes, V) && in_runs(p.dx, p.dx_stride, bytes, V) &&
+         in_runs(p.bias, 0, 4, std::min<int64_t>(V, 4)) &&
          in_runs(dhistory, 0, 4, std::min<int64_t>(V, 4));
 }
 
@@ -312,19 +321,22 @@ void with_kernel(const ConvProblem& p, const F& f) {
 
 }  // namespace
 
-void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in, float* state_out, void* stream) {
+void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in,
+                  float* state_out, void* stream) {
   if (p.E == 0) return;
   const auto s = static_cast<cudaStream_t>(stream);
   if (c.tokens > 0) {
     with_kernel(p, [&](auto x, auto taps) {
       using T = decltype(x);
       const auto launch = [&](auto kernel, int64_t V) {
-        const int64_t runs = ceil_div(p.E, V), threads = std::clamp<int64_t>(ceil_div(runs, 32) * 32, 32, 128);
+        const int64_t runs = ceil_div(p.E, V),
+                      threads = std::clamp<int64_t>(ceil_div(runs, 32) * 32, 32, 128);
         const dim3 grid(static_cast<unsigned>(ceil_div(c.tokens, kForwardTokens)),
                         static_cast<unsigned>(ceil_div(runs, threads)));
         kernel<<<grid, static_cast<unsigned>(threads), 0, s>>>(p, c, state_in);
       };
-      channels_in_runs(p, nullptr, 4) ? launch(forward_kernel<T, 4, taps>, 4) : launch(forward_kernel<T, 1, taps>, 1);
+      channels_in_runs(p, nullptr, 4) ? launch(forward_kernel<T, 4, taps>, 4)
+                                      : launch(forward_kernel<T, 1, taps>, 1);
     });
     check_launch("conv1d_causal");
   }
@@ -338,8 +350,8 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
   check_launch("conv1d_causal states");
 }
 
-void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackward& b, int64_t state_rows,
-                   void* stream) {
+void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackward& b,
+                   int64_t state_rows, void* stream) {
   if (p.E == 0) return;
   const auto s = static_cast<cudaStream_t>(stream);
   const int64_t pieces = ceil_div(c.tokens, kConvBackwardTokens);
@@ -347,7 +359,8 @@ void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackw
     with_kernel(p, [&](auto x, auto taps) {
       using T = decltype(x);
       const auto launch = [&](auto kernel, int64_t V) {
-        const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(ceil_div(p.E, 32 * V)));
+        const dim3 grid(static_cast<unsigned>(pieces),
+                        static_cast<unsigned>(ceil_div(p.E, 32 * V)));
         kernel<<<grid, dim3(32, kSlices), 0, s>>>(p, c, b);
       };
       channels_in_runs(p, b.dhistory, 4) ? launch(backward_kernel<T, 4, taps>, 4)

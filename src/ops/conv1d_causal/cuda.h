@@ -12,7 +12,8 @@ struct ConvSequences {
 };
 
 // y, then state_out (or null), which may be state_in's memory.
-void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in, float* state_out, void* stream);
+void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in,
+                  float* state_out, void* stream);
 
 // Tokens of one partial sum of dk and dbias.
 constexpr int64_t kConvBackwardTokens = 128;
@@ -21,18 +22,18 @@ constexpr int64_t kConvBackwardTokens = 128;
 struct ConvBackward {
   const float* state_in;
   const float* dstate_out;
-  float* dhistory;  // (n, W-1, E) scratch, with dstate_in
+  float* dhistory;   // (n, W-1, E) scratch, with dstate_in
   float* dstate_in;  // added to
-  float* sums;      // (tokens / kConvBackwardTokens rounded up, W+1, E) scratch, with dk or dbias
-  float* parts;     // (parts_of_sum of those pieces, W+1, E) scratch
-  float* totals;    // (W+1, E) scratch
-  float* dk;        // (E, W)
+  float* sums;       // (tokens / kConvBackwardTokens rounded up, W+1, E) scratch, with dk or dbias
+  float* parts;      // (parts_of_sum of those pieces, W+1, E) scratch
+  float* totals;     // (W+1, E) scratch
+  float* dk;         // (E, W)
   bool dk_add;
-  float* dbias;     // (E)
+  float* dbias;  // (E)
   bool dbias_add;
 };
 
-void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackward& b, int64_t state_rows,
-                   void* stream);
+void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackward& b,
+                   int64_t state_rows, void* stream);
 
 }  // namespace krait::cuda

@@ -231,8 +231,8 @@ void run_forward_on_gpu(Context& c, const Call& q, const Tensor& y) {
   if (c.planning()) return;
   ConvProblem p = q.problem();
   p.y = y.data;
-  KRAIT_WITH_CUDA(
-      cuda::conv_forward(p, sequences_on_gpu(q), floats(q.state_in), floats(q.state_out), c.stream));
+  KRAIT_WITH_CUDA(cuda::conv_forward(p, sequences_on_gpu(q), floats(q.state_in),
+                                     floats(q.state_out), c.stream));
 }
 
 void run_forward(Context& c, const Call& q, const Tensor& y) {
@@ -294,7 +294,8 @@ void add_into_states(const Call& q, const Cut& cut, const Tensor& dhistory,
   });
 }
 
-void run_backward_on_gpu(Context& b, const Call& q, const ConvProblem& p, cuda::ConvBackward to, int64_t pieces) {
+void run_backward_on_gpu(Context& b, const Call& q, const ConvProblem& p, cuda::ConvBackward to,
+                         int64_t pieces) {
   const Tensor parts = b.scratch({cuda::parts_of_sum(pieces), q.W + 1, q.E}, DType::f32);
   if (b.planning()) return;
   to.parts = floats(parts);
@@ -316,7 +317,8 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
   const int64_t pieces = (q.B * q.L + grain - 1) / grain;
   const bool want_sums = dk.grad || dbias.grad;
   Scratch scratch(b);
-  const Tensor taps = b.scratch({q.W + (gpu ? 1 : 0), q.E}, DType::f32);  // on the GPU dk, dbias in all
+  const Tensor taps =
+      b.scratch({q.W + (gpu ? 1 : 0), q.E}, DType::f32);  // on the GPU dk, dbias in all
   const Tensor sums = want_sums ? b.scratch({pieces, q.W + 1, q.E}, DType::f32) : Tensor();
   const Tensor dhistory =
       dstate_in.grad ? b.scratch({q.sequences(), q.W - 1, q.E}, DType::f32) : Tensor();

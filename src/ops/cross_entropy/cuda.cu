@@ -14,7 +14,8 @@ constexpr int kThreads = 512;
 // one for the gradient.
 template <int V>
 __global__ void __launch_bounds__(kThreads)
-    rows_kernel(float* all, int64_t n, const int32_t* targets, float scale, LogitsGrad grad, float* nll) {
+    rows_kernel(float* all, int64_t n, const int32_t* targets, float scale, LogitsGrad grad,
+                float* nll) {
   float* const row = all + blockIdx.x * n;
   const int32_t target = targets[blockIdx.x];
   constexpr int64_t kStep = int64_t{kThreads} * V;
@@ -46,8 +47,9 @@ __global__ void __launch_bounds__(kThreads)
   if (grad == LogitsGrad::none) return;
   const float factor = static_cast<float>(static_cast<double>(scale) / static_cast<double>(sum));
   const float p_target = expf(at_target - m);
-  const auto d_target = static_cast<float>(static_cast<double>(scale) *
-                                           (static_cast<double>(p_target) / static_cast<double>(sum) - 1.0));
+  const auto d_target =
+      static_cast<float>(static_cast<double>(scale) *
+                         (static_cast<double>(p_target) / static_cast<double>(sum) - 1.0));
   __syncthreads();  // all have read the target's logit
   for (int64_t base = 0; base < n; base += kStep) {
     const int64_t i = base + first;
@@ -75,8 +77,8 @@ __global__ void loss_kernel(const float* nll, int64_t n, float scale, float* los
 
 }  // namespace
 
-void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* targets, float scale, LogitsGrad grad,
-                        float* nll, void* stream) {
+void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* targets, float scale,
+                        LogitsGrad grad, float* nll, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   const auto blocks = static_cast<unsigned>(rows);
   if (V % 4 == 0 && in_runs(logits, V, 4, 4)) {

@@ -61,7 +61,8 @@ __global__ void forward_kernel(const DropoutProblem p, const float* stream, floa
 }
 
 template <class X, bool kFours>
-__global__ void backward_kernel(const DropoutProblem p, const float* dy, X* dx, bool add, int64_t n) {
+__global__ void backward_kernel(const DropoutProblem p, const float* dy, X* dx, bool add,
+                                int64_t n) {
   for_runs<kFours>(p, n, [&]<int V>(const float(&mask)[V], int64_t i) {
     float d[V], old[V] = {};
     load<V>(dy + i, d);
@@ -77,9 +78,11 @@ unsigned blocks_for(int64_t n) {
 
 }  // namespace
 
-void dropout_forward(const DropoutProblem& p, const float* stream_in, float* y, int64_t n, void* stream) {
+void dropout_forward(const DropoutProblem& p, const float* stream_in, float* y, int64_t n,
+                     void* stream) {
   if (n == 0) return;
-  const bool fours = in_runs(p.x, 0, p.bf16 ? 2 : 4, 4) && in_runs(stream_in, 0, 4, 4) && in_runs(y, 0, 4, 4);
+  const bool fours =
+      in_runs(p.x, 0, p.bf16 ? 2 : 4, 4) && in_runs(stream_in, 0, 4, 4) && in_runs(y, 0, 4, 4);
   const auto launch = [&](auto kernel) {
     kernel<<<blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p, stream_in, y, n);
   };
@@ -91,7 +94,8 @@ void dropout_forward(const DropoutProblem& p, const float* stream_in, float* y, 
   check_launch("dropout_add");
 }
 
-void dropout_backward(const DropoutProblem& p, const float* dy, void* dx, bool add, int64_t n, void* stream) {
+void dropout_backward(const DropoutProblem& p, const float* dy, void* dx, bool add, int64_t n,
+                      void* stream) {
   if (n == 0) return;
   const bool fours = in_runs(dx, 0, p.bf16 ? 2 : 4, 4) && in_runs(dy, 0, 4, 4);
   const auto launch = [&](auto kernel, auto* to) {
@@ -99,7 +103,8 @@ void dropout_backward(const DropoutProblem& p, const float* dy, void* dx, bool a
   };
   if (p.bf16) {
     auto* to = static_cast<bfloat16*>(dx);
-    fours ? launch(backward_kernel<bfloat16, true>, to) : launch(backward_kernel<bfloat16, false>, to);
+    fours ? launch(backward_kernel<bfloat16, true>, to)
+          : launch(backward_kernel<bfloat16, false>, to);
   } else {
     auto* to = static_cast<float*>(dx);
     fours ? launch(backward_kernel<float, true>, to) : launch(backward_kernel<float, false>, to);

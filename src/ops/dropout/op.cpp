@@ -8,9 +8,11 @@
 
 namespace krait::ops {
 
-static constexpr int64_t kGrain = 1 << 14;  // elements of one piece, a multiple of the kernels' block
+static constexpr int64_t kGrain = 1
+                                  << 14;  // elements of one piece, a multiple of the kernels' block
 
-static void run_forward(Context& c, const DropoutProblem& p, const Tensor& stream, const Tensor& y) {
+static void run_forward(Context& c, const DropoutProblem& p, const Tensor& stream,
+                        const Tensor& y) {
   const int64_t n = y.numel();
   if (c.device.type == Device::cuda) {
     KRAIT_WITH_CUDA(cuda::dropout_forward(p, stream.as<float>(), y.as<float>(), n, c.stream));
@@ -21,7 +23,8 @@ static void run_forward(Context& c, const DropoutProblem& p, const Tensor& strea
   });
 }
 
-static void run_backward(Context& c, const DropoutProblem& p, const Tensor& dy, const GradTarget& dx) {
+static void run_backward(Context& c, const DropoutProblem& p, const Tensor& dy,
+                         const GradTarget& dx) {
   const int64_t n = dy.numel();
   if (c.device.type == Device::cuda) {
     KRAIT_WITH_CUDA(cuda::dropout_backward(p, dy.as<float>(), dx.grad.data, dx.add, n, c.stream));

@@ -39,8 +39,10 @@ __device__ void add_to(float* to, const float (&sum)[V]) {
 // into dw; what is shared with the piece before goes into sums[piece, 0], what with the piece after only,
 // into sums[piece, 1].
 template <int V>
-__global__ void pieces_kernel(const EmbeddingBackward b, const int32_t* ids, const int32_t* places) {
-  const int64_t piece = blockIdx.x, from = piece * kEmbeddingPiece, to = min(b.n, from + kEmbeddingPiece);
+__global__ void pieces_kernel(const EmbeddingBackward b, const int32_t* ids,
+                              const int32_t* places) {
+  const int64_t piece = blockIdx.x, from = piece * kEmbeddingPiece,
+                to = min(b.n, from + kEmbeddingPiece);
   const int64_t i = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * V;
   if (i >= b.D) return;
   float sum[V] = {};
@@ -84,29 +86,35 @@ __global__ void borders_kernel(const EmbeddingBackward b, const int32_t* ids) {
 }
 
 cudaError_t sort(void* scratch, size_t& bytes, const EmbeddingBackward& b, cudaStream_t stream) {
-  int32_t *const ids = b.sorted, *const places = b.sorted + b.n, *const in_order = b.sorted + 2 * b.n;
+  int32_t *const ids = b.sorted, *const places = b.sorted + b.n,
+                 *const in_order = b.sorted + 2 * b.n;
   const int bits = std::bit_width(static_cast<uint64_t>(b.V));
-  return cub::DeviceRadixSort::SortPairs(scratch, bytes, b.tokens, ids, in_order, places, b.n, 0, bits, stream);
+  return cub::DeviceRadixSort::SortPairs(scratch, bytes, b.tokens, ids, in_order, places, b.n, 0,
+                                         bits, stream);
 }
 
 template <int V>
 void launch_backward(const EmbeddingBackward& b, cudaStream_t s) {
-  const dim3 grid(static_cast<unsigned>(embedding_pieces(b.n)), static_cast<unsigned>(ceil_div(b.D, kThreads * V)));
+  const dim3 grid(static_cast<unsigned>(embedding_pieces(b.n)),
+                  static_cast<unsigned>(ceil_div(b.D, kThreads * V)));
   pieces_kernel<V><<<grid, kThreads, 0, s>>>(b, b.sorted, b.sorted + b.n);
   borders_kernel<V><<<grid, kThreads, 0, s>>>(b, b.sorted);
 }
 
 }  // namespace
 
-void embedding_forward(const int32_t* tokens, int64_t n, const void* w, bool w_bf16, int64_t D, float* y, void* stream) {
+void embedding_forward(const int32_t* tokens, int64_t n, const void* w, bool w_bf16, int64_t D,
+                       float* y, void* stream) {
   if (n == 0 || D == 0) return;
   const bool fours = D % 4 == 0 && in_runs(w, D, w_bf16 ? 2 : 4, 4) && in_runs(y, D, 4, 4);
   const auto launch = [&](auto kernel, auto* table) {
-    kernel<<<static_cast<unsigned>(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(tokens, table, D, y);
+    kernel<<<static_cast<unsigned>(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        tokens, table, D, y);
   };
   if (w_bf16) {
     const auto* table = static_cast<const __nv_bfloat16*>(w);
-    fours ? launch(gather_kernel<__nv_bfloat16, 4>, table) : launch(gather_kernel<__nv_bfloat16, 1>, table);
+    fours ? launch(gather_kernel<__nv_bfloat16, 4>, table)
+          : launch(gather_kernel<__nv_bfloat16, 1>, table);
   } else {
     const auto* table = static_cast<const float*>(w);
     fours ? launch(gather_kernel<float, 4>, table) : launch(gather_kernel<float, 1>, table);
@@ -122,7 +130,8 @@ void embedding_sort_bytes(int64_t n, int64_t V, size_t* bytes) {
 void embedding_backward(const EmbeddingBackward& b, void* stream) {
   if (b.D == 0) return;
   const auto s = static_cast<cudaStream_t>(stream);
-  places_kernel<<<static_cast<unsigned>(ceil_div(b.n, kThreads)), kThreads, 0, s>>>(b.sorted + 2 * b.n, b.n);
+  places_kernel<<<static_cast<unsigned>(ceil_div(b.n, kThreads)), kThreads, 0, s>>>(
+      b.sorted + 2 * b.n, b.n);
   size_t bytes = b.sort_bytes;
   sort(b.sort, bytes, b, s);
   check_launch("embedding sort");

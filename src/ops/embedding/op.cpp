@@ -32,7 +32,8 @@ void scatter_add_on_gpu(Context& c, const Tensor& tokens, const Tensor& dy, cons
   size_t sort_bytes = 0;
   KRAIT_WITH_CUDA(cuda::embedding_sort_bytes(n, V, &sort_bytes));
   Scratch scratch(c);
-  const Tensor sorted = c.scratch({3, n}, DType::i32), sums = c.scratch({cuda::embedding_pieces(n), 2, D}, DType::f32),
+  const Tensor sorted = c.scratch({3, n}, DType::i32),
+               sums = c.scratch({cuda::embedding_pieces(n), 2, D}, DType::f32),
                sort = c.scratch({static_cast<int64_t>(sort_bytes)}, DType::u8);
   if (c.planning()) return;
   KRAIT_WITH_CUDA(cuda::embedding_backward({.tokens = tokens.as<int32_t>(),
@@ -81,8 +82,9 @@ Tensor embedding(Context& c, const Tensor& tokens, const Tensor& w) {
   c.cost("embedding", n * static_cast<double>(size_of(w.dtype) + 4), 0);
   if (!c.planning()) {
     if (c.device.type == Device::cuda) {
-      KRAIT_WITH_CUDA(cuda::embedding_forward(tokens.as<int32_t>(), tokens.numel(), w.data, w.dtype == DType::bf16,
-                                              w.size(1), y.as<float>(), c.stream));
+      KRAIT_WITH_CUDA(cuda::embedding_forward(tokens.as<int32_t>(), tokens.numel(), w.data,
+                                              w.dtype == DType::bf16, w.size(1), y.as<float>(),
+                                              c.stream));
     } else {
       w.dtype == DType::bf16 ? gather<bf16>(tokens, w, y) : gather<float>(tokens, w, y);
     }

@@ -12,7 +12,8 @@ namespace {
 
 using bfloat16 = __nv_bfloat16;
 
-constexpr int64_t kSharedFloats = 11 * 1024;  // a block gets 48 KB without asking, sums of warps included
+constexpr int64_t kSharedFloats =
+    11 * 1024;  // a block gets 48 KB without asking, sums of warps included
 
 template <class X, class Y, int V>
 __global__ void forward_kernel(const NormProblem p, const bool keep) {
@@ -73,8 +74,8 @@ __global__ void forward_kernel(const NormProblem p, const bool keep) {
 //   ds = scale * (g - mean(g) [layer] - v * mean(g * v)),   dw += dy * v,   db += dy
 // A thread has the same columns in every row: its sums need no other thread.
 template <class S, class X, class Y, int V>
-__global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_of_a_piece, float* dw_parts,
-                                float* db_parts, const bool in_shared) {
+__global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_of_a_piece,
+                                float* dw_parts, float* db_parts, const bool in_shared) {
   extern __shared__ float sums[];
   const int64_t D = p.D, first = int64_t{threadIdx.x} * V, step = int64_t{blockDim.x} * V;
   float* const dw_part = dw_parts ? dw_parts + blockIdx.x * D : nullptr;
@@ -164,10 +165,12 @@ int64_t bytes_of(bool bf16) { return bf16 ? 2 : 4; }
 // Whether every tensor of the call can be walked in runs of four.
 bool in_fours(const NormProblem& p, const float* dw, const float* db) {
   const int64_t x = bytes_of(p.x_bf16), y = bytes_of(p.y_bf16);
-  return p.D % 4 == 0 && in_runs(p.x, p.x_stride, x, 4) && in_runs(p.residual, p.residual_stride, 4, 4) &&
-         in_runs(p.w, 0, 4, 4) && in_runs(p.b, 0, 4, 4) && in_runs(p.y, 0, y, 4) && in_runs(p.sum, 0, 4, 4) &&
-         in_runs(p.dy, 0, y, 4) && in_runs(p.dsum, 0, 4, 4) && in_runs(p.dresidual, p.dresidual_stride, 4, 4) &&
-         in_runs(p.dx, p.dx_stride, x, 4) && in_runs(dw, 0, 4, 4) && in_runs(db, 0, 4, 4);
+  return p.D % 4 == 0 && in_runs(p.x, p.x_stride, x, 4) &&
+         in_runs(p.residual, p.residual_stride, 4, 4) && in_runs(p.w, 0, 4, 4) &&
+         in_runs(p.b, 0, 4, 4) && in_runs(p.y, 0, y, 4) && in_runs(p.sum, 0, 4, 4) &&
+         in_runs(p.dy, 0, y, 4) && in_runs(p.dsum, 0, 4, 4) &&
+         in_runs(p.dresidual, p.dresidual_stride, 4, 4) && in_runs(p.dx, p.dx_stride, x, 4) &&
+         in_runs(dw, 0, 4, 4) && in_runs(db, 0, 4, 4);
 }
 
 // Whole warps, at most 256 threads, no more than the row has runs.
@@ -198,9 +201,11 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
     using X = decltype(x);
     using Y = decltype(y);
     const auto launch = [&](auto kernel, int V) {
-      kernel<<<static_cast<unsigned>(rows), threads_for(p.D, V), shared, static_cast<cudaStream_t>(stream)>>>(p, keep);
+      kernel<<<static_cast<unsigned>(rows), threads_for(p.D, V), shared,
+               static_cast<cudaStream_t>(stream)>>>(p, keep);
     };
-    in_fours(p, nullptr, nullptr) ? launch(forward_kernel<X, Y, 4>, 4) : launch(forward_kernel<X, Y, 1>, 1);
+    in_fours(p, nullptr, nullptr) ? launch(forward_kernel<X, Y, 4>, 4)
+                                  : launch(forward_kernel<X, Y, 1>, 1);
   });
   check_launch("norm_forward");
 }
@@ -218,7 +223,8 @@ void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, voi
       kernel<<<static_cast<unsigned>(ceil_div(rows, each)), threads_for(p.D, V), shared,
                static_cast<cudaStream_t>(stream)>>>(p, rows, each, dw, db, in_shared);
     };
-    in_fours(p, dw, db) ? launch(backward_kernel<S, X, Y, 4>, 4) : launch(backward_kernel<S, X, Y, 1>, 1);
+    in_fours(p, dw, db) ? launch(backward_kernel<S, X, Y, 4>, 4)
+                        : launch(backward_kernel<S, X, Y, 1>, 1);
   });
   check_launch("norm_backward");
 }

@@ -9,7 +9,9 @@ namespace krait::cuda {
 void norm_forward(const NormProblem& p, int64_t rows, void* stream);
 
 // Rows that one block walks, leaving one partial sum of dw and db.
-constexpr int64_t norm_rows_of_a_piece(int64_t rows) { return std::max<int64_t>(1, (rows + 511) / 512); }
+constexpr int64_t norm_rows_of_a_piece(int64_t rows) {
+  return std::max<int64_t>(1, (rows + 511) / 512);
+}
 // dw, db (pieces, D): written; or null.
 void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream);
 

@@ -37,8 +37,7 @@ struct Call {
   }
 };
 
-void check(const Tensor& x, const Tensor& w, const Tensor& b, DType out,
-           const Tensor& residual) {
+void check(const Tensor& x, const Tensor& w, const Tensor& b, DType out, const Tensor& residual) {
   require(x.rank() >= 1 && x.row_strided() && (x.dtype == DType::f32 || x.dtype == DType::bf16),
           "[norm] x: expected float32 or bfloat16 (..., D) with rows at one distance, got {} {}",
           name_of(x.dtype), x.shape);
@@ -68,13 +67,13 @@ void add_up(const Tensor& sums, int64_t pieces, const GradTarget& target) {
   });
 }
 
-void run_backward_on_gpu(Context& c, const NormProblem& p, int64_t rows, const Tensor& dw_sums, const Tensor& db_sums,
-                         const GradTarget& dw, const GradTarget& db) {
+void run_backward_on_gpu(Context& c, const NormProblem& p, int64_t rows, const Tensor& dw_sums,
+                         const Tensor& db_sums, const GradTarget& dw, const GradTarget& db) {
   const auto floats = [](const Tensor& t) { return t ? t.as<float>() : nullptr; };
   KRAIT_WITH_CUDA(cuda::norm_backward(p, rows, floats(dw_sums), floats(db_sums), c.stream));
   const auto add_up_part = [&](const Tensor& sums, const GradTarget& to) {
-    KRAIT_WITH_CUDA(cuda::sum_rows(sums.data, false, p.D, sums.size(0), p.D, to.grad.as<float>(), to.add, nullptr,
-                                   c.stream));
+    KRAIT_WITH_CUDA(cuda::sum_rows(sums.data, false, p.D, sums.size(0), p.D, to.grad.as<float>(),
+                                   to.add, nullptr, c.stream));
   };
   if (dw.grad) add_up_part(dw_sums, dw);
   if (db.grad) add_up_part(db_sums, db);
@@ -155,7 +154,8 @@ NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, con
       KRAIT_WITH_CUDA(cuda::norm_forward(p, rows, c.stream));
     } else {
       const NormKernels& kernels = KRAIT_PICK_ISA(norm_kernels);
-      parallel_ranges(rows, kForwardRows, [&](int64_t row, int64_t end) { kernels.forward(p, row, end); });
+      parallel_ranges(rows, kForwardRows,
+                      [&](int64_t row, int64_t end) { kernels.forward(p, row, end); });
     }
   }
   if (recorded) {

@@ -12,7 +12,7 @@
 //   before penalty and temperature.
 //
 // A row's result depends on that row alone. The full vocabulary is never sorted: a histogram tells which
-// tokens can be among the chosen ones.
+// tokens can be among the chosen ones. Logits on a GPU are downloaded and drawn from on the CPU.
 #pragma once
 #include <span>
 #include <vector>

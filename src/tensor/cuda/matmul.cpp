@@ -41,7 +41,8 @@ int alignment(const void* p) {
   return a % 16 == 0 ? 16 : a % 8 == 0 ? 8 : a % 4 == 0 ? 4 : 2;
 }
 
-using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int, int, bool>;
+using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int,
+                       int, int, bool>;
 
 struct Planned {
   cublasLtMatmulDesc_t op = nullptr;
@@ -51,7 +52,8 @@ struct Planned {
 
 cublasLtMatrixLayout_t layout(DType t, int64_t rows, int64_t cols, int64_t step) {
   cublasLtMatrixLayout_t l = nullptr;
-  check(cublasLtMatrixLayoutCreate(&l, type_of(t), static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), step),
+  check(cublasLtMatrixLayoutCreate(&l, type_of(t), static_cast<uint64_t>(rows),
+                                   static_cast<uint64_t>(cols), step),
         "describing a matrix");
   return l;
 }
@@ -68,10 +70,12 @@ class Library {
     const Matrix& before = e.plus ? *e.plus : c;
     const Planned& p = planned(a, b, c, before, e.bias != nullptr);
     if (e.bias)
-      cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &e.bias, sizeof e.bias);
+      cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &e.bias,
+                                     sizeof e.bias);
     const float alpha = 1.0f, beta = e.add || e.plus ? 1.0f : 0.0f;
-    check(cublasLtMatmul(handle_, p.op, &alpha, b.data, p.x, a.data, p.y, &beta, before.data, p.plus, c.data, p.d,
-                         &p.algo, workspace_.data(), kWorkspace, static_cast<cudaStream_t>(stream)),
+    check(cublasLtMatmul(handle_, p.op, &alpha, b.data, p.x, a.data, p.y, &beta, before.data,
+                         p.plus, c.data, p.d, &p.algo, workspace_.data(), kWorkspace,
+                         static_cast<cudaStream_t>(stream)),
           "multiplying");
   }
 
@@ -79,9 +83,19 @@ class Library {
   const Planned& planned(const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& before,
                          bool bias) {
     const Factor x = factor(b), y = factor(a);
-    const Key key{c.rows,      c.cols,      a.cols, x.step, y.step, c.row_step, before.row_step,
-                  x.op * 2 + y.op, static_cast<int>(a.dtype) * 16 + static_cast<int>(c.dtype), alignment(a.data),
-                  alignment(b.data), alignment(c.data) * 32 + alignment(before.data), bias};
+    const Key key{c.rows,
+                  c.cols,
+                  a.cols,
+                  x.step,
+                  y.step,
+                  c.row_step,
+                  before.row_step,
+                  x.op * 2 + y.op,
+                  static_cast<int>(a.dtype) * 16 + static_cast<int>(c.dtype),
+                  alignment(a.data),
+                  alignment(b.data),
+                  alignment(c.data) * 32 + alignment(before.data),
+                  bias};
     const auto [it, fresh] = plans_.try_emplace(key);
     Planned& p = it->second;
     if (!fresh) return p;
@@ -90,7 +104,8 @@ class Library {
     cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSB, &y.op, sizeof y.op);
     if (bias) {
       const cublasLtEpilogue_t add_bias = CUBLASLT_EPILOGUE_BIAS;
-      cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_EPILOGUE, &add_bias, sizeof add_bias);
+      cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_EPILOGUE, &add_bias,
+                                     sizeof add_bias);
     }
     p.x = layout(b.dtype, x.rows, x.cols, x.step);
     p.y = layout(a.dtype, y.rows, y.cols, y.step);
@@ -105,17 +120,18 @@ class Library {
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(alignment(b.data)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(alignment(a.data)));
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(alignment(before.data)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+           static_cast<uint32_t>(alignment(before.data)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment(c.data)));
     cublasLtMatmulHeuristicResult_t best{};
     int found = 0;
-    const cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(handle_, p.op, p.x, p.y, p.plus, p.d, preference, 1, &best,
-                                                            &found);
+    const cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(handle_, p.op, p.x, p.y, p.plus, p.d,
+                                                            preference, 1, &best, &found);
     cublasLtMatmulPreferenceDestroy(preference);
     if (s != CUBLAS_STATUS_SUCCESS || found == 0) {
       plans_.erase(it);
-      fail("cuBLASLt: no algorithm for a product of ({}, {}) by ({}, {}) in {}", a.rows, a.cols, b.rows, b.cols,
-           name_of(a.dtype));
+      fail("cuBLASLt: no algorithm for a product of ({}, {}) by ({}, {}) in {}", a.rows, a.cols,
+           b.rows, b.cols, name_of(a.dtype));
     }
     p.algo = best.algo;
     return p;
@@ -138,10 +154,12 @@ Library& library(int device) {
 
 }  // namespace
 
-void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, int device, Stream stream) {
-  require(a.cols == b.rows && c.rows == a.rows && c.cols == b.cols && a.dtype == b.dtype && c.col_step == 1,
-          "matmul: sizes of ({}, {}) by ({}, {}) into ({}, {}) do not fit", a.rows, a.cols, b.rows, b.cols, c.rows,
-          c.cols);
+void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, int device,
+            Stream stream) {
+  require(a.cols == b.rows && c.rows == a.rows && c.cols == b.cols && a.dtype == b.dtype &&
+              c.col_step == 1,
+          "matmul: sizes of ({}, {}) by ({}, {}) into ({}, {}) do not fit", a.rows, a.cols, b.rows,
+          b.cols, c.rows, c.cols);
   if (c.rows == 0 || c.cols == 0) return;
   if (a.cols == 0) {  // an empty sum, which the library refuses
     require(!e.plus && !e.bias, "matmul: a product over nothing has neither bias nor plus");

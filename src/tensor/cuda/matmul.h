@@ -16,6 +16,7 @@ struct Epilogue {
 
 // float32 products are computed in float32 (no TF32), bfloat16 ones with float32 accumulators. The
 // algorithm is chosen by the shapes alone, once; nothing is tuned at run time. Queued on the stream.
-void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, int device, Stream stream);
+void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, int device,
+            Stream stream);
 
 }  // namespace krait::cuda

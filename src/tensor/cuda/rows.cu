@@ -26,8 +26,8 @@ __global__ void convert_kernel(const RowsToConvert r) {
 
 // A warp has 32 columns and a slice of the block's rows; the slices are added in their order.
 template <class T>
-__global__ void sum_kernel(const T* rows, int64_t step, int64_t count, int64_t n, int64_t rows_a_part, float* out,
-                           bool add) {
+__global__ void sum_kernel(const T* rows, int64_t step, int64_t count, int64_t n,
+                           int64_t rows_a_part, float* out, bool add) {
   __shared__ float of_slice[kSlices][32];
   const int64_t col = int64_t{blockIdx.x} * 32 + threadIdx.x;
   const int64_t from = blockIdx.y * rows_a_part, to = min(count, from + rows_a_part);
@@ -48,12 +48,12 @@ __global__ void sum_kernel(const T* rows, int64_t step, int64_t count, int64_t n
 }
 
 template <class T>
-void launch_sum(const T* rows, int64_t step, int64_t count, int64_t n, int64_t rows_a_part, float* out, bool add,
-                void* stream) {
+void launch_sum(const T* rows, int64_t step, int64_t count, int64_t n, int64_t rows_a_part,
+                float* out, bool add, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(n, 32)),
                   static_cast<unsigned>(std::max<int64_t>(1, ceil_div(count, rows_a_part))));
-  sum_kernel<<<grid, dim3(32, kSlices), 0, static_cast<cudaStream_t>(stream)>>>(rows, step, count, n, rows_a_part, out,
-                                                                                add);
+  sum_kernel<<<grid, dim3(32, kSlices), 0, static_cast<cudaStream_t>(stream)>>>(
+      rows, step, count, n, rows_a_part, out, add);
   check_launch("sum_rows");
 }
 
@@ -61,7 +61,8 @@ void launch_sum(const T* rows, int64_t step, int64_t count, int64_t n, int64_t r
 
 void convert_rows(const RowsToConvert& r, void* stream) {
   if (r.rows == 0 || r.cols == 0) return;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(r.rows * r.cols, kThreads), 4096));
+  const auto blocks =
+      static_cast<unsigned>(std::min<int64_t>(ceil_div(r.rows * r.cols, kThreads), 4096));
   const auto s = static_cast<cudaStream_t>(stream);
   if (r.from_bf16) {
     if (r.to_bf16) {
@@ -77,15 +78,17 @@ void convert_rows(const RowsToConvert& r, void* stream) {
   check_launch("convert_rows");
 }
 
-void sum_rows(const void* rows, bool bf16, int64_t step, int64_t count, int64_t n, float* out, bool add, float* parts,
-              void* stream) {
+void sum_rows(const void* rows, bool bf16, int64_t step, int64_t count, int64_t n, float* out,
+              bool add, float* parts, void* stream) {
   if (n == 0) return;
   const int64_t P = parts_of_sum(count), rows_each = rows_of_a_part(count);
   float* const first = P > 0 ? parts : out;
   if (bf16) {
-    launch_sum(static_cast<const __nv_bfloat16*>(rows), step, count, n, rows_each, first, P == 0 && add, stream);
+    launch_sum(static_cast<const __nv_bfloat16*>(rows), step, count, n, rows_each, first,
+               P == 0 && add, stream);
   } else {
-    launch_sum(static_cast<const float*>(rows), step, count, n, rows_each, first, P == 0 && add, stream);
+    launch_sum(static_cast<const float*>(rows), step, count, n, rows_each, first, P == 0 && add,
+               stream);
   }
   if (P > 0) launch_sum(parts, n, P, n, P, out, add, stream);
 }
