@@ -1,6 +1,6 @@
 """Training steps of the PyTorch peers on the CPU: tokens per second of forward, backward and AdamW.
 
-  PYTHONPATH=SITE python3 bench/peers/torch_train.py transformers|mambapy \
+  PYTHONPATH=SITE python3 bench/peers/bench_torch.py transformers|mambapy \
       --width 256 --layers 6 --vocab 256 --batch 16 --length 256 --steps 3 --threads 2 [--bf16]
 
 SITE holds torch, transformers, mambapy (pip install --target SITE torch transformers mambapy).

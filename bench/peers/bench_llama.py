@@ -1,6 +1,6 @@
 """Prompt and decode speed of llama.cpp (through llama-cpp-python) on the CPU.
 
-  PYTHONPATH=SITE python3 bench/peers/llama_cpp.py MODEL.gguf --prompt 512 --new 64 --batch 1 --threads 2
+  PYTHONPATH=SITE python3 bench/peers/bench_llama.py MODEL.gguf --prompt 512 --new 64 --batch 1 --threads 2
 
 MODEL.gguf: a Krait or Hugging Face directory put through llama.cpp's own convert_hf_to_gguf.py.
 Prints one JSON object: prompt tokens/s, decode tokens/s (of all sequences together), seconds from start to
@@ -12,7 +12,8 @@ import json
 import statistics
 import time
 
-import llama_cpp
+import llama_cpp as package
+from llama_cpp import llama_cpp
 
 
 def main():
@@ -74,7 +75,7 @@ def main():
             decode([[prompt[k]]] * args.batch, 1 + k)
         decode_s.append(time.perf_counter() - t)
     print(json.dumps({
-        "peer": "llama.cpp", "version": llama_cpp.__version__,
+        "peer": "llama.cpp", "version": package.__version__,
         "prompt_tokens_per_s": args.prompt / statistics.median(prompt_s),
         "decode_tokens_per_s": args.new * args.batch / statistics.median(decode_s),
         "first_token_s": first_token,
