@@ -76,7 +76,7 @@ struct F32 {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         w[r] = hn::LoadU(kF, rows[r] + k);
-        hwy::Prefetch(rows[r] + k + R * a.K);  // the next rows: they follow in memory
+        hwy::Prefetch(rows[r] + k + 2 * R * a.K);  // rows to come: they follow in memory
       }
       accumulate<M, R>(acc, w, x, k);
     }
@@ -124,7 +124,7 @@ struct Bf16 {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         pairs[r] = hn::LoadU(kU, reinterpret_cast<const uint32_t*>(rows[r] + k));
-        hwy::Prefetch(rows[r] + k + R * a.K);  // the next rows: they follow in memory
+        hwy::Prefetch(rows[r] + k + 2 * R * a.K);  // rows to come: they follow in memory
       }
       even<R>(w, pairs);
       accumulate<M, R>(acc, w, x, k);
