@@ -26,11 +26,13 @@ def build(args):
         return transformers.__version__, model, lambda ids: model(ids).logits
     import importlib.metadata
 
-    from mambapy.lm import LM
-    from mambapy.mamba import MambaConfig
+    from mambapy.mamba import Mamba, MambaConfig  # mambapy.lm needs mamba_ssm, a GPU package
 
-    model = LM(MambaConfig(d_model=args.width, n_layers=args.layers), vocab_size=args.vocab)
-    return importlib.metadata.version("mambapy"), model, model
+    embedding = torch.nn.Embedding(args.vocab, args.width)
+    layers = Mamba(MambaConfig(d_model=args.width, n_layers=args.layers))
+    norm = torch.nn.RMSNorm(args.width)
+    model = torch.nn.Sequential(embedding, layers, norm)
+    return importlib.metadata.version("mambapy"), model, lambda ids: model(ids) @ embedding.weight.T
 
 
 def main():
