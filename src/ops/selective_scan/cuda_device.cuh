@@ -1,0 +1,363 @@
+// Private to selective_scan: what both CUDA kernels are made of.
+//
+// A block takes kChannels channels of one sequence through time, tile after tile of kTile steps. Scanning
+// warps hold the states in registers; helping warps bring the next tile into shared memory, discretised,
+// and finish the one before; one barrier a tile. Warp i runs on scheduler i % 4 of its multiprocessor: where
+// few channels leave one warp a scheduler, helpers sit on the scheduler without a scanning warp.
+#pragma once
+#include <cuda_bf16.h>
+
+#include <initializer_list>
+
+#include "krait/ops/selective_scan/cuda.h"
+#include "krait/tensor/cuda/launch.h"
+
+namespace krait::ops::scan {
+namespace {
+
+// LPC lanes share a channel, NS states of it each; a thread has CPT channels side by side.
+template <int LPC_, int NS_, int CPT_, int ScanWarps, int HelperWarps, bool OwnScheduler, int Tile>
+struct Layout {
+  static constexpr int LPC = LPC_, NS = NS_, CPT = CPT_, kTile = Tile;
+  static constexpr int NP = LPC * NS;  // states, padded
+  static constexpr int kScanWarps = ScanWarps, kHelpers = HelperWarps * 32;
+  static constexpr int kChannels = ScanWarps * (32 / LPC) * CPT;
+  static constexpr int kQuads = kChannels / 4;  // groups of four channels, moved at once
+  static constexpr bool kOwnScheduler = OwnScheduler;
+  static constexpr int kThreads = OwnScheduler ? HelperWarps * 128 : (ScanWarps + HelperWarps) * 32;
+  static constexpr int kRow = 2 * NP;  // floats of B and C of a step
+  static constexpr int kHelperRows = kHelpers / kQuads;
+  static constexpr int kPasses = (Tile + kHelperRows - 1) / kHelperRows;  // of the helpers over the rows
+  static_assert(kChannels % 4 == 0 && (!OwnScheduler || ScanWarps == 3));
+
+  // Index among the scanning (>= 0) or helping warps (~index); kIdle: neither.
+  static constexpr int kIdle = 1 << 20;
+  static __device__ int role(int warp) {
+    if constexpr (OwnScheduler)
+      return warp < 3 ? warp : warp % 4 == 3 ? ~(warp / 4) : kIdle;
+    else
+      return warp < ScanWarps ? warp : ~(warp - ScanWarps);
+  }
+};
+
+__device__ inline float exp2_fast(float x) {  // 2 units in the last place, 0 below 2^-126
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ inline float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+constexpr float kLog2e = 0x1.715476p+0f, kLog2eLow = 0x1.4ae0cp-26f, kLn2 = 0x1.62e430p-1f;
+
+// e^x for x <= 0, the product with log2(e) carried to twice the precision.
+__device__ inline float exp_of_negative(float x) {
+  const float high = x * kLog2e;
+  const float low = fmaf(x, kLog2eLow, fmaf(x, kLog2e, -high));
+  const float e = exp2_fast(high);
+  return fmaf(e, low * kLn2, e);
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + e), e = e^-|x| in [0, 1]; the logarithm by a polynomial through the
+// Chebyshev nodes of that interval, relative error 5e-9. `e` is handed out for the slope.
+__device__ inline float softplus(float x, float& e) {
+  e = exp_of_negative(-fabsf(x));
+  float p = fmaf(-0.003256378466f, e, 0.01990716088f);
+  p = fmaf(p, e, -0.05706420066f);
+  p = fmaf(p, e, 0.1061426467f);
+  p = fmaf(p, e, -0.1531186309f);
+  p = fmaf(p, e, 0.1967811725f);
+  p = fmaf(p, e, -0.2495455887f);
+  p = fmaf(p, e, 0.3333000404f);
+  p = fmaf(p, e, -0.4999990399f);
+  p = fmaf(p, e, 0.9999999954f);
+  return fmaf(p, e, fmaxf(x, 0.0f));
+}
+
+__device__ inline float sigmoid(float x) {
+  return reciprocal(1.0f + exp2_fast(fminf(-x * kLog2e, 126.0f)));
+}
+
+// A log2(e), or -exp(A) log2(e) where A holds log(-A): to half a unit in the last place, or nearly, since an
+// error of A acts in the same direction at every step. e^a = 2^m (1 + s).
+__device__ inline float scaled_A(float a, bool is_log) {
+  if (!is_log) return fmaf(a, kLog2e, a * kLog2eLow);
+  a = fminf(fmaxf(a, -87.0f), 87.0f);
+  const float m = rintf(a * kLog2e);
+  float r = fmaf(-m, 0x1.62ep-1f, a);
+  r = fmaf(-m, 0x1.0bfbe8p-15f, r);
+  float p = fmaf(r, 0.001384364790f, 0.008374162949f);
+  p = fmaf(p, r, 0.041668001562f);
+  p = fmaf(p, r, 0.166664317250f);
+  p = fmaf(p, r, 0.499999940395f);
+  const float s = fmaf(r * r, p, r);
+  return -ldexpf(kLog2e + fmaf(s, kLog2e, kLog2eLow), static_cast<int>(m));
+}
+
+// Four neighbouring elements of a row as they lie in memory, so that loads can be in flight together.
+struct Quad {
+  uint4 bits = {};
+};
+
+// Element (token, column) of r. Where loads follow each other by whole rows, only the first is found this way.
+__device__ inline char* element(const CudaRows& r, bool bf16, int64_t token, int64_t column) {
+  return static_cast<char*>(r.data) + (token * r.stride + column) * (bf16 ? 2 : 4);
+}
+
+__device__ inline int64_t bytes_of_rows(const CudaRows& r, bool bf16, int rows) {
+  return r.stride * (rows * (bf16 ? 2 : 4));
+}
+
+// The first `valid` of four, zero beyond. kFast: bfloat16, moved by fours, none or all of the four valid.
+template <bool kFast>
+__device__ inline Quad load_quad(const CudaRows& r, const char* at, int valid) {
+  Quad q;
+  if (valid <= 0) return q;
+  if (kFast || (r.by4 && r.bf16 && valid >= 4)) {
+    const uint2 v = __ldg(reinterpret_cast<const uint2*>(at));
+    q.bits.x = v.x, q.bits.y = v.y;
+  } else if (r.by4 && valid >= 4) {
+    q.bits = __ldg(reinterpret_cast<const uint4*>(at));
+  } else if (r.bf16) {
+    const auto* p = reinterpret_cast<const unsigned short*>(at);
+    q.bits.x = p[0];
+    if (valid > 1) q.bits.x |= static_cast<unsigned>(p[1]) << 16;
+    if (valid > 2) q.bits.y = p[2];
+    if (valid > 3) q.bits.y |= static_cast<unsigned>(p[3]) << 16;
+  } else {
+    const auto* p = reinterpret_cast<const unsigned*>(at);
+    q.bits.x = p[0];
+    if (valid > 1) q.bits.y = p[1];
+    if (valid > 2) q.bits.z = p[2];
+    if (valid > 3) q.bits.w = p[3];
+  }
+  return q;
+}
+
+template <bool kFast>
+__device__ inline void to_floats(const Quad& q, bool bf16, float (&x)[4]) {
+  if (kFast || bf16) {
+    x[0] = __uint_as_float(q.bits.x << 16), x[1] = __uint_as_float(q.bits.x & 0xffff0000u);
+    x[2] = __uint_as_float(q.bits.y << 16), x[3] = __uint_as_float(q.bits.y & 0xffff0000u);
+  } else {
+    x[0] = __uint_as_float(q.bits.x), x[1] = __uint_as_float(q.bits.y);
+    x[2] = __uint_as_float(q.bits.z), x[3] = __uint_as_float(q.bits.w);
+  }
+}
+
+__device__ inline unsigned pack(float low, float high) {
+  const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&v);
+}
+
+template <bool kFast>
+__device__ inline void store_quad(const CudaRows& r, char* at, int valid, float (&x)[4]) {
+  if (!r.data || valid <= 0) return;
+  if (r.add) {
+    float old[4];
+    to_floats<kFast>(load_quad<kFast>(r, at, valid), r.bf16, old);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] += old[i];
+  }
+  if (kFast || (r.by4 && r.bf16 && valid >= 4)) {
+    *reinterpret_cast<uint2*>(at) = {pack(x[0], x[1]), pack(x[2], x[3])};
+  } else if (r.by4 && valid >= 4) {
+    *reinterpret_cast<float4*>(at) = {x[0], x[1], x[2], x[3]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i >= valid) break;
+      if (r.bf16)
+        reinterpret_cast<__nv_bfloat16*>(at)[i] = __float2bfloat16_rn(x[i]);
+      else
+        reinterpret_cast<float*>(at)[i] = x[i];
+    }
+  }
+}
+
+__device__ inline void prefetch(const char* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
+// Sums V values over the lanes that differ in the bits [Low, Low * Lanes): each lane is left with V / Lanes of
+// the sums, from number (place of the lane) * V / Lanes on; with all of one sum where V < Lanes: number
+// place / (Lanes / V).
+template <int Lanes, int Low, int V>
+__device__ inline void sum_transposed(float (&v)[V], int lane) {
+  int n = V;
+#pragma unroll
+  for (int m = Lanes * Low / 2; m >= Low; m /= 2) {
+    if (n > 1) {
+      n /= 2;
+      const bool upper = lane & m;
+#pragma unroll
+      for (int i = 0; i < V / 2; ++i)
+        if (i < n) {
+          const float send = upper ? v[i] : v[i + n], keep = upper ? v[i + n] : v[i];
+          v[i] = keep + __shfl_xor_sync(~0u, send, m);
+        }
+    } else {
+      v[0] += __shfl_xor_sync(~0u, v[0], m);
+    }
+  }
+}
+
+
+__device__ inline int64_t begin_of(const CudaProblem& p, int64_t s) {
+  return p.begin ? p.begin[s] : s * p.L;
+}
+
+// Known to the compiler to be the same in all lanes.
+__device__ inline int warp_index() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0); }
+
+struct Span {
+  int64_t begin, tokens;
+  int64_t in, out;  // rows of the states, -1: none
+};
+
+__device__ inline Span sequence(const CudaProblem& p, int64_t s) {
+  if (!p.begin) return {s * p.L, p.L, s, s};
+  return {p.begin[s], p.begin[s + 1] - p.begin[s], p.row_in[s], p.row_out[s]};
+}
+
+// The channels of a block, of one group of B and C.
+struct Place {
+  int64_t group, first;
+  int channels;
+};
+
+template <class S>
+__host__ __device__ inline int64_t blocks_of_group(const CudaProblem& p) {
+  return cuda::ceil_div(p.E / p.G, S::kChannels);
+}
+
+template <class S>
+__device__ inline Place place_of(const CudaProblem& p, int64_t group, int64_t block) {
+  const int64_t in_group = p.E / p.G, at = block * S::kChannels, left = in_group - at;
+  return {group, group * in_group + at,
+          static_cast<int>(left < 0 ? 0 : left < S::kChannels ? left : S::kChannels)};
+}
+
+// B and C of a tile on their way to shared memory: rows [lane of the channel][B: NS, C: NS], zero beyond the
+// sequence and beyond N.
+template <class S, bool kFast>
+struct StagedBC {
+  static constexpr int kQuadsOfN = S::NP / 4, kStep = S::kHelpers / kQuadsOfN;  // steps of one pass
+  static_assert(S::kHelpers % kQuadsOfN == 0);
+  static constexpr int kPasses = (S::kTile + kStep - 1) / kStep;
+  static constexpr int kBatch = kPasses < 4 ? kPasses : 4;
+  Quad b[kBatch], c[kBatch];
+
+  __device__ void load(const CudaProblem& p, const Place& place, const Span& s, int64_t t0, int helper, int first) {
+    const int t = helper / kQuadsOfN + first * kStep, n = helper % kQuadsOfN * 4;
+    const int left = static_cast<int>(s.tokens - t0 < S::kTile ? s.tokens - t0 : S::kTile) - t;
+    const int valid = p.N > n ? static_cast<int>(p.N) - n : 0;
+    const int64_t token = s.begin + t0 + t;
+    const char* at_b = element(p.B, kFast || p.B.bf16, token, place.group * p.B.group + n);
+    const char* at_c = element(p.C, kFast || p.C.bf16, token, place.group * p.C.group + n);
+    const int64_t step_b = bytes_of_rows(p.B, kFast || p.B.bf16, kStep),
+                  step_c = bytes_of_rows(p.C, kFast || p.C.bf16, kStep);
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int there = j * kStep < left ? valid : 0;
+      b[j] = load_quad<kFast>(p.B, at_b + j * step_b, p.constant_B ? 0 : there);
+      c[j] = load_quad<kFast>(p.C, at_c + j * step_c, p.constant_C ? 0 : there);
+    }
+  }
+  __device__ void store(const CudaProblem& p, int helper, int first, float* to) const {
+    const int t = helper / kQuadsOfN + first * kStep, n = helper % kQuadsOfN * 4;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      if (t + j * kStep >= S::kTile) return;
+      float x[4];
+      to_floats<kFast>(b[j], p.B.bf16, x);
+      put(to + (t + j * kStep) * S::kRow, n, 0, x);
+      to_floats<kFast>(c[j], p.C.bf16, x);
+      put(to + (t + j * kStep) * S::kRow, n, 1, x);
+    }
+  }
+
+ private:
+  static __device__ void put(float* row, int n, int which, const float (&x)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i += S::NS < 4 ? S::NS : 4) {
+      float* at = row + (n + i) / S::NS * 2 * S::NS + which * S::NS + (n + i) % S::NS;
+      if constexpr (S::NS >= 4)
+        *reinterpret_cast<float4*>(at) = {x[0], x[1], x[2], x[3]};
+      else
+        *reinterpret_cast<float2*>(at) = {x[i], x[i + 1]};
+    }
+  }
+};
+
+// B and C of a step, from where StagedBC puts them.
+template <class S>
+__device__ inline void load_bc(const float* rows, int t, int l, float (&b)[S::NS], float (&c)[S::NS]) {
+  const float* bc = rows + t * S::kRow + l * 2 * S::NS;
+  if constexpr (S::NS == 2) {
+    const float4 v = *reinterpret_cast<const float4*>(bc);
+    b[0] = v.x, b[1] = v.y, c[0] = v.z, c[1] = v.w;
+  } else {
+#pragma unroll
+    for (int k = 0; k < S::NS; k += 4) {
+      const float4 v = *reinterpret_cast<const float4*>(bc + k);
+      const float4 r = *reinterpret_cast<const float4*>(bc + S::NS + k);
+      b[k] = v.x, b[k + 1] = v.y, b[k + 2] = v.z, b[k + 3] = v.w;
+      c[k] = r.x, c[k + 1] = r.y, c[k + 2] = r.z, c[k + 3] = r.w;
+    }
+  }
+}
+
+// A number a (channel, state) pair of the thread, from a contiguous (E, N); zero beyond.
+template <class S>
+__device__ inline void load_states(const float* from, int64_t N, int64_t first_channel, int channels_left, int n0,
+                                   float (&to)[S::CPT][S::NS]) {
+#pragma unroll
+  for (int c = 0; c < S::CPT; ++c)
+#pragma unroll
+    for (int k = 0; k < S::NS; ++k)
+      to[c][k] = from && c < channels_left && n0 + k < N ? from[(first_channel + c) * N + n0 + k] : 0.0f;
+}
+
+template <class S>
+__device__ inline void store_states(const float (&from)[S::CPT][S::NS], int64_t N, int64_t first_channel,
+                                    int channels_left, int n0, float* to) {
+#pragma unroll
+  for (int c = 0; c < S::CPT; ++c)
+#pragma unroll
+    for (int k = 0; k < S::NS; ++k)
+      if (c < channels_left && n0 + k < N) to[(first_channel + c) * N + n0 + k] = from[c][k];
+}
+
+inline bool by4(const CudaRows& r) {
+  const int64_t bytes = r.bf16 ? 8 : 16;
+  return reinterpret_cast<uintptr_t>(r.data) % bytes == 0 && r.stride % 4 == 0 && r.group % 4 == 0;
+}
+
+// Which of the rows can be moved by fours. True where all are bfloat16 and can.
+inline bool align(CudaProblem& p, std::initializer_list<CudaRows*> others) {
+  const bool channels = p.E / p.G % 4 == 0;
+  bool fast = !p.constant_B && !p.constant_C && p.N % 4 == 0;
+  const auto look = [&](CudaRows& r, bool columns) {
+    r.by4 = columns && by4(r);
+    if (r.data) fast = fast && r.by4 && r.bf16;
+  };
+  for (CudaRows* r : {&p.u, &p.dt, &p.z}) look(*r, channels);
+  for (CudaRows* r : others) look(*r, channels);
+  look(p.B, true), look(p.C, true);
+  return fast;
+}
+
+constexpr int64_t kSchedulers = 528;  // of an H100 or H200
+
+// Time of a kernel whose scanning warps hold S::NS * S::CPT states a lane, in units of one state: whole rounds.
+template <class S>
+int64_t rounds(const CudaProblem& p, int64_t sequences) {
+  const int64_t warps = sequences * p.G * blocks_of_group<S>(p) * S::kScanWarps;
+  return cuda::ceil_div(warps, kSchedulers) * S::NS * S::CPT;
+}
+
+}  // namespace
+}  // namespace krait::ops::scan
