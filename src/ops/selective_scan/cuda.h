@@ -10,8 +10,8 @@ struct CudaRows {
   int64_t stride = 0;    // elements from token to token
   int64_t group = 0;     // elements from group to group, B and C only
   bool bf16 = false;
-  bool add = false;   // gradients: add to what is there
-  bool by4 = false;   // set by the launcher: four columns can be moved at once
+  bool add = false;  // gradients: add to what is there
+  bool by4 = false;  // set by the launcher: four columns can be moved at once
 };
 
 struct CudaProblem {

@@ -1,280 +1,13 @@
 // selective_scan backward on NVIDIA GPUs. Tile by tile from the end: the states of a tile are computed again
 // from the saved one before it, once to keep every eighth, then eight steps at a time in registers, from which
 // the adjoint runs back. dB and dC are summed over the channels of a warp by shuffles, over the warps of a
-// cluster of blocks through distributed shared memory, over clusters by a second kernel: all in fixed order.
+// block in shared memory, over blocks by a second kernel: all in fixed order.
 #include <algorithm>
 
-#include "krait/ops/selective_scan/cuda_device.cuh"
+#include "krait/ops/selective_scan/cuda_backward.cuh"
 
 namespace krait::ops::scan {
 namespace {
-
-using cuda::ceil_div;
-
-constexpr int kSub = 8;  // steps whose states are in registers at once
-
-template <class S>
-struct BackwardTile {
-  float2 row[S::kTile][S::kChannels];  // delta, delta u; then Σ_n dh a h A2, Σ_n dh B
-  float g[S::kTile][S::kChannels];     // gradient of y before the gate; then Σ_n C h
-  float bc[S::kTile * S::kRow];
-  float part[S::kScanWarps][S::kTile * S::kRow];  // dB and dC, summed over the channels of a warp
-};
-
-template <class S>
-struct BackwardMemory {
-  BackwardTile<S> tile[2];
-  float start[S::kTile / kSub][S::CPT * S::NS][S::kScanWarps * 32];  // states before every eighth step
-  float sums[2][S::kHelpers][4];
-};
-
-// What the launcher adds.
-struct Work {
-  CudaBackward w;
-  int64_t pieces = 1, blocks = 1;  // of the sequences; of the channels of a group, a multiple of cluster
-  int cluster = 1;
-  float *parts, *dA, *dB, *dC, *dD, *ddt_bias, *dstates;
-};
-
-__device__ inline void barrier(int cluster) {
-  if (cluster == 1) {
-    __syncthreads();
-  } else {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-  }
-}
-
-__device__ inline float4 load_of_rank(const float4* p, unsigned rank) {
-  unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(p));
-  float4 v;
-  asm volatile("{ .reg .u32 a; mapa.shared::cluster.u32 a, %4, %5;\n"
-               "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [a]; }"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(at), "r"(rank));
-  return v;
-}
-
-__device__ inline void add(float4& sum, const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }
-
-// This block's share of the rows of dB and dC of one tile, summed over the cluster.
-template <class S>
-__device__ inline void sum_parts(const Work& k, const Place& place, const Span& s, int64_t t0, int64_t block,
-                                 int helper, const BackwardTile<S>& at) {
-  constexpr int kUnits = S::kTile * S::kRow / 4, kUnitsOfRow = S::kRow / 4;
-  const int rank = static_cast<int>(block % k.cluster), share = kUnits / k.cluster;
-  const int64_t set = (place.group * k.blocks + block) / k.cluster;
-  float4* to = reinterpret_cast<float4*>(k.parts) + (set * k.w.p.tokens + s.begin + t0) * kUnitsOfRow;
-  for (int i = rank * share + helper; i < (rank + 1) * share; i += S::kHelpers) {
-    if (t0 + i / kUnitsOfRow >= s.tokens) break;
-    float4 sum = {};
-    const auto of_warp = [&](int warp) { return reinterpret_cast<const float4*>(at.part[warp]) + i; };
-    if (k.cluster == 1) {
-#pragma unroll
-      for (int warp = 0; warp < S::kScanWarps; ++warp) add(sum, *of_warp(warp));
-    } else {
-      for (int first = 0; first < k.cluster; first += 4) {  // clusters are of 4 or 8
-        float4 v[4][S::kScanWarps];
-#pragma unroll
-        for (int r = 0; r < 4; ++r)
-#pragma unroll
-          for (int warp = 0; warp < S::kScanWarps; ++warp) v[r][warp] = load_of_rank(of_warp(warp), first + r);
-#pragma unroll
-        for (int r = 0; r < 4; ++r)
-#pragma unroll
-          for (int warp = 0; warp < S::kScanWarps; ++warp) add(sum, v[r][warp]);
-      }
-    }
-    to[i] = sum;
-  }
-}
-
-// What a helping thread does: brings the rows of the next tile, and makes du, ddt and dz of the tile before last
-// from the sums that the scanning warps left in its place.
-template <class S, bool kFast>
-struct Helper {
-  static constexpr int kBatch = S::kPasses < 2 ? S::kPasses : 2;
-  using BC = StagedBC<S, kFast>;
-  struct Rows4 {
-    Quad u[kBatch], dt[kBatch], z[kBatch], dy[kBatch];
-  };
-  const CudaBackward& w;
-  const Place& place;
-  const int helper, quad, first_row, valid;  // of four channels: index in the block; row of a tile; those that exist
-  const int64_t column;
-  float bias[4], D[4], dD[4] = {}, ddt_bias[4] = {};  // of the thread's channels; the latter summed over time
-
-  __device__ Helper(const CudaBackward& w_, const Place& place_, int helper_)
-      : w(w_), place(place_), helper(helper_),
-        quad(helper_ % S::kQuads),
-        first_row(helper_ / S::kQuads < S::kHelperRows ? helper_ / S::kQuads : S::kTile),
-        valid(place_.channels - helper_ % S::kQuads * 4),
-        column(place_.first + helper_ % S::kQuads * 4) {
-    const CudaProblem& p = w.p;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const bool there = i < valid;
-      bias[i] = there && p.dt_bias ? p.dt_bias[column + i] : 0.0f;
-      D[i] = there && p.D ? p.D[column + i] : 0.0f;
-    }
-  }
-
-  // Step i of the sequence: tile tiles - 1 - i is prepared, the one two before is finished.
-  __device__ void step(const Work& k, const Span& s, int64_t tiles, int64_t i, int64_t block, BackwardTile<S>& at) {
-    const int64_t t0 = (tiles - 1 - i) * S::kTile, done = t0 + 2 * S::kTile;
-    BC bc;
-    Rows4 now, before;
-    if (i < tiles) bc.load(w.p, place, s, t0, helper, 0);
-    if (i >= 2) before = load(s, done, 0);
-    if (i < tiles) now = load(s, t0, 0);
-    if (i >= 2 && k.parts) sum_parts<S>(k, place, s, done, block, helper, at);
-    if (i < tiles) {
-      bc.store(w.p, helper, 0, at.bc);
-      for (int j = BC::kBatch; j < BC::kPasses; j += BC::kBatch) {
-        bc.load(w.p, place, s, t0, helper, j);
-        bc.store(w.p, helper, j, at.bc);
-      }
-    }
-    for (int j = 0; j < S::kPasses; j += kBatch) {
-      if (j > 0 && i >= 2) before = load(s, done, j);
-      if (j > 0 && i < tiles) now = load(s, t0, j);
-      if (i >= 2) finish(s, done, j, before, at);
-      if (i < tiles) prepare(s, t0, j, now, at);
-    }
-  }
-
- private:
-  // Rows of the tile that exist, counted from the row of pass `first` on.
-  __device__ int rows_left(const Span& s, int64_t t0, int first) const {
-    const int64_t left = s.tokens - t0;
-    return static_cast<int>(left < S::kTile ? left : S::kTile) - first_row - first * S::kHelperRows;
-  }
-  __device__ char* row(const CudaRows& r, const Span& s, int64_t t0, int first) const {
-    return element(r, kFast || r.bf16, s.begin + t0 + first_row + first * S::kHelperRows, column);
-  }
-  __device__ int64_t step(const CudaRows& r) const { return bytes_of_rows(r, kFast || r.bf16, S::kHelperRows); }
-
-  __device__ Rows4 load(const Span& s, int64_t t0, int first) const {
-    const CudaProblem& p = w.p;
-    Rows4 r;
-    const char *u = row(p.u, s, t0, first), *dt = row(p.dt, s, t0, first), *z = row(p.z, s, t0, first),
-               *dy = row(w.dy, s, t0, first);
-    const int left = rows_left(s, t0, first);
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int there = j * S::kHelperRows < left ? valid : 0;
-      r.u[j] = load_quad<kFast>(p.u, u + j * step(p.u), there);
-      r.dt[j] = load_quad<kFast>(p.dt, dt + j * step(p.dt), there);
-      r.z[j] = load_quad<kFast>(p.z, z + j * step(p.z), p.z.data ? there : 0);
-      r.dy[j] = load_quad<kFast>(w.dy, dy + j * step(w.dy), w.dy.data ? there : 0);
-    }
-    return r;
-  }
-
-  __device__ void prepare(const Span& s, int64_t t0, int first, const Rows4& r, BackwardTile<S>& at) const {
-    const CudaProblem& p = w.p;
-    const int left = rows_left(s, t0, first);
-    if (t0 >= S::kTile && quad % 4 == 0 && valid > 0) {  // one of a sector
-      const char *u = row(p.u, s, t0 - S::kTile, first), *dt = row(p.dt, s, t0 - S::kTile, first);
-      const char *z = row(p.z, s, t0 - S::kTile, first), *dy = row(w.dy, s, t0 - S::kTile, first);
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (first_row + (first + j) * S::kHelperRows >= S::kTile) break;
-        prefetch(u + j * step(p.u));
-        prefetch(dt + j * step(p.dt));
-        if (p.z.data) prefetch(z + j * step(p.z));
-        if (w.dy.data) prefetch(dy + j * step(w.dy));
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int t = first_row + (first + j) * S::kHelperRows;
-      if (t >= S::kTile) return;
-      const int there = j * S::kHelperRows < left ? valid : 0;
-      float u[4], delta[4], z[4], g[4];
-      to_floats<kFast>(r.u[j], p.u.bf16, u);
-      to_floats<kFast>(r.dt[j], p.dt.bf16, delta);
-      to_floats<kFast>(r.z[j], p.z.bf16, z);
-      to_floats<kFast>(r.dy[j], w.dy.bf16, g);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) delta[i] += bias[i];
-      if (p.softplus) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float e;
-          delta[i] = softplus(delta[i], e);
-        }
-      }
-      if (p.z.data) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) g[i] *= z[i] * sigmoid(z[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (i >= there) delta[i] = 0;  // steps beyond the end change nothing
-      float4* slot = reinterpret_cast<float4*>(&at.row[t][quad * 4]);
-      slot[0] = {delta[0], delta[0] * u[0], delta[1], delta[1] * u[1]};
-      slot[1] = {delta[2], delta[2] * u[2], delta[3], delta[3] * u[3]};
-      *reinterpret_cast<float4*>(&at.g[t][quad * 4]) = {g[0], g[1], g[2], g[3]};
-    }
-  }
-
-  __device__ void finish(const Span& s, int64_t t0, int first, const Rows4& r, const BackwardTile<S>& at) {
-    const CudaProblem& p = w.p;
-    const int left = rows_left(s, t0, first);
-    char *to_u = row(w.du, s, t0, first), *to_dt = row(w.ddt, s, t0, first), *to_z = row(w.dz, s, t0, first);
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int t = first_row + (first + j) * S::kHelperRows;
-      if (t >= S::kTile) return;
-      const int there = j * S::kHelperRows < left ? valid : 0;
-      const float4* slot = reinterpret_cast<const float4*>(&at.row[t][quad * 4]);
-      const float4 s01 = slot[0], s23 = slot[1], y_part = *reinterpret_cast<const float4*>(&at.g[t][quad * 4]);
-      const float s_A[4] = {s01.x, s01.z, s23.x, s23.z}, s_B[4] = {s01.y, s01.w, s23.y, s23.w};
-      const float y[4] = {y_part.x, y_part.y, y_part.z, y_part.w};
-      float u[4], x[4], z[4], dy[4], du[4], ddt[4], dz[4] = {};
-      to_floats<kFast>(r.u[j], p.u.bf16, u);
-      to_floats<kFast>(r.dt[j], p.dt.bf16, x);
-      to_floats<kFast>(r.z[j], p.z.bf16, z);
-      to_floats<kFast>(r.dy[j], w.dy.bf16, dy);
-      float slope[4], g[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[i] += bias[i], slope[i] = 1, g[i] = dy[i];
-      if (p.softplus) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float e;
-          const float of = x[i];
-          x[i] = softplus(of, e);
-          const float inverse = reciprocal(1.0f + e);
-          slope[i] = of >= 0 ? inverse : e * inverse;
-        }
-      }
-      if (p.z.data) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float sig = sigmoid(z[i]);
-          g[i] *= z[i] * sig;
-          dz[i] = dy[i] * fmaf(D[i], u[i], y[i]) * sig * fmaf(z[i], 1.0f - sig, 1.0f);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        du[i] = fmaf(x[i], s_B[i], D[i] * g[i]);
-        ddt[i] = fmaf(u[i], s_B[i], kLn2 * s_A[i]) * slope[i];
-        if (i < there) {
-          dD[i] = fmaf(g[i], u[i], dD[i]);
-          ddt_bias[i] += ddt[i];
-        }
-      }
-      store_quad<kFast>(w.du, to_u + j * step(w.du), there, du);
-      store_quad<kFast>(w.ddt, to_dt + j * step(w.ddt), there, ddt);
-      store_quad<kFast>(w.dz, to_z + j * step(w.dz), there, dz);
-    }
-  }
-};
-
-template <class S>
-using States = float[S::CPT][S::NS];
 
 template <class S>
 __device__ inline void load_row(const BackwardTile<S>& at, int t, int channel, float (&delta)[S::CPT],
@@ -433,7 +166,7 @@ __device__ inline void help_backward(const Work& k, const Place& place, int64_t 
     const int64_t tiles = ceil_div(s.tokens, S::kTile);
     for (int64_t i = 0; i < tiles + 2; ++i) {
       h.step(k, s, tiles, i, block, memory.tile[i & 1]);
-      barrier(k.cluster);
+      __syncthreads();
     }
   }
 #pragma unroll
@@ -474,7 +207,7 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
     load_states<S>(w.dstate_out && s.out >= 0 ? w.dstate_out + s.out * states : nullptr, p.N, e, left, n0, a.dh);
     States<S> next;
     if (tiles > 0) load_states<S>(before(tiles - 1), p.N, e, left, n0, next);
-    barrier(k.cluster);
+    __syncthreads();
     for (int64_t i = tiles - 1; i >= 0; --i) {
 #pragma unroll
       for (int c = 0; c < S::CPT; ++c)
@@ -484,9 +217,9 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
       const int64_t t = i * S::kTile;
       const int steps = static_cast<int>(s.tokens - t < S::kTile ? s.tokens - t : S::kTile);
       a.tile(memory, memory.tile[(tiles - 1 - i) & 1], steps);
-      barrier(k.cluster);
+      __syncthreads();
     }
-    barrier(k.cluster);
+    __syncthreads();
     if (k.dstates) store_states<S>(a.dh, p.N, e, left, n0, k.dstates + n * states);
   }
   store_states<S>(a.dA, p.N, e, left, n0, k.dA + piece * states);
@@ -585,12 +318,11 @@ __global__ void sum_sets(const __grid_constant__ Work k, int64_t sets_of_group, 
 
 // Sizes and places in the scratch, from the shapes alone.
 template <class S>
-Work plan(const CudaProblem& p, int cluster, float* scratch, int64_t* floats) {
+Work plan(const CudaProblem& p, float* scratch, int64_t* floats) {
   Work k{};
   k.pieces = std::clamp<int64_t>(p.sequences, 1, 64);
-  k.cluster = cluster;
-  k.blocks = ceil_div(blocks_of_group<S>(p), cluster) * cluster;
-  const int64_t states = p.E * p.N, sets = p.G * k.blocks / cluster;
+  k.blocks = blocks_of_group<S>(p);
+  const int64_t states = p.E * p.N, sets = p.G * k.blocks;
   int64_t at = 0;
   const auto take = [&](int64_t n) {
     float* const here = scratch ? scratch + at : nullptr;
@@ -609,35 +341,25 @@ Work plan(const CudaProblem& p, int cluster, float* scratch, int64_t* floats) {
 }
 
 template <class S, bool kConstant, bool kFast, int kBlocks>
-void launch(const CudaBackward& w, int cluster, void* stream) {
+void launch(const CudaBackward& w, void* stream) {
   int64_t floats = 0;
-  Work k = plan<S>(w.p, cluster, w.scratch, &floats);
+  Work k = plan<S>(w.p, w.scratch, &floats);
   k.w = w;
   if (!w.dB.data && !w.dC.data) k.parts = nullptr;
   if (!w.dstate_in.to) k.dstates = nullptr;
   const auto kernel = scan_backward<S, kConstant, kFast, kBlocks>;
   constexpr int bytes = sizeof(BackwardMemory<S>);
   static_assert(kBlocks * (bytes + 1024) <= 228 * 1024);
-  static_assert(S::kTile * S::kRow / 4 % 8 == 0);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  cudaLaunchAttribute shape;
-  shape.id = cudaLaunchAttributeClusterDimension;
-  shape.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = {static_cast<unsigned>(k.pieces * w.p.G * k.blocks), 1, 1};
-  config.blockDim = {S::kThreads, 1, 1};
-  config.dynamicSmemBytes = bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &shape;
-  config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, k);
+  const auto queue = static_cast<cudaStream_t>(stream);
+  kernel<<<static_cast<unsigned>(k.pieces * w.p.G * k.blocks), S::kThreads, bytes, queue>>>(k);
   cuda::check_launch("selective_scan backward");
   const auto blocks = [](int64_t n) { return static_cast<unsigned>(ceil_div(n, 256)); };
   const int64_t states = w.p.E * w.p.N;
-  sum_pieces<<<blocks(states), 256, 0, config.stream>>>(k);
+  sum_pieces<<<blocks(states), 256, 0, queue>>>(k);
   if (k.parts && w.p.tokens > 0)
-    sum_sets<S::NS><<<blocks(w.p.tokens * S::kRow), 256, 0, config.stream>>>(k, k.blocks / cluster, S::kRow);
-  if (k.dstates) sum_states<<<blocks(states), 256, 0, config.stream>>>(k);
+    sum_sets<S::NS><<<blocks(w.p.tokens * S::kRow), 256, 0, queue>>>(k, k.blocks, S::kRow);
+  if (k.dstates) sum_states<<<blocks(states), 256, 0, queue>>>(k);
   cuda::check_launch("sums of selective_scan backward");
 }
 
@@ -650,30 +372,30 @@ using Any64 = Layout<16, 4, 1, 2, 2, false, 32>;
 using Any128 = Layout<32, 4, 2, 2, 2, false, 32>;
 using Any256 = Layout<32, 8, 2, 2, 2, false, 16>;
 
-// Calls f with a layout, whether B or C is constant, the blocks of a multiprocessor and of a cluster.
+// Calls f with a layout, whether B or C is constant, blocks of a multiprocessor.
 template <class F>
 auto with_layout(const CudaProblem& p, const F& f) {
   const auto any = [&]<bool kConstant>() {
-    if (p.N <= 16) return f.template operator()<Any16, kConstant, 1>(1);
-    if (p.N <= 32) return f.template operator()<Any32, kConstant, 1>(1);
-    if (p.N <= 64) return f.template operator()<Any64, kConstant, 1>(1);
-    if (p.N <= 128) return f.template operator()<Any128, kConstant, 1>(1);
-    return f.template operator()<Any256, kConstant, 1>(1);
+    if (p.N <= 16) return f.template operator()<Any16, kConstant, 1>();
+    if (p.N <= 32) return f.template operator()<Any32, kConstant, 1>();
+    if (p.N <= 64) return f.template operator()<Any64, kConstant, 1>();
+    if (p.N <= 128) return f.template operator()<Any128, kConstant, 1>();
+    return f.template operator()<Any256, kConstant, 1>();
   };
   if (p.constant_B || p.constant_C) return any.template operator()<true>();
   if (p.N > 16) return any.template operator()<false>();
   const int64_t pieces = std::clamp<int64_t>(p.sequences, 1, 64);
   const bool many = rounds<Many>(p, pieces) <= rounds<Few>(p, pieces);
-  if (many) return f.template operator()<Many, false, 2>(1);
-  return f.template operator()<Few, false, 1>(1);
+  if (many) return f.template operator()<Many, false, 2>();
+  return f.template operator()<Few, false, 1>();
 }
 
 }  // namespace
 
 int64_t cuda_backward_scratch(const CudaProblem& p) {
-  return with_layout(p, [&]<class S, bool kConstant, int kBlocks>(int cluster) {
+  return with_layout(p, [&]<class S, bool kConstant, int kBlocks>() {
     int64_t floats = 0;
-    plan<S>(p, cluster, nullptr, &floats);
+    plan<S>(p, nullptr, &floats);
     return floats;
   });
 }
@@ -682,10 +404,10 @@ void cuda_scan_backward(const CudaBackward& unaligned, void* stream) {
   CudaBackward w = unaligned;
   const bool fast = align(w.p, {&w.dy, &w.du, &w.ddt, &w.dz});
   if (w.p.E == 0 || w.p.N == 0) return;
-  with_layout(w.p, [&]<class S, bool kConstant, int kBlocks>(int cluster) {
+  with_layout(w.p, [&]<class S, bool kConstant, int kBlocks>() {
     if constexpr (!kConstant && S::NP == 16)
-      if (fast) return launch<S, false, true, kBlocks>(w, cluster, stream);
-    launch<S, kConstant, false, kBlocks>(w, cluster, stream);
+      if (fast) return launch<S, false, true, kBlocks>(w, stream);
+    launch<S, kConstant, false, kBlocks>(w, stream);
   });
 }
 

@@ -343,7 +343,7 @@ void launch_for_16(const CudaForward& w, void* stream) {
   const CudaProblem& p = w.p;
   const int64_t few = rounds<Few>(p, p.sequences), some = rounds<Some>(p, p.sequences),
                 many = rounds<Many>(p, p.sequences);
-  if (many <= some && many <= few) return launch<Many, false, kFast, 4>(w, stream);
+  if (many <= some && many <= few) return launch<Many, false, kFast, 3>(w, stream);
   if (some <= few) return launch<Some, false, kFast, 3>(w, stream);
   launch<Few, false, kFast, 1>(w, stream);
 }

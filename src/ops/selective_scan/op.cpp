@@ -5,6 +5,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/selective_scan/gpu.h"
 #include "krait/ops/selective_scan/kernels.h"
 #include "krait/ops/selective_scan/problem.h"
 
@@ -63,6 +64,7 @@ static Tensor scaled_A(Context& c, const Problem& p) {
 }
 
 static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
+  if (c.device.type == Device::cuda) return forward_on_gpu(c, p, y, saved);
   Scratch scratch(c);
   const Tensor A2 = scaled_A(c, p);
   const ThreadScratch areas(c, forward_scratch(p.N));
@@ -91,10 +93,6 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
     for (int64_t i = begin; i < end; ++i) run(i);
   });
 }
-
-struct Gradients {
-  GradTarget u, dt, z, A, B, C, D, dt_bias, state_in;
-};
 
 static GradRows grad_rows(const GradTarget& g, int64_t token, int64_t channel) {
   const Rows r = rows_at(g.grad, token, channel);
@@ -181,6 +179,7 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
   const Gradients g = {into(p.in.u), into(p.in.dt),      into(p.in.z),
                        into(p.in.A), into(p.in.B),       into(p.in.C),
                        into(p.in.D), into(p.in.dt_bias), into(p.state_in)};
+  if (c.device.type == Device::cuda) return backward_on_gpu(c, p, dy, dstate, saved, g);
   const int64_t in_set =
       std::clamp<int64_t>(p.N / 2, 8, 64);  // blocks; keeps the sums below the size of u
   const int64_t sets_of_group = (p.blocks_of_group() + in_set - 1) / in_set,
@@ -257,7 +256,9 @@ ScanResult selective_scan(Context& c, const ScanInputs& in, const Packing* packi
   ScanResult r{c.alloc(in.u.shape, in.u.dtype), state_out};
   Tensor saved;
   if (record) {
-    saved = c.alloc({p.tokens / scan::kChunk, p.blocks(), p.N, scan::kBlock}, DType::f32);
+    saved = c.device.type == Device::cuda
+                ? c.alloc({p.tokens / scan::cuda_saved_interval(p.N), p.E, p.N}, DType::f32)
+                : c.alloc({p.tokens / scan::kChunk, p.blocks(), p.N, scan::kBlock}, DType::f32);
     c.tape->watch(r.y);
     if (r.state) c.tape->watch(r.state);
     c.tape->record([=](Context& b) {
