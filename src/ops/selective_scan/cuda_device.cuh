@@ -2,8 +2,9 @@
 //
 // A block takes kChannels channels of one sequence through time, tile after tile of kTile steps. Scanning
 // warps hold the states in registers; helping warps bring the next tile into shared memory, discretised,
-// and finish the one before; one barrier a tile. Warp i runs on scheduler i % 4 of its multiprocessor: where
-// few channels leave one warp a scheduler, helpers sit on the scheduler without a scanning warp.
+// and finish the one before; one barrier a tile. Warp i is taken to run on scheduler i % 4 of its
+// multiprocessor: where few channels leave one warp a scheduler, helpers sit on the scheduler without a
+// scanning warp.
 #pragma once
 #include <cuda_bf16.h>
 
