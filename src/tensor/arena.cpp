@@ -18,15 +18,18 @@ Arena Arena::planning() {
   return a;
 }
 
-Arena::Arena(size_t bytes, Device device) : Arena(DeviceMemory(device, (bytes + kAlign - 1) / kAlign * kAlign)) {}
+Arena::Arena(size_t bytes, Device device)
+    : Arena(DeviceMemory(device, (bytes + kAlign - 1) / kAlign * kAlign)) {}
 
-Arena::Arena(DeviceMemory memory) : memory_(std::move(memory)), base_(memory_.data()), capacity_(memory_.bytes()) {}
+Arena::Arena(DeviceMemory memory)
+    : memory_(std::move(memory)), base_(memory_.data()), capacity_(memory_.bytes()) {}
 
 size_t Arena::grow(size_t& end, size_t bytes) {
   const size_t before = end;
   const size_t rounded = (bytes + kAlign - 1) / kAlign * kAlign;
   require(rounded >= bytes && rounded <= capacity_ - low_ - high_,
-          "working memory exhausted: {} bytes wanted, {} of {} in use", bytes, low_ + high_, capacity_);
+          "working memory exhausted: {} bytes wanted, {} of {} in use", bytes, low_ + high_,
+          capacity_);
   end += rounded;
   peak_ = std::max(peak_, low_ + high_);
   return before;

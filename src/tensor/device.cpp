@@ -19,7 +19,8 @@ DeviceMemory::DeviceMemory(Device device, size_t bytes) : device_(device), bytes
     data_ = cuda::reserve(device.index, bytes);
     return;
   }
-  void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   require(p != MAP_FAILED, "cannot reserve {} bytes of memory: {}", bytes, std::strerror(errno));
   ::madvise(p, bytes, MADV_HUGEPAGE);
   data_ = static_cast<std::byte*>(p);
@@ -76,8 +77,8 @@ Device find_device(const std::string& name) {
   require(good, "device \"{}\": expected auto, cpu, cuda or cuda:NUMBER", name);
   const auto found = cuda::devices(&reason);
   require(!found.empty(), "device \"{}\" cannot be had: {}; use --device cpu", name, reason);
-  require(static_cast<size_t>(index) < found.size(), "device \"{}\": this machine has {} CUDA device(s)", name,
-          found.size());
+  require(static_cast<size_t>(index) < found.size(),
+          "device \"{}\": this machine has {} CUDA device(s)", name, found.size());
   return {Device::cuda, index};
 }
 
@@ -91,7 +92,8 @@ static DeviceInfo describe_cpu() {
       break;
     }
   const auto kilobytes = [](const std::string& line) {
-    return static_cast<size_t>(std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10)) * 1024;
+    return static_cast<size_t>(std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10)) *
+           1024;
   };
   for (std::string line; std::getline(meminfo, line);) {
     if (line.starts_with("MemTotal:")) info.total_bytes = kilobytes(line);
@@ -103,11 +105,14 @@ static DeviceInfo describe_cpu() {
 DeviceInfo describe(Device device) {
   if (device.type == Device::cpu) return describe_cpu();
   const auto all = cuda::devices(nullptr);
-  require(static_cast<size_t>(device.index) < all.size(), "there is no CUDA device {}", device.index);
+  require(static_cast<size_t>(device.index) < all.size(), "there is no CUDA device {}",
+          device.index);
   return all[static_cast<size_t>(device.index)];
 }
 
-Stream make_stream(Device device) { return device.type == Device::cuda ? cuda::make_stream(device.index) : nullptr; }
+Stream make_stream(Device device) {
+  return device.type == Device::cuda ? cuda::make_stream(device.index) : nullptr;
+}
 
 void destroy_stream(Device device, Stream stream) {
   if (device.type == Device::cuda) cuda::destroy_stream(device.index, stream);
@@ -149,7 +154,8 @@ void copy_bytes(const Tensor& from, const Tensor& to, Stream stream) {
           "copy: expected tensors of one size on one device, got {} and {}", from.shape, to.shape);
   if (from.numel() == 0) return;
   if (from.device.type == Device::cuda) {
-    cuda::copy(from.data, to.data, from.bytes(), cuda::Direction::on_device, from.device.index, stream);
+    cuda::copy(from.data, to.data, from.bytes(), cuda::Direction::on_device, from.device.index,
+               stream);
   } else {
     std::memcpy(to.data, from.data, from.bytes());
   }

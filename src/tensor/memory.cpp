@@ -24,7 +24,8 @@ static void copy_on_gpu(Context& c, const Tensor& from, const Tensor& to) {
   if (to.dtype == DType::bf16) {
     KRAIT_WITH_CUDA(cuda::float32_to_bfloat16(from.as<float>(), to.data, from.numel(), c.stream));
   } else {
-    KRAIT_WITH_CUDA(cuda::bfloat16_to_float32(from.as<bf16>(), to.as<float>(), from.numel(), c.stream));
+    KRAIT_WITH_CUDA(
+        cuda::bfloat16_to_float32(from.as<bf16>(), to.as<float>(), from.numel(), c.stream));
   }
 }
 
@@ -47,7 +48,8 @@ void copy(Context& c, const Tensor& from, const Tensor& to) {
   if (c.planning() || from.numel() == 0) return;
   if (c.device.type == Device::cuda) return copy_on_gpu(c, from, to);
   const auto at = [](const Tensor& t, int64_t i, int64_t end) {
-    return Tensor(static_cast<std::byte*>(t.data) + i * static_cast<int64_t>(size_of(t.dtype)), t.dtype, {end - i});
+    return Tensor(static_cast<std::byte*>(t.data) + i * static_cast<int64_t>(size_of(t.dtype)),
+                  t.dtype, {end - i});
   };
   parallel_ranges(from.numel(), kGrain,
                   [&](int64_t i, int64_t end) { copy_host(at(from, i, end), at(to, i, end)); });

@@ -15,8 +15,8 @@
 namespace krait::ops {
 
 struct AdamwTensors {
-  Tensor value;   // float32 master
-  Tensor rounded; // bfloat16 copy that the model reads, or empty
+  Tensor value;    // float32 master
+  Tensor rounded;  // bfloat16 copy that the model reads, or empty
   Tensor grad, m, v;
   float decay = 0;
 };
@@ -25,10 +25,12 @@ struct AdamwOptions {
   float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
 };
 
-void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o, const Tensor& scalars);
+void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o,
+           const Tensor& scalars);
 
 // scalars[kGradNorm] = global L2 norm of the gradients (summed in float64 over fixed pieces), and
 // scalars[kClip] = limit / (norm + 1e-6) where the norm is above the limit, else 1 (limit <= 0: never).
-void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& scalars);
+void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit,
+                    const Tensor& scalars);
 
 }  // namespace krait::ops

@@ -29,18 +29,20 @@ std::vector<Piece> pieces_of(size_t count, const Size& size) {
 }
 
 void check_scalars(const Tensor& scalars) {
-  require(scalars.dtype == DType::f32 && scalars.shape == Shape{kStepScalars} && scalars.contiguous(),
-          "[adamw] scalars: expected float32 ({},), got {} {}", static_cast<int>(kStepScalars),
-          name_of(scalars.dtype), scalars.shape);
+  require(
+      scalars.dtype == DType::f32 && scalars.shape == Shape{kStepScalars} && scalars.contiguous(),
+      "[adamw] scalars: expected float32 ({},), got {} {}", static_cast<int>(kStepScalars),
+      name_of(scalars.dtype), scalars.shape);
 }
 
 void check_tensor(const Tensor& t, const Shape& shape, DType dtype, const char* name, size_t i) {
   require(t.shape == shape && t.dtype == dtype && t.contiguous(),
-          "[adamw] {} of tensor {}: expected contiguous {} {}, got {} {}", name, i, name_of(dtype), shape,
-          name_of(t.dtype), t.shape);
+          "[adamw] {} of tensor {}: expected contiguous {} {}, got {} {}", name, i, name_of(dtype),
+          shape, name_of(t.dtype), t.shape);
 }
 
-void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o, const Tensor& scalars) {
+void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o,
+                  const Tensor& scalars) {
   std::vector<cuda::AdamwTensor> list;
   for (const AdamwTensors& t : tensors)
     list.push_back({.value = t.value.as<float>(),
@@ -53,15 +55,18 @@ void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const Ad
   KRAIT_WITH_CUDA(cuda::adamw(list, o.beta1, o.beta2, o.eps, scalars.as<float>(), c.stream));
 }
 
-void clip_on_gpu(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& sums, const Tensor& scalars) {
+void clip_on_gpu(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& sums,
+                 const Tensor& scalars) {
   std::vector<cuda::Floats> list;
   for (const Tensor& g : grads) list.push_back({g.as<float>(), g.numel()});
-  KRAIT_WITH_CUDA(cuda::clip_grad_norm(list, limit, sums.as<double>(), scalars.as<float>(), c.stream));
+  KRAIT_WITH_CUDA(
+      cuda::clip_grad_norm(list, limit, sums.as<double>(), scalars.as<float>(), c.stream));
 }
 
 }  // namespace
 
-void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o, const Tensor& scalars) {
+void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o,
+           const Tensor& scalars) {
   check_scalars(scalars);
   double elements = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -100,7 +105,8 @@ void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOpti
   });
 }
 
-void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& scalars) {
+void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit,
+                    const Tensor& scalars) {
   check_scalars(scalars);
   double elements = 0;
   for (size_t i = 0; i < grads.size(); ++i) {

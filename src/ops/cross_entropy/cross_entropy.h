@@ -24,7 +24,7 @@ struct CrossEntropyResult {
   Tensor nll;
 };
 
-CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w, const Tensor& targets,
-                                        float scale);
+CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w,
+                                        const Tensor& targets, float scale);
 
 }  // namespace krait::ops

@@ -25,33 +25,36 @@ int64_t rows_of_block(Device device, int64_t M, int64_t V) {
 
 void check(const Tensor& h, const Tensor& w, const Tensor& targets) {
   const auto is_float = [](DType t) { return t == DType::f32 || t == DType::bf16; };
-  require(is_float(h.dtype) && is_float(w.dtype), "[cross_entropy] expected float32 or bfloat16, got h {}, w {}",
-          name_of(h.dtype), name_of(w.dtype));
-  require(w.rank() == 2 && w.contiguous() && w.numel() > 0, "[cross_entropy] w: expected contiguous (V, D), got {}",
-          w.shape);
+  require(is_float(h.dtype) && is_float(w.dtype),
+          "[cross_entropy] expected float32 or bfloat16, got h {}, w {}", name_of(h.dtype),
+          name_of(w.dtype));
+  require(w.rank() == 2 && w.contiguous() && w.numel() > 0,
+          "[cross_entropy] w: expected contiguous (V, D), got {}", w.shape);
   require(h.rank() >= 1 && h.contiguous() && h.size(-1) == w.size(1),
           "[cross_entropy] h: expected contiguous (..., D={}), got {}", w.size(1), h.shape);
   Shape leading = h.shape;
   --leading.rank;
   require(targets.dtype == DType::i32 && targets.contiguous() && targets.shape == leading,
-          "[cross_entropy] targets: expected contiguous int32 {}, got {} {}", leading, name_of(targets.dtype),
-          targets.shape);
+          "[cross_entropy] targets: expected contiguous int32 {}, got {} {}", leading,
+          name_of(targets.dtype), targets.shape);
 }
 
 void check_targets(const int32_t* targets, int64_t M, int64_t V) {
   for (int64_t i = 0; i < M; ++i)
-    require(targets[i] >= -1 && targets[i] < V, "[cross_entropy] targets: row {} holds {}, expected -1 or 0 to {}", i,
-            targets[i], V - 1);
+    require(targets[i] >= -1 && targets[i] < V,
+            "[cross_entropy] targets: row {} holds {}, expected -1 or 0 to {}", i, targets[i],
+            V - 1);
 }
 
 // nll of rows [begin, end), and their logits (end - begin, V) turned into gradients where asked.
-void run_rows(Context& c, const Tensor& logits, const Tensor& targets, int64_t begin, float scale, LogitsGrad grad,
-              const Tensor& nll) {
+void run_rows(Context& c, const Tensor& logits, const Tensor& targets, int64_t begin, float scale,
+              LogitsGrad grad, const Tensor& nll) {
   const int64_t rows = logits.size(0), V = logits.size(1);
   const int32_t* const target = targets.as<int32_t>() + begin;
   float* const out = nll.as<float>() + begin;
   if (c.device.type == Device::cuda) {
-    KRAIT_WITH_CUDA(cuda::cross_entropy_rows(logits.as<float>(), rows, V, target, scale, grad, out, c.stream));
+    KRAIT_WITH_CUDA(
+        cuda::cross_entropy_rows(logits.as<float>(), rows, V, target, scale, grad, out, c.stream));
     return;
   }
   const CrossEntropyKernels& k = KRAIT_PICK_ISA(cross_entropy_kernels);
@@ -80,8 +83,8 @@ void sum_loss(Context& c, const CrossEntropyResult& result, float scale) {
 
 }  // namespace
 
-CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w, const Tensor& targets,
-                                        float scale) {
+CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w,
+                                        const Tensor& targets, float scale) {
   check(h, w, targets);
   const int64_t V = w.size(0), D = w.size(1), M = h.numel() / D;
   const CrossEntropyResult result{c.alloc({1}, DType::f32), c.alloc(targets.shape, DType::f32)};
@@ -90,9 +93,10 @@ CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tenso
     dh = c.tape->grad_into(c, h);
     dw = c.tape->grad_into(c, w);
   }
-  c.cost("cross_entropy", static_cast<double>(h.bytes() + w.bytes() + dh.grad.bytes() + dw.grad.bytes()),
+  c.cost("cross_entropy",
+         static_cast<double>(h.bytes() + w.bytes() + dh.grad.bytes() + dw.grad.bytes()),
          2.0 * static_cast<double>(M * V * D) * (1 + (dh.grad ? 1 : 0) + (dw.grad ? 1 : 0)));
-  const LogitsGrad grad = !dh.grad && !dw.grad       ? LogitsGrad::none
+  const LogitsGrad grad = !dh.grad && !dw.grad     ? LogitsGrad::none
                           : w.dtype == DType::bf16 ? LogitsGrad::bf16
                                                    : LogitsGrad::f32;
 

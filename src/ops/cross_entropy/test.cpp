@@ -11,7 +11,8 @@ namespace reference = ops::reference;
 constexpr DType kF32 = DType::f32, kBf16 = DType::bf16;
 
 struct Head {
-  Head(int64_t M, int64_t V, int64_t D, DType type, bool record = true, float scale = 1, size_t arena = 16 << 20)
+  Head(int64_t M, int64_t V, int64_t D, DType type, bool record = true, float scale = 1,
+       size_t arena = 16 << 20)
       : t(record, arena) {
     h = t.random({1, M, D}, type, 1);
     w = t.random({V, D}, type, 2);
@@ -19,7 +20,8 @@ struct Head {
     targets = t.tensor({1, M}, DType::i32);
     const Philox rng{3, 4};
     for (int64_t i = 0; i < M; ++i) {
-      const auto id = static_cast<int32_t>(rng.words(static_cast<uint64_t>(i))[0] % static_cast<uint32_t>(V));
+      const auto id =
+          static_cast<int32_t>(rng.words(static_cast<uint64_t>(i))[0] % static_cast<uint32_t>(V));
       targets.as<int32_t>()[i] = i % 5 == 3 ? -1 : id;
     }
     result = linear_cross_entropy(t.c, h, w, targets, scale);
@@ -38,11 +40,13 @@ std::vector<float> to_float(const Values& v) { return {v.begin(), v.end()}; }
 TEST(CrossEntropy, NllWithinTwiceAPlainRun) {
   for (DType type : {kF32, kBf16})
     for (int64_t M : {0, 1, 2, 31, 97, 257})
-      for (auto [V, D] : {std::pair<int64_t, int64_t>{1, 3}, {2, 1}, {31, 31}, {97, 64}, {257, 5}, {4100, 2}}) {
+      for (auto [V, D] :
+           {std::pair<int64_t, int64_t>{1, 3}, {2, 1}, {31, 31}, {97, 64}, {257, 5}, {4100, 2}}) {
         const Head q(M, V, D, type, false, 0.5f);
-        const Values exact = reference::cross_entropy(to_double(q.h), to_double(q.w), q.ids(), V, D);
-        const auto plain =
-            reference::cross_entropy(to_float(to_double(q.h)), to_float(to_double(q.w)), q.ids(), V, D);
+        const Values exact =
+            reference::cross_entropy(to_double(q.h), to_double(q.w), q.ids(), V, D);
+        const auto plain = reference::cross_entropy(to_float(to_double(q.h)),
+                                                    to_float(to_double(q.w)), q.ids(), V, D);
         const std::string what = fmt::format("M{} V{} D{} {}", M, V, D, name_of(type));
         EXPECT_EQ(q.result.nll.shape, (Shape{1, M}));
         expect_within_twice_plain(to_double(q.result.nll), exact, to_double(plain), kF32, what);
@@ -55,7 +59,8 @@ TEST(CrossEntropy, NllWithinTwiceAPlainRun) {
 TEST(CrossEntropy, GradientsByComplexStep) {
   constexpr float kScale = 0.125f;
   for (DType type : {kF32, kBf16})
-    for (auto [M, V, D] : {std::tuple<int64_t, int64_t, int64_t>{1, 2, 3}, {9, 31, 6}, {31, 17, 5}}) {
+    for (auto [M, V, D] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 2, 3}, {9, 31, 6}, {31, 17, 5}}) {
       Head q(M, V, D, type, true, kScale);
       const ComplexValues h = to_complex(to_double(q.h)), w = to_complex(to_double(q.w));
       const auto loss = [&, V = V, D = D](const ComplexValues& h_, const ComplexValues& w_) {
@@ -66,9 +71,11 @@ TEST(CrossEntropy, GradientsByComplexStep) {
       // float32: a few roundings. bfloat16: the gradient of the logits is rounded, then dh once more.
       const double tolerance = type == kF32 ? 1e-6 : 0x1p-7;
       expect_relative(to_double(q.t.tape.grad(q.h)),
-                      complex_step_gradient([&](auto& v) { return loss(v, w); }, to_double(q.h)), tolerance, "dh");
+                      complex_step_gradient([&](auto& v) { return loss(v, w); }, to_double(q.h)),
+                      tolerance, "dh");
       expect_relative(to_double(q.t.tape.grad(q.w)),
-                      complex_step_gradient([&](auto& v) { return loss(h, v); }, to_double(q.w)), tolerance, "dw");
+                      complex_step_gradient([&](auto& v) { return loss(h, v); }, to_double(q.w)),
+                      tolerance, "dw");
       for (int64_t i = 3; i < M; i += 5)  // skipped rows
         for (int64_t d = 0; d < D; ++d) EXPECT_EQ(get(q.t.tape.grad(q.h), i * D + d), 0);
     }
@@ -89,14 +96,16 @@ TEST(CrossEntropy, BlocksOfRowsAddUp) {
       t.tape.watch(h);
       t.tape.watch(w);
       w.var->grad_dtype = kF32;
-      const auto r = linear_cross_entropy(t.c, h, w, q.targets.reshape({M}).slice(0, begin, end), 1);
+      const auto r =
+          linear_cross_entropy(t.c, h, w, q.targets.reshape({M}).slice(0, begin, end), 1);
       for (double v : to_double(r.nll)) nll.push_back(v);
       for (double v : to_double(t.tape.grad(h))) dh.push_back(v);
       const Values part = to_double(t.tape.grad(w));
       for (size_t i = 0; i < dw.size(); ++i) dw[i] += part[i];
     }
     expect_relative(to_double(q.result.nll), nll, 1e-6, "nll");
-    expect_relative(to_double(q.t.tape.grad(q.h)), dh, type == kF32 ? 1e-5 : 2 * rounding(kBf16), "dh");  // neighbours
+    expect_relative(to_double(q.t.tape.grad(q.h)), dh, type == kF32 ? 1e-5 : 2 * rounding(kBf16),
+                    "dh");  // neighbours
     expect_relative(to_double(q.t.tape.grad(q.w)), dw, 1e-5, "dw");
   }
 }

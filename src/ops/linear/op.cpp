@@ -24,10 +24,10 @@ bool is_float(DType t) { return t == DType::f32 || t == DType::bf16; }
 
 Sizes check(const Tensor& x, const Tensor& w, const Tensor& bias, DType out, const Tensor& stream) {
   require(is_float(x.dtype) && is_float(w.dtype) && is_float(out),
-          "[linear] expected float32 or bfloat16, got x {}, w {}, y {}", name_of(x.dtype), name_of(w.dtype),
-          name_of(out));
-  require(w.rank() == 2 && w.contiguous() && w.size(1) > 0, "[linear] w: expected contiguous (N, K > 0), got {}",
-          w.shape);
+          "[linear] expected float32 or bfloat16, got x {}, w {}, y {}", name_of(x.dtype),
+          name_of(w.dtype), name_of(out));
+  require(w.rank() == 2 && w.contiguous() && w.size(1) > 0,
+          "[linear] w: expected contiguous (N, K > 0), got {}", w.shape);
   const int64_t N = w.size(0), K = w.size(1);
   require(x.rank() >= 1 && x.size(-1) == K && x.row_strided(),
           "[linear] x: expected (..., K={}) with rows at one distance, got {}", K, x.shape);
@@ -37,17 +37,22 @@ Sizes check(const Tensor& x, const Tensor& w, const Tensor& bias, DType out, con
     Shape s = x.shape;
     s[-1] = N;
     require(stream.shape == s && stream.dtype == DType::f32 && stream.contiguous(),
-            "[linear_add] stream: expected contiguous float32 {}, got {} {}", s, name_of(stream.dtype),
-            stream.shape);
+            "[linear_add] stream: expected contiguous float32 {}, got {} {}", s,
+            name_of(stream.dtype), stream.shape);
   }
   return {x.numel() / K, N, K};
 }
 
-void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y,
-              const Tensor& stream) {
+void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias,
+              const Tensor& y, const Tensor& stream) {
   const bool bf16_weights = w.dtype == DType::bf16;
   const LinearKernels& k = KRAIT_PICK_ISA(linear_kernels);
-  FewRows a{.w = w.data, .K = z.K, .M = z.M, .y = y.data, .y_step = z.N, .y_bf16 = y.dtype == DType::bf16};
+  FewRows a{.w = w.data,
+            .K = z.K,
+            .M = z.M,
+            .y = y.data,
+            .y_step = z.N,
+            .y_bf16 = y.dtype == DType::bf16};
   Tensor ready;
   if (bf16_weights) {
     const int64_t padded = (z.K + kArrangeUnit - 1) / kArrangeUnit * kArrangeUnit;
@@ -80,8 +85,8 @@ void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
   });
 }
 
-void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y,
-             const Tensor& stream) {
+void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias,
+             const Tensor& y, const Tensor& stream) {
   if (y.numel() == 0) return;
   Scratch s(c);
   if (c.device.type == Device::cpu && z.M <= few_rows_for(w.dtype)) {
@@ -92,14 +97,14 @@ void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const
   std::optional<Matrix> plus;
   if (stream) plus = matrix(stream);
   multiply(c, matrix(ready), matrix(w).transposed(), y,
-          {.bias = bias ? bias.as<float>() : nullptr, .plus = plus ? &*plus : nullptr});
+           {.bias = bias ? bias.as<float>() : nullptr, .plus = plus ? &*plus : nullptr});
 }
 
 void sum_rows_on_gpu(Context& c, const Tensor& dy, const GradTarget& to, int64_t M, int64_t N) {
   const Tensor parts = c.scratch({cuda::parts_of_sum(M), N}, DType::f32);
   if (c.planning()) return;
-  KRAIT_WITH_CUDA(cuda::sum_rows(dy.data, dy.dtype == DType::bf16, dy.row_stride(), M, N, to.grad.as<float>(), to.add,
-                                 parts.as<float>(), c.stream));
+  KRAIT_WITH_CUDA(cuda::sum_rows(dy.data, dy.dtype == DType::bf16, dy.row_stride(), M, N,
+                                 to.grad.as<float>(), to.add, parts.as<float>(), c.stream));
 }
 
 void sum_rows(Context& c, const Tensor& dy, const GradTarget& to) {
@@ -108,13 +113,15 @@ void sum_rows(Context& c, const Tensor& dy, const GradTarget& to) {
   if (c.device.type == Device::cuda) return sum_rows_on_gpu(c, dy, to, M, N);
   if (c.planning()) return;
   parallel_ranges(N, 64, [&](int64_t n, int64_t end) {
-    const auto* at = static_cast<const std::byte*>(dy.data) + n * static_cast<int64_t>(size_of(dy.dtype));
-    (dy.dtype == DType::bf16 ? k.sum_rows_bf16 : k.sum_rows_f32)(at, step, M, end - n, to.grad.as<float>() + n,
-                                                                 to.add);
+    const auto* at =
+        static_cast<const std::byte*>(dy.data) + n * static_cast<int64_t>(size_of(dy.dtype));
+    (dy.dtype == DType::bf16 ? k.sum_rows_bf16 : k.sum_rows_f32)(at, step, M, end - n,
+                                                                 to.grad.as<float>() + n, to.add);
   });
 }
 
-void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& dy) {
+void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias,
+              const Tensor& dy) {
   const GradTarget dx = c.tape->grad_into(c, x);
   const GradTarget dw = c.tape->grad_into(c, w);
   const GradTarget db = c.tape->grad_into(c, bias);
@@ -134,12 +141,14 @@ void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
   }
 }
 
-Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out, const Tensor& stream) {
+Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out,
+           const Tensor& stream) {
   const Sizes z = check(x, w, bias, out, stream);
   Shape shape = x.shape;
   shape[-1] = z.N;
   Tensor y = c.alloc(shape, out);
-  c.cost("linear", static_cast<double>(x.bytes() + w.bytes() + bias.bytes() + y.bytes() + stream.bytes()),
+  c.cost("linear",
+         static_cast<double>(x.bytes() + w.bytes() + bias.bytes() + y.bytes() + stream.bytes()),
          2.0 * static_cast<double>(z.M * z.N * z.K));
   forward(c, z, x, w, bias, y, stream);
   if (!c.tape || !needs_grad({x, w, bias, stream})) return y;
@@ -162,7 +171,8 @@ Tensor linear(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, 
   return run(c, x, w, bias, out, {});
 }
 
-Tensor linear_add(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& stream) {
+Tensor linear_add(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias,
+                  const Tensor& stream) {
   return run(c, x, w, bias, DType::f32, stream);
 }
 

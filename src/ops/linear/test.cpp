@@ -15,8 +15,9 @@ struct Case {
   bool bias = true, stream = false, strided = false;
 
   std::string name() const {
-    return fmt::format("M{} N{} K{} {} x {} -> {}{}{}{}", M, N, K, name_of(x), name_of(w), name_of(out),
-                       bias ? " bias" : "", stream ? " stream" : "", strided ? " strided" : "");
+    return fmt::format("M{} N{} K{} {} x {} -> {}{}{}{}", M, N, K, name_of(x), name_of(w),
+                       name_of(out), bias ? " bias" : "", stream ? " stream" : "",
+                       strided ? " strided" : "");
   }
 };
 
@@ -27,10 +28,17 @@ std::vector<Case> cases() {
   std::vector<Case> all;
   int64_t i = 0;
   for (int64_t M : {1, 2, 3, 5, 7, 8, 9, 12, 13, 31, 33, 97, 257})
-    for (auto [N, K] : {std::pair<int64_t, int64_t>{1, 31}, {31, 1}, {97, 2}, {31, 97}, {80, 48}, {33, 257}, {257, 40}}) {
+    for (auto [N, K] : {std::pair<int64_t, int64_t>{1, 31},
+                        {31, 1},
+                        {97, 2},
+                        {31, 97},
+                        {80, 48},
+                        {33, 257},
+                        {257, 40}}) {
       ++i;
       for (DType w : {kF32, kBf16})
-        all.push_back({M, N, K, i % 2 ? kF32 : kBf16, w, i % 3 ? kF32 : kBf16, i % 2 == 0, false, i % 4 < 2});
+        all.push_back(
+            {M, N, K, i % 2 ? kF32 : kBf16, w, i % 3 ? kF32 : kBf16, i % 2 == 0, false, i % 4 < 2});
       all.push_back({M, N, K, kF32, i % 2 ? kF32 : kBf16, kF32, i % 3 == 0, true, i % 4 < 2});
     }
   for (DType t : {kF32, kBf16}) {
@@ -78,9 +86,11 @@ TEST(Linear, ForwardWithinTwiceAPlainRun) {
     LinearRun r(q);
     EXPECT_EQ(r.y.shape, (Shape{1, q.M, q.N}));
     EXPECT_EQ(r.y.dtype, q.stream ? kF32 : q.out);
-    const Values x = seen(r.x, q.w), w = to_double(r.w), b = to_double(r.bias), s = to_double(r.stream);
+    const Values x = seen(r.x, q.w), w = to_double(r.w), b = to_double(r.bias),
+                 s = to_double(r.stream);
     const Values exact = reference::linear(x, w, b, s, q.M, q.N, q.K);
-    const auto plain = reference::linear(to_float(x), to_float(w), to_float(b), to_float(s), q.M, q.N, q.K);
+    const auto plain =
+        reference::linear(to_float(x), to_float(w), to_float(b), to_float(s), q.M, q.N, q.K);
     expect_within_twice_plain(to_double(r.y), exact, to_double(plain), r.y.dtype, q.name());
   }
 }
@@ -94,17 +104,19 @@ TEST(Linear, BackwardWithinTwiceAPlainRun) {
     r.backward(dy);
     const Values x = seen(r.x, q.w), w = to_double(r.w);
     const auto exact = reference::linear_backward(x, w, dy, q.M, q.N, q.K);
-    const auto plain = reference::linear_backward(to_float(x), to_float(w), to_float(dy), q.M, q.N, q.K);
+    const auto plain =
+        reference::linear_backward(to_float(x), to_float(w), to_float(dy), q.M, q.N, q.K);
     const Tensor dx = r.t.tape.grad(r.x), dw = r.t.tape.grad(r.w);
     EXPECT_EQ(dx.dtype, q.x);
     EXPECT_EQ(dw.dtype, kF32);
     expect_within_twice_plain(to_double(dx), exact.x, to_double(plain.x), q.x, q.name() + " dx");
     expect_within_twice_plain(to_double(dw), exact.w, to_double(plain.w), kF32, q.name() + " dw");
     if (q.bias)
-      expect_within_twice_plain(to_double(r.t.tape.grad(r.bias)), exact.bias, to_double(plain.bias), kF32,
-                                q.name() + " dbias");
+      expect_within_twice_plain(to_double(r.t.tape.grad(r.bias)), exact.bias, to_double(plain.bias),
+                                kF32, q.name() + " dbias");
     if (q.stream)
-      expect_same_bits(to_double(r.t.tape.grad(r.stream)), to_double(r.t.tape.grad(r.y)), q.name() + " dstream");
+      expect_same_bits(to_double(r.t.tape.grad(r.stream)), to_double(r.t.tape.grad(r.y)),
+                       q.name() + " dstream");
   }
 }
 
@@ -121,24 +133,34 @@ TEST(Linear, T38_GradientOfEachInputByComplexStep) {
       return dot(reference::linear(x_, w_, b_, s_, M, N, K), dy);
     };
     const double tolerance = 1e-6;  // K, N or M float32 roundings
-    expect_relative(to_double(r.t.tape.grad(r.x)),
-                    complex_step_gradient([&](auto& v) { return loss(v, w, b, s); }, to_double(r.x)), tolerance, "dx");
-    expect_relative(to_double(r.t.tape.grad(r.w)),
-                    complex_step_gradient([&](auto& v) { return loss(x, v, b, s); }, to_double(r.w)), tolerance, "dw");
-    expect_relative(to_double(r.t.tape.grad(r.stream)),
-                    complex_step_gradient([&](auto& v) { return loss(x, w, b, v); }, to_double(r.stream)), tolerance,
-                    "dstream");
+    expect_relative(
+        to_double(r.t.tape.grad(r.x)),
+        complex_step_gradient([&](auto& v) { return loss(v, w, b, s); }, to_double(r.x)), tolerance,
+        "dx");
+    expect_relative(
+        to_double(r.t.tape.grad(r.w)),
+        complex_step_gradient([&](auto& v) { return loss(x, v, b, s); }, to_double(r.w)), tolerance,
+        "dw");
+    expect_relative(
+        to_double(r.t.tape.grad(r.stream)),
+        complex_step_gradient([&](auto& v) { return loss(x, w, b, v); }, to_double(r.stream)),
+        tolerance, "dstream");
     if (bias)
-      expect_relative(to_double(r.t.tape.grad(r.bias)),
-                      complex_step_gradient([&](auto& v) { return loss(x, w, v, s); }, to_double(r.bias)), tolerance,
-                      "dbias");
+      expect_relative(
+          to_double(r.t.tape.grad(r.bias)),
+          complex_step_gradient([&](auto& v) { return loss(x, w, v, s); }, to_double(r.bias)),
+          tolerance, "dbias");
   }
 }
 
 TEST(Linear, SameBitsForAnyNumberOfThreads) {
   for (DType type : {kF32, kBf16})
-    for (auto [M, N, K] : {std::tuple<int64_t, int64_t, int64_t>{1, 300, 97}, {8, 257, 768}, {64, 40, 4099},
-                           {97, 1025, 257}, {33, 16, 4096}, {512, 48, 512}}) {
+    for (auto [M, N, K] : {std::tuple<int64_t, int64_t, int64_t>{1, 300, 97},
+                           {8, 257, 768},
+                           {64, 40, 4099},
+                           {97, 1025, 257},
+                           {33, 16, 4096},
+                           {512, 48, 512}}) {
       const Case q{M, N, K, type, type, type};
       const Values dy = random_values(M * N, 9);
       Values first[4];
@@ -146,11 +168,12 @@ TEST(Linear, SameBitsForAnyNumberOfThreads) {
         const ThreadCount count(threads);
         LinearRun r(q);
         r.backward(dy);
-        const Values now[4] = {to_double(r.y), to_double(r.t.tape.grad(r.x)), to_double(r.t.tape.grad(r.w)),
-                               to_double(r.t.tape.grad(r.bias))};
+        const Values now[4] = {to_double(r.y), to_double(r.t.tape.grad(r.x)),
+                               to_double(r.t.tape.grad(r.w)), to_double(r.t.tape.grad(r.bias))};
         for (int i = 0; i < 4; ++i) {
           if (threads == 1) first[i] = now[i];
-          expect_same_bits(now[i], first[i], fmt::format("{} threads, {}, result {}", threads, q.name(), i));
+          expect_same_bits(now[i], first[i],
+                           fmt::format("{} threads, {}, result {}", threads, q.name(), i));
         }
       }
     }
@@ -174,13 +197,15 @@ TEST(Linear, GradientsAddToWhatIsThere) {
   constexpr int64_t M = 40, N = 33, K = 20;
   for (DType type : {kF32, kBf16}) {
     TestContext t(true);
-    const Tensor x = t.random({M, K}, type, 1), w = t.random({N, K}, type, 2), b = t.random({N}, kF32, 3);
+    const Tensor x = t.random({M, K}, type, 1), w = t.random({N, K}, type, 2),
+                 b = t.random({N}, kF32, 3);
     w.var->grad_dtype = kF32;
     const Tensor y1 = linear(t.c, x, w, b, kF32), y2 = linear(t.c, x, w, b, kF32);
     const Values dy = random_values(M * N, 9);
     t.seed_grad(y2, dy);
     t.tape.backward(t.c, 1);
-    const Values dx = to_double(t.tape.grad(x)), dw = to_double(t.tape.grad(w)), db = to_double(t.tape.grad(b));
+    const Values dx = to_double(t.tape.grad(x)), dw = to_double(t.tape.grad(w)),
+                 db = to_double(t.tape.grad(b));
     t.seed_grad(y1, dy);
     t.tape.backward(t.c);
     const auto twice = [](Values v) {
@@ -207,7 +232,8 @@ TEST(Linear, GradientOfASliceGoesIntoTheWhole) {
     t.seed_grad(y, dy);
     t.tape.backward(t.c);
     const Values d = to_double(t.tape.grad(wide));
-    const auto exact = reference::linear_backward(to_double(wide.slice(-1, 0, R)), to_double(w), dy, M, N, R);
+    const auto exact =
+        reference::linear_backward(to_double(wide.slice(-1, 0, R)), to_double(w), dy, M, N, R);
     Values narrow;
     for (int64_t i = 0; i < M * W; ++i) {
       if (i % W < R) {
@@ -224,8 +250,8 @@ TEST(Linear, GradientOfASliceGoesIntoTheWhole) {
 TEST(Linear, AChainOfSumsSharesOneGradient) {
   constexpr int64_t M = 24, D = 20;
   TestContext t(true);
-  const Tensor stream = t.random({M, D}, kF32, 1), a = t.random({M, D}, kF32, 2), w1 = t.random({D, D}, kF32, 3),
-               w2 = t.random({D, D}, kF32, 4);
+  const Tensor stream = t.random({M, D}, kF32, 1), a = t.random({M, D}, kF32, 2),
+               w1 = t.random({D, D}, kF32, 3), w2 = t.random({D, D}, kF32, 4);
   const Tensor s1 = linear_add(t.c, a, w1, {}, stream);
   const Tensor s2 = linear_add(t.c, a, w2, {}, s1);
   const Values dy = to_double(to_float(random_values(M * D, 9)));

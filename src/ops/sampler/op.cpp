@@ -14,13 +14,17 @@ namespace {
 
 void check(const Tensor& logits, int64_t valid, const SamplerOptions& o, size_t rows) {
   require(logits.rank() == 2 && logits.dtype == DType::f32 && logits.row_strided(),
-          "[sampler] logits: expected float32 (B, V), got {} {}", name_of(logits.dtype), logits.shape);
-  require(valid > 0 && valid <= logits.size(1), "[sampler] valid: expected 1 to V={}, got {}", logits.size(1), valid);
-  require(static_cast<int64_t>(rows) == logits.size(0), "[sampler] rows: expected B={}, got {}", logits.size(0), rows);
-  require(o.temperature >= 0 && std::isfinite(o.temperature), "[sampler] temperature: expected 0 or more, got {}",
-          o.temperature);
+          "[sampler] logits: expected float32 (B, V), got {} {}", name_of(logits.dtype),
+          logits.shape);
+  require(valid > 0 && valid <= logits.size(1), "[sampler] valid: expected 1 to V={}, got {}",
+          logits.size(1), valid);
+  require(static_cast<int64_t>(rows) == logits.size(0), "[sampler] rows: expected B={}, got {}",
+          logits.size(0), rows);
+  require(o.temperature >= 0 && std::isfinite(o.temperature),
+          "[sampler] temperature: expected 0 or more, got {}", o.temperature);
   require(o.top_k >= 0, "[sampler] top_k: expected 0 (all) or more, got {}", o.top_k);
-  require(o.top_p > 0 && o.top_p <= 1, "[sampler] top_p: expected above 0, at most 1, got {}", o.top_p);
+  require(o.top_p > 0 && o.top_p <= 1, "[sampler] top_p: expected above 0, at most 1, got {}",
+          o.top_p);
   require(o.min_p >= 0 && o.min_p <= 1, "[sampler] min_p: expected 0 to 1, got {}", o.min_p);
   require(o.repetition_penalty > 0 && std::isfinite(o.repetition_penalty),
           "[sampler] repetition_penalty: expected above 0, got {}", o.repetition_penalty);
@@ -111,7 +115,8 @@ struct Row {
 
   int32_t draw(double u) const {
     const float most = k.largest(logits, valid);
-    if (o.temperature == 0) return static_cast<int32_t>(std::find(logits, logits + valid, most) - logits);
+    if (o.temperature == 0)
+      return static_cast<int32_t>(std::find(logits, logits + valid, most) - logits);
     const double total = k.sum_of_exp(logits, valid, most, sharpness(), weights);
     const int64_t n = choose(most, total);
     double sum = 0;
@@ -130,8 +135,8 @@ struct Row {
 };
 
 // Logits of a GPU are drawn from on the CPU.
-std::vector<Sampled> sample_downloaded(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
-                                       std::span<const SampleRow> rows) {
+std::vector<Sampled> sample_downloaded(Context& c, const Tensor& logits, int64_t valid,
+                                       const SamplerOptions& o, std::span<const SampleRow> rows) {
   const int64_t B = logits.size(0), V = logits.size(1);
   Arena arena(static_cast<size_t>(B * (V + 3 * valid)) * sizeof(float) + 4 * Arena::kAlign);
   Context host{.arena = &arena};
@@ -142,8 +147,8 @@ std::vector<Sampled> sample_downloaded(Context& c, const Tensor& logits, int64_t
 
 }  // namespace
 
-std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
-                            std::span<const SampleRow> rows) {
+std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
+                            const SamplerOptions& o, std::span<const SampleRow> rows) {
   check(logits, valid, o, rows.size());
   const int64_t B = logits.size(0);
   std::vector<Sampled> result(static_cast<size_t>(B));
@@ -151,8 +156,8 @@ std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, con
   if (c.device.type == Device::cuda)
     return c.planning() ? result : sample_downloaded(c, logits, valid, o, rows);
   Scratch scratch(c);
-  const Tensor penalised = c.scratch({B, valid}, DType::f32), weights = c.scratch({B, valid}, DType::f32),
-               ids = c.scratch({B, valid}, DType::i32);
+  const Tensor penalised = c.scratch({B, valid}, DType::f32),
+               weights = c.scratch({B, valid}, DType::f32), ids = c.scratch({B, valid}, DType::i32);
   if (c.planning()) return result;
 
   const SamplerKernels& k = KRAIT_PICK_ISA(sampler_kernels);
@@ -161,14 +166,17 @@ std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, con
     const float* const row = logits.as<float>() + b * logits.row_stride();
     const float most = k.largest(row, valid);
     require(std::isfinite(most), "[sampler] logits: row {} holds {}", b,
-            std::isnan(most) ? "NaN" : most > 0 ? "+inf" : "nothing but -inf");
+            std::isnan(most) ? "NaN"
+            : most > 0       ? "+inf"
+                             : "nothing but -inf");
     Row r{o, k, valid, row, weights.as<float>() + b * valid, ids.as<int32_t>() + b * valid};
     if (o.repetition_penalty != 1) {
       float* const changed = penalised.as<float>() + b * valid;
       std::memcpy(changed, row, static_cast<size_t>(valid) * sizeof(float));
       for (const int32_t id : in.history) {
         if (id < 0 || id >= valid || !std::isfinite(row[id])) continue;
-        const float x = row[id] > 0 ? row[id] / o.repetition_penalty : row[id] * o.repetition_penalty;
+        const float x =
+            row[id] > 0 ? row[id] / o.repetition_penalty : row[id] * o.repetition_penalty;
         constexpr float kMost = std::numeric_limits<float>::max();
         changed[id] = std::clamp(x, -kMost, kMost);
       }
@@ -176,7 +184,8 @@ std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid, con
     }
     Sampled& out = result[static_cast<size_t>(b)];
     out.token = r.draw(Philox{o.seed, in.stream}.uniform_double(in.position));
-    const double log_total = static_cast<double>(most) + std::log(k.sum_of_exp(row, valid, most, 1, nullptr));
+    const double log_total =
+        static_cast<double>(most) + std::log(k.sum_of_exp(row, valid, most, 1, nullptr));
     out.logprob = static_cast<float>(static_cast<double>(row[out.token]) - log_total);
   });
   return result;

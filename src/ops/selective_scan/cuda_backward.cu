@@ -10,8 +10,8 @@ namespace krait::ops::scan {
 namespace {
 
 template <class S>
-__device__ inline void load_row(const BackwardTile<S>& at, int t, int channel, float (&delta)[S::CPT],
-                                float (&x)[S::CPT]) {
+__device__ inline void load_row(const BackwardTile<S>& at, int t, int channel,
+                                float (&delta)[S::CPT], float (&x)[S::CPT]) {
   if constexpr (S::CPT == 2) {
     const float4 v = *reinterpret_cast<const float4*>(&at.row[t][channel]);
     delta[0] = v.x, x[0] = v.y, delta[1] = v.z, x[1] = v.w;
@@ -57,7 +57,8 @@ struct Adjoint {
     constexpr int kSums = kSub * S::CPT, kOwn = kSums > S::LPC ? kSums / S::LPC : 1,
                   kSharers = kSums < S::LPC ? S::LPC / kSums : 1;
     const int l = lane % S::LPC, thread = warp * 32 + lane, t0 = sub * kSub;
-    float states[kSub + 1][S::CPT][S::NS], decay[kSub][S::CPT][S::NS], y[kSums], s_A[kSums], s_B[kSums];
+    float states[kSub + 1][S::CPT][S::NS], decay[kSub][S::CPT][S::NS], y[kSums], s_A[kSums],
+        s_B[kSums];
 #pragma unroll
     for (int i = 0; i < S::CPT; ++i)
 #pragma unroll
@@ -128,7 +129,8 @@ struct Adjoint {
     if (kSharers == 1 || l % kSharers == 0) {
 #pragma unroll
       for (int j = 0; j < kOwn; ++j) {
-        const int at_sum = l / kSharers * kOwn + j, t = t0 + at_sum / S::CPT, e = channel + at_sum % S::CPT;
+        const int at_sum = l / kSharers * kOwn + j, t = t0 + at_sum / S::CPT,
+                  e = channel + at_sum % S::CPT;
         at.row[t][e] = {s_A[j], s_B[j]};
         at.g[t][e] = y[j];
       }
@@ -157,8 +159,8 @@ __device__ inline int64_t first_of(const Work& k, int64_t piece) {
 }
 
 template <class S, bool kFast>
-__device__ inline void help_backward(const Work& k, const Place& place, int64_t block, int64_t piece, int helper,
-                                     BackwardMemory<S>& memory) {
+__device__ inline void help_backward(const Work& k, const Place& place, int64_t block,
+                                     int64_t piece, int helper, BackwardMemory<S>& memory) {
   const CudaProblem& p = k.w.p;
   Helper<S, kFast> h(k.w, place, helper);
   for (int64_t n = first_of(k, piece); n < p.sequences && piece_of(k, n) == piece; ++n) {
@@ -170,12 +172,13 @@ __device__ inline void help_backward(const Work& k, const Place& place, int64_t 
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) memory.sums[0][helper][i] = h.dD[i], memory.sums[1][helper][i] = h.ddt_bias[i];
+  for (int i = 0; i < 4; ++i)
+    memory.sums[0][helper][i] = h.dD[i], memory.sums[1][helper][i] = h.ddt_bias[i];
 }
 
 template <class S, bool kConstant>
-__device__ inline void scan_backward_states(const Work& k, const Place& place, int64_t piece, int role, int lane,
-                                            BackwardMemory<S>& memory) {
+__device__ inline void scan_backward_states(const Work& k, const Place& place, int64_t piece,
+                                            int role, int lane, BackwardMemory<S>& memory) {
   const CudaBackward& w = k.w;
   const CudaProblem& p = w.p;
   Adjoint<S, kConstant> a;
@@ -194,8 +197,10 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
       if constexpr (kConstant) a.dB[c][i] = a.dC[c][i] = 0;
     }
   if constexpr (kConstant) {
-    load_states<S>(p.constant_B ? static_cast<const float*>(p.B.data) : nullptr, p.N, e, left, n0, a.B);
-    load_states<S>(p.constant_C ? static_cast<const float*>(p.C.data) : nullptr, p.N, e, left, n0, a.C);
+    load_states<S>(p.constant_B ? static_cast<const float*>(p.B.data) : nullptr, p.N, e, left, n0,
+                   a.B);
+    load_states<S>(p.constant_C ? static_cast<const float*>(p.C.data) : nullptr, p.N, e, left, n0,
+                   a.C);
   }
   for (int64_t n = first_of(k, piece); n < p.sequences && piece_of(k, n) == piece; ++n) {
     const Span s = sequence(p, n);
@@ -204,7 +209,8 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
     const auto before = [&](int64_t i) {
       return i > 0 ? w.saved + (s.begin / S::kTile + i - 1) * states : of_start;
     };
-    load_states<S>(w.dstate_out && s.out >= 0 ? w.dstate_out + s.out * states : nullptr, p.N, e, left, n0, a.dh);
+    load_states<S>(w.dstate_out && s.out >= 0 ? w.dstate_out + s.out * states : nullptr, p.N, e,
+                   left, n0, a.dh);
     States<S> next;
     if (tiles > 0) load_states<S>(before(tiles - 1), p.N, e, left, n0, next);
     __syncthreads();
@@ -230,7 +236,8 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
 }
 
 template <class S, bool kConstant, bool kFast, int kBlocks>
-__global__ void __launch_bounds__(S::kThreads, kBlocks) scan_backward(const __grid_constant__ Work k) {
+__global__ void __launch_bounds__(S::kThreads, kBlocks)
+    scan_backward(const __grid_constant__ Work k) {
   extern __shared__ float4 shared[];
   auto& memory = *reinterpret_cast<BackwardMemory<S>*>(shared);
   const CudaProblem& p = k.w.p;
@@ -270,7 +277,8 @@ __global__ void sum_pieces(const __grid_constant__ Work k) {
     for (int64_t piece = 0; piece < k.pieces; ++piece) sum += of[piece * step + at];
     return sum;
   };
-  if (w.dA.to) put(w.dA, i, total(k.dA, i, states) * (w.p.a_is_log ? kLn2 * scaled_A(w.p.A[i], true) : 1.0f));
+  if (w.dA.to)
+    put(w.dA, i, total(k.dA, i, states) * (w.p.a_is_log ? kLn2 * scaled_A(w.p.A[i], true) : 1.0f));
   if (w.dB_constant.to) put(w.dB_constant, i, total(k.dB, i, states));
   if (w.dC_constant.to) put(w.dC_constant, i, total(k.dC, i, states));
   if (i % N != 0) return;

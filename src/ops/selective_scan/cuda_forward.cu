@@ -27,12 +27,18 @@ struct Helper {
   const Place& place;
   const Span& s;
   const int64_t tiles;
-  const int helper, quad, first_row, valid;  // of four channels: index in the block; row of a tile; those that exist
+  const int helper, quad, first_row,
+      valid;  // of four channels: index in the block; row of a tile; those that exist
   const int64_t column;
   float bias[4], D[4];
 
-  __device__ Helper(const CudaForward& w_, const Place& place_, const Span& s_, int64_t tiles_, int helper_)
-      : w(w_), place(place_), s(s_), tiles(tiles_), helper(helper_),
+  __device__ Helper(const CudaForward& w_, const Place& place_, const Span& s_, int64_t tiles_,
+                    int helper_)
+      : w(w_),
+        place(place_),
+        s(s_),
+        tiles(tiles_),
+        helper(helper_),
         quad(helper_ % S::kQuads),
         first_row(helper_ / S::kQuads < S::kHelperRows ? helper_ / S::kQuads : S::kTile),
         valid(place_.channels - helper_ % S::kQuads * 4),
@@ -56,7 +62,7 @@ struct Helper {
     for (int64_t i = 0; i < tiles + 2; ++i) {
       ForwardTile<S>& at = tile[i & 1];
       if constexpr (kAhead) {
-          const BC bc_now = bc;
+        const BC bc_now = bc;
         const Rows4 now = rows;
         bc.load(w.p, place, s, (i + 1) * S::kTile, helper, 0);
         rows = load(i + 1, 0);
@@ -89,7 +95,9 @@ struct Helper {
     const int64_t token = s.begin + tile * S::kTile + first_row + first * S::kHelperRows;
     return element(r, kFast || r.bf16, token, column);
   }
-  __device__ int64_t step(const CudaRows& r) const { return bytes_of_rows(r, kFast || r.bf16, S::kHelperRows); }
+  __device__ int64_t step(const CudaRows& r) const {
+    return bytes_of_rows(r, kFast || r.bf16, S::kHelperRows);
+  }
 
   __device__ Rows4 load(int64_t tile, int first) const {
     const CudaProblem& p = w.p;
@@ -149,7 +157,8 @@ struct Helper {
       char* to = row(w.y, tile - 2, first);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
-        store_quad<kFast>(w.y, to + j * step(w.y), j * S::kHelperRows < left_before ? valid : 0, y[j]);
+        store_quad<kFast>(w.y, to + j * step(w.y), j * S::kHelperRows < left_before ? valid : 0,
+                          y[j]);
     }
     if (tile >= tiles) return;
     float(&delta)[kBatch][4] = z;
@@ -260,7 +269,8 @@ struct Scanner {
 };
 
 template <class S, bool kConstant, bool kFast, int kBlocks>
-__global__ void __launch_bounds__(S::kThreads, kBlocks) scan_forward(const __grid_constant__ CudaForward w) {
+__global__ void __launch_bounds__(S::kThreads, kBlocks)
+    scan_forward(const __grid_constant__ CudaForward w) {
   extern __shared__ float4 memory[];
   auto* tile = reinterpret_cast<ForwardTile<S>*>(memory);
   const CudaProblem& p = w.p;
@@ -286,10 +296,13 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks) scan_forward(const __gri
 #pragma unroll
     for (int k = 0; k < S::NS; ++k) scan.A[c][k] = scaled_A(scan.A[c][k], p.a_is_log);
   if constexpr (kConstant) {
-    load_states<S>(p.constant_B ? static_cast<const float*>(p.B.data) : nullptr, p.N, e, left, n0, scan.B);
-    load_states<S>(p.constant_C ? static_cast<const float*>(p.C.data) : nullptr, p.N, e, left, n0, scan.C);
+    load_states<S>(p.constant_B ? static_cast<const float*>(p.B.data) : nullptr, p.N, e, left, n0,
+                   scan.B);
+    load_states<S>(p.constant_C ? static_cast<const float*>(p.C.data) : nullptr, p.N, e, left, n0,
+                   scan.C);
   }
-  load_states<S>(p.state_in && s.in >= 0 ? p.state_in + s.in * states : nullptr, p.N, e, left, n0, scan.h);
+  load_states<S>(p.state_in && s.in >= 0 ? p.state_in + s.in * states : nullptr, p.N, e, left, n0,
+                 scan.h);
   constexpr int kInterval = static_cast<int>(cuda_saved_interval(S::NP));
   static_assert(kInterval % S::kTile == 0 || S::kTile % kInterval == 0);
   constexpr int kShortest = 8;  // steps, where so few are left
@@ -310,7 +323,8 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks) scan_forward(const __gri
     }
     __syncthreads();
   }
-  if (w.state_out && s.out >= 0) store_states<S>(scan.h, p.N, e, left, n0, w.state_out + s.out * states);
+  if (w.state_out && s.out >= 0)
+    store_states<S>(scan.h, p.N, e, left, n0, w.state_out + s.out * states);
 }
 
 template <class S, bool kConstant, bool kFast, int kBlocks>
@@ -318,7 +332,8 @@ void launch(const CudaForward& w, void* stream) {
   const int64_t grid = w.p.sequences * w.p.G * blocks_of_group<S>(w.p);
   constexpr int bytes = 2 * sizeof(ForwardTile<S>);
   static_assert(kBlocks * bytes <= 227 * 1024);
-  cudaFuncSetAttribute(scan_forward<S, kConstant, kFast, kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaFuncSetAttribute(scan_forward<S, kConstant, kFast, kBlocks>,
+                       cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   scan_forward<S, kConstant, kFast, kBlocks>
       <<<static_cast<unsigned>(grid), S::kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(w);
   cuda::check_launch("selective_scan");
@@ -334,7 +349,8 @@ void launch_any(const CudaForward& w, void* stream) {
   if (w.p.N <= 16) return launch<Some, kConstant, false, 2>(w, stream);
   if (w.p.N <= 32) return launch<Layout<8, 4, 1, 4, 4, false, 32>, kConstant, false, 2>(w, stream);
   if (w.p.N <= 64) return launch<Layout<16, 4, 1, 4, 2, false, 32>, kConstant, false, 2>(w, stream);
-  if (w.p.N <= 128) return launch<Layout<32, 4, 1, 4, 2, false, 16>, kConstant, false, 2>(w, stream);
+  if (w.p.N <= 128)
+    return launch<Layout<32, 4, 1, 4, 2, false, 16>, kConstant, false, 2>(w, stream);
   return launch<Layout<32, 8, 1, 4, 2, false, 16>, kConstant, false, 1>(w, stream);
 }
 

@@ -28,7 +28,8 @@ void release(int device, std::byte* p) {
 
 std::byte* reserve_shared(size_t bytes) {
   void* p = nullptr;
-  check(cudaHostAlloc(&p, bytes, cudaHostAllocMapped | cudaHostAllocPortable), "reserving memory of the host");
+  check(cudaHostAlloc(&p, bytes, cudaHostAllocMapped | cudaHostAllocPortable),
+        "reserving memory of the host");
   return static_cast<std::byte*>(p);
 }
 
@@ -73,7 +74,8 @@ void synchronize(int device, Stream stream) {
   check(cudaStreamSynchronize(as_stream(stream)), "waiting for the device");
 }
 
-void copy(const void* from, void* to, size_t bytes, Direction direction, int device, Stream stream) {
+void copy(const void* from, void* to, size_t bytes, Direction direction, int device,
+          Stream stream) {
   use(device);
   const cudaMemcpyKind kind = direction == Direction::to_device ? cudaMemcpyHostToDevice
                               : direction == Direction::to_host ? cudaMemcpyDeviceToHost
