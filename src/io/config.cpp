@@ -131,7 +131,7 @@ static nlohmann::ordered_json huggingface_json(const Config& c, DType dtype) {
           "norms: "
           "write the original layout");
   nlohmann::ordered_json j;
-  j["architectures"] = {"MambaForCausalLM"};
+  j["architectures"] = nlohmann::ordered_json::array({"MambaForCausalLM"});
   j["model_type"] = "mamba";
   j["vocab_size"] = c.padded_vocab();
   j["hidden_size"] = c.d_model;

@@ -116,7 +116,7 @@ TEST(Bpe, LongWordsAreCutOnlyWhereItChangesNothing) {
 
 TEST(PreTokenizers, Metaspace) {
   json file = file_of({"▁", "a", "▁a", "<s>"}, {"▁ a"});
-  file["added_tokens"] = {added("<s>", {{"special", true}})};
+  file["added_tokens"] = json::array({added("<s>", {{"special", true}})});
   json& spec = file["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "▁"}};
   spec["prepend_scheme"] = "first";
   EXPECT_EQ(parse(file)->encode("a<s>a a", false), (Ids{2, 3, 1, 2}));
