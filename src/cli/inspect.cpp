@@ -71,9 +71,6 @@ OrderedJson training_memory(const LoadedModel& loaded, const Args& a, bool recom
 OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
   const models::Config& c = loaded.model->config();
   const bool folder = std::filesystem::exists(a.model);
-  size_t state = 0;
-  for (const nn::StatePart& part : loaded.model->state_parts())
-    state += static_cast<size_t>(part.shape.numel()) * sizeof(float);
   OrderedJson j = {{"architecture", c.architecture},
                    {"parameters", loaded.model->params().numel()},
                    {"layout", !folder                                ? OrderedJson()
@@ -91,7 +88,7 @@ OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
                    {"norm", c.norm == ops::NormKind::rms ? "rms" : "layer"},
                    {"tie_embeddings", c.tie_embeddings},
                    {"tensors", loaded.model->params().size()},
-                   {"state_bytes", state},
+                   {"state_bytes", nn::state_bytes(loaded.model->state_parts())},
                    {"hash", folder ? OrderedJson(loaded.hash) : OrderedJson()}};
   j["memory"] = {{"batch", a.batch},
                  {"length", a.length},

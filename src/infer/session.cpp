@@ -40,9 +40,7 @@ Snapshot copy_of(const Snapshot& s) { return {s.state.clone(), s.logits, s.token
 SessionPlan plan_session(const models::LanguageModel& model, const SessionOptions& options) {
   SessionPlan p;
   for (const nn::Param& param : model.params()) p.weights += param.value.bytes();
-  for (const nn::StatePart& part : model.state_parts())
-    p.state += static_cast<size_t>(options.batch) * static_cast<size_t>(part.shape.numel()) *
-               sizeof(float);
+  p.state = static_cast<size_t>(options.batch) * nn::state_bytes(model.state_parts());
   p.logits = static_cast<size_t>(options.batch * model.config().padded_vocab()) * sizeof(float);
   p.working = plan_passes(model, limits_of(options), last_logits(model, options.batch));
   return p;

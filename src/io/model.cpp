@@ -51,7 +51,7 @@ void follow_weights(models::Config& c, const TensorFile& file, std::vector<std::
     const Tensor* t = file.find(name);
     return t ? &t->shape : nullptr;
   };
-  const auto follow = [&](const char* what, int64_t& value, int64_t found) {
+  const auto follow = [&]<class T>(const char* what, T& value, T found) {
     if (value == found) return;
     notes.push_back(
         fmt::format("config.json says {} = {}, the weights say {}: the weights are followed", what,
@@ -67,17 +67,10 @@ void follow_weights(models::Config& c, const TensorFile& file, std::vector<std::
     follow("dt_rank", c.mamba.dt_rank, (*s)[1]);
   if (const Shape* s = shape_of(layer + "conv1d.weight"); s && s->rank == 3)
     follow("d_conv", c.mamba.d_conv, (*s)[2]);
-  const auto follow_flag = [&](const char* what, bool& value, bool found) {
-    if (value == found) return;
-    notes.push_back(
-        fmt::format("config.json says {} = {}, the weights say {}: the weights are followed", what,
-                    value, found));
-    value = found;
-  };
-  follow_flag("conv_bias", c.mamba.conv_bias, shape_of(layer + "conv1d.bias") != nullptr);
-  follow_flag("bias", c.mamba.proj_bias, shape_of(layer + "in_proj.bias") != nullptr);
+  follow("conv_bias", c.mamba.conv_bias, shape_of(layer + "conv1d.bias") != nullptr);
+  follow("bias", c.mamba.proj_bias, shape_of(layer + "in_proj.bias") != nullptr);
   bool rms = c.norm == ops::NormKind::rms;
-  follow_flag("rms_norm", rms, shape_of("backbone.norm_f.bias") == nullptr);
+  follow("rms_norm", rms, shape_of("backbone.norm_f.bias") == nullptr);
   c.norm = rms ? ops::NormKind::rms : ops::NormKind::layer;
 
   const Tensor* embedding = file.find(kEmbedding);
@@ -95,14 +88,14 @@ void follow_weights(models::Config& c, const TensorFile& file, std::vector<std::
   // A tied head may be left out, or stored once for both names, or twice with equal contents.
   const Tensor* head = file.find(kHead);
   if (!head || !embedding) {
-    follow_flag("tie_embeddings", c.tie_embeddings, true);
+    follow("tie_embeddings", c.tie_embeddings, true);
   } else if (c.tie_embeddings && head->data != embedding->data) {
     bool same = head->shape == embedding->shape && head->dtype == embedding->dtype &&
                 head->contiguous() && embedding->contiguous() &&
                 std::equal(static_cast<const std::byte*>(head->data),
                            static_cast<const std::byte*>(head->data) + head->bytes(),
                            static_cast<const std::byte*>(embedding->data));
-    follow_flag("tie_embeddings", c.tie_embeddings, same);
+    follow("tie_embeddings", c.tie_embeddings, same);
   }
   int64_t layers = 0;
   while (file.find(fmt::format("backbone.layers.{}.mixer.A_log", layers))) ++layers;

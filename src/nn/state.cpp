@@ -2,6 +2,12 @@
 
 namespace krait::nn {
 
+size_t state_bytes(const std::vector<StatePart>& parts) {
+  size_t n = 0;
+  for (const StatePart& p : parts) n += static_cast<size_t>(p.shape.numel()) * sizeof(float);
+  return n;
+}
+
 static Shape with_batch(int64_t batch, const Shape& s) {
   Shape out;
   out.rank = s.rank + 1;

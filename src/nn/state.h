@@ -15,6 +15,8 @@ struct StatePart {
   Shape shape;       // of one sequence
 };
 
+size_t state_bytes(const std::vector<StatePart>& parts);  // of one sequence, float32
+
 // What a block is handed: its own parts of the state coming in and of the one going out, in the order in
 // which it declared them. Empty tensors: start from zero, or drop the end.
 struct BlockState {

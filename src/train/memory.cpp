@@ -8,13 +8,6 @@
 
 namespace krait {
 
-static size_t state_bytes(const models::LanguageModel& model, int64_t B) {
-  size_t n = 0;
-  for (const nn::StatePart& p : model.state_parts())
-    n += static_cast<size_t>(p.shape.numel()) * sizeof(float);
-  return n * static_cast<size_t>(B);
-}
-
 TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o) {
   nn::ParamSet& params = model.params();
   if (!params.begin()->m) params.allocate(nn::Purpose::training, o.dtype, true);
@@ -25,7 +18,7 @@ TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o
   pass.recompute = o.recompute;
   pass.dropout = o.dropout;
   if (o.carry_state) {
-    m.states = 2 * state_bytes(model, o.batch_size);
+    m.states = 2 * nn::state_bytes(model.state_parts()) * static_cast<size_t>(o.batch_size);
     require_memory(m, o);
     for (nn::State& s : states) s = model.make_state(o.batch_size);
     pass.state_in = &states[0];

@@ -179,6 +179,11 @@ inline Values to_double(const Tensor& t) {
   return v;
 }
 
+inline std::vector<float> to_float(const Tensor& t) {
+  const Values v = to_double(t);
+  return std::vector<float>(v.begin(), v.end());
+}
+
 template <class T>
 Values to_double(const std::vector<T>& v) {
   return Values(v.begin(), v.end());

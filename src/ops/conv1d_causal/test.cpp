@@ -83,11 +83,7 @@ struct Conv {
     return reference(to_double(x), to_double(w), to_double(bias), to_double(state_in));
   }
   Values plain() const {
-    const auto f = [](const Tensor& t) {
-      const Values v = to_double(t);
-      return std::vector<float>(v.begin(), v.end());
-    };
-    return to_double(reference(f(x), f(w), f(bias), f(state_in)));
+    return to_double(reference(to_float(x), to_float(w), to_float(bias), to_float(state_in)));
   }
   Values got() const {
     Values v = to_double(result.y);

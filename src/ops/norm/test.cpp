@@ -51,11 +51,7 @@ struct Norm {
     return reference(to_double(x), to_double(residual), to_double(w), to_double(b));
   }
   Values plain() const {
-    const auto f = [](const Tensor& t) {
-      const Values v = to_double(t);
-      return std::vector<float>(v.begin(), v.end());
-    };
-    return to_double(reference(f(x), f(residual), f(w), f(b)));
+    return to_double(reference(to_float(x), to_float(residual), to_float(w), to_float(b)));
   }
   Values got() const {
     Values v = to_double(result.y);
