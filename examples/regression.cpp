@@ -14,11 +14,19 @@ constexpr int64_t B = 8, L = 64, D = 32;
 struct Filter {
   nn::ParamSet params;
   nn::Param& in = params.add("in.weight", {D, 1}, nn::normal(1.0));
-  nn::Mamba1 first{params, "layers.0", config(), krait::ops::NormKind::rms, 1e-5f};
-  nn::Mamba1 second{params, "layers.1", config(), krait::ops::NormKind::rms, 1e-5f};
+  nn::PreNorm first = layer("layers.0"), second = layer("layers.1");
   nn::Param& out = params.add("out.weight", {1, D}, nn::normal(0.02));
 
-  static nn::Mamba1Config config() { return krait::models::mamba_config(D, 2, 1, 1).mamba; }
+  nn::PreNorm layer(const std::string& name) {
+    nn::Mamba1Config sizes;
+    sizes.d_model = D;
+    sizes.d_inner = 2 * D;
+    sizes.dt_rank = 2;
+    nn::PreNorm block;
+    block.add(nn::Norm::make(params, name + ".norm", krait::ops::NormKind::rms, D, 1e-5f),
+              std::make_unique<nn::Mamba1>(params, name + ".mixer", sizes));
+    return block;
+  }
 
   Tensor operator()(Context& c, const Tensor& x) const {  // (B, L, 1) -> (B, L, 1)
     nn::BlockCall call;

@@ -13,6 +13,8 @@
 #include "krait/io/model.h"
 #include "krait/models/config.h"
 #include "krait/models/language_model.h"
+#include "krait/models/mamba1.h"
+#include "krait/nn/block.h"
 #include "krait/nn/mamba1.h"
 #include "krait/nn/param.h"
 #include "krait/nn/state.h"

@@ -10,6 +10,7 @@
 #include "krait/cli/model_args.h"
 #include "krait/infer/memory.h"
 #include "krait/infer/session.h"
+#include "krait/models/mamba1.h"
 #include "krait/ops/sampler/sampler.h"
 #include "krait/train/pass.h"
 #include "krait/train/trainer.h"
@@ -154,10 +155,11 @@ void bench_ops(const Args& a, const Common& common) {
   s.B = a.batch;
   s.L = a.length;
   s.D = c.d_model;
-  s.E = c.mamba.d_inner;
-  s.N = c.mamba.d_state;
-  s.W = c.mamba.d_conv;
-  s.R = c.mamba.dt_rank;
+  const nn::Mamba1Config& m = models::mamba1_of(c);
+  s.E = m.d_inner;
+  s.N = m.d_state;
+  s.W = m.d_conv;
+  s.R = m.dt_rank;
   s.V = c.padded_vocab();
   s.dtype = common.chosen_dtype().value_or(DType::f32);
   const size_t inputs =

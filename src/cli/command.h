@@ -4,12 +4,12 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "krait/base/json.h"
 #include "krait/tensor/tensor.h"
 
 namespace CLI {
@@ -74,7 +74,6 @@ void print_line(fmt::format_string<Args...> format, Args&&... args) {
   print(fmt::format(format, std::forward<Args>(args)...) + "\n");
 }
 
-using OrderedJson = nlohmann::ordered_json;
 // One line, flushed. Numbers that are not finite become null, bytes that are not UTF-8 U+FFFD.
 void print_json(const OrderedJson& value);
 

@@ -8,6 +8,7 @@
 #include "krait/infer/memory.h"
 #include "krait/infer/session.h"
 #include "krait/io/model.h"
+#include "krait/models/architecture.h"
 #include "krait/train/memory.h"
 
 namespace krait::cli {
@@ -81,10 +82,6 @@ OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
                    {"n_layer", c.n_layer},
                    {"vocab_size", c.vocab_size},
                    {"padded_vocab_size", c.padded_vocab()},
-                   {"d_inner", c.mamba.d_inner},
-                   {"d_state", c.mamba.d_state},
-                   {"d_conv", c.mamba.d_conv},
-                   {"dt_rank", c.mamba.dt_rank},
                    {"norm", c.norm == ops::NormKind::rms ? "rms" : "layer"},
                    {"tie_embeddings", c.tie_embeddings},
                    {"tensors", loaded.model->params().size()},
@@ -98,6 +95,7 @@ OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
                  {"training_recompute", training_memory(loaded, a, true)}};
   const size_t free = available_memory();
   j["memory"]["available"] = free == SIZE_MAX ? OrderedJson() : OrderedJson(free);
+  j["config"] = c.body->json(c, c.layout);
   j["notes"] = loaded.notes;
   if (a.tensors) j["tensor_list"] = tensor_list(*loaded.model);
   return j;
@@ -115,6 +113,7 @@ void print_text(const OrderedJson& j) {
   for (const auto& [key, value] : j.items())
     if (!value.is_structured() && !value.is_null())
       print_line("{:<20} {}", key, value.is_string() ? value.get<std::string>() : value.dump());
+  print_line("{:<20} {}", "config", j["config"].dump());
   const OrderedJson& m = j["memory"];
   print_line("memory for batch {} and length {} in {}:", m["batch"].dump(), m["length"].dump(),
              m["dtype"].get<std::string>());

@@ -5,10 +5,10 @@
 #include <iterator>
 
 #include "krait/base/file.h"
+#include "krait/base/quote.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
 #include "krait/io/npy.h"
-#include "krait/io/quote.h"
 
 namespace krait::cli {
 

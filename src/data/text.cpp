@@ -8,8 +8,8 @@
 
 #include "krait/base/error.h"
 #include "krait/base/file.h"
+#include "krait/base/json.h"
 #include "krait/base/log.h"
-#include "krait/io/json.h"
 #include "krait/io/tokenizer/unicode.h"
 
 namespace krait {

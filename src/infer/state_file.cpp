@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <charconv>
 
-#include "krait/io/quote.h"
+#include "krait/base/quote.h"
 #include "krait/io/safetensors.h"
 
 namespace krait {

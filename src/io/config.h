@@ -6,7 +6,7 @@
 
 namespace krait {
 
-enum class Layout { huggingface, original };
+using models::Layout;
 
 // A model's config from the text of a config.json; `layout` says which of the two it was (told apart by
 // "model_type"). `where` names the file in messages. Error names the key, what was expected and what came.

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "krait/models/mamba1.h"
+
 namespace krait {
 namespace {
 
@@ -28,9 +30,9 @@ TEST(Config, OriginalFilesLeaveOutWhatIsDefault) {
           "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 8})",
       Layout::original);
   EXPECT_EQ(c.padded_vocab(), 50280);
-  EXPECT_EQ(c.mamba.d_inner, 1536);
-  EXPECT_EQ(c.mamba.dt_rank, 48);
-  EXPECT_EQ(c.mamba.d_state, 16);
+  EXPECT_EQ(models::mamba1_of(c).d_inner, 1536);
+  EXPECT_EQ(models::mamba1_of(c).dt_rank, 48);
+  EXPECT_EQ(models::mamba1_of(c).d_state, 16);
   EXPECT_TRUE(c.tie_embeddings);
   EXPECT_EQ(c.norm, ops::NormKind::rms);
 }
@@ -41,38 +43,41 @@ TEST(Config, HuggingFaceReadsSizesAndIgnoresRedundantKeys) {
           "time_step_rank": "auto", "intermediate_size": 160, "state_size": 8, "use_bias": true,
           "eos_token_id": [0, 2], "layer_norm_epsilon": 1e-6, "time_step_max": {"__float__": "Infinity"}})",
       Layout::huggingface);
-  EXPECT_EQ(c.mamba.d_inner, 160);
-  EXPECT_EQ(c.mamba.dt_rank, 4);
-  EXPECT_EQ(c.mamba.d_state, 8);
-  EXPECT_TRUE(c.mamba.proj_bias);
+  EXPECT_EQ(models::mamba1_of(c).d_inner, 160);
+  EXPECT_EQ(models::mamba1_of(c).dt_rank, 4);
+  EXPECT_EQ(models::mamba1_of(c).d_state, 8);
+  EXPECT_TRUE(models::mamba1_of(c).proj_bias);
   EXPECT_EQ(c.eos_ids, (std::vector<int32_t>{0, 2}));
   EXPECT_FLOAT_EQ(c.norm_eps, 1e-6f);
 }
 
 TEST(Config, BothLayoutsRoundTrip) {
   models::Config c = models::mamba_config(40, 3, 300, 8);
-  c.mamba.d_inner = 120;
-  c.mamba.d_state = 5;
-  c.mamba.d_conv = 3;
-  c.mamba.dt_rank = 9;
-  c.mamba.conv_bias = false;
-  c.mamba.proj_bias = true;
-  c.mamba.dt_constant = true;
-  c.mamba.dt_min = 0.002;
+  nn::Mamba1Config m = models::mamba1_of(c);
+  m.d_inner = 120;
+  m.d_state = 5;
+  m.d_conv = 3;
+  m.dt_rank = 9;
+  m.conv_bias = false;
+  m.proj_bias = true;
+  m.dt_constant = true;
+  m.dt_min = 0.002;
+  c = models::with_mamba1(c, m);
   c.tie_embeddings = false;
   for (const Layout layout : {Layout::huggingface, Layout::original}) {
     const models::Config d = parse(config_json(c, layout, DType::f32), layout);
+    const nn::Mamba1Config& n = models::mamba1_of(d);
     EXPECT_EQ(d.d_model, c.d_model);
     EXPECT_EQ(d.n_layer, c.n_layer);
     EXPECT_EQ(d.padded_vocab(), c.padded_vocab());
-    EXPECT_EQ(d.mamba.d_inner, c.mamba.d_inner);
-    EXPECT_EQ(d.mamba.d_state, c.mamba.d_state);
-    EXPECT_EQ(d.mamba.d_conv, c.mamba.d_conv);
-    EXPECT_EQ(d.mamba.dt_rank, c.mamba.dt_rank);
-    EXPECT_EQ(d.mamba.conv_bias, c.mamba.conv_bias);
-    EXPECT_EQ(d.mamba.proj_bias, c.mamba.proj_bias);
-    EXPECT_EQ(d.mamba.dt_constant, c.mamba.dt_constant);
-    EXPECT_EQ(d.mamba.dt_min, c.mamba.dt_min);
+    EXPECT_EQ(n.d_inner, m.d_inner);
+    EXPECT_EQ(n.d_state, m.d_state);
+    EXPECT_EQ(n.d_conv, m.d_conv);
+    EXPECT_EQ(n.dt_rank, m.dt_rank);
+    EXPECT_EQ(n.conv_bias, m.conv_bias);
+    EXPECT_EQ(n.proj_bias, m.proj_bias);
+    EXPECT_EQ(n.dt_constant, m.dt_constant);
+    EXPECT_EQ(n.dt_min, m.dt_min);
     EXPECT_EQ(d.tie_embeddings, c.tie_embeddings);
     EXPECT_EQ(d.norm_eps, c.norm_eps);
   }

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "krait/io/safetensors.h"
 #include "krait/io/torch_archive.h"
+#include "krait/models/architecture.h"
 
 namespace krait {
 namespace fs = std::filesystem;
@@ -35,71 +37,62 @@ const std::string& original_name(const nn::Param& p) {
   return p.original.empty() ? p.name : p.original;
 }
 
-// Older files spell a few names as the other layout does: both are looked for.
-const Tensor* find_stored(const TensorFile& file, const nn::Param& p) {
+// The stored tensors of a parameter: one, or its parts, which stand side by side along axis 0. Older files
+// spell a few names as the other layout does: both are looked for. Null: missing.
+std::vector<const Tensor*> find_stored(const TensorFile& file, const nn::Param& p) {
+  std::vector<const Tensor*> found;
+  for (const std::string& part : p.parts) found.push_back(file.find(part));
+  if (!p.parts.empty()) return found;
   const Tensor* t = file.find(p.name);
-  return t ? t : file.find(original_name(p));
+  return {t ? t : file.find(original_name(p))};
 }
 
-constexpr const char* kEmbedding = "backbone.embeddings.weight";
-constexpr const char* kHead = "lm_head.weight";
+// What a stored tensor must have: the shape of the parameter, or of one of its parts.
+Shape stored_shape(const nn::Param& p) {
+  if (p.parts.empty()) return p.shape;
+  Shape s;
+  s.rank = p.shape.rank - 1;
+  for (int i = 0; i < s.rank; ++i) s[i] = p.shape[i + 1];
+  return s;
+}
 
-// Weights win over the config where they say something else about sizes: hub configs are wrong now and
-// then. What can be read off shapes is read off them.
-void follow_weights(models::Config& c, const TensorFile& file, std::vector<std::string>& notes) {
+const std::string& name_of_part(const nn::Param& p, size_t part) {
+  return p.parts.empty() ? p.name : p.parts[part];
+}
+
+// Weights win over the config where they say something else about sizes. What can be read off shapes is
+// read off them.
+void follow_stored(models::Config& c, const TensorFile& file, std::vector<std::string>& notes) {
+  const auto find = [&](const std::string& name) { return file.find(name); };
   const auto shape_of = [&](const std::string& name) -> const Shape* {
-    const Tensor* t = file.find(name);
+    const Tensor* t = find(name);
     return t ? &t->shape : nullptr;
   };
-  const auto follow = [&]<class T>(const char* what, T& value, T found) {
-    if (value == found) return;
-    notes.push_back(
-        fmt::format("config.json says {} = {}, the weights say {}: the weights are followed", what,
-                    value, found));
-    value = found;
-  };
-  const std::string layer = "backbone.layers.0.mixer.";
-  if (const Shape* s = shape_of(layer + "A_log"); s && s->rank == 2) {
-    follow("d_inner", c.mamba.d_inner, (*s)[0]);
-    follow("d_state", c.mamba.d_state, (*s)[1]);
-  }
-  if (const Shape* s = shape_of(layer + "dt_proj.weight"); s && s->rank == 2)
-    follow("dt_rank", c.mamba.dt_rank, (*s)[1]);
-  if (const Shape* s = shape_of(layer + "conv1d.weight"); s && s->rank == 3)
-    follow("d_conv", c.mamba.d_conv, (*s)[2]);
-  follow("conv_bias", c.mamba.conv_bias, shape_of(layer + "conv1d.bias") != nullptr);
-  follow("bias", c.mamba.proj_bias, shape_of(layer + "in_proj.bias") != nullptr);
-  bool rms = c.norm == ops::NormKind::rms;
-  follow("rms_norm", rms, shape_of("backbone.norm_f.bias") == nullptr);
-  c.norm = rms ? ops::NormKind::rms : ops::NormKind::layer;
-
-  const Tensor* embedding = file.find(kEmbedding);
-  if (!embedding) embedding = file.find("backbone.embedding.weight");
+  const Tensor* embedding = find(c.embedding.name);
+  if (!embedding) embedding = find(c.embedding.original);
   if (embedding && embedding->rank() == 2) {
-    follow("d_model", c.d_model, embedding->size(1));
-    c.mamba.d_model = c.d_model;
+    models::follow_weights("d_model", c.d_model, embedding->size(1), notes);
     if (embedding->size(0) != c.padded_vocab()) {
       int64_t rows = c.padded_vocab();
-      follow("rows of the embedding", rows, embedding->size(0));
+      models::follow_weights("rows of the embedding", rows, embedding->size(0), notes);
       c.vocab_size = std::min(c.vocab_size, rows);
       c.vocab_multiple = rows;
     }
   }
+  if (const auto follow = models::architecture(c.architecture).follow) follow(c, shape_of, notes);
+
   // A tied head may be left out, or stored once for both names, or twice with equal contents.
-  const Tensor* head = file.find(kHead);
+  const Tensor* head = find(c.head);
   if (!head || !embedding) {
-    follow("tie_embeddings", c.tie_embeddings, true);
+    models::follow_weights("tie_embeddings", c.tie_embeddings, true, notes);
   } else if (c.tie_embeddings && head->data != embedding->data) {
-    bool same = head->shape == embedding->shape && head->dtype == embedding->dtype &&
-                head->contiguous() && embedding->contiguous() &&
-                std::equal(static_cast<const std::byte*>(head->data),
-                           static_cast<const std::byte*>(head->data) + head->bytes(),
-                           static_cast<const std::byte*>(embedding->data));
-    follow("tie_embeddings", c.tie_embeddings, same);
+    const bool same = head->shape == embedding->shape && head->dtype == embedding->dtype &&
+                      head->contiguous() && embedding->contiguous() &&
+                      std::equal(static_cast<const std::byte*>(head->data),
+                                 static_cast<const std::byte*>(head->data) + head->bytes(),
+                                 static_cast<const std::byte*>(embedding->data));
+    models::follow_weights("tie_embeddings", c.tie_embeddings, same, notes);
   }
-  int64_t layers = 0;
-  while (file.find(fmt::format("backbone.layers.{}.mixer.A_log", layers))) ++layers;
-  if (layers > 0) follow("n_layer", c.n_layer, layers);
 }
 
 bool usable_in_place(const Tensor& t, DType wanted) {
@@ -121,8 +114,8 @@ struct Hash {
 
 // Enough to tell models apart without reading them whole: names, shapes and 16 values of each tensor, as
 // float64 so that it does not depend on the layout.
-void add_to_hash(Hash& h, const nn::Param& p, const Tensor& stored) {
-  h.add(p.name.data(), p.name.size());
+void add_to_hash(Hash& h, const std::string& name, const Tensor& stored) {
+  h.add(name.data(), name.size());
   const int64_t n = stored.numel(), samples = std::min<int64_t>(n, 16);
   h.add(&n, sizeof n);
   for (int64_t i = 0; i < samples; ++i) {
@@ -157,45 +150,50 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
   models::Config config = read_config(directory, loaded.layout);
   loaded.files.push_back(read_weights(directory));
   const TensorFile& file = loaded.files.back();
-  follow_weights(config, file, loaded.notes);
+  follow_stored(config, file, loaded.notes);
   loaded.stored = most_common_type(file);
   loaded.dtype = options.dtype.value_or(loaded.stored == DType::bf16 ? DType::bf16 : DType::f32);
   loaded.model = std::make_unique<models::LanguageModel>(config);
   nn::ParamSet& params = loaded.model->params();
 
   Hash hash;
-  std::vector<const Tensor*> stored;
+  std::vector<std::vector<const Tensor*>> stored;
+  std::set<std::string> known = {config.head};
   for (nn::Param& p : params) {
-    const Tensor* t = find_stored(file, p);
-    require(t != nullptr, "{}: tensor \"{}\" {} is missing", file.path(), p.name, p.shape);
-    require(t->shape == p.shape, "{}: tensor \"{}\": expected shape {}, got {}", file.path(),
-            p.name, p.shape, t->shape);
-    require(is_float(t->dtype), "{}: tensor \"{}\": expected floating-point numbers, got {}",
-            file.path(), p.name, name_of(t->dtype));
-    add_to_hash(hash, p, *t);
-    stored.push_back(t);
-    if (options.purpose == nn::Purpose::inference &&
-        usable_in_place(*t, p.keep_float32 ? DType::f32 : loaded.dtype))
-      p.value = t->detach();
+    known.insert({p.name, original_name(p)});
+    known.insert(p.parts.begin(), p.parts.end());
+    const std::vector<const Tensor*>& parts = stored.emplace_back(find_stored(file, p));
+    const Shape shape = stored_shape(p);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const Tensor* t = parts[i];
+      const std::string& name = name_of_part(p, i);
+      require(t != nullptr, "{}: tensor \"{}\" {} is missing", file.path(), name, shape);
+      require(t->shape == shape, "{}: tensor \"{}\": expected shape {}, got {}", file.path(), name,
+              shape, t->shape);
+      require(is_float(t->dtype), "{}: tensor \"{}\": expected floating-point numbers, got {}",
+              file.path(), name, name_of(t->dtype));
+      add_to_hash(hash, name, *t);
+    }
+    if (options.purpose == nn::Purpose::inference && p.parts.empty() &&
+        usable_in_place(*parts[0], p.keep_float32 ? DType::f32 : loaded.dtype))
+      p.value = parts[0]->detach();
   }
   loaded.hash = fmt::format("{}-{:016x}", config.architecture, hash.h);
-  for (const NamedTensor& t : file) {
-    const bool known = std::any_of(params.begin(), params.end(), [&](const nn::Param& p) {
-      return t.name == p.name || t.name == p.original;
-    });
-    if (!known && t.name != kHead)
+  for (const NamedTensor& t : file)
+    if (!known.count(t.name))
       loaded.notes.push_back(
           fmt::format("tensor \"{}\" {} is not part of this architecture and is not used", t.name,
                       t.view.shape));
-  }
 
   params.allocate(options.purpose, loaded.dtype, options.sizes_only);
   if (options.sizes_only) return loaded;
   size_t i = 0;
   for (nn::Param& p : params) {
-    const Tensor& from = *stored[i++];
+    const std::vector<const Tensor*>& parts = stored[i++];
     const Tensor& to = p.master ? p.master : p.value;
-    if (to.data != from.data) copy_host(from, to);
+    if (p.parts.empty() && to.data != parts[0]->data) copy_host(*parts[0], to);
+    for (size_t k = 0; k < p.parts.size(); ++k)
+      copy_host(*parts[k], to.select(0, static_cast<int64_t>(k)));
   }
   params.round_values();
   return loaded;
@@ -218,12 +216,16 @@ void save_model(const models::LanguageModel& model, const fs::path& directory, L
       copy_host(t, converted);
       t = converted;
     }
-    tensors.push_back({layout == Layout::original ? original_name(p) : p.name, t});
+    if (p.parts.empty())
+      tensors.push_back({layout == Layout::original ? original_name(p) : p.name, t});
+    for (size_t k = 0; k < p.parts.size(); ++k)
+      tensors.push_back({p.parts[k], t.select(0, static_cast<int64_t>(k))});
   }
   if (layout == Layout::huggingface) {
     write_safetensors_model(directory, tensors);
   } else {
-    if (model.config().tie_embeddings) tensors.push_back({kHead, tensors.front().view});
+    if (model.config().tie_embeddings)
+      tensors.push_back({model.config().head, tensors.front().view});
     write_torch_archive(directory / "pytorch_model.bin", tensors);
   }
   write_file(directory / "config.json", config_json(model.config(), layout, dtype));

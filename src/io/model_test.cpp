@@ -7,6 +7,7 @@
 #include "krait/autograd/plan.h"
 #include "krait/base/file.h"
 #include "krait/io/safetensors.h"
+#include "krait/models/mamba1.h"
 
 namespace krait {
 namespace {
@@ -108,8 +109,8 @@ TEST_F(ModelFiles, T37_WeightsWinOverAConfigThatDisagrees) {
       R"({"d_model": 24, "n_layer": 3, "vocab_size": 61, "ssm_cfg": {"d_state": 4, "expand": 4}})");
   const LoadedModel back = load_model(dir_, {});
   EXPECT_EQ(back.model->config().n_layer, 2);
-  EXPECT_EQ(back.model->config().mamba.d_state, 16);
-  EXPECT_EQ(back.model->config().mamba.d_inner, 48);
+  EXPECT_EQ(models::mamba1_of(back.model->config()).d_state, 16);
+  EXPECT_EQ(models::mamba1_of(back.model->config()).d_inner, 48);
   EXPECT_EQ(back.notes.size(), 3u);
   EXPECT_EQ(logits(*back.model), logits(*model));
 }

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "krait/base/error.h"
-#include "krait/io/quote.h"
+#include "krait/base/quote.h"
 
 namespace krait {
 

@@ -5,7 +5,7 @@
 #include <unordered_map>
 
 #include "krait/base/error.h"
-#include "krait/io/quote.h"
+#include "krait/base/quote.h"
 
 namespace krait {
 

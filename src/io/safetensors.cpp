@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "krait/base/error.h"
-#include "krait/io/json.h"
-#include "krait/io/quote.h"
+#include "krait/base/json.h"
+#include "krait/base/quote.h"
 
 namespace krait {
 namespace fs = std::filesystem;

@@ -9,7 +9,7 @@
 #include <numeric>
 
 #include "krait/base/error.h"
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 #include "krait/testing/files.h"
 
 namespace krait {

@@ -5,7 +5,7 @@
 #include <unordered_set>
 
 #include "krait/base/error.h"
-#include "krait/io/quote.h"
+#include "krait/base/quote.h"
 
 namespace krait {
 

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "krait/base/error.h"
+#include "krait/base/quote.h"
 #include "krait/io/pickle.h"
-#include "krait/io/quote.h"
 #include "krait/io/zip_archive.h"
 
 namespace krait {

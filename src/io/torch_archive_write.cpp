@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "krait/base/error.h"
-#include "krait/io/quote.h"
+#include "krait/base/quote.h"
 #include "krait/io/torch_archive.h"
 
 namespace krait {

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "krait/base/error.h"
-#include "krait/io/quote.h"
+#include "krait/base/quote.h"
 
 namespace krait {
 

@@ -1,24 +1,41 @@
-// What a model is, independent of the file it came from. krait/io/config reads and writes the published
-// config.json files.
+// What a model is, independent of the file it came from: the shell that all share (embedding, residual
+// stream, last norm, head) and the body that an architecture defines (see architecture.h).
 #pragma once
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "krait/nn/mamba1.h"
+#include "krait/ops/norm/norm.h"
 
 namespace krait::models {
 
+// The two published kinds of model directory, told apart by "model_type" in config.json.
+enum class Layout { huggingface, original };
+
+// A tensor's name in the Hugging Face layout and, where it differs, in the original one.
+struct TensorName {
+  std::string name, original;
+};
+
+class Body;
+
 struct Config {
-  std::string architecture = "mamba";  // as `model_type` names it
-  int64_t d_model = 0;                 // D
+  std::string architecture;  // as `model_type` names it
+  Layout layout =
+      Layout::huggingface;  // which it came in, and is written in unless asked otherwise
+  int64_t d_model = 0;      // D
   int64_t n_layer = 0;
   int64_t vocab_size = 0;      // ids below it may occur
   int64_t vocab_multiple = 1;  // the embedding has this many rows, rounded up: V
   bool tie_embeddings = true;
   ops::NormKind norm = ops::NormKind::rms;
   float norm_eps = 1e-5f;
-  nn::Mamba1Config mamba;  // d_model, d_inner, dt_rank filled in
   std::vector<int32_t> eos_ids;
+  TensorName embedding = {"backbone.embeddings.weight", "backbone.embedding.weight"};
+  std::string norm_f = "backbone.norm_f";
+  std::string head = "lm_head.weight";
+  std::shared_ptr<const Body> body;
 
   int64_t padded_vocab() const {
     return (vocab_size + vocab_multiple - 1) / vocab_multiple * vocab_multiple;
@@ -27,12 +44,11 @@ struct Config {
 
 // "mamba-130m", "mambabyte-353m", "byte-small", ...; Error lists the names where there is no such one.
 Config preset(const std::string& name);
-const std::vector<std::string>& preset_names();
-
-// A Mamba-1 config with the published proportions: expand 2, dt rank ceil(D/16), N = 16, W = 4.
-Config mamba_config(int64_t d_model, int64_t n_layer, int64_t vocab_size, int64_t vocab_multiple);
+std::vector<std::string> preset_names();
 
 // Throws Error for sizes that no model can have (zero, negative, overflowing).
 void check(const Config& config);
+// The same for one size: `what` in a message of its own.
+void check_size(const char* what, int64_t value, int64_t least, int64_t most);
 
 }  // namespace krait::models

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "krait/autograd/segment.h"
+#include "krait/models/architecture.h"
 #include "krait/ops/embedding/embedding.h"
 #include "krait/ops/linear/linear.h"
 
@@ -11,23 +12,22 @@ namespace krait::models {
 LanguageModel::LanguageModel(const Config& config) : config_(config) {
   check(config);
   const int64_t V = config.padded_vocab(), D = config.d_model;
-  embedding_ = &params_.add("backbone.embeddings.weight", {V, D}, nn::normal(0.02));
-  embedding_->original = "backbone.embedding.weight";
+  embedding_ = &params_.add(config.embedding.name, {V, D}, nn::normal(0.02));
+  embedding_->original = config.embedding.original;
   embedding_->decay = true;
   for (int64_t i = 0; i < config.n_layer; ++i) {
-    blocks_.push_back(std::make_unique<nn::Mamba1>(params_, fmt::format("backbone.layers.{}", i),
-                                                   config.mamba, config.norm, config.norm_eps));
+    blocks_.push_back(config.body->layer(params_, config, i));
     first_part_.push_back(parts_.size());
     for (nn::StatePart part : blocks_.back()->state_parts()) {
       part.name = fmt::format("state.{}.{}", i, part.name);
       parts_.push_back(part);
     }
   }
-  norm_f_ = nn::Norm::make(params_, "backbone.norm_f", config.norm, D, config.norm_eps);
+  norm_f_ = nn::Norm::make(params_, config.norm_f, config.norm, D, config.norm_eps);
   head_ = embedding_;
   if (!config.tie_embeddings) {
     const double a = 1.0 / std::sqrt(static_cast<double>(D));
-    head_ = &params_.add("lm_head.weight", {V, D}, nn::uniform(-a, a));
+    head_ = &params_.add(config.head, {V, D}, nn::uniform(-a, a));
     head_->decay = true;
   }
 }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "krait/models/config.h"
+#include "krait/nn/block.h"
 #include "krait/ops/cross_entropy/cross_entropy.h"
 
 namespace krait::models {

@@ -8,6 +8,7 @@
 
 #include "krait/autograd/plan.h"
 #include "krait/base/threads.h"
+#include "krait/models/mamba1.h"
 
 namespace krait::models {
 namespace {
@@ -17,7 +18,9 @@ constexpr int64_t kVocab = 37, kLength = 23;
 // A model moved away from its initial values, so that nothing is near zero or one by chance.
 std::unique_ptr<LanguageModel> small_model(nn::Purpose purpose) {
   Config config = mamba_config(24, 3, kVocab, 8);
-  config.mamba.d_state = 5;
+  nn::Mamba1Config mixer = mamba1_of(config);
+  mixer.d_state = 5;
+  config = with_mamba1(config, mixer);
   auto model = std::make_unique<LanguageModel>(config);
   model->params().allocate(purpose, DType::f32);
   model->params().initialize(11);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "krait/models/language_model.h"
+#include "krait/models/mamba1.h"
 
 namespace krait::models {
 namespace {

@@ -25,6 +25,43 @@ Tensor Norm::operator()(Context& c, const Tensor& x, DType out) const {
   return ops::norm(c, kind, x, weight->value, bias ? bias->value : Tensor(), eps, out).y;
 }
 
+void PreNorm::add(const Norm& norm, std::unique_ptr<Mixer> mixer) {
+  const size_t states = mixer->state_parts().size();
+  parts_.push_back({norm, std::move(mixer), states});
+}
+
+std::vector<StatePart> PreNorm::state_parts() const {
+  std::vector<StatePart> all;
+  for (const Part& p : parts_)
+    for (const StatePart& s : p.mixer->state_parts()) all.push_back(s);
+  return all;
+}
+
+Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
+  std::vector<Tensor> normed;
+  if (parallel_)
+    for (const Part& p : parts_) normed.push_back(p.norm(c, r, c.activation));
+  Tensor stream = r;
+  BlockState left = std::move(call.state);  // of the mixers still to come
+  call.state = {};
+  const auto take = [](std::vector<Tensor>& from, size_t n) {
+    if (from.empty()) return from;
+    const auto end = from.begin() + static_cast<std::ptrdiff_t>(n);
+    std::vector<Tensor> taken(from.begin(), end);
+    from.erase(from.begin(), end);
+    return taken;
+  };
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const Part& p = parts_[i];
+    const Tensor x = parallel_ ? normed[i] : p.norm(c, stream, c.activation);
+    BlockCall inner{
+        call.packing, {take(left.in, p.states), take(left.out, p.states)}, call.dropout};
+    stream = p.mixer->forward(c, x, stream, inner);
+    for (const Tensor& end : inner.state.out) call.state.out.push_back(end);
+  }
+  return stream;
+}
+
 Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,
                        const Tensor& stream, float dropout) {
   const Tensor b = bias ? bias->value : Tensor();

@@ -1,6 +1,8 @@
-// A block is one layer of a model: it reads the residual stream and returns the next one. Norm, mixer and
-// residual add are inside. The same function serves training, prefill from any state and one-token steps.
+// A block is one layer of a model: it reads the residual stream and returns the next one. A mixer is what
+// a block does to its normed stream. The same functions serve training, prefill from any state and
+// one-token steps.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "krait/nn/param.h"
@@ -13,18 +15,10 @@ namespace krait::nn {
 struct BlockCall {
   const ops::Packing* packing = nullptr;
   BlockState state;   // `out` tensors come back as variables where recorded
-  float dropout = 0;  // on what the block adds to the stream
+  float dropout = 0;  // on what a mixer adds to the stream
 };
 
-class Block {
- public:
-  virtual ~Block() = default;
-  virtual std::vector<StatePart> state_parts() const = 0;
-  // r (B, L, D) float32 -> (B, L, D) float32; r must not be used again (Tape::watch_sum).
-  virtual Tensor forward(Context& c, const Tensor& r, BlockCall& call) const = 0;
-};
-
-// The norm in front of a block, and the last one of a model.
+// The norm in front of a mixer, and the last one of a model.
 struct Norm {
   ops::NormKind kind = ops::NormKind::rms;
   float eps = 1e-5f;
@@ -37,7 +31,45 @@ struct Norm {
   Tensor operator()(Context& c, const Tensor& x, DType out) const;
 };
 
-// What a block adds to the stream: stream + dropout(y Wᵀ + b).
+// Attention, an SSM, an MLP, experts.
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+  virtual std::vector<StatePart> state_parts() const { return {}; }
+  // x (B, L, D), normed, in the activation type -> stream (B, L, D) float32 + what the mixer adds (see
+  // project_and_add). The stream must not be used again (Tape::watch_sum).
+  virtual Tensor forward(Context& c, const Tensor& x, const Tensor& stream,
+                         BlockCall& call) const = 0;
+};
+
+class Block {
+ public:
+  virtual ~Block() = default;
+  virtual std::vector<StatePart> state_parts() const = 0;
+  // r (B, L, D) float32 -> (B, L, D) float32; r must not be used again.
+  virtual Tensor forward(Context& c, const Tensor& r, BlockCall& call) const = 0;
+};
+
+// r <- r + mixer(norm(r)), for each pair in turn; `parallel`: all norms read the stream as it came in.
+class PreNorm : public Block {
+ public:
+  explicit PreNorm(bool parallel = false) : parallel_(parallel) {}
+  void add(const Norm& norm, std::unique_ptr<Mixer> mixer);
+
+  std::vector<StatePart> state_parts() const override;
+  Tensor forward(Context& c, const Tensor& r, BlockCall& call) const override;
+
+ private:
+  struct Part {
+    Norm norm;
+    std::unique_ptr<Mixer> mixer;
+    size_t states;  // of the mixer
+  };
+  bool parallel_;
+  std::vector<Part> parts_;
+};
+
+// What a mixer adds to the stream: stream + dropout(y Wᵀ + b).
 Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,
                        const Tensor& stream, float dropout);
 

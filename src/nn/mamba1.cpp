@@ -32,11 +32,9 @@ void log_of_one_to_N(const Tensor& t, const Philox&) {
 
 }  // namespace
 
-Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g, ops::NormKind norm,
-               float eps)
-    : config_(g), norm_(Norm::make(params, name + ".norm", norm, g.d_model, eps)) {
+Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g) : config_(g) {
   const int64_t D = g.d_model, E = g.d_inner, N = g.d_state, R = g.dt_rank, W = g.d_conv;
-  const std::string m = name + ".mixer.";
+  const std::string m = name + ".";
   const auto matrix = [&](const char* part, const Shape& s, Init init) {
     Param& p = params.add(m + part, s, std::move(init));
     p.decay = true;
@@ -72,14 +70,13 @@ std::vector<StatePart> Mamba1::state_parts() const {
   return {{"conv", {config_.d_inner, config_.d_conv}}, {"ssm", {config_.d_inner, config_.d_state}}};
 }
 
-Tensor Mamba1::forward(Context& c, const Tensor& r, BlockCall& call) const {
+Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
   const int64_t E = config_.d_inner, N = config_.d_state, R = config_.dt_rank, W = config_.d_conv;
   const auto value = [](const Param* p) { return p ? p->value : Tensor(); };
   const auto part = [](const std::vector<Tensor>& v, size_t i) {
     return i < v.size() ? v[i] : Tensor();
   };
 
-  const Tensor x = norm_(c, r, c.activation);  // (B, L, D)
   const Tensor xz =
       ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);  // (B, L, 2E)
   const ops::ConvResult conv =
@@ -103,7 +100,7 @@ Tensor Mamba1::forward(Context& c, const Tensor& r, BlockCall& call) const {
   const ops::ScanResult scan =
       ops::selective_scan(c, in, call.packing, part(call.state.in, 1), part(call.state.out, 1));
   if (!call.state.out.empty()) call.state.out = {conv.state, scan.state};
-  return project_and_add(c, scan.y, *out_proj_, out_bias_, r, call.dropout);  // (B, L, D)
+  return project_and_add(c, scan.y, *out_proj_, out_bias_, stream, call.dropout);  // (B, L, D)
 }
 
 }  // namespace krait::nn

@@ -1,5 +1,5 @@
-// The Mamba-1 block (Gu and Dao 2023, section 3.4): norm, in_proj, causal convolution, input-dependent
-// Δ, B, C, selective scan with skip and gate, out_proj, residual add.
+// The Mamba-1 mixer (Gu and Dao 2023, section 3.4): in_proj, causal convolution, input-dependent Δ, B, C,
+// selective scan with skip and gate, out_proj.
 #pragma once
 #include "krait/nn/block.h"
 
@@ -19,18 +19,16 @@ struct Mamba1Config {
   double out_rescale = 1.0;  // out_proj is drawn this many times smaller: sqrt(n_layer)
 };
 
-class Mamba1 : public Block {
+class Mamba1 : public Mixer {
  public:
-  // Registers `name`.norm.*, `name`.mixer.*.
-  Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& config, ops::NormKind norm,
-         float eps);
+  // Registers `name`.in_proj.weight and the others.
+  Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& config);
 
   std::vector<StatePart> state_parts() const override;  // conv (E, W), ssm (E, N)
-  Tensor forward(Context& c, const Tensor& r, BlockCall& call) const override;
+  Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
 
  private:
   Mamba1Config config_;
-  Norm norm_;
   Param *in_proj_, *in_bias_ = nullptr, *conv_, *conv_bias_ = nullptr, *x_proj_, *dt_proj_,
                    *dt_bias_;
   Param *A_log_, *D_, *out_proj_, *out_bias_ = nullptr;

@@ -21,6 +21,8 @@ Init normal(double standard_deviation);
 struct Param {
   std::string name;      // as in a published Hugging Face file
   std::string original;  // as in the state-spaces layout, where it differs
+  // Where files store slices along the first axis as tensors of their own (experts): their names.
+  std::vector<std::string> parts;
   Shape shape;
   Init init;
   bool decay = false;         // weight decay applies

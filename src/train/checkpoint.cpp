@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "krait/base/file.h"
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 #include "krait/io/model.h"
 #include "krait/train/finite.h"
 
@@ -17,10 +17,10 @@ void write_checkpoint(const fs::path& directory, const models::LanguageModel& mo
                       const std::string& tokenizer_json) {
   require_finite(model.params(), progress.step);
   write_directory(directory, [&](const fs::path& fresh) {
-    save_model(model, fresh, Layout::huggingface, DType::f32);
+    save_model(model, fresh, model.config().layout, DType::f32);
     if (!tokenizer_json.empty()) write_file(fresh / "tokenizer.json", tokenizer_json);
     trainer.save(fresh);
-    nlohmann::ordered_json j;
+    OrderedJson j;
     j["step"] = progress.step;
     j["seconds"] = progress.seconds;
     j["best_loss"] = progress.best_loss;  // null where infinite

@@ -5,6 +5,7 @@
 
 #include "krait/data/tokens.h"
 #include "krait/models/language_model.h"
+#include "krait/models/mamba1.h"
 #include "krait/train/trainer.h"
 
 namespace krait::testing {

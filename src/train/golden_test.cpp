@@ -1,12 +1,13 @@
-// Ten training steps of every Mamba-1 case among the golden files, by the rule of its train.json.
+// Ten training steps of every language model among the golden files, by the rule of its train.json.
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 #include "krait/io/model.h"
 #include "krait/io/safetensors.h"
 #include "krait/testing/files.h"
+#include "krait/testing/golden.h"
 #include "krait/train/trainer.h"
 
 namespace krait {
@@ -82,7 +83,7 @@ TEST(GoldenTraining, T3_TenStepsAreThoseOfTheForeignImplementation) {
   int cases = 0;
   for (const fs::directory_entry& entry : fs::directory_iterator(golden)) {
     if (!fs::exists(entry.path() / "train.json")) continue;
-    if (read_json(entry.path() / "case.json").at("system") != "mamba1") continue;
+    if (!testing::is_language_model(read_json(entry.path() / "case.json").at("system"))) continue;
     ++cases;
     train_as_the_rule_says(entry.path(), false);
     train_as_the_rule_says(entry.path(), true);

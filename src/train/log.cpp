@@ -9,14 +9,14 @@
 
 #include "krait/base/error.h"
 #include "krait/base/file.h"
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 
 namespace krait {
 
 namespace {
 
 std::string line_of(const LogRecord& r) {
-  nlohmann::ordered_json j;  // NaN is written as null
+  OrderedJson j;  // NaN is written as null
   j["step"] = r.step;
   j["loss"] = r.loss;
   j["grad_norm"] = r.grad_norm;

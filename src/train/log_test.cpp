@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "krait/base/file.h"
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 #include "krait/testing/files.h"
 #include "krait/train/status.h"
 

@@ -7,9 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 #include "krait/io/safetensors.h"
 #include "krait/testing/files.h"
+#include "krait/testing/golden.h"
 
 namespace krait::testing {
 
@@ -61,11 +62,10 @@ struct GoldenCase {
 }  // namespace krait::testing
 
 // Skips, with the reason, what this build has no model for.
-#define KRAIT_GOLDEN_SYSTEMS(folder, ...)                                      \
+#define KRAIT_GOLDEN_LANGUAGE_MODEL(folder)                                    \
   if ((folder).empty()) GTEST_SKIP() << "no golden files: set KRAIT_GOLDEN";   \
   {                                                                            \
-    const std::vector<std::string> known = {__VA_ARGS__};                      \
     const std::string system = read_json((folder) / "case.json").at("system"); \
-    if (std::find(known.begin(), known.end(), system) == known.end())          \
-      GTEST_SKIP() << "krait has no model for the system " << system;          \
+    if (!testing::is_language_model(system))                                   \
+      GTEST_SKIP() << "krait has no language model for the system " << system; \
   }

@@ -35,7 +35,7 @@ Values last_logits(const models::LanguageModel& model, std::span<const int32_t> 
 }
 
 TEST_P(GoldenModel, LogitsLossAndStates) {
-  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
   const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
   const models::LanguageModel& model = *loaded.model;
@@ -81,7 +81,7 @@ TEST_P(GoldenModel, LogitsLossAndStates) {
 }
 
 TEST_P(GoldenModel, EveryGradient) {
-  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
   for (const bool recompute : {false, true}) {
     const LoadedModel loaded = load_model(g.model, {nn::Purpose::training, DType::f32});
@@ -129,7 +129,7 @@ TEST_P(GoldenModel, EveryGradient) {
 }
 
 TEST_P(GoldenModel, GreedyTokens) {
-  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
   const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
   const std::vector<int32_t> prompt = g.ids("greedy.prompt"), expected = g.ids("greedy.tokens");
@@ -148,7 +148,7 @@ TEST_P(GoldenModel, GreedyTokens) {
 }
 
 TEST_P(GoldenModel, T19_T20_ChunksStepsAndForksGiveTheSameLogits) {
-  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
   const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
   const models::LanguageModel& model = *loaded.model;
@@ -180,7 +180,7 @@ TEST_P(GoldenModel, T19_T20_ChunksStepsAndForksGiveTheSameLogits) {
 }
 
 TEST_P(GoldenModel, LongSequence) {
-  KRAIT_GOLDEN_SYSTEMS(GetParam(), "mamba1");
+  KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
   if (!g.json.contains("long")) GTEST_SKIP() << "no long sequence in this case";
   const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});

@@ -1,15 +1,22 @@
 // What the tests over golden cases of single operations share: the variants of a case and their tensors.
 #pragma once
 #include <filesystem>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 #include "krait/io/safetensors.h"
 #include "krait/testing/files.h"
 #include "krait/testing/op_test.h"
 
 namespace krait::testing {
+
+// The systems that are language models here; the others have tests of their own.
+inline bool is_language_model(const std::string& system) {
+  static const std::set<std::string> known = {"mamba1"};
+  return known.count(system) > 0;
+}
 
 // One variant of an operation: <variant>.in.* float32, .out.*, .cotangent.*, .grad.*.
 struct GoldenVariant {

@@ -6,6 +6,7 @@
 
 #include "krait/base/rng.h"
 #include "krait/infer/session.h"
+#include "krait/models/mamba1.h"
 
 namespace krait::testing {
 
@@ -15,7 +16,9 @@ constexpr int32_t kSmallVocab = 250;  // padded to 256
 
 inline std::unique_ptr<models::LanguageModel> small_model() {
   models::Config config = models::mamba_config(48, 3, kSmallVocab, 8);
-  config.mamba.d_state = 8;
+  nn::Mamba1Config mixer = models::mamba1_of(config);
+  mixer.d_state = 8;
+  config = models::with_mamba1(config, mixer);
   auto model = std::make_unique<models::LanguageModel>(config);
   model->params().allocate(nn::Purpose::inference, DType::f32);
   model->params().initialize(7);

@@ -1,4 +1,4 @@
-#include "krait/io/quote.h"
+#include "krait/base/quote.h"
 
 #include "krait/base/error.h"
 

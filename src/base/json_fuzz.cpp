@@ -1,4 +1,4 @@
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 #include "krait/testing/fuzz.h"
 
 // The text as a config: every key is read as every type, and objects are entered.

@@ -1,4 +1,4 @@
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 
 #include <gtest/gtest.h>
 

@@ -9,6 +9,7 @@
 namespace krait {
 
 using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;  // keeps the order of its keys, for writing
 
 enum class JsonKeys { last_wins, unique };
 

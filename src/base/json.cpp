@@ -1,4 +1,4 @@
-#include "krait/io/json.h"
+#include "krait/base/json.h"
 
 #include <limits>
 #include <unordered_set>
@@ -6,7 +6,7 @@
 
 #include "krait/base/error.h"
 #include "krait/base/file.h"
-#include "krait/io/quote.h"
+#include "krait/base/quote.h"
 
 namespace krait {
 

@@ -1,0 +1,87 @@
+#include "krait/models/architecture.h"
+
+#include <algorithm>
+
+#include "krait/base/error.h"
+
+namespace krait::models {
+
+const std::vector<const Architecture*>& architectures() {
+  static const std::vector<const Architecture*> all = {&kMamba1};
+  return all;
+}
+
+const Architecture& architecture(const std::string& name) {
+  for (const Architecture* a : architectures())
+    if (name == a->name) return *a;
+  fail("no architecture is named \"{}\"", name);
+}
+
+Config preset(const std::string& name) {
+  for (const Architecture* a : architectures()) {
+    const std::vector<std::string> names = a->presets();
+    if (std::find(names.begin(), names.end(), name) != names.end()) return a->preset(name);
+  }
+  fail("no preset is named \"{}\"; known: {}", name, fmt::join(preset_names(), ", "));
+}
+
+std::vector<std::string> preset_names() {
+  std::vector<std::string> all;
+  for (const Architecture* a : architectures())
+    for (const std::string& name : a->presets()) all.push_back(name);
+  return all;
+}
+
+void check_size(const char* what, int64_t value, int64_t least, int64_t most) {
+  require(value >= least && value <= most, "config: {}: expected a number from {} to {}, got {}",
+          what, least, most, value);
+}
+
+void check(const Config& c) {
+  check_size("vocab_size", c.vocab_size, 1, int64_t{1} << 31);
+  check_size("vocabulary multiple", c.vocab_multiple, 1, int64_t{1} << 31);
+  check_size("d_model", c.d_model, 1, 1 << 20);
+  check_size("n_layer", c.n_layer, 1, 1 << 14);
+  c.body->check(c);
+}
+
+template <class T>
+static void follow(const char* what, T& value, T found, std::vector<std::string>& notes) {
+  if (value == found) return;
+  notes.push_back(
+      fmt::format("config.json says {} = {}, the weights say {}: the weights are followed", what,
+                  value, found));
+  value = found;
+}
+
+void follow_weights(const char* what, int64_t& value, int64_t found,
+                    std::vector<std::string>& notes) {
+  follow(what, value, found, notes);
+}
+
+void follow_weights(const char* what, bool& value, bool found, std::vector<std::string>& notes) {
+  follow(what, value, found, notes);
+}
+
+std::vector<int32_t> eos_ids(const JsonView& j) {
+  std::vector<int32_t> ids;
+  const Json* eos = j.find("eos_token_id");
+  if (!eos) return ids;
+  for (const Json& id : eos->is_array() ? *eos : Json::array({*eos})) {
+    if (!id.is_number_integer()) j.wrong("eos_token_id", "an integer or a list of integers");
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+void write_eos(OrderedJson& j, const Config& c) {
+  const OrderedJson none;
+  j["eos_token_id"] = c.eos_ids.empty()       ? none
+                      : c.eos_ids.size() == 1 ? OrderedJson(c.eos_ids[0])
+                                              : OrderedJson(c.eos_ids);
+  j["bos_token_id"] = j["pad_token_id"] = c.eos_ids.empty() ? none : OrderedJson(c.eos_ids[0]);
+}
+
+double shortest(float value) { return std::stod(fmt::format("{}", value)); }
+
+}  // namespace krait::models

@@ -1,0 +1,53 @@
+// An architecture is one file here: it reads its config.json, builds its layers and names its presets.
+// To add one: write that file, declare its record below, list it in architecture.cpp.
+#pragma once
+#include <functional>
+
+#include "krait/base/json.h"
+#include "krait/models/config.h"
+#include "krait/nn/block.h"
+
+namespace krait::models {
+
+// What stands between the embedding and the last norm.
+class Body {
+ public:
+  virtual ~Body() = default;
+  virtual void check(const Config&) const = 0;  // Error for sizes that cannot be
+  // Layer i; registers its parameters under the names of published files.
+  virtual std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& config,
+                                           int64_t i) const = 0;
+  // The config.json of a layout, "torch_dtype" left out. Error where the layout cannot say it.
+  virtual OrderedJson json(const Config& config, Layout layout) const = 0;
+};
+
+// The shape of a stored tensor, or null.
+using ShapeOf = std::function<const Shape*(const std::string& name)>;
+
+struct Architecture {
+  const char* name;  // as `model_type` names it
+  bool (*claims)(const JsonView& config, Layout layout);
+  Config (*read)(const JsonView& config, Layout layout);
+  std::vector<std::string> (*presets)();
+  Config (*preset)(const std::string& name);  // one of presets()
+  // Corrects sizes that the stored tensors' shapes contradict, with a note for each; may be null.
+  void (*follow)(Config& config, const ShapeOf& shape_of,
+                 std::vector<std::string>& notes) = nullptr;
+};
+
+extern const Architecture kMamba1;
+
+const std::vector<const Architecture*>& architectures();
+const Architecture& architecture(const std::string& name);
+
+// value = found, with a note where they differ.
+void follow_weights(const char* what, int64_t& value, int64_t found,
+                    std::vector<std::string>& notes);
+void follow_weights(const char* what, bool& value, bool found, std::vector<std::string>& notes);
+
+// Keys that several architectures share.
+std::vector<int32_t> eos_ids(const JsonView& config);     // "eos_token_id": one, several or none
+void write_eos(OrderedJson& json, const Config& config);  // and "bos_token_id", "pad_token_id"
+double shortest(float value);  // 1e-5f -> 1e-05, not 9.99999974737875e-06
+
+}  // namespace krait::models

@@ -1,0 +1,290 @@
+#include "krait/models/mamba1.h"
+
+#include <array>
+#include <cmath>
+
+#include "krait/base/error.h"
+#include "krait/models/architecture.h"
+
+namespace krait::models {
+
+namespace {
+
+class Mamba1Body : public Body {
+ public:
+  explicit Mamba1Body(const nn::Mamba1Config& m) : mixer(m) {}
+
+  void check(const Config&) const override {
+    check_size("d_inner", mixer.d_inner, 1, 1 << 22);
+    check_size("d_state", mixer.d_state, 1, 256);
+    check_size("dt_rank", mixer.dt_rank, 1, 1 << 20);
+    check_size("d_conv", mixer.d_conv, 2, 8);
+  }
+
+  std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
+                                   int64_t i) const override {
+    const std::string name = fmt::format("backbone.layers.{}", i);
+    nn::Mamba1Config m = mixer;
+    m.d_model = c.d_model;
+    m.out_rescale = std::sqrt(static_cast<double>(c.n_layer));
+    auto block = std::make_unique<nn::PreNorm>();
+    const nn::Norm norm = nn::Norm::make(params, name + ".norm", c.norm, c.d_model, c.norm_eps);
+    block->add(norm, std::make_unique<nn::Mamba1>(params, name + ".mixer", m));
+    return block;
+  }
+
+  OrderedJson json(const Config& c, Layout layout) const override {
+    return layout == Layout::huggingface ? huggingface(c) : original(c);
+  }
+
+  const nn::Mamba1Config mixer;  // d_model and out_rescale follow from the shell
+
+ private:
+  OrderedJson huggingface(const Config& c) const;
+  OrderedJson original(const Config& c) const;
+};
+
+int64_t default_rank(int64_t D) { return (D + 15) / 16; }
+
+// E = expand · D, rounded down; 0, which check() refuses, where that is no size.
+int64_t expanded(double expand, int64_t D) {
+  const double E = expand * static_cast<double>(D);
+  return E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;
+}
+
+void read_dt(const JsonView& j, const char* prefix, nn::Mamba1Config& m) {
+  const auto key = [&](const char* name) { return std::string(prefix) + name; };
+  m.dt_min = j.number(key("_min"), m.dt_min);
+  m.dt_max = j.number(key("_max"), m.dt_max);
+  m.dt_scale = j.number(key("_scale"), m.dt_scale);
+}
+
+int64_t rank_or_auto(const JsonView& j, const std::string& key, int64_t D) {
+  const Json* v = j.find(key);
+  if (!v || (v->is_string() && v->get<std::string>() == "auto")) return default_rank(D);
+  const int64_t rank = j.integer(key);
+  if (rank <= 0) j.wrong(key, "\"auto\" or a positive integer");
+  return rank;
+}
+
+bool is_constant(const JsonView& j, const std::string& key) {
+  const std::string scheme = j.text(key, "random");
+  if (scheme != "random" && scheme != "constant") j.wrong(key, "\"random\" or \"constant\"");
+  return scheme == "constant";
+}
+
+Config read_huggingface(const JsonView& j) {
+  Config c;
+  if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
+  c.vocab_size = j.integer("vocab_size", 50280);
+  c.d_model = j.integer("hidden_size", 768);
+  c.n_layer = j.integer("num_hidden_layers", 32);
+  c.norm_eps = static_cast<float>(j.number("layer_norm_epsilon", 1e-5));
+  c.tie_embeddings = j.boolean("tie_word_embeddings", true);
+  c.eos_ids = eos_ids(j);
+  nn::Mamba1Config m;
+  m.d_state = j.integer("state_size", 16);
+  m.d_conv = j.integer("conv_kernel", 4);
+  m.d_inner = j.integer("intermediate_size", expanded(j.number("expand", 2), c.d_model));
+  m.dt_rank = rank_or_auto(j, "time_step_rank", c.d_model);
+  m.conv_bias = j.boolean("use_conv_bias", true);
+  m.proj_bias = j.boolean("use_bias", false);
+  read_dt(j, "time_step", m);
+  m.dt_floor = j.number("time_step_floor", m.dt_floor);
+  m.dt_constant = is_constant(j, "time_step_init_scheme");
+  return with_mamba1(c, m);
+}
+
+Config read_original(const JsonView& j) {
+  Config c;
+  c.d_model = j.integer("d_model");
+  c.n_layer = j.integer("n_layer");
+  c.vocab_size = j.integer("vocab_size");
+  c.vocab_multiple = j.integer("pad_vocab_size_multiple", 8);
+  c.norm = j.boolean("rms_norm", true) ? ops::NormKind::rms : ops::NormKind::layer;
+  c.tie_embeddings = j.boolean("tie_embeddings", true);
+  if (j.integer("d_intermediate", 0) != 0)
+    j.wrong("d_intermediate", "0: Mamba-1 has no MLP layers");
+  if (const Json* attention = j.find("attn_layer_idx"); attention && !attention->empty())
+    j.wrong("attn_layer_idx", "an empty list: Mamba-1 has no attention layers");
+  nn::Mamba1Config m;
+  double expand = 2;
+  m.dt_rank = default_rank(c.d_model);
+  if (j.has("ssm_cfg")) {
+    const JsonView s = j.object("ssm_cfg");
+    m.d_state = s.integer("d_state", m.d_state);
+    m.d_conv = s.integer("d_conv", m.d_conv);
+    expand = s.number("expand", expand);
+    m.dt_rank = rank_or_auto(s, "dt_rank", c.d_model);
+    m.conv_bias = s.boolean("conv_bias", m.conv_bias);
+    m.proj_bias = s.boolean("bias", m.proj_bias);
+    read_dt(s, "dt", m);
+    m.dt_floor = s.number("dt_init_floor", m.dt_floor);
+    m.dt_constant = is_constant(s, "dt_init");
+  }
+  m.d_inner = expanded(expand, c.d_model);
+  return with_mamba1(c, m);
+}
+
+double expand_of(const nn::Mamba1Config& m, const Config& c) {
+  return static_cast<double>(m.d_inner) / static_cast<double>(c.d_model);
+}
+
+OrderedJson Mamba1Body::huggingface(const Config& c) const {
+  const nn::Mamba1Config& m = mixer;
+  require(c.norm == ops::NormKind::rms,
+          "the Hugging Face layout of Mamba has root-mean-square norms only; this model has layer "
+          "norms: write the original layout");
+  OrderedJson j;
+  j["architectures"] = OrderedJson::array({"MambaForCausalLM"});
+  j["model_type"] = "mamba";
+  j["vocab_size"] = c.padded_vocab();
+  j["hidden_size"] = c.d_model;
+  j["num_hidden_layers"] = c.n_layer;
+  j["intermediate_size"] = m.d_inner;
+  j["expand"] = m.d_inner % c.d_model == 0 ? OrderedJson(m.d_inner / c.d_model)
+                                           : OrderedJson(expand_of(m, c));
+  j["state_size"] = m.d_state;
+  j["conv_kernel"] = m.d_conv;
+  j["time_step_rank"] = m.dt_rank;
+  j["use_bias"] = m.proj_bias;
+  j["use_conv_bias"] = m.conv_bias;
+  j["hidden_act"] = "silu";
+  j["layer_norm_epsilon"] = shortest(c.norm_eps);
+  j["residual_in_fp32"] = true;
+  // It is how the weights were drawn, but transformers 5.24 would draw out_proj again after loading.
+  j["rescale_prenorm_residual"] = false;
+  j["tie_word_embeddings"] = c.tie_embeddings;
+  j["time_step_min"] = m.dt_min;
+  j["time_step_max"] = m.dt_max;
+  j["time_step_floor"] = m.dt_floor;
+  j["time_step_scale"] = m.dt_scale;
+  j["time_step_init_scheme"] = m.dt_constant ? "constant" : "random";
+  write_eos(j, c);
+  return j;
+}
+
+OrderedJson Mamba1Body::original(const Config& c) const {
+  const nn::Mamba1Config& m = mixer;
+  require(c.norm_eps == 1e-5f,
+          "the original layout has norms with epsilon 1e-5 only; this model's is {}", c.norm_eps);
+  // Only what differs from the defaults, as published files do.
+  OrderedJson s = OrderedJson::object();
+  const nn::Mamba1Config usual;
+  if (m.d_state != usual.d_state) s["d_state"] = m.d_state;
+  if (m.d_conv != usual.d_conv) s["d_conv"] = m.d_conv;
+  if (m.d_inner != 2 * c.d_model) s["expand"] = expand_of(m, c);
+  if (m.dt_rank != default_rank(c.d_model)) s["dt_rank"] = m.dt_rank;
+  if (!m.conv_bias) s["conv_bias"] = false;
+  if (m.proj_bias) s["bias"] = true;
+  if (m.dt_min != usual.dt_min) s["dt_min"] = m.dt_min;
+  if (m.dt_max != usual.dt_max) s["dt_max"] = m.dt_max;
+  if (m.dt_scale != usual.dt_scale) s["dt_scale"] = m.dt_scale;
+  if (m.dt_floor != usual.dt_floor) s["dt_init_floor"] = m.dt_floor;
+  if (m.dt_constant) s["dt_init"] = "constant";
+  OrderedJson j;
+  j["d_model"] = c.d_model;
+  j["n_layer"] = c.n_layer;
+  j["vocab_size"] = c.vocab_size;
+  j["ssm_cfg"] = s;
+  j["rms_norm"] = c.norm == ops::NormKind::rms;
+  j["residual_in_fp32"] = true;
+  j["fused_add_norm"] = true;
+  j["pad_vocab_size_multiple"] = c.vocab_multiple;
+  j["tie_embeddings"] = c.tie_embeddings;
+  return j;
+}
+
+bool claims(const JsonView& j, Layout layout) {
+  if (layout == Layout::huggingface) return j.text("model_type") == "mamba";
+  if (const Json* attention = j.find("attn_layer_idx"); attention && !attention->empty())
+    return false;
+  return !j.has("ssm_cfg") || j.object("ssm_cfg").text("layer", "Mamba1") == "Mamba1";
+}
+
+Config read(const JsonView& j, Layout layout) {
+  return layout == Layout::huggingface ? read_huggingface(j) : read_original(j);
+}
+
+// What can be read off the weights' shapes: hub configs are wrong now and then.
+void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
+  nn::Mamba1Config m = mamba1_of(c);
+  const std::string layer = "backbone.layers.0.mixer.";
+  if (const Shape* s = shape_of(layer + "A_log"); s && s->rank == 2) {
+    follow_weights("d_inner", m.d_inner, (*s)[0], notes);
+    follow_weights("d_state", m.d_state, (*s)[1], notes);
+  }
+  if (const Shape* s = shape_of(layer + "dt_proj.weight"); s && s->rank == 2)
+    follow_weights("dt_rank", m.dt_rank, (*s)[1], notes);
+  if (const Shape* s = shape_of(layer + "conv1d.weight"); s && s->rank == 3)
+    follow_weights("d_conv", m.d_conv, (*s)[2], notes);
+  follow_weights("conv_bias", m.conv_bias, shape_of(layer + "conv1d.bias") != nullptr, notes);
+  follow_weights("bias", m.proj_bias, shape_of(layer + "in_proj.bias") != nullptr, notes);
+  bool rms = c.norm == ops::NormKind::rms;
+  follow_weights("rms_norm", rms, shape_of("backbone.norm_f.bias") == nullptr, notes);
+  c.norm = rms ? ops::NormKind::rms : ops::NormKind::layer;
+  int64_t layers = 0;
+  while (shape_of(fmt::format("backbone.layers.{}.mixer.A_log", layers))) ++layers;
+  if (layers > 0) follow_weights("n_layer", c.n_layer, layers, notes);
+  c = with_mamba1(c, m);
+}
+
+struct Preset {
+  const char* name;
+  int64_t d_model, n_layer, vocab_size, vocab_multiple;
+};
+
+// Published sizes (Mamba: table 12 of the paper, twice the layers; MambaByte: section 4), and small ones
+// over bytes to learn with.
+constexpr std::array kPresets = {
+    Preset{"mamba-130m", 768, 24, 50277, 8},    Preset{"mamba-370m", 1024, 48, 50277, 8},
+    Preset{"mamba-790m", 1536, 48, 50277, 8},   Preset{"mamba-1.4b", 2048, 48, 50277, 8},
+    Preset{"mamba-2.8b", 2560, 64, 50277, 8},   Preset{"mambabyte-353m", 1024, 53, 256, 1},
+    Preset{"mambabyte-972m", 1792, 48, 256, 1}, Preset{"byte-tiny", 128, 4, 256, 1},
+    Preset{"byte-small", 256, 6, 256, 1},       Preset{"byte-medium", 512, 12, 256, 1},
+};
+
+std::vector<std::string> presets() {
+  std::vector<std::string> names;
+  for (const Preset& p : kPresets) names.emplace_back(p.name);
+  return names;
+}
+
+Config preset_of(const std::string& name) {
+  for (const Preset& p : kPresets)
+    if (name == p.name) return mamba_config(p.d_model, p.n_layer, p.vocab_size, p.vocab_multiple);
+  fail("no preset is named \"{}\"", name);
+}
+
+}  // namespace
+
+const Architecture kMamba1 = {"mamba", claims, read, presets, preset_of, follow};
+
+Config mamba_config(int64_t d_model, int64_t n_layer, int64_t vocab_size, int64_t vocab_multiple) {
+  Config c;
+  c.d_model = d_model;
+  c.n_layer = n_layer;
+  c.vocab_size = vocab_size;
+  c.vocab_multiple = vocab_multiple;
+  nn::Mamba1Config m;
+  m.d_inner = 2 * d_model;
+  m.dt_rank = default_rank(d_model);
+  return with_mamba1(c, m);
+}
+
+const nn::Mamba1Config& mamba1_of(const Config& config) {
+  const auto* body = dynamic_cast<const Mamba1Body*>(config.body.get());
+  require(body != nullptr, "expected a Mamba-1 model, got the architecture \"{}\"",
+          config.architecture);
+  return body->mixer;
+}
+
+Config with_mamba1(Config config, const nn::Mamba1Config& mixer) {
+  config.architecture = kMamba1.name;
+  nn::Mamba1Config m = mixer;
+  m.d_model = config.d_model;
+  config.body = std::make_shared<Mamba1Body>(m);
+  return config;
+}
+
+}  // namespace krait::models
