@@ -1,0 +1,279 @@
+// attention against the double reference: values, caches, and gradients of every input.
+#include <gtest/gtest.h>
+
+#include "krait/ops/attention/fixture.h"
+
+namespace krait::ops {
+namespace {
+
+using testing::Complex;
+using testing::ComplexValues;
+using testing::Values;
+
+std::vector<AttentionCase> cases() {
+  std::vector<AttentionCase> all;
+  const auto add = [&](std::string name, auto change) {
+    AttentionCase k;
+    change(k);
+    k.name = std::move(name);
+    all.push_back(k);
+  };
+  for (int64_t L : {0, 1, 2, 31, 64, 65, 129, 257, 300})
+    add(fmt::format("L{}", L), [&](AttentionCase& k) { k.L = L, k.B = 2; });
+  for (int64_t P : {1, 2, 10, 17, 64, 80, 256})
+    add(fmt::format("P{}", P), [&](AttentionCase& k) { k.P = P, k.L = 70; });
+  add("shared_heads", [](AttentionCase& k) { k.H = 6, k.Hkv = 2, k.L = 150, k.B = 2; });
+  add("one_key_head", [](AttentionCase& k) { k.H = 5, k.Hkv = 1, k.L = 130; });
+  add("full", [](AttentionCase& k) { k.causal = false, k.L = 130, k.B = 2; });
+  add("full_packed", [](AttentionCase& k) { k.causal = false, k.lengths = {5, 0, 70, 22}; });
+  for (int64_t w : {1, 5, 64, 100})
+    add(fmt::format("window{}", w), [&](AttentionCase& k) { k.window = w, k.L = 200; });
+  add("one_row_of_q_k_v", [](AttentionCase& k) {
+    k.layout = AttentionCase::rows, k.B = 3, k.L = 70, k.H = 4, k.P = 12;
+  });
+  add("interleaved_q_k_v",
+      [](AttentionCase& k) { k.layout = AttentionCase::interleaved, k.B = 2, k.L = 70, k.P = 20; });
+  add("T25_packed", [](AttentionCase& k) {
+    k.B = 3, k.L = 100, k.H = 4, k.lengths = {5, 0, 130, 1, 63, 1, 0, 8, 64, 28};
+  });
+  add("packed_caches", [](AttentionCase& k) {
+    k.L = 180, k.H = 4, k.P = 12, k.C = 100, k.C_out = 240, k.lengths = {40, 70, 0, 1, 69};
+    k.cached = {100, 9, 0, 65, 3};
+  });
+  for (int64_t L : {1, 2, 7, 65})
+    add(fmt::format("cache_L{}", L), [&](AttentionCase& k) {
+      k.B = 3, k.L = L, k.H = 4, k.Hkv = 2, k.P = 20, k.C = 1100, k.C_out = 1200;
+      k.cached = {1050, 0, 64};
+    });
+  add("cache_out_alone", [](AttentionCase& k) { k.C_out = 97, k.H = 4; });
+  add("cache_in_alone", [](AttentionCase& k) { k.C = 50, k.cached = {50}; });
+  add("steps_packed", [](AttentionCase& k) {
+    k.L = 4, k.C = 20, k.C_out = 20, k.lengths = {1, 1, 0, 1, 1}, k.cached = {5, 7, 9, 0, 1};
+  });
+  for (int64_t L : {1, 3, 40})
+    add(fmt::format("ring_L{}", L), [&](AttentionCase& k) {
+      k.B = 4, k.L = L, k.window = 30, k.C = k.C_out = 30, k.cached = {100, 12, 30, 60};
+    });
+  add("ring_larger_than_window", [](AttentionCase& k) {
+    k.B = 2, k.L = 20, k.window = 9, k.C = 16, k.C_out = 11, k.cached = {33, 3};
+  });
+  add("scores_far_apart", [](AttentionCase& k) { k.size = 12, k.L = 150; });
+  for (int64_t L : {1, 150})
+    add(fmt::format("bf16_L{}", L), [&](AttentionCase& k) {
+      k.dtype = DType::bf16, k.L = L, k.layout = AttentionCase::rows, k.H = 4, k.Hkv = 2, k.P = 24;
+      k.C = 70, k.C_out = 220, k.cached = {70};
+    });
+  return all;
+}
+
+class Attention : public ::testing::TestWithParam<AttentionCase> {};
+
+// The largest errors of one tensor over the trials of a case.
+struct Errors {
+  double got = 0, plain = 0, largest = 0;
+  void add(const Values& got_values, const Values& exact, const Values& plain_values) {
+    got = std::max(got, testing::max_abs_error(got_values, exact));
+    plain = std::max(plain, testing::max_abs_error(plain_values, exact));
+    largest = std::max(largest, testing::max_abs(exact));
+  }
+};
+
+// Values, caches and all gradients from random cotangents on all results, with and without a tape. Errors of
+// a handful of elements are a matter of luck: small cases are tried several times, and the worst error is held
+// against twice the worst error of the plain runs, with a few roundings of the largest value beside it.
+TEST_P(Attention, MatchesReference) {
+  AttentionCase k = GetParam();
+  Errors y_error;
+  double cancels = 0;  // the size of the terms that gradients of scores are differences of
+  std::vector<Errors> errors(std::size(kAttentionInputNames));
+  const int64_t trials = std::clamp<int64_t>(2048 / (k.L * k.H * k.P + 1), 1, 8);
+  for (int64_t trial = 0; trial < trials; ++trial) {
+    k.seed = static_cast<uint64_t>(trial);
+    const AttentionOutcome got = run_attention(k, true);
+    testing::expect_same_bits(run_attention(k, false).y, got.y, "recorded and unrecorded");
+    testing::TestContext t(false, 64);
+    const AttentionSetup setup(t, k);
+    const auto exact = setup.reference<double>(k);
+    const auto plain = setup.reference<float>(k);
+    const auto y = exact.forward();
+    y_error.add(got.y, y.y, testing::to_double(plain.forward().y));
+    testing::expect_same_bits(got.cache_k, y.cache_k, "keys of the cache");
+    testing::expect_same_bits(got.cache_v, y.cache_v, "values of the cache");
+    for (size_t s = 0; s < y.length.size(); ++s)
+      EXPECT_TRUE(std::isnan(got.length[s]) || got.length[s] == y.length[s]) << s;
+    cancels = std::max(cancels, testing::max_abs(got.dy) * testing::max_abs(exact.v) *
+                                    std::max(testing::max_abs(exact.k), testing::max_abs(exact.q)));
+    auto g = exact.backward(got.dy, got.dk_out, got.dv_out);
+    const auto floats = [](const Values& v) { return std::vector<float>(v.begin(), v.end()); };
+    auto g_plain = plain.backward(floats(got.dy), floats(got.dk_out), floats(got.dv_out));
+    for (size_t i = 0; i < errors.size(); ++i)
+      errors[i].add(got.grads[i], *fields(g)[i], testing::to_double(*fields(g_plain)[i]));
+  }
+  const auto check = [](const std::string& what, const Errors& e, DType dtype, double terms = 0) {
+    // A gradient in bfloat16 that several pieces are added to is rounded with each; dy · y has y rounded.
+    const double own = dtype == DType::f32 ? 0 : 2 * testing::rounding(dtype);
+    EXPECT_LE(e.got, 2 * e.plain + own * e.largest +
+                         4 * testing::rounding(DType::f32) * std::max(e.largest, terms))
+        << what << ": error of the plain float32 run " << e.plain << ", largest value "
+        << e.largest;
+  };
+  check("y", y_error, k.dtype);
+  for (size_t i = 0; i < errors.size(); ++i)
+    check(std::string("d ") + kAttentionInputNames[i], errors[i], i < 4 ? k.dtype : DType::f32,
+          i == 0 || i == 1 || i == 3 ? cancels : 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Attention, ::testing::ValuesIn(cases()),
+                         [](const auto& the_case) { return the_case.param.name; });
+
+// The adjoint of the reference, which the table above trusts, against the complex step of its forward pass:
+// every element of every input.
+TEST(AttentionReference, AdjointIsTheComplexStep) {
+  std::vector<AttentionCase> few(3);
+  few[0].H = 4, few[0].Hkv = 2, few[0].P = 3, few[0].L = 5, few[0].C = 4, few[0].C_out = 9,
+  few[0].cached = {3};
+  few[1].L = 6, few[1].P = 2, few[1].C = few[1].C_out = 3, few[1].window = 3,
+  few[1].cached = {7, 1, 0, 3}, few[1].lengths = {2, 1, 0, 3};
+  few[2].L = 4, few[2].P = 2, few[2].causal = false, few[2].B = 2;
+  for (const AttentionCase& k : few) {
+    testing::TestContext t;
+    const AttentionSetup setup(t, k);
+    auto exact = setup.reference<double>(k);
+    for (std::vector<double>* v : fields(exact)) *v = without_nan(*v);
+    const auto y = exact.forward();
+    const auto random = [](size_t n, uint64_t seed) {
+      return testing::random_values(static_cast<int64_t>(n), seed);
+    };
+    const Values dy = random(y.y.size(), 20), dk = random(y.cache_k.size(), 21),
+                 dv = random(y.cache_v.size(), 22);
+    auto adjoint = exact.backward(dy, dk, dv);
+    for (size_t i = 0; i < fields(adjoint).size(); ++i) {
+      auto stepped = setup.reference<Complex>(k);
+      for (size_t j = 0; j < fields(stepped).size(); ++j)
+        *fields(stepped)[j] = testing::to_complex(*fields(exact)[j]);
+      const auto loss = [&](const ComplexValues& x) {
+        *fields(stepped)[i] = x;
+        const auto r = stepped.forward();
+        return testing::dot(r.y, dy) + testing::dot(r.cache_k, dk) + testing::dot(r.cache_v, dv);
+      };
+      const Values numeric = testing::complex_step_gradient(loss, *fields(exact)[i]);
+      testing::expect_relative(*fields(adjoint)[i], numeric, 1e-12, kAttentionInputNames[i]);
+    }
+  }
+}
+
+TEST(Attention, SameBitsForAnyNumberOfThreadsAndTwice) {
+  AttentionCase prompt, step;
+  prompt.B = 2, prompt.L = 150, prompt.H = 4, prompt.Hkv = 2, prompt.C = 90, prompt.C_out = 250,
+  prompt.cached = {90, 5};
+  step.B = 2, step.L = 1, step.C = 1600, step.C_out = 1601, step.cached = {1600, 700};
+  for (const AttentionCase& k : {prompt, step}) {
+    std::vector<Values> first;
+    for (int n : {1, 1, 2, 4}) {
+      const testing::ThreadCount scope(n);
+      const AttentionOutcome o = run_attention(k, true);
+      std::vector<Values> all = o.grads;
+      all.push_back(o.y);
+      if (first.empty()) first = all;
+      for (size_t i = 0; i < all.size(); ++i)
+        testing::expect_same_bits(all[i], first[i], fmt::format("{} threads, {}", n, i));
+    }
+  }
+}
+
+// Whole = pieces of any length with a cache in place = steps.
+TEST(Attention, T20_ChunksAndStepsEqualTheWhole) {
+  for (int64_t window : {0, 40}) {
+    AttentionCase k;
+    k.B = 2, k.L = 150, k.H = 4, k.Hkv = 2, k.P = 20, k.window = window;
+    testing::TestContext t;
+    const AttentionSetup setup(t, k);
+    const Values whole = testing::to_double(setup.run(t).y);
+    for (const std::vector<int64_t>& lengths :
+         {std::vector<int64_t>{1, 2, 3, 30, 114}, std::vector<int64_t>(150, 1)}) {
+      const int64_t C = window > 0 ? window : k.L;
+      KeyCache cache{t.tensor({k.B, C, k.Hkv * k.P}, DType::f32),
+                     t.tensor({k.B, C, k.Hkv * k.P}, DType::f32), t.tensor({k.B, 1}, DType::f32)};
+      for (int64_t b = 0; b < k.B; ++b) set(cache.length, b, 0);
+      Values y(whole.size());
+      int64_t at = 0;
+      for (int64_t length : lengths) {
+        AttentionInputs in = setup.in;
+        for (Tensor* x : {&in.q, &in.k, &in.v}) {
+          const Tensor part = t.tensor({k.B, length, x->size(2), k.P}, DType::f32);
+          copy_host(x->slice(1, at, at + length), part);
+          *x = part;
+        }
+        const Values piece = testing::to_double(attention(t.c, in, nullptr, cache, cache).y);
+        const int64_t row = k.H * k.P;
+        for (size_t i = 0; i < piece.size(); ++i) {
+          const int64_t n = static_cast<int64_t>(i), b = n / (length * row);
+          y[static_cast<size_t>((b * k.L + at) * row + n % (length * row))] = piece[i];
+        }
+        at += length;
+      }
+      testing::expect_relative(y, whole, 1e-6, "y");
+      EXPECT_EQ(get(cache.length, 1), 150);
+    }
+  }
+}
+
+template <class F>
+void expect_error(const F& f, const std::string& part) {
+  try {
+    f();
+    ADD_FAILURE() << "no error; expected: " << part;
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+  }
+}
+
+TEST(Attention, ErrorsSayWhatWasExpected) {
+  AttentionCase k;
+  k.B = 2, k.L = 3, k.H = 6, k.Hkv = 3, k.P = 8, k.C = k.C_out = 10, k.cached = {4, 7};
+  testing::TestContext t;
+  AttentionSetup s(t, k);
+  set(s.from.length, 1, 8);
+  expect_error([&] { s.run(t); },
+               "sequence 1 has read 8 tokens and reads 3 more, but its cache holds at most 10");
+  set(s.from.length, 1, 11);
+  expect_error([&] { s.run(t); }, "row 1 says that it holds 11 tokens, it has room for 10");
+  set(s.from.length, 1, 0);
+  s.run(t);
+  s.in.k = s.in.k.slice(2, 0, 2);
+  expect_error([&] { s.run(t); }, "v: expected float32 (B=2, L=3, 2, P=8)");
+  s.in.k = s.in.q.slice(2, 0, 4);
+  expect_error([&] { s.run(t); }, "whose Hkv divides the 6 heads of q");
+  s = AttentionSetup(t, k);
+  s.from.length = s.from.length.slice(0, 0, 1);
+  expect_error([&] { s.run(t); }, "from: expected lengths float32 (2, 1)");
+  s = AttentionSetup(t, k);
+  s.in.window = 11;
+  expect_error([&] { s.run(t); }, "at least 11 rows for a window of that size, got 10");
+  s.in.causal = false;
+  expect_error([&] { s.run(t); }, "expected causal attention");
+  testing::TestContext recorded(true);
+  const AttentionSetup r(recorded, k);
+  expect_error([&] { attention(recorded.c, r.in, nullptr, r.from, r.from); },
+               "memory of its own while recording");
+}
+
+TEST(Attention, PlanningTouchesNothingAndTakesTheSameMemory) {
+  const auto run = [](Arena arena, int64_t L) {
+    Tape tape;
+    std::map<std::string, Cost> costs;
+    Context c{.arena = &arena, .tape = &tape, .costs = &costs};
+    Tensor qkv = c.alloc({2, L, 8, 16}, DType::bf16);
+    if (!c.planning()) std::memset(qkv.data, 0, qkv.bytes());
+    tape.watch(qkv);
+    const Tensor y = attention(c, {qkv.slice(2, 0, 4), qkv.slice(2, 4, 6), qkv.slice(2, 6, 8)}).y;
+    tape.seed(c, y);
+    tape.backward(c);
+    EXPECT_EQ(costs["attention"].flops, 4.0 * 2 * static_cast<double>(L * (L + 1) / 2) * 4 * 16);
+    return arena.peak();
+  };
+  for (int64_t L : {1, 100}) EXPECT_EQ(run(Arena::planning(), L), run(Arena(4 << 20), L));
+}
+
+}  // namespace
+}  // namespace krait::ops
