@@ -1,0 +1,112 @@
+// gate against the double reference: values, and gradients by the complex step.
+#include "krait/ops/gate/reference.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::ops {
+namespace {
+
+using namespace krait::testing;
+
+constexpr Gate kKinds[] = {Gate::silu, Gate::gelu, Gate::gelu_tanh, Gate::relu, Gate::relu2};
+
+struct Outcome {
+  Values g, u, y, dy, dg, du;
+};
+
+Outcome run(Gate kind, int64_t rows, int64_t F, DType dtype, bool with_u, bool halves) {
+  TestContext test(true);
+  const Tensor both = test.random({rows, 2 * F}, dtype, 1, {0, 3});
+  const Tensor g = halves ? both.slice(1, F, 2 * F) : test.random({rows, F}, dtype, 2, {0, 3});
+  const Tensor u = !with_u  ? Tensor()
+                   : halves ? both.slice(1, 0, F)
+                            : test.random({rows, F}, dtype, 3);
+  const Tensor y = gate(test.c, kind, g, u);
+  Outcome o{to_double(g), to_double(u), to_double(y), {}, {}, {}};
+  test.seed_grad(y, random_values(y.numel(), 11));
+  o.dy = to_double(test.tape.grad(y));
+  test.tape.backward(test.c);
+  o.dg = to_double(test.tape.grad(g));
+  o.du = to_double(u ? test.tape.grad(u) : Tensor());
+  return o;
+}
+
+template <class T>
+T slope(Gate kind, double g) {
+  constexpr double h = 1e-100;
+  return static_cast<T>(gate_reference(kind, Complex(g, h)).imag() / h);
+}
+
+// Twice the error of a plain float32 run, and two roundings to the result's type.
+void expect_close(const Values& got, const Values& exact, const Values& plain, DType dtype,
+                  const char* what) {
+  const double bound =
+      2 * max_abs_error(plain, exact) + 4 * rounding(dtype) * std::max(1.0, max_abs(exact));
+  EXPECT_LE(max_abs_error(got, exact), bound) << what << ", largest " << max_abs(exact);
+}
+
+TEST(Gate, MatchesReferenceWithGradients) {
+  for (Gate kind : kKinds)
+    for (DType dtype : {DType::f32, DType::bf16})
+      for (int64_t F : {0, 1, 2, 31, 97, 1025})
+        for (bool with_u : {false, true})
+          for (bool halves : {false, true}) {
+            SCOPED_TRACE(fmt::format("kind {} F={} {} u={} halves={}", static_cast<int>(kind), F,
+                                     name_of(dtype), with_u, halves));
+            const Outcome o = run(kind, 9, F, dtype, with_u, halves);
+            Values y, y_plain, dg, dg_plain, du, du_plain;
+            for (size_t i = 0; i < o.g.size(); ++i) {
+              const double u = with_u ? o.u[i] : 1;
+              const auto gf = static_cast<float>(o.g[i]);
+              y.push_back(gate_reference(kind, o.g[i]) * u);
+              y_plain.push_back(static_cast<double>(gate_reference(kind, gf)) * u);
+              dg.push_back(slope<double>(kind, o.g[i]) * u * o.dy[i]);
+              dg_plain.push_back(static_cast<double>(slope<float>(kind, o.g[i])) * u * o.dy[i]);
+              du.push_back(gate_reference(kind, o.g[i]) * o.dy[i]);
+              du_plain.push_back(static_cast<double>(gate_reference(kind, gf)) * o.dy[i]);
+            }
+            expect_close(o.y, y, y_plain, dtype, "y");
+            expect_close(o.dg, dg, dg_plain, dtype, "dg");
+            if (with_u) expect_close(o.du, du, du_plain, dtype, "du");
+          }
+}
+
+// Far from zero, where the tails are of another size than the rest: relative to each value.
+TEST(Gate, TailsOfGeluAreRelativelyExact) {
+  TestContext test;
+  Values at;
+  for (double x = -12; x <= 12; x += 0.01) at.push_back(static_cast<double>(static_cast<float>(x)));
+  const auto n = static_cast<int64_t>(at.size());
+  const Tensor y = gate(test.c, Gate::gelu, test.from(at, {1, n}, DType::f32));
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = at[static_cast<size_t>(i)], exact = gate_reference(Gate::gelu, x);
+    // The square of x, rounded, is in the exponent.
+    EXPECT_NEAR(get(y, i), exact, std::abs(exact) * (6e-7 + 0x1p-24 * x * x)) << x;
+  }
+}
+
+TEST(Gate, SameBitsForAnyNumberOfThreads) {
+  Outcome first;
+  for (int n : {1, 2, 4}) {
+    const ThreadCount scope(n);
+    const Outcome o = run(Gate::silu, 40, 1025, DType::f32, true, true);
+    if (first.y.empty()) first = o;
+    expect_same_bits(o.y, first.y, "y");
+    expect_same_bits(o.dg, first.dg, "dg");
+    expect_same_bits(o.du, first.du, "du");
+  }
+}
+
+TEST(Gate, ErrorsSayWhatWasExpected) {
+  TestContext test;
+  const Tensor g = test.random({2, 3}, DType::f32, 1), u = test.random({2, 4}, DType::f32, 2);
+  try {
+    gate(test.c, Gate::relu, g, u);
+    ADD_FAILURE();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("[gate] u: expected float32 (2, 3)"), std::string::npos)
+        << e.what();
+  }
+}
+
+}  // namespace
+}  // namespace krait::ops
