@@ -113,4 +113,38 @@ HWY_INLINE float sum_lanes(D d, Vec<D> v) {
   return hn::GetLane(hn::SumOfLanes(d, v));
 }
 
+constexpr int kSumsTogether = 4;
+
+#if HWY_TARGET == HWY_SCALAR
+// to[i] += v[i], i < kSumsTogether.
+template <class D>
+HWY_INLINE void add_sums_of_lanes(D d, const Vec<D>* v, float* to) {
+  for (int i = 0; i < kSumsTogether; ++i) hn::StoreU(hn::Add(hn::LoadU(d, to + i), v[i]), d, to + i);
+}
+#else
+// to[i] += the sum over j of lane 4 j + i.
+template <class D>
+HWY_INLINE void add_folded(D d, Vec<D> v, float* to) {
+  if constexpr (hn::MaxLanes(d) > kSumsTogether) {
+    const hn::Half<D> half;
+    add_folded(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+  } else {
+    hn::StoreU(hn::Add(hn::LoadU(d, to), v), d, to);
+  }
+}
+
+// to[i] += the sum of the lanes of v[i], i < kSumsTogether, in a fixed order.
+template <class D>
+HWY_INLINE void add_sums_of_lanes(D d, const Vec<D>* v, float* to) {
+  const hn::Repartition<double, D> pair;
+  const auto low = hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1]));
+  const auto high = hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3]));
+  const auto a = hn::BitCast(pair, low), b = hn::BitCast(pair, high);
+  add_folded(d,
+             hn::Add(hn::BitCast(d, hn::InterleaveLower(pair, a, b)),
+                     hn::BitCast(d, hn::InterleaveUpper(pair, a, b))),
+             to);
+}
+#endif
+
 }  // namespace krait::KRAIT_ISA

@@ -27,8 +27,9 @@ constexpr int64_t kArrangeUnit = 32;
 struct LinearKernels {
   void (*few_rows_f32)(const FewRows&);
   void (*few_rows_bf16)(const FewRows&);
-  // One row of x (K, float32 or bfloat16), rounded to bfloat16, as float32: in each run of two vectors
-  // first the even, then the odd elements, as pairs of bfloat16 weights come apart.
+  // One row of x (K, float32 or bfloat16), rounded to bfloat16, as few_rows_bf16 of this processor wants it:
+  // in bfloat16, or in float32 with, in each run of two vectors, first the even and then the odd elements,
+  // as pairs of bfloat16 weights come apart.
   void (*arrange)(const void* x, bool x_bf16, int64_t K, float* out);
   // out[i] (+)= Σ_r rows[r, i], i in [0, n), in float32, r ascending.
   void (*sum_rows_f32)(const void* rows, int64_t step, int64_t count, int64_t n, float* out,

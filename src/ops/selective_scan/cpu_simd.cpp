@@ -98,39 +98,7 @@ static HWY_INLINE void store_part(V value, int lanes, float* p) {
   for (int i = 0; i < lanes; ++i) p[i] = buffer[i];
 }
 
-constexpr int kTogether = 4;  // channels whose sums over n are formed at once
-
-#if HWY_TARGET == HWY_SCALAR
-// to[i] += v[i], i < kTogether.
-static HWY_INLINE void add_sums(D tag, const V* v, float* to) {
-  for (int i = 0; i < kTogether; ++i)
-    hn::StoreU(hn::Add(hn::LoadU(tag, to + i), v[i]), tag, to + i);
-}
-#else
-// to[i] += the sum over j of lane 4 j + i.
-template <class Tag>
-static HWY_INLINE void add_folded(Tag tag, Vec<Tag> v, float* to) {
-  if constexpr (hn::MaxLanes(tag) > kTogether) {
-    const hn::Half<Tag> half;
-    add_folded(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
-  } else {
-    hn::StoreU(hn::Add(hn::LoadU(tag, to), v), tag, to);
-  }
-}
-
-// to[i] += the sum of the lanes of v[i], i < kTogether.
-static HWY_INLINE void add_sums(D tag, const V* v, float* to) {
-  const hn::Repartition<double, D> pair;
-  const V low = hn::Add(hn::InterleaveLower(tag, v[0], v[1]), hn::InterleaveUpper(tag, v[0], v[1]));
-  const V high =
-      hn::Add(hn::InterleaveLower(tag, v[2], v[3]), hn::InterleaveUpper(tag, v[2], v[3]));
-  const auto a = hn::BitCast(pair, low), b = hn::BitCast(pair, high);
-  add_folded(tag,
-             hn::Add(hn::BitCast(tag, hn::InterleaveLower(pair, a, b)),
-                     hn::BitCast(tag, hn::InterleaveUpper(pair, a, b))),
-             to);
-}
-#endif
+constexpr int kTogether = kSumsTogether;  // channels whose sums over n are formed at once
 
 // A few steps, vectorised over n: a channel's state is contiguous and is read and written once.
 static void scan_step(const scan::Forward& w) {
@@ -179,7 +147,7 @@ static void scan_step(const scan::Forward& w) {
           h[i] = hn::MulAdd(a, h[i], xB);
           product[i] = hn::Mul(h[i], some(C.at + t * C.step + channel[i] * C.column));
         }
-        add_sums(d, product, y + at_t);
+        add_sums_of_lanes(d, product, y + at_t);
       }
       if (!w.state_out) continue;
       for (int i = 0; i < kTogether && e + i < b.channels; ++i)
