@@ -119,7 +119,8 @@ constexpr int kSumsTogether = 4;
 // to[i] += v[i], i < kSumsTogether.
 template <class D>
 HWY_INLINE void add_sums_of_lanes(D d, const Vec<D>* v, float* to) {
-  for (int i = 0; i < kSumsTogether; ++i) hn::StoreU(hn::Add(hn::LoadU(d, to + i), v[i]), d, to + i);
+  for (int i = 0; i < kSumsTogether; ++i)
+    hn::StoreU(hn::Add(hn::LoadU(d, to + i), v[i]), d, to + i);
 }
 #else
 // to[i] += the sum over j of lane 4 j + i.

@@ -28,14 +28,14 @@ constexpr int64_t kAhead = 12288;
 
 HWY_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-uint16_t round_to_bf16(float f) {
+HWY_INLINE uint16_t round_to_bf16(float f) {
   uint32_t u;
   memcpy(&u, &f, 4);
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-void store(const FewRows& a, int64_t m, int64_t n, float sum) {
+HWY_INLINE void store(const FewRows& a, int64_t m, int64_t n, float sum) {
   if (a.bias) sum += a.bias[n];
   if (a.plus) sum += a.plus[m * a.plus_step + n];
   if (a.y_bf16) {
@@ -174,8 +174,7 @@ struct DotBf16 {
     const uint16_t* rows[R];
     const uint16_t* x[M];
     for (int r = 0; r < R; ++r) rows[r] = static_cast<const uint16_t*>(a.w) + (n + r) * a.K;
-    for (int m = 0; m < M; ++m)
-      x[m] = reinterpret_cast<const uint16_t*>(a.x + (m0 + m) * a.x_step);
+    for (int m = 0; m < M; ++m) x[m] = reinterpret_cast<const uint16_t*>(a.x + (m0 + m) * a.x_step);
     __m512 acc[R][M];
     __m512bh w[R];
     for (int r = 0; r < R; ++r)
@@ -257,6 +256,12 @@ void few_rows_bf16(const FewRows& a) { has_dot() ? few_rows<DotBf16>(a) : few_ro
 
 void arrange(const void* x, bool x_bf16, int64_t K, float* out) {
   const bool dot = has_dot();
+  if (dot && x_bf16) {
+    auto* const to = reinterpret_cast<uint16_t*>(out);
+    memcpy(to, x, static_cast<size_t>(K) * 2);
+    for (int64_t k = K; k % (2 * kLanes) != 0; ++k) to[k] = 0;
+    return;
+  }
   for (int64_t k = 0; k < K; k += 2 * kLanes) {
     const int64_t count = K - k < 2 * kLanes ? K - k : 2 * kLanes;
     uint16_t run[2 * kLanes] = {};

@@ -8,7 +8,7 @@
 // Types may mix: where x and w differ, x is converted to w's type first (a float32 product is only
 // computed for float32 weights). dx has the dtype of x, dw and dbias are float32.
 // Saved for backward: x. Deterministic; the same bits for any number of threads.
-// On the CPU few rows (decode: up to 12 for bfloat16 weights, 32 for float32) take a kernel that streams the weights
+// On the CPU few rows (decode: up to 16 for bfloat16 weights, 32 for float32) take a kernel that streams the weights
 // once, in which a row's result does not depend on the other rows; more take the library's product.
 #pragma once
 #include "krait/tensor/context.h"

@@ -13,8 +13,8 @@ namespace krait::ops {
 namespace {
 
 // Up to this many rows our own kernel, which streams the weights once, is no slower than the library's
-// product (measured on Zen 4, see bench.cpp). It multiplies in float32: the library wins earlier in bfloat16.
-constexpr int64_t few_rows_for(DType w) { return w == DType::bf16 ? 12 : 32; }
+// product (measured on Zen 4, see bench.cpp).
+constexpr int64_t few_rows_for(DType w) { return w == DType::bf16 ? 16 : 32; }
 
 struct Sizes {
   int64_t M, N, K;
