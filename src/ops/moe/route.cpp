@@ -1,0 +1,157 @@
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "krait/autograd/tape.h"
+#include "krait/base/threads.h"
+#include "krait/ops/moe/moe.h"
+
+namespace krait::ops {
+namespace {
+
+constexpr int64_t kTokens = 64;  // of one piece
+
+struct Sizes {
+  int64_t T, n, k;
+};
+
+void softmax(const float* x, int64_t n, float* p) {
+  const float top = *std::max_element(x, x + n);
+  float sum = 0;
+  for (int64_t e = 0; e < n; ++e) sum += p[e] = std::exp(x[e] - top);
+  for (int64_t e = 0; e < n; ++e) p[e] /= sum;
+}
+
+// The k largest of p, best first.
+void choose(const float* p, const Sizes& z, bool renormalize, int32_t* expert, float* weight) {
+  float sum = 0;
+  for (int64_t j = 0; j < z.k; ++j) {
+    int32_t best = -1;
+    for (int32_t e = 0; e < z.n; ++e)
+      if (std::find(expert, expert + j, e) == expert + j && (best < 0 || p[e] > p[best])) best = e;
+    expert[j] = best;
+    weight[j] = p[best];
+    sum += p[best];
+  }
+  for (int64_t j = 0; renormalize && j < z.k; ++j) weight[j] /= sum;
+}
+
+// Sorts the choices by expert, in the order of the tokens; returns the number dropped.
+int64_t sort_by_expert(const Sizes& z, int64_t capacity, const Routing& r) {
+  const int32_t* expert = r.expert.as<int32_t>();
+  int64_t* begin = r.begin.as<int64_t>();
+  std::fill_n(begin, z.n + 1, int64_t{0});
+  for (int64_t i = 0; i < z.T * z.k; ++i) ++begin[expert[i] + 1];
+  for (int64_t e = 0; e < z.n; ++e) begin[e + 1] = begin[e] + std::min(begin[e + 1], capacity);
+  const int64_t used = begin[z.n];
+  std::vector<int64_t> next(begin, begin + z.n);
+  for (int64_t i = 0; i < z.T * z.k; ++i) {
+    int64_t& at = next[static_cast<size_t>(expert[i])];
+    const bool kept = at < begin[expert[i] + 1];
+    r.row.as<int32_t>()[i] = kept ? static_cast<int32_t>(at) : -1;
+    if (kept) r.token.as<int32_t>()[at++] = static_cast<int32_t>(i / z.k);
+  }
+  std::fill(r.token.as<int32_t>() + used, r.token.as<int32_t>() + z.T * z.k, -1);
+  return z.T * z.k - used;
+}
+
+// f_e · n / T: what the balance loss multiplies the sum of p[:, e] by.
+std::vector<double> balance_slopes(const Sizes& z, const int32_t* expert) {
+  std::vector<double> slope(static_cast<size_t>(z.n));
+  const double T = static_cast<double>(z.T);
+  for (int64_t i = 0; i < z.T * z.k; ++i)
+    slope[static_cast<size_t>(expert[i])] += static_cast<double>(z.n) / T / T;
+  return slope;
+}
+
+double balance_loss(const Sizes& z, const float* p, const int32_t* expert) {
+  const std::vector<double> slope = balance_slopes(z, expert);
+  double loss = 0;
+  for (int64_t i = 0; i < z.T * z.n; ++i)
+    loss += slope[static_cast<size_t>(i % z.n)] * static_cast<double>(p[i]);
+  return loss;
+}
+
+void backward(const Sizes& z, const RouteOptions& o, const Routing& r, const Tensor& p,
+              const Tensor& dweight, const GradTarget& dlogits) {
+  const std::vector<double> slope = balance_slopes(z, r.expert.as<int32_t>());
+  const float balance = o.balance * o.balance_gradient;
+  parallel_ranges(z.T, kTokens, [&](int64_t t, int64_t end) {
+    std::vector<float> dp(static_cast<size_t>(z.n));
+    for (; t < end; ++t) {
+      const float *pt = p.as<float>() + t * z.n, *w = r.weight.as<float>() + t * z.k;
+      const int32_t* expert = r.expert.as<int32_t>() + t * z.k;
+      for (size_t e = 0; e < dp.size(); ++e) dp[e] = balance * static_cast<float>(slope[e]);
+      if (dweight) {
+        const float* dw = dweight.as<float>() + t * z.k;
+        float sum = 1, mean = 0;  // of the chosen p, of dw under the weights
+        if (o.renormalize) {
+          sum = 0;
+          for (int64_t j = 0; j < z.k; ++j) sum += pt[expert[j]], mean += dw[j] * w[j];
+        }
+        for (int64_t j = 0; j < z.k; ++j)
+          dp[static_cast<size_t>(expert[j])] += (dw[j] - mean) / sum;
+      }
+      float dot = 0;
+      for (int64_t e = 0; e < z.n; ++e) dot += pt[e] * dp[static_cast<size_t>(e)];
+      float* out = dlogits.grad.as<float>() + t * z.n;
+      for (int64_t e = 0; e < z.n; ++e) {
+        const float d = pt[e] * (dp[static_cast<size_t>(e)] - dot);
+        out[e] = dlogits.add ? out[e] + d : d;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+Routing route(Context& c, const Tensor& logits, const RouteOptions& o, const Tensor& report) {
+  require(c.device.type == Device::cpu, "[moe] experts run on the CPU only");
+  require(logits.dtype == DType::f32 && logits.contiguous() && logits.rank() >= 1,
+          "[moe] logits: expected contiguous float32 (..., n), got {} {}", name_of(logits.dtype),
+          logits.shape);
+  const Sizes z{logits.shape.rows(), logits.size(-1), o.k};
+  require(z.k >= 1 && z.k <= z.n, "[moe] k: expected 1 to {} experts a token, got {}", z.n, z.k);
+  require(z.T * z.k < INT32_MAX, "[moe] {} choices are more than 2^31", z.T * z.k);
+  Routing r;
+  r.weight = c.alloc({z.T, z.k}, DType::f32);
+  r.expert = c.alloc({z.T, z.k}, DType::i32);
+  r.row = c.alloc({z.T, z.k}, DType::i32);
+  r.token = c.alloc({z.T * z.k}, DType::i32);
+  r.begin = c.alloc({z.n + 1}, DType::i64);
+  const Tensor p = c.alloc({z.T, z.n}, DType::f32);
+  c.cost("moe.route", static_cast<double>(2 * logits.bytes()), 5.0 * static_cast<double>(z.T * z.n));
+  if (!c.planning()) {
+    parallel_ranges(z.T, kTokens, [&](int64_t t, int64_t end) {
+      for (; t < end; ++t) {
+        float* pt = p.as<float>() + t * z.n;
+        softmax(logits.as<float>() + t * z.n, z.n, pt);
+        choose(pt, z, o.renormalize, r.expert.as<int32_t>() + t * z.k,
+               r.weight.as<float>() + t * z.k);
+      }
+    });
+    const double room = o.capacity_factor * static_cast<double>(z.T * z.k) / static_cast<double>(z.n);
+    const int64_t capacity =
+        o.capacity_factor > 0 ? std::min(static_cast<int64_t>(room), z.T) : z.T;
+    const int64_t dropped = sort_by_expert(z, capacity, r);
+    if (report) {
+      report.as<float>()[0] = o.balance * static_cast<float>(balance_loss(
+                                              z, p.as<float>(), r.expert.as<int32_t>()));
+      report.as<float>()[1] = static_cast<float>(dropped);
+    }
+  }
+  if (c.tape && logits.var) {
+    c.tape->watch(r.weight);
+    c.tape->record([=](Context& b) {
+      const Tensor dweight = b.tape->grad(r.weight);
+      if (!dweight && o.balance == 0) return;
+      const GradTarget dlogits = b.tape->grad_into(b, logits);
+      b.cost("moe.route backward", static_cast<double>(3 * logits.bytes()),
+             5.0 * static_cast<double>(z.T * z.n));
+      if (!b.planning()) backward(z, o, r, p, dweight, dlogits);
+    });
+  }
+  return r;
+}
+
+}  // namespace krait::ops
