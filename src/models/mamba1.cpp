@@ -73,16 +73,20 @@ bool is_constant(const JsonView& j, const std::string& key) {
   return scheme == "constant";
 }
 
+// "mamba", and "falcon_mamba": the same with norms of dt, B and C.
 Config read_huggingface(const JsonView& j) {
   Config c;
+  const bool falcon = j.text("model_type") == kFalconMamba.name;
   if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
   c.vocab_size = j.integer("vocab_size", 50280);
-  c.d_model = j.integer("hidden_size", 768);
+  c.d_model = j.integer("hidden_size", falcon ? 4096 : 768);
   c.n_layer = j.integer("num_hidden_layers", 32);
   c.norm_eps = static_cast<float>(j.number("layer_norm_epsilon", 1e-5));
   c.tie_embeddings = j.boolean("tie_word_embeddings", true);
   c.eos_ids = eos_ids(j);
   nn::Mamba1Config m;
+  m.inner_norm = falcon ? nn::InnerNorm::plain : nn::InnerNorm::none;
+  m.inner_eps = static_cast<float>(j.number("mixer_rms_eps", 1e-6));
   m.d_state = j.integer("state_size", 16);
   m.d_conv = j.integer("conv_kernel", 4);
   m.d_inner = j.integer("intermediate_size", expanded(j.number("expand", 2), c.d_model));
@@ -136,8 +140,9 @@ OrderedJson Mamba1Body::huggingface(const Config& c) const {
           "the Hugging Face layout of Mamba has root-mean-square norms only; this model has layer "
           "norms: write the original layout");
   OrderedJson j;
-  j["architectures"] = OrderedJson::array({"MambaForCausalLM"});
-  j["model_type"] = "mamba";
+  const bool falcon = m.inner_norm == nn::InnerNorm::plain;
+  j["architectures"] = OrderedJson::array({falcon ? "FalconMambaForCausalLM" : "MambaForCausalLM"});
+  j["model_type"] = c.architecture;
   j["vocab_size"] = c.padded_vocab();
   j["hidden_size"] = c.d_model;
   j["num_hidden_layers"] = c.n_layer;
@@ -151,6 +156,7 @@ OrderedJson Mamba1Body::huggingface(const Config& c) const {
   j["use_conv_bias"] = m.conv_bias;
   j["hidden_act"] = "silu";
   j["layer_norm_epsilon"] = shortest(c.norm_eps);
+  if (falcon) j["mixer_rms_eps"] = shortest(m.inner_eps);
   j["residual_in_fp32"] = true;
   // It is how the weights were drawn, but transformers 5.24 would draw out_proj again after loading.
   j["rescale_prenorm_residual"] = false;
@@ -166,6 +172,8 @@ OrderedJson Mamba1Body::huggingface(const Config& c) const {
 
 OrderedJson Mamba1Body::original(const Config& c) const {
   const nn::Mamba1Config& m = mixer;
+  require(m.inner_norm == nn::InnerNorm::none,
+          "the original layout has no norms of dt, B and C, as Falcon-Mamba has");
   require(c.norm_eps == 1e-5f,
           "the original layout has norms with epsilon 1e-5 only; this model's is {}", c.norm_eps);
   // Only what differs from the defaults, as published files do.
@@ -260,6 +268,22 @@ Config preset_of(const std::string& name) {
 
 const Architecture kMamba1 = {"mamba", claims, read, presets, preset_of, follow};
 
+const Architecture kFalconMamba = {
+    "falcon_mamba",
+    [](const JsonView& j, Layout layout) {
+      return layout == Layout::huggingface && j.text("model_type") == "falcon_mamba";
+    },
+    read,
+    [] { return std::vector<std::string>{"falcon-mamba-7b"}; },
+    [](const std::string&) {
+      Config c = mamba_config(4096, 64, 65024, 1);
+      c.tie_embeddings = false;
+      nn::Mamba1Config m = mamba1_of(c);
+      m.inner_norm = nn::InnerNorm::plain;
+      return with_mamba1(c, m);
+    },
+    follow};
+
 Config mamba_config(int64_t d_model, int64_t n_layer, int64_t vocab_size, int64_t vocab_multiple) {
   Config c;
   c.d_model = d_model;
@@ -280,7 +304,8 @@ const nn::Mamba1Config& mamba1_of(const Config& config) {
 }
 
 Config with_mamba1(Config config, const nn::Mamba1Config& mixer) {
-  config.architecture = kMamba1.name;
+  config.architecture =
+      (mixer.inner_norm == nn::InnerNorm::plain ? kFalconMamba : kMamba1).name;
   nn::Mamba1Config m = mixer;
   m.d_model = config.d_model;
   config.body = std::make_shared<Mamba1Body>(m);

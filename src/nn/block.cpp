@@ -22,7 +22,8 @@ Norm Norm::make(ParamSet& params, const std::string& name, ops::NormKind kind, i
 }
 
 Tensor Norm::operator()(Context& c, const Tensor& x, DType out) const {
-  return ops::norm(c, kind, x, weight->value, bias ? bias->value : Tensor(), eps, out).y;
+  const auto value = [](const Param* p) { return p ? p->value : Tensor(); };
+  return ops::norm(c, kind, x, value(weight), value(bias), eps, out).y;
 }
 
 void PreNorm::add(const Norm& norm, std::unique_ptr<Mixer> mixer) {

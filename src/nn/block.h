@@ -22,7 +22,7 @@ struct BlockCall {
 struct Norm {
   ops::NormKind kind = ops::NormKind::rms;
   float eps = 1e-5f;
-  const Param* weight = nullptr;
+  const Param* weight = nullptr;  // null: ones
   const Param* bias = nullptr;
 
   // Registers `name`.weight (D), and `name`.bias for a layer norm.

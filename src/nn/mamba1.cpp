@@ -1,6 +1,7 @@
 #include "krait/nn/mamba1.h"
 
 #include <cmath>
+#include <tuple>
 
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
 #include "krait/ops/linear/linear.h"
@@ -62,6 +63,11 @@ Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g)
   dt_proj_ = matrix("dt_proj.weight", {E, R},
                     g.dt_constant ? constant(static_cast<float>(a)) : uniform(-a, a));
   dt_bias_ = vector("dt_proj.bias", {E}, inverse_softplus_of_dt(g));
+  for (const auto& [norm, part, n] : {std::tuple{&dt_norm_, "dt", R}, {&B_norm_, "b", N}, {&C_norm_, "c", N}}) {
+    if (g.inner_norm == InnerNorm::learned)
+      *norm = Norm::make(params, m + part + "_layernorm", ops::NormKind::rms, n, g.inner_eps);
+    norm->eps = g.inner_eps;
+  }
   out_proj_ = matrix("out_proj.weight", {D, E}, fan_in(E, g.out_rescale));
   if (g.proj_bias) out_bias_ = vector("out_proj.bias", {D}, constant(0.0f));
 }
@@ -84,16 +90,20 @@ Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
                          true, call.packing, part(call.state.in, 0), part(call.state.out, 0));
   const Tensor u = conv.y;                                                  // (B, L, E)
   const Tensor dt_B_C = ops::linear(c, u, x_proj_->value, {}, DType::f32);  // (B, L, R+2N)
+  const auto inner = [&](const Norm& norm, int64_t begin, int64_t end) {
+    const Tensor t = dt_B_C.slice(-1, begin, end);
+    return config_.inner_norm == InnerNorm::none ? t : norm(c, t, DType::f32);
+  };
   const Tensor dt =
-      ops::linear(c, dt_B_C.slice(-1, 0, R), dt_proj_->value, {}, c.activation);  // (B, L, E)
+      ops::linear(c, inner(dt_norm_, 0, R), dt_proj_->value, {}, c.activation);  // (B, L, E)
 
   ops::ScanInputs in;
   in.u = u;
   in.dt = dt;
   in.A = A_log_->value;
   in.a_is_log = true;
-  in.B = dt_B_C.slice(-1, R, R + N);
-  in.C = dt_B_C.slice(-1, R + N, R + 2 * N);
+  in.B = inner(B_norm_, R, R + N);
+  in.C = inner(C_norm_, R + N, R + 2 * N);
   in.D = D_->value;
   in.z = xz.slice(-1, E, 2 * E);
   in.dt_bias = dt_bias_->value;

@@ -5,6 +5,13 @@
 
 namespace krait::nn {
 
+// Root-mean-square norms of dt, B and C before they are used.
+enum class InnerNorm {
+  none,     // Mamba-1
+  plain,    // without weights: Falcon-Mamba
+  learned,  // dt_layernorm, b_layernorm, c_layernorm: Jamba
+};
+
 struct Mamba1Config {
   int64_t d_model = 0;   // D
   int64_t d_inner = 0;   // E
@@ -13,6 +20,8 @@ struct Mamba1Config {
   int64_t dt_rank = 0;   // R
   bool conv_bias = true;
   bool proj_bias = false;  // biases of in_proj and out_proj
+  InnerNorm inner_norm = InnerNorm::none;
+  float inner_eps = 1e-6f;
   // Initial values only.
   double dt_min = 1e-3, dt_max = 0.1, dt_floor = 1e-4, dt_scale = 1.0;
   bool dt_constant = false;  // dt_proj.weight all R^-1/2 * scale instead of uniform in +-that
@@ -32,6 +41,7 @@ class Mamba1 : public Mixer {
   Param *in_proj_, *in_bias_ = nullptr, *conv_, *conv_bias_ = nullptr, *x_proj_, *dt_proj_,
                    *dt_bias_;
   Param *A_log_, *D_, *out_proj_, *out_bias_ = nullptr;
+  Norm dt_norm_, B_norm_, C_norm_;
 };
 
 }  // namespace krait::nn

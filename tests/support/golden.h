@@ -14,7 +14,7 @@ namespace krait::testing {
 
 // The systems that are language models here; the others have tests of their own.
 inline bool is_language_model(const std::string& system) {
-  static const std::set<std::string> known = {"mamba1"};
+  static const std::set<std::string> known = {"mamba1", "falcon-mamba"};
   return known.count(system) > 0;
 }
 

@@ -28,8 +28,8 @@ Values swapped(const Values& w, int64_t n, int64_t N, int64_t K) {
   return v;
 }
 
-struct Run {
-  explicit Run(const Case& q) : t(true) {
+struct MoeRun {
+  explicit MoeRun(const Case& q) : t(true) {
     const MoeSizes& z = q.z;
     logits = t.random({z.T, z.n}, DType::f32, 1, {.scale = 2});
     x = t.random({1, z.T, z.D}, q.dtype, 2);
@@ -66,7 +66,7 @@ Values layout(const Case& q, const Values& w) {
 
 TEST(Moe, ForwardWithinTwiceAPlainRun) {
   for (const Case& q : cases()) {
-    Run r(q);
+    MoeRun r(q);
     const auto exact = moe_reference<double>(q.z, q.o, to_double(r.logits), to_double(r.x),
                                              layout(q, to_double(r.w)), [](double v) { return v; });
     const Values w = layout(q, to_double(r.w));
@@ -86,7 +86,7 @@ TEST(Moe, ForwardWithinTwiceAPlainRun) {
 TEST(Moe, T38_GradientOfEachInputByComplexStep) {
   for (const Case& q : cases()) {
     if (q.z.T * q.z.D > 1500 || q.dtype == DType::bf16) continue;
-    Run r(q);
+    MoeRun r(q);
     const Values dy = to_double(to_float(r.t.from(random_values(q.z.T * q.z.F, 9), {1, q.z.T * q.z.F},
                                                   DType::f32, false)));
     r.t.seed_grad(r.y, dy);
@@ -122,7 +122,7 @@ TEST(Moe, SameBitsForAnyNumberOfThreads) {
   std::vector<Values> first;
   for (int n : {1, 2, 4}) {
     const ThreadCount scope(n);
-    Run r(q);
+    MoeRun r(q);
     r.t.seed_grad(r.y, dy);
     r.t.tape.backward(r.t.c);
     const std::vector<Values> now = {to_double(r.y), to_double(r.t.tape.grad(r.x)),
