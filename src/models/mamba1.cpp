@@ -268,21 +268,21 @@ Config preset_of(const std::string& name) {
 
 const Architecture kMamba1 = {"mamba", claims, read, presets, preset_of, follow};
 
-const Architecture kFalconMamba = {
-    "falcon_mamba",
-    [](const JsonView& j, Layout layout) {
-      return layout == Layout::huggingface && j.text("model_type") == "falcon_mamba";
-    },
-    read,
-    [] { return std::vector<std::string>{"falcon-mamba-7b"}; },
-    [](const std::string&) {
-      Config c = mamba_config(4096, 64, 65024, 1);
-      c.tie_embeddings = false;
-      nn::Mamba1Config m = mamba1_of(c);
-      m.inner_norm = nn::InnerNorm::plain;
-      return with_mamba1(c, m);
-    },
-    follow};
+const Architecture kFalconMamba = {"falcon_mamba",
+                                   [](const JsonView& j, Layout layout) {
+                                     return layout == Layout::huggingface &&
+                                            j.text("model_type") == "falcon_mamba";
+                                   },
+                                   read,
+                                   [] { return std::vector<std::string>{"falcon-mamba-7b"}; },
+                                   [](const std::string&) {
+                                     Config c = mamba_config(4096, 64, 65024, 1);
+                                     c.tie_embeddings = false;
+                                     nn::Mamba1Config m = mamba1_of(c);
+                                     m.inner_norm = nn::InnerNorm::plain;
+                                     return with_mamba1(c, m);
+                                   },
+                                   follow};
 
 Config mamba_config(int64_t d_model, int64_t n_layer, int64_t vocab_size, int64_t vocab_multiple) {
   Config c;
@@ -304,8 +304,7 @@ const nn::Mamba1Config& mamba1_of(const Config& config) {
 }
 
 Config with_mamba1(Config config, const nn::Mamba1Config& mixer) {
-  config.architecture =
-      (mixer.inner_norm == nn::InnerNorm::plain ? kFalconMamba : kMamba1).name;
+  config.architecture = (mixer.inner_norm == nn::InnerNorm::plain ? kFalconMamba : kMamba1).name;
   nn::Mamba1Config m = mixer;
   m.d_model = config.d_model;
   config.body = std::make_shared<Mamba1Body>(m);

@@ -63,7 +63,8 @@ Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g)
   dt_proj_ = matrix("dt_proj.weight", {E, R},
                     g.dt_constant ? constant(static_cast<float>(a)) : uniform(-a, a));
   dt_bias_ = vector("dt_proj.bias", {E}, inverse_softplus_of_dt(g));
-  for (const auto& [norm, part, n] : {std::tuple{&dt_norm_, "dt", R}, {&B_norm_, "b", N}, {&C_norm_, "c", N}}) {
+  for (const auto& [norm, part, n] :
+       {std::tuple{&dt_norm_, "dt", R}, {&B_norm_, "b", N}, {&C_norm_, "c", N}}) {
     if (g.inner_norm == InnerNorm::learned)
       *norm = Norm::make(params, m + part + "_layernorm", ops::NormKind::rms, n, g.inner_eps);
     norm->eps = g.inner_eps;

@@ -1,7 +1,7 @@
 // A mixture of experts in four steps: each token takes its k best experts, rows are sorted by expert,
 // each expert multiplies its rows, and the results are weighted and summed.
 //
-//   p = softmax(logits)                        (T, n) in float32
+//   p = softmax(x Wᵀ)                          (T, n), product and softmax in float32
 //   weight[t, j] = p[t, e_j], e_j the j-th best (ties: the lower number); optionally divided by their sum
 //   y[t] = Σ_j weight[t, j] · expert_{e_j}(x[t])
 //
@@ -11,8 +11,8 @@
 // Fedus et al. 2021 (Switch), sections 2.1 and 2.2; Pióro et al. 2024 (MoE-Mamba); Jamba: k = 2, weights
 // not divided.
 //
-// Gradients: of logits through the weights and the balance loss (f_e is a constant), of x, w and y. Saved for
-// backward: p, the inputs of each step. Sums run in a fixed order: the same bits for any number of threads.
+// Gradients: of the router's x and w through the weights and the balance loss (f_e is a constant), of x, w and
+// y of the other steps. Saved for backward: p, the inputs of each step. Sums run in a fixed order: the same bits for any number of threads.
 #pragma once
 #include "krait/tensor/context.h"
 
@@ -23,7 +23,8 @@ struct RouteOptions {
   bool renormalize = false;
   double capacity_factor = 0;  // 0: no limit, nothing is dropped
   float balance = 0;           // weight of the load-balancing loss
-  float balance_gradient = 1;  // the share of that loss in what is differentiated (1 / micro-batches)
+  float balance_gradient =
+      1;  // the share of that loss in what is differentiated (1 / micro-batches)
 };
 
 // What came of it. M = T k rows sorted by expert; those past begin[n] belong to nobody.
@@ -35,10 +36,10 @@ struct Routing {
   Tensor begin;   // (n + 1) int64: expert e has the rows [begin[e], begin[e + 1])
 };
 
-// logits (..., n) float32, contiguous. `report` (2) float32, optional: the balance loss and the number of
-// choices dropped.
-Routing route(Context& c, const Tensor& logits, const RouteOptions& options,
-              const Tensor& report = {});
+// x (..., D) float32 or bfloat16, rows at one distance; w (n, D) float32 or, `in_first`, (D, n). `report` (2)
+// float32, optional: the balance loss and the number of choices dropped.
+Routing route(Context& c, const Tensor& x, const Tensor& w, bool in_first,
+              const RouteOptions& options, const Tensor& report = {});
 
 // x (..., D) -> (M, D), its tokens in the order of the rows; rows past the end are zero.
 Tensor dispatch(Context& c, const Tensor& x, const Routing& routing);

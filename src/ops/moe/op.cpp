@@ -63,7 +63,8 @@ void scatter(const Tensor& dy, const Routing& r, const GradTarget& dx) {
       std::vector<float> sum(static_cast<size_t>(D));
       for (; t < end; ++t) {
         E* out = row<E>(dx.grad, t);
-        for (int64_t i = 0; i < D; ++i) sum[static_cast<size_t>(i)] = dx.add ? number(out[i]) : 0.0f;
+        for (int64_t i = 0; i < D; ++i)
+          sum[static_cast<size_t>(i)] = dx.add ? number(out[i]) : 0.0f;
         for (int64_t j = 0; j < k; ++j) {
           const int32_t from = r.row.as<int32_t>()[t * k + j];
           if (from < 0) continue;

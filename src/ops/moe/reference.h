@@ -21,10 +21,11 @@ struct MoeReference {
   int64_t dropped = 0;
 };
 
-// logits (T, n), x (T, D), w (n, F, D). `real` gives the real part of a T, by which experts are chosen.
+// router (n, D), x (T, D), w (n, F, D). `real` gives the real part of a T, by which experts are chosen.
 template <class T, class Real>
-MoeReference<T> moe_reference(const MoeSizes& z, const RouteOptions& o, const std::vector<T>& logits,
-                              const std::vector<T>& x, const std::vector<T>& w, const Real& real) {
+MoeReference<T> moe_reference(const MoeSizes& z, const RouteOptions& o,
+                              const std::vector<T>& router, const std::vector<T>& x,
+                              const std::vector<T>& w, const Real& real) {
   const auto at = [](int64_t i) { return static_cast<size_t>(i); };
   MoeReference<T> r;
   r.y.assign(at(z.T * z.F), T(0));
@@ -39,16 +40,19 @@ MoeReference<T> moe_reference(const MoeSizes& z, const RouteOptions& o, const st
   for (int64_t t = 0; t < z.T; ++t) {
     std::vector<T> p(at(z.n));
     T sum = 0;
-    for (int64_t e = 0; e < z.n; ++e) sum += p[at(e)] = std::exp(logits[at(t * z.n + e)]);
+    for (int64_t e = 0; e < z.n; ++e) {
+      T logit = 0;
+      for (int64_t d = 0; d < z.D; ++d) logit += router[at(e * z.D + d)] * x[at(t * z.D + d)];
+      sum += p[at(e)] = std::exp(logit);
+    }
     std::vector<int64_t> order;
     for (int64_t e = 0; e < z.n; ++e) {
       p[at(e)] /= sum;
       mean[at(e)] += p[at(e)] / T(static_cast<float>(z.T));
       order.push_back(e);
     }
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return real(p[at(a)]) > real(p[at(b)]);
-    });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return real(p[at(a)]) > real(p[at(b)]); });
     T total = 0;
     for (int64_t j = 0; j < o.k; ++j) total += p[at(order[at(j)])];
     for (int64_t j = 0; j < o.k; ++j) {

@@ -5,6 +5,7 @@
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
 #include "krait/ops/moe/moe.h"
+#include "krait/tensor/products.h"
 
 namespace krait::ops {
 namespace {
@@ -15,10 +16,10 @@ struct Sizes {
   int64_t T, n, k;
 };
 
-void softmax(const float* x, int64_t n, float* p) {
-  const float top = *std::max_element(x, x + n);
+void softmax_in_place(float* p, int64_t n) {
+  const float top = *std::max_element(p, p + n);
   float sum = 0;
-  for (int64_t e = 0; e < n; ++e) sum += p[e] = std::exp(x[e] - top);
+  for (int64_t e = 0; e < n; ++e) sum += p[e] = std::exp(p[e] - top);
   for (int64_t e = 0; e < n; ++e) p[e] /= sum;
 }
 
@@ -72,8 +73,8 @@ double balance_loss(const Sizes& z, const float* p, const int32_t* expert) {
   return loss;
 }
 
-void backward(const Sizes& z, const RouteOptions& o, const Routing& r, const Tensor& p,
-              const Tensor& dweight, const GradTarget& dlogits) {
+void logits_gradient(const Sizes& z, const RouteOptions& o, const Routing& r, const Tensor& p,
+                     const Tensor& dweight, const Tensor& dlogits) {
   const std::vector<double> slope = balance_slopes(z, r.expert.as<int32_t>());
   const float balance = o.balance * o.balance_gradient;
   parallel_ranges(z.T, kTokens, [&](int64_t t, int64_t end) {
@@ -94,23 +95,42 @@ void backward(const Sizes& z, const RouteOptions& o, const Routing& r, const Ten
       }
       float dot = 0;
       for (int64_t e = 0; e < z.n; ++e) dot += pt[e] * dp[static_cast<size_t>(e)];
-      float* out = dlogits.grad.as<float>() + t * z.n;
-      for (int64_t e = 0; e < z.n; ++e) {
-        const float d = pt[e] * (dp[static_cast<size_t>(e)] - dot);
-        out[e] = dlogits.add ? out[e] + d : d;
-      }
+      float* out = dlogits.as<float>() + t * z.n;
+      for (int64_t e = 0; e < z.n; ++e) out[e] = pt[e] * (dp[static_cast<size_t>(e)] - dot);
     }
   });
 }
 
+// The router's matrix as (D, n).
+Matrix router(const Tensor& w, bool in_first) {
+  return in_first ? matrix(w) : matrix(w).transposed();
+}
+
+void backward(Context& c, const Sizes& z, const RouteOptions& o, const Routing& r, const Tensor& x,
+              const Tensor& w, bool in_first, const Tensor& p, const Tensor& dweight) {
+  const GradTarget dx = c.tape->grad_into(c, x), dw = c.tape->grad_into(c, w);
+  c.cost("moe.route backward", static_cast<double>(2 * x.bytes()),
+         4.0 * static_cast<double>(x.numel() * z.n));
+  Scratch s(c);
+  const Tensor dlogits = c.scratch({z.T, z.n}, DType::f32);
+  if (!c.planning()) logits_gradient(z, o, r, p, dweight, dlogits);
+  if (dx.grad)
+    multiply(c, matrix(dlogits), router(w, in_first).transposed(), dx.grad, {.add = dx.add});
+  if (!dw.grad) return;
+  const Matrix a = matrix(in_type(c, x, DType::f32)), b = matrix(dlogits);
+  multiply(c, (in_first ? a : b).transposed(), in_first ? b : a, dw.grad, {.add = dw.add});
+}
+
 }  // namespace
 
-Routing route(Context& c, const Tensor& logits, const RouteOptions& o, const Tensor& report) {
+Routing route(Context& c, const Tensor& x, const Tensor& w, bool in_first, const RouteOptions& o,
+              const Tensor& report) {
   require(c.device.type == Device::cpu, "[moe] experts run on the CPU only");
-  require(logits.dtype == DType::f32 && logits.contiguous() && logits.rank() >= 1,
-          "[moe] logits: expected contiguous float32 (..., n), got {} {}", name_of(logits.dtype),
-          logits.shape);
-  const Sizes z{logits.shape.rows(), logits.size(-1), o.k};
+  require(w.dtype == DType::f32 && w.contiguous() && w.rank() == 2 && x.rank() >= 1 &&
+              x.row_strided() && x.size(-1) == w.size(in_first ? 0 : 1),
+          "[moe] router: x {} and w {} {} do not fit: expected (..., D) and contiguous float32 {}",
+          x.shape, name_of(w.dtype), w.shape, in_first ? "(D, n)" : "(n, D)");
+  const Sizes z{x.shape.rows(), w.size(in_first ? 1 : 0), o.k};
   require(z.k >= 1 && z.k <= z.n, "[moe] k: expected 1 to {} experts a token, got {}", z.n, z.k);
   require(z.T * z.k < INT32_MAX, "[moe] {} choices are more than 2^31", z.T * z.k);
   Routing r;
@@ -120,35 +140,36 @@ Routing route(Context& c, const Tensor& logits, const RouteOptions& o, const Ten
   r.token = c.alloc({z.T * z.k}, DType::i32);
   r.begin = c.alloc({z.n + 1}, DType::i64);
   const Tensor p = c.alloc({z.T, z.n}, DType::f32);
-  c.cost("moe.route", static_cast<double>(2 * logits.bytes()), 5.0 * static_cast<double>(z.T * z.n));
+  c.cost("moe.route", static_cast<double>(x.bytes()), 2.0 * static_cast<double>(x.numel() * z.n));
+  {
+    Scratch s(c);
+    multiply(c, matrix(in_type(c, x, DType::f32)), router(w, in_first), p);
+  }
   if (!c.planning()) {
     parallel_ranges(z.T, kTokens, [&](int64_t t, int64_t end) {
       for (; t < end; ++t) {
         float* pt = p.as<float>() + t * z.n;
-        softmax(logits.as<float>() + t * z.n, z.n, pt);
+        softmax_in_place(pt, z.n);
         choose(pt, z, o.renormalize, r.expert.as<int32_t>() + t * z.k,
                r.weight.as<float>() + t * z.k);
       }
     });
-    const double room = o.capacity_factor * static_cast<double>(z.T * z.k) / static_cast<double>(z.n);
+    const double room =
+        o.capacity_factor * static_cast<double>(z.T * z.k) / static_cast<double>(z.n);
     const int64_t capacity =
         o.capacity_factor > 0 ? std::min(static_cast<int64_t>(room), z.T) : z.T;
     const int64_t dropped = sort_by_expert(z, capacity, r);
     if (report) {
-      report.as<float>()[0] = o.balance * static_cast<float>(balance_loss(
-                                              z, p.as<float>(), r.expert.as<int32_t>()));
+      report.as<float>()[0] =
+          o.balance * static_cast<float>(balance_loss(z, p.as<float>(), r.expert.as<int32_t>()));
       report.as<float>()[1] = static_cast<float>(dropped);
     }
   }
-  if (c.tape && logits.var) {
+  if (c.tape && needs_grad({x, w})) {
     c.tape->watch(r.weight);
     c.tape->record([=](Context& b) {
       const Tensor dweight = b.tape->grad(r.weight);
-      if (!dweight && o.balance == 0) return;
-      const GradTarget dlogits = b.tape->grad_into(b, logits);
-      b.cost("moe.route backward", static_cast<double>(3 * logits.bytes()),
-             5.0 * static_cast<double>(z.T * z.n));
-      if (!b.planning()) backward(z, o, r, p, dweight, dlogits);
+      if (dweight || o.balance != 0) backward(b, z, o, r, x, w, in_first, p, dweight);
     });
   }
   return r;

@@ -31,20 +31,22 @@ Values swapped(const Values& w, int64_t n, int64_t N, int64_t K) {
 struct MoeRun {
   explicit MoeRun(const Case& q) : t(true) {
     const MoeSizes& z = q.z;
-    logits = t.random({z.T, z.n}, DType::f32, 1, {.scale = 2});
+    const double scale = 2 / std::sqrt(static_cast<double>(z.D));
+    gate =
+        t.random(q.in_first ? Shape{z.D, z.n} : Shape{z.n, z.D}, DType::f32, 1, {.scale = scale});
     x = t.random({1, z.T, z.D}, q.dtype, 2);
     const Shape shape = q.in_first ? Shape{z.n, z.D, z.F} : Shape{z.n, z.F, z.D};
     w = t.random(shape, q.dtype, 3);
     w.var->grad_dtype = DType::f32;
     stream = t.random({1, z.T, z.F}, DType::f32, 4);
     report = t.tensor({2}, DType::f32);
-    routing = route(t.c, logits, q.o, report);
+    routing = route(t.c, x, gate, q.in_first, q.o, report);
     const Tensor rows = dispatch(t.c, x, routing);
     const Tensor product = expert_linear(t.c, rows, w, routing, q.in_first, DType::f32);
     y = combine(t.c, product, routing, stream);
   }
   TestContext t;
-  Tensor logits, x, w, stream, report, y;
+  Tensor gate, x, w, stream, report, y;
   Routing routing;
 };
 
@@ -60,19 +62,25 @@ std::vector<Case> cases() {
           {{5, 300, 4, 4}, options(4, true, 0, 0.01f)}};
 }
 
+// As the reference has them.
 Values layout(const Case& q, const Values& w) {
   return q.in_first ? swapped(w, q.z.n, q.z.D, q.z.F) : w;
+}
+Values gate_layout(const Case& q, const Values& w) {
+  return q.in_first ? swapped(w, 1, q.z.D, q.z.n) : w;
 }
 
 TEST(Moe, ForwardWithinTwiceAPlainRun) {
   for (const Case& q : cases()) {
     MoeRun r(q);
-    const auto exact = moe_reference<double>(q.z, q.o, to_double(r.logits), to_double(r.x),
-                                             layout(q, to_double(r.w)), [](double v) { return v; });
+    const auto exact =
+        moe_reference<double>(q.z, q.o, gate_layout(q, to_double(r.gate)), to_double(r.x),
+                              layout(q, to_double(r.w)), [](double v) { return v; });
     const Values w = layout(q, to_double(r.w));
-    const auto plain = moe_reference<float>(q.z, q.o, to_float(r.logits), to_float(r.x),
-                                            std::vector<float>(w.begin(), w.end()),
-                                            [](float v) { return v; });
+    const Values gate = gate_layout(q, to_double(r.gate));
+    const auto plain =
+        moe_reference<float>(q.z, q.o, std::vector<float>(gate.begin(), gate.end()), to_float(r.x),
+                             std::vector<float>(w.begin(), w.end()), [](float v) { return v; });
     Values expected = exact.y, rough = to_double(plain.y);
     const Values stream = to_double(r.stream);
     for (size_t i = 0; i < stream.size(); ++i) expected[i] += stream[i], rough[i] += stream[i];
@@ -87,31 +95,32 @@ TEST(Moe, T38_GradientOfEachInputByComplexStep) {
   for (const Case& q : cases()) {
     if (q.z.T * q.z.D > 1500 || q.dtype == DType::bf16) continue;
     MoeRun r(q);
-    const Values dy = to_double(to_float(r.t.from(random_values(q.z.T * q.z.F, 9), {1, q.z.T * q.z.F},
-                                                  DType::f32, false)));
+    const Values dy = to_double(
+        to_float(r.t.from(random_values(q.z.T * q.z.F, 9), {1, q.z.T * q.z.F}, DType::f32, false)));
     r.t.seed_grad(r.y, dy);
     r.t.tape.backward(r.t.c);
-    const ComplexValues logits = to_complex(to_double(r.logits)), x = to_complex(to_double(r.x)),
-                        w = to_complex(layout(q, to_double(r.w)));
-    const auto loss = [&](const ComplexValues& l, const ComplexValues& x_, const ComplexValues& w_) {
+    const ComplexValues gate = to_complex(gate_layout(q, to_double(r.gate))),
+                        x = to_complex(to_double(r.x)), w = to_complex(layout(q, to_double(r.w)));
+    const auto loss = [&](const ComplexValues& g, const ComplexValues& x_,
+                          const ComplexValues& w_) {
       const auto m =
-          moe_reference<Complex>(q.z, q.o, l, x_, w_, [](const Complex& v) { return v.real(); });
+          moe_reference<Complex>(q.z, q.o, g, x_, w_, [](const Complex& v) { return v.real(); });
       return dot(m.y, dy) + m.balance;
     };
     const double tolerance = 2e-6;  // D, F or T float32 roundings
     const std::string name = fmt::format("T={} n={} k={} ", q.z.T, q.z.n, q.o.k);
-    expect_relative(to_double(r.t.tape.grad(r.logits)),
+    expect_relative(gate_layout(q, to_double(r.t.tape.grad(r.gate))),
                     complex_step_gradient([&](auto& v) { return loss(v, x, w); },
-                                          to_double(r.logits)),
-                    tolerance, name + "dlogits");
-    expect_relative(to_double(r.t.tape.grad(r.x)),
-                    complex_step_gradient([&](auto& v) { return loss(logits, v, w); },
-                                          to_double(r.x)),
-                    tolerance, name + "dx");
-    expect_relative(layout(q, to_double(r.t.tape.grad(r.w))),
-                    complex_step_gradient([&](auto& v) { return loss(logits, x, v); },
-                                          layout(q, to_double(r.w))),
-                    tolerance, name + "dw");
+                                          gate_layout(q, to_double(r.gate))),
+                    tolerance, name + "dgate");
+    expect_relative(
+        to_double(r.t.tape.grad(r.x)),
+        complex_step_gradient([&](auto& v) { return loss(gate, v, w); }, to_double(r.x)), tolerance,
+        name + "dx");
+    expect_relative(
+        layout(q, to_double(r.t.tape.grad(r.w))),
+        complex_step_gradient([&](auto& v) { return loss(gate, x, v); }, layout(q, to_double(r.w))),
+        tolerance, name + "dw");
     expect_same_bits(to_double(r.t.tape.grad(r.stream)), dy, name + "dstream");
   }
 }
@@ -127,7 +136,7 @@ TEST(Moe, SameBitsForAnyNumberOfThreads) {
     r.t.tape.backward(r.t.c);
     const std::vector<Values> now = {to_double(r.y), to_double(r.t.tape.grad(r.x)),
                                      to_double(r.t.tape.grad(r.w)),
-                                     to_double(r.t.tape.grad(r.logits))};
+                                     to_double(r.t.tape.grad(r.gate))};
     if (n == 1) first = now;
     for (size_t i = 0; i < now.size(); ++i)
       expect_same_bits(now[i], first[i], fmt::format("{} threads, result {}", n, i));
@@ -137,9 +146,9 @@ TEST(Moe, SameBitsForAnyNumberOfThreads) {
 // Which tokens are dropped follows from their order; the first ones stay.
 TEST(Moe, AnOverfullExpertKeepsItsFirstTokens) {
   TestContext t;
-  const Tensor logits = t.tensor({6, 2}, DType::f32);
-  for (int64_t i = 0; i < 6; ++i) set(logits, 2 * i, i == 2 ? -1 : 1), set(logits, 2 * i + 1, 0);
-  const Routing r = route(t.c, logits, options(1, false, 1.0));
+  const Tensor x = t.from({1, 1, -1, 1, 1, 1}, {6, 1}, DType::f32),
+               w = t.from({1, 0}, {2, 1}, DType::f32);
+  const Routing r = route(t.c, x, w, false, options(1, false, 1.0));
   EXPECT_EQ(to_double(r.row), (Values{0, 1, 3, 2, -1, -1}));
   EXPECT_EQ(to_double(r.begin), (Values{0, 3, 4}));
   EXPECT_EQ(to_double(r.token), (Values{0, 1, 3, 2, -1, -1}));
@@ -153,8 +162,8 @@ TEST(Moe, PlanningTakesTheSameMemory) {
       Arena plan = Arena::planning();
       if (planning) t.c.arena = &plan;
       const Tensor x = t.random({10, 8}, dtype, 1), w = t.random({4, 6, 8}, dtype, 2),
-                   logits = t.random({10, 4}, DType::f32, 3), s = t.random({10, 6}, DType::f32, 4);
-      const Routing r = route(t.c, logits, options(2));
+                   gate = t.random({4, 8}, DType::f32, 3), s = t.random({10, 6}, DType::f32, 4);
+      const Routing r = route(t.c, x, gate, false, options(2));
       Tensor y = combine(t.c, expert_linear(t.c, dispatch(t.c, x, r), w, r, false, dtype), r, s);
       t.tape.seed(t.c, y);
       t.tape.backward(t.c);
@@ -166,14 +175,15 @@ TEST(Moe, PlanningTakesTheSameMemory) {
 
 TEST(Moe, NamesWhatDoesNotFit) {
   TestContext t;
-  const Tensor logits = t.random({4, 3}, DType::f32, 1);
+  const Tensor x = t.random({4, 8}, DType::f32, 1), gate = t.random({3, 8}, DType::f32, 2);
   try {
-    route(t.c, logits, options(4));
+    route(t.c, x, gate, false, options(4));
     FAIL();
   } catch (const Error& e) {
     EXPECT_STREQ(e.what(), "[moe] k: expected 1 to 3 experts a token, got 4");
   }
-  const Routing r = route(t.c, logits, options(1));
+  EXPECT_THROW(route(t.c, x, gate, true, options(1)), Error);
+  const Routing r = route(t.c, x, gate, false, options(1));
   EXPECT_THROW(dispatch(t.c, t.random({5, 8}, DType::f32, 2), r), Error);
 }
 
