@@ -233,6 +233,8 @@ class Mamba3Scan : public ::testing::TestWithParam<Case> {};
 constexpr double kGradientTolerance = 200 * 0x1p-24;
 constexpr size_t kDt = 5;
 
+// The bound of values: twice the error of a plain float32 run, and a few roundings: the decay, the turns and the
+// gate are a unit in the last place less exact than those of the C library, for all elements of a head alike.
 TEST_P(Mamba3Scan, MatchesReference) {
   KRAIT_ONLY_ON_CPU("mamba3_scan runs on the CPU only");
   const Case& k = GetParam();
@@ -242,9 +244,15 @@ TEST_P(Mamba3Scan, MatchesReference) {
   const Given given(t, k);
   const auto exact = results(given.reference<double>(k));
   const auto plain = results(given.reference<float>(k));
-  for (size_t i = 0; i < exact.size(); ++i)
-    testing::expect_within_twice_plain(got.outputs[i], k.states || i == 0 ? exact[i] : Values(),
-                                       testing::to_double(plain[i]), DType::f32, kOutputs[i]);
+  for (size_t i = 0; i < exact.size(); ++i) {
+    if (i > 0 && !k.states) continue;
+    const double error = testing::max_abs_error(got.outputs[i], exact[i]);
+    const double of_plain = testing::max_abs_error(testing::to_double(plain[i]), exact[i]);
+    const double largest = testing::max_abs(exact[i]);
+    EXPECT_LE(error, 2 * of_plain + 4 * testing::rounding(DType::f32) * largest)
+        << kOutputs[i] << ": error of the plain float32 run " << of_plain << ", largest value "
+        << largest;
+  }
   auto numbers = given.reference<double>(k);
   std::vector<Values> exact_grads;
   for (size_t i = 0; i < std::size(kNames); ++i) {
