@@ -22,6 +22,9 @@ namespace krait::cli {
 
 namespace {
 
+// New tokens that a state which grows has room for from the start.
+constexpr int64_t kPlannedTokens = 4096;
+
 struct Args {
   ModelArgs model;
   // The words as typed: CLI11 would read "{}" in a vector as an empty one.
@@ -108,10 +111,22 @@ struct Job {
     return n;
   }
 
+  // Tokens of the longest sequence when the prompts are read.
+  int64_t longest_start() const {
+    int64_t longest = 0;
+    for (size_t b = 0; b < std::max(prompts.size(), states.size()); ++b) {
+      const int64_t before = states.empty() ? 0 : states[states.size() == 1 ? 0 : b].tokens;
+      longest = std::max(
+          longest, before + (b < prompts.size() ? static_cast<int64_t>(prompts[b].size()) : 0));
+    }
+    return longest;
+  }
+
   Session session(size_t batch) const {
     SessionOptions o;
     o.batch = static_cast<int64_t>(batch);
     o.activation = loaded.dtype;
+    o.context = longest_start() + std::min<int64_t>(a.generate.max_new, kPlannedTokens);
     o.after_pass = [progress = std::make_shared<Progress>("prompt tokens", prompt_tokens(),
                                                           common.quiet)](int64_t tokens) {
       progress->add(tokens);

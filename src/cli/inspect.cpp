@@ -46,10 +46,16 @@ OrderedJson tensor_list(const models::LanguageModel& model) {
   return list;
 }
 
+// What the state grows by with every token; 0 for most.
+size_t state_bytes_per_token(const models::LanguageModel& model) {
+  return nn::state_bytes(model.state_parts(), 1) - nn::state_bytes(model.state_parts());
+}
+
 OrderedJson generation_memory(const LoadedModel& loaded, const Args& a) {
   SessionOptions o;
   o.batch = a.batch;
   o.activation = loaded.dtype;
+  o.context = a.length;
   const SessionPlan p = plan_session(*loaded.model, o);
   return {{"weights", p.weights},
           {"state", p.state},
@@ -86,6 +92,7 @@ OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
                    {"tie_embeddings", c.tie_embeddings},
                    {"tensors", loaded.model->params().size()},
                    {"state_bytes", nn::state_bytes(loaded.model->state_parts())},
+                   {"state_bytes_per_token", state_bytes_per_token(*loaded.model)},
                    {"hash", folder ? OrderedJson(loaded.hash) : OrderedJson()}};
   j["memory"] = {{"batch", a.batch},
                  {"length", a.length},

@@ -50,6 +50,11 @@ void DocumentReader::run(int64_t n) {
   const bool goes_on = begin < n;
   if (goes_on) sequences_.push_back({n - begin, -1, 0});
   if (continues_) sequences_.front().state_in = 0;
+  if (goes_on) {
+    carried_tokens_ = n - begin + (continues_ && begin == 0 ? carried_tokens_ : 0);
+    if (carried_tokens_ > next_.capacity())
+      for (nn::State* s : {&carried_, &next_}) s->reserve(2 * carried_tokens_);
+  }
 
   const auto count = static_cast<size_t>(n);
   pass_ = {{tokens_.data(), count}, {targets_.data(), count}, {ends_.data(), ended}};

@@ -40,8 +40,9 @@ class DocumentReader {
 
   Use use_;
   int64_t chunk_;
-  nn::State carried_, next_;  // of the document that goes on in the next pass
-  bool continues_ = false;    // the first waiting token belongs to it
+  nn::State carried_, next_;    // of the document that goes on in the next pass
+  bool continues_ = false;      // the first waiting token belongs to it
+  int64_t carried_tokens_ = 0;  // that it holds
   int64_t first_target_ = 1, in_document_ = 0, tokens_seen_ = 0;
   std::vector<int32_t> tokens_, targets_;
   std::vector<int64_t> ends_;  // into tokens_

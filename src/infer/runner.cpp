@@ -11,12 +11,12 @@ namespace krait {
 namespace {
 
 // A state of `batch` sequences without memory, for planning.
-nn::State planned_state(const models::LanguageModel& model, int64_t batch, Arena& nowhere) {
+nn::State planned_state(const models::LanguageModel& model, int64_t batch, int64_t capacity,
+                        Arena& nowhere) {
   nn::State state(model.state_parts(), 0);
   for (size_t p = 0; p < state.parts().size(); ++p) {
     Tensor& t = state.tensor(p);
-    Shape shape = t.shape;
-    shape[0] = batch;
+    const Shape shape = nn::shape_of(state.parts()[p], batch, capacity);
     t = Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * sizeof(float)), t.dtype,
                shape);
   }
@@ -33,7 +33,7 @@ size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
   like.arena = &small;
   like.activation = limits.activation;
   const auto measure = [&](int64_t rows, int64_t length, const ops::Packing* packing) {
-    nn::State state = planned_state(model, limits.sequences, nowhere);
+    nn::State state = planned_state(model, limits.sequences, limits.context, nowhere);
     const Tensor tokens(nowhere.take_low(static_cast<size_t>(rows * length) * 4), DType::i32,
                         {rows, length});
     return plan(like, false,
@@ -76,6 +76,11 @@ Runner::Runner(const models::LanguageModel& model, const PassLimits& limits, Use
 void Runner::run(const Tensor& tokens, const ops::Packing* packing, const nn::State& in,
                  nn::State& out) {
   model_.check_tokens(static_cast<const int32_t*>(tokens.data), tokens.numel());
+  if (const int64_t capacity = std::max(in.capacity(), out.capacity());
+      capacity > limits_.context) {
+    limits_.context = capacity;
+    arena_ = Arena(plan_passes(model_, limits_, use_));
+  }
   arena_.reset();
   models::Pass pass;
   pass.packing = packing;

@@ -11,7 +11,9 @@ namespace krait {
 
 namespace {
 
-PassLimits limits_of(const SessionOptions& o) { return {o.activation, o.chunk, o.batch}; }
+PassLimits limits_of(const SessionOptions& o) {
+  return {o.activation, o.chunk, o.batch, o.context};
+}
 
 // Logits of the last token of every row: the most that a pass of a session asks for.
 UseHidden last_logits(const models::LanguageModel& model, int64_t batch) {
@@ -30,7 +32,7 @@ nn::State checked_state(const models::LanguageModel& model, const SessionOptions
                  fmt::format("{} sequences: weights {}, states {}, logits {}, working memory {}",
                              o.batch, bytes_text(p.weights), bytes_text(p.state),
                              bytes_text(p.logits), bytes_text(p.working)));
-  return model.make_state(o.batch);
+  return model.make_state(o.batch, o.context);
 }
 
 }  // namespace
@@ -40,7 +42,8 @@ Snapshot copy_of(const Snapshot& s) { return {s.state.clone(), s.logits, s.token
 SessionPlan plan_session(const models::LanguageModel& model, const SessionOptions& options) {
   SessionPlan p;
   for (const nn::Param& param : model.params()) p.weights += param.value.bytes();
-  p.state = static_cast<size_t>(options.batch) * nn::state_bytes(model.state_parts());
+  p.state =
+      static_cast<size_t>(options.batch) * nn::state_bytes(model.state_parts(), options.context);
   p.logits = static_cast<size_t>(options.batch * model.config().padded_vocab()) * sizeof(float);
   p.working = plan_passes(model, limits_of(options), last_logits(model, options.batch));
   return p;
@@ -93,6 +96,10 @@ void Session::read(std::span<const std::span<const int32_t>> rows) {
   for (auto* v : {&ends_, &end_rows_}) v->clear();
   pass_tokens_.clear();
   pass_sequences_.clear();
+  int64_t longest = 0;
+  for (size_t row = 0; row < rows.size(); ++row)
+    longest = std::max(longest, tokens_read_[row] + static_cast<int64_t>(rows[row].size()));
+  make_room(longest);
   for (size_t row = 0; row < rows.size(); ++row) {
     std::span<const int32_t> left = rows[row];
     while (!left.empty()) {
@@ -119,13 +126,14 @@ void Session::step(std::span<const int32_t> tokens) {
     v->resize(tokens.size());
     std::iota(v->begin(), v->end(), int64_t{0});
   }
+  make_room(1 + *std::max_element(tokens_read_.begin(), tokens_read_.end()));
   runner_.step(tokens, state_);
   for (int64_t& n : tokens_read_) ++n;
 }
 
 Snapshot Session::snapshot(int64_t row) const {
   Snapshot s;
-  s.state = model_.make_state(1);
+  s.state = model_.make_state(1, tokens_read(row));
   s.state.copy_row(0, state_, row);
   s.tokens = tokens_read(row);
   if (s.tokens > 0) {
@@ -138,6 +146,7 @@ Snapshot Session::snapshot(int64_t row) const {
 void Session::restore(int64_t row, const Snapshot& s) {
   require(s.logits.empty() || static_cast<int64_t>(s.logits.size()) == vocab_,
           "restore: a snapshot with {} logits in a session with {}", s.logits.size(), vocab_);
+  make_room(s.tokens);
   state_.copy_row(row, s.state, 0);
   tokens_read_[static_cast<size_t>(row)] = s.tokens;
   std::fill_n(logits_row(row), vocab_, std::numeric_limits<float>::quiet_NaN());
@@ -164,6 +173,16 @@ void Session::restart(int64_t n) {
   view_rows();
   for (int64_t row = 0; row < n; ++row) state_.zero_row(row);
   std::fill_n(logits_row(0), n * vocab_, std::numeric_limits<float>::quiet_NaN());
+}
+
+void Session::make_room(int64_t tokens) {
+  if (tokens <= all_.capacity() || !nn::grows(all_.parts())) return;
+  const int64_t capacity = std::max(tokens, 2 * all_.capacity());
+  require_memory(static_cast<size_t>(options_.batch) * nn::state_bytes(all_.parts(), capacity),
+                 fmt::format("{} sequences of {} tokens: states with room for {}", options_.batch,
+                             tokens, capacity));
+  all_.reserve(capacity);
+  view_rows();
 }
 
 void Session::view_rows() {

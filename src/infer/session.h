@@ -23,6 +23,9 @@ struct SessionOptions {
   int64_t batch = 1;  // B
   DType activation = DType::f32;
   int64_t chunk = 512;  // tokens of a pass over prompts, all rows together
+  // Tokens of a sequence that a state which grows with them has room for at first. It makes more when it must:
+  // then what was read is copied, and an Error says so where memory does not suffice.
+  int64_t context = 0;
   std::function<void(int64_t tokens)> after_pass;  // progress of read(); may throw to stop it
 };
 
@@ -70,6 +73,7 @@ class Session {
   void take_logits(Context& c, const Tensor& hidden);
   void run_pass();
   void view_rows();
+  void make_room(int64_t tokens);  // in every row
   float* logits_row(int64_t row) { return logits_memory_.data() + row * vocab_; }
 
   const models::LanguageModel& model_;

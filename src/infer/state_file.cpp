@@ -47,7 +47,10 @@ void save_state(const std::filesystem::path& path, std::span<const Snapshot> row
                 const std::string& model_hash) {
   require(!rows.empty(), "{}: no sequence to save", path.string());
   const auto B = static_cast<int64_t>(rows.size());
-  nn::State all(rows[0].state.parts(), B);
+  int64_t longest = 0;
+  for (const Snapshot& s : rows) longest = std::max(longest, s.tokens);
+  nn::State all(rows[0].state.parts(), B, longest);
+  for (size_t p = 0; p < all.parts().size(); ++p) zero_bytes(all.tensor(p));
   std::vector<float> logits;
   std::string counts;
   for (int64_t b = 0; b < B; ++b) {
@@ -85,24 +88,23 @@ std::vector<Snapshot> load_state(const std::filesystem::path& path,
   const std::vector<int64_t> counts = parse_counts(metadata_of(file, "tokens"), file.path());
   const auto B = static_cast<int64_t>(counts.size()), V = model.config().padded_vocab();
 
+  const int64_t longest = *std::max_element(counts.begin(), counts.end());
   std::vector<Tensor> parts;
-  for (const nn::StatePart& part : model.state_parts()) {
-    Shape shape = part.shape;
-    shape.rank += 1;
-    for (int i = shape.rank - 1; i > 0; --i) shape[i] = part.shape[i - 1];
-    shape[0] = B;
-    parts.push_back(checked(file, part.name, shape));
-  }
+  for (const nn::StatePart& part : model.state_parts())
+    parts.push_back(checked(file, part.name, nn::shape_of(part, B, longest)));
   const Tensor logits = checked(file, "logits", {B, V});
   std::vector<Snapshot> rows(counts.size());
   for (int64_t b = 0; b < B; ++b) {
     Snapshot& s = rows[static_cast<size_t>(b)];
-    s.state = model.make_state(1);
-    for (size_t p = 0; p < parts.size(); ++p)
-      copy_host(parts[p].slice(0, b, b + 1), s.state.tensor(p));
+    s.tokens = counts[static_cast<size_t>(b)];
+    s.state = model.make_state(1, s.tokens);
+    for (size_t p = 0; p < parts.size(); ++p) {
+      Tensor row = parts[p].slice(0, b, b + 1);
+      if (model.state_parts()[p].per_token) row = row.slice(1, 0, s.tokens);
+      copy_host(row, s.state.tensor(p));
+    }
     const float* from = logits.as<float>() + b * V;
     s.logits.assign(from, from + V);
-    s.tokens = counts[static_cast<size_t>(b)];
   }
   return rows;
 }

@@ -1,6 +1,7 @@
 // State files: what B sequences remember, kept as safetensors.
 //
 //   state.<layer>.conv, state.<layer>.ssm   (B, ...) float32
+//   state.<layer>.k, .v (B, T, ...) and .length (B, 1), float32: T tokens of the longest sequence, zeros behind
 //   logits                                  (B, V) float32: what each sequence predicts next
 //   metadata: format "krait-state", version, model (the hash that names it), tokens ("12,7": read by each row)
 #pragma once

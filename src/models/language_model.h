@@ -28,7 +28,10 @@ class LanguageModel {
   nn::ParamSet& params() { return params_; }
   const nn::ParamSet& params() const { return params_; }
   const std::vector<nn::StatePart>& state_parts() const { return parts_; }
-  nn::State make_state(int64_t batch) const { return nn::State(parts_, batch); }
+  // Zeros; with room for `capacity` tokens where it grows with them.
+  nn::State make_state(int64_t batch, int64_t capacity = 0) const {
+    return nn::State(parts_, batch, capacity);
+  }
 
   // tokens (B, L) int32 -> what the head reads, (B, L, D) in the activation type. Tokens must be in
   // range: check_tokens says so before anything runs.

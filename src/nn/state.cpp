@@ -1,36 +1,41 @@
 #include "krait/nn/state.h"
 
+#include <algorithm>
+
 namespace krait::nn {
 
-size_t state_bytes(const std::vector<StatePart>& parts) {
-  size_t n = 0;
-  for (const StatePart& p : parts) n += static_cast<size_t>(p.shape.numel()) * sizeof(float);
-  return n;
+size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity) {
+  int64_t n = 0;
+  for (const StatePart& p : parts) n += p.shape.numel() * (p.per_token ? capacity : 1);
+  return static_cast<size_t>(n) * sizeof(float);
 }
 
-static Shape with_batch(int64_t batch, const Shape& s) {
-  Shape out;
-  out.rank = s.rank + 1;
-  out[0] = batch;
-  for (int i = 0; i < s.rank; ++i) out[i + 1] = s[i];
+bool grows(const std::vector<StatePart>& parts) {
+  return std::any_of(parts.begin(), parts.end(), [](const StatePart& p) { return p.per_token; });
+}
+
+Shape shape_of(const StatePart& part, int64_t batch, int64_t capacity) {
+  Shape out{batch};
+  if (part.per_token) out[out.rank++] = capacity;
+  for (int i = 0; i < part.shape.rank; ++i) out[out.rank++] = part.shape[i];
   return out;
 }
 
-State::State(const std::vector<StatePart>& parts, int64_t batch, Device device)
-    : parts_(parts), batch_(batch) {
+State::State(const std::vector<StatePart>& parts, int64_t batch, int64_t capacity, Device device)
+    : parts_(parts), batch_(batch), capacity_(capacity) {
   size_t total = 0;
   const auto rounded = [](size_t n) {
     return (n + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign;
   };
   for (const StatePart& p : parts_)
-    total += rounded(static_cast<size_t>(batch * p.shape.numel()) * sizeof(float));
+    total += rounded(static_cast<size_t>(shape_of(p, batch, capacity).numel()) * sizeof(float));
   memory_ = Arena(total, device);
   bytes_ = total;
   for (const StatePart& p : parts_) {
-    const Shape s = with_batch(batch, p.shape);
+    const Shape s = shape_of(p, batch, capacity);
     tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * sizeof(float)),
                           DType::f32, s, device);
-    zero_bytes(tensors_.back());
+    if (!p.per_token) zero_bytes(tensors_.back());
   }
 }
 
@@ -38,6 +43,7 @@ State State::first(int64_t rows) const {
   State s;
   s.parts_ = parts_;
   s.batch_ = rows;
+  s.capacity_ = capacity_;
   for (const Tensor& t : tensors_) {
     s.tensors_.push_back(t.slice(0, 0, rows));
     s.bytes_ += s.tensors_.back().bytes();
@@ -46,20 +52,32 @@ State State::first(int64_t rows) const {
 }
 
 State State::clone() const {
-  State s(parts_, batch_, tensors_.empty() ? Device{} : tensors_[0].device);
+  State s(parts_, batch_, capacity_, tensors_.empty() ? Device{} : tensors_[0].device);
   for (size_t i = 0; i < tensors_.size(); ++i) copy_bytes(tensors_[i], s.tensors_[i]);
   return s;
+}
+
+void State::reserve(int64_t capacity) {
+  if (capacity <= capacity_ || !grows(parts_)) return;
+  State larger(parts_, batch_, capacity, tensors_[0].device);
+  for (int64_t row = 0; row < batch_; ++row) larger.copy_row(row, *this, row);
+  *this = std::move(larger);
 }
 
 void State::copy_row(int64_t to, const State& from, int64_t from_row) {
   require(parts_.size() == from.parts_.size(),
           "State::copy_row: the states are of different models");
-  for (size_t i = 0; i < tensors_.size(); ++i)
-    copy_bytes(from.tensors_[i].slice(0, from_row, from_row + 1), tensors_[i].slice(0, to, to + 1));
+  const int64_t held = std::min(capacity_, from.capacity_);
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    Tensor a = from.tensors_[i].select(0, from_row), b = tensors_[i].select(0, to);
+    if (parts_[i].per_token) a = a.slice(0, 0, held), b = b.slice(0, 0, held);
+    copy_bytes(a, b);
+  }
 }
 
 void State::zero_row(int64_t row) {
-  for (const Tensor& t : tensors_) zero_bytes(t.slice(0, row, row + 1));
+  for (size_t i = 0; i < tensors_.size(); ++i)
+    if (!parts_[i].per_token) zero_bytes(tensors_[i].select(0, row));
 }
 
 }  // namespace krait::nn

@@ -2,6 +2,10 @@
 //
 // Each stateful block names its parts (for Mamba-1 "conv" (E, W) and "ssm" (E, N)); the state of B
 // sequences holds for every block and part one tensor (B, ...). Row b is sequence b.
+//
+// Most parts have one size for good. The keys and values of attention grow with every token: such a part is
+// `per_token`, its tensor is (B, capacity, ...), and another part, "length" (1), counts the tokens held. What
+// lies behind them may be anything.
 #pragma once
 #include <string>
 #include <vector>
@@ -12,10 +16,14 @@ namespace krait::nn {
 
 struct StatePart {
   std::string name;  // "state.<layer>.conv", as in the golden files
-  Shape shape;       // of one sequence
+  Shape shape;       // of one sequence; where per_token, of one token
+  bool per_token = false;
 };
 
-size_t state_bytes(const std::vector<StatePart>& parts);  // of one sequence, float32
+// Of one sequence, float32, with room for `capacity` tokens in the parts that grow.
+size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity = 0);
+bool grows(const std::vector<StatePart>& parts);                         // any part is per_token
+Shape shape_of(const StatePart& part, int64_t batch, int64_t capacity);  // of its tensor
 
 // What a block is handed: its own parts of the state coming in and of the one going out, in the order in
 // which it declared them. Empty tensors: start from zero, or drop the end.
@@ -26,15 +34,20 @@ struct BlockState {
 class State {
  public:
   State() = default;
-  State(const std::vector<StatePart>& parts, int64_t batch,
-        Device device = {});  // zeros: before any token
+  // Zeros: before any token. Room for `capacity` tokens is memory that is not touched yet.
+  State(const std::vector<StatePart>& parts, int64_t batch, int64_t capacity = 0,
+        Device device = {});
 
   State first(int64_t rows) const;  // a view of rows [0, rows): nothing is owned
   State clone() const;              // a fork: nothing is shared
+  // Room for `capacity` tokens from now on; nothing is lost, but views and tensors handed out are void.
+  void reserve(int64_t capacity);
+  // Of parts that grow as many tokens as both have room for.
   void copy_row(int64_t to, const State& from, int64_t from_row);
   void zero_row(int64_t row);
 
   int64_t batch() const { return batch_; }
+  int64_t capacity() const { return capacity_; }  // of parts that grow
   size_t bytes() const { return bytes_; }
   const std::vector<StatePart>& parts() const { return parts_; }
   // (B, ...) float32; part index in declaration order over all layers.
@@ -45,7 +58,7 @@ class State {
   std::vector<StatePart> parts_;
   std::vector<Tensor> tensors_;
   Arena memory_ = Arena(0);
-  int64_t batch_ = 0;
+  int64_t batch_ = 0, capacity_ = 0;
   size_t bytes_ = 0;
 };
 

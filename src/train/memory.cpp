@@ -18,6 +18,9 @@ TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o
   pass.recompute = o.recompute;
   pass.dropout = o.dropout;
   if (o.carry_state) {
+    require(!nn::grows(model.state_parts()),
+            "carry-state: this model remembers every token, and would never stop growing; train it "
+            "without");
     m.states = 2 * nn::state_bytes(model.state_parts()) * static_cast<size_t>(o.batch_size);
     require_memory(m, o);
     for (nn::State& s : states) s = model.make_state(o.batch_size);

@@ -121,16 +121,21 @@ void Trainer::update(int64_t step) {
 std::optional<double> Trainer::validate(const TokenStream& stream,
                                         const std::function<bool()>& stop) {
   require(stream.targets() > 0, "the validation data has nothing to predict");
-  const int64_t chunk = std::min(options_.batch_size * options_.seq_len, kValidationChunk);
+  // What remembers every token is judged as it is trained, by sequences that start from nothing.
+  const bool carry = !nn::grows(model_.state_parts());
+  const int64_t chunk =
+      carry ? std::min(options_.batch_size * options_.seq_len, kValidationChunk) : options_.seq_len;
   nn::State states[2] = {model_.make_state(1), model_.make_state(1)};  // in and out take turns
   double nll = 0;
   for (int64_t begin = 0, turn = 0; begin < stream.size(); begin += chunk, turn = 1 - turn) {
     if (stop && stop()) return std::nullopt;
     const Batch batch =
-        cut_batch(stream, {&begin, 1}, std::min(chunk, stream.size() - begin), begin > 0);
+        cut_batch(stream, {&begin, 1}, std::min(chunk, stream.size() - begin), carry && begin > 0);
     models::Pass pass;
-    pass.state_in = &states[turn];
-    pass.state_out = &states[1 - turn];
+    if (carry) {
+      pass.state_in = &states[turn];
+      pass.state_out = &states[1 - turn];
+    }
     reserve(batch, pass, false);
     Context c = context(false);
     nll += run_pass(c, model_, batch, pass, 1.0f).loss.as<float>()[0];

@@ -43,7 +43,7 @@ TEST_P(GoldenModel, LogitsLossAndStates) {
   const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
   const Tensor tokens(ids.data(), DType::i32, {B, L});
 
-  nn::State state = model.make_state(B);
+  nn::State state = model.make_state(B, L);
   Values logits;
   const auto work = [&](Context& c) {
     models::Pass pass;

@@ -36,7 +36,7 @@ void CacheCall::check(const char* name, const KeyCache& cache, int64_t window) c
   const int64_t S = cache.k.size(0);
   for (const Tensor& t : {cache.k, cache.v})
     require(t.dtype == DType::f32 && t.contiguous() && t.rank() == 3 && t.size(0) == S &&
-                t.size(1) == rows(cache) && t.size(2) == width_ && rows(cache) > 0,
+                t.size(1) == rows(cache) && t.size(2) == width_,
             "[attention] {}: expected contiguous float32 (S, C, Hkv*P={}) for keys and values, got "
             "{} {}",
             name, width_, name_of(t.dtype), t.shape);
