@@ -27,8 +27,12 @@ TensorFile read_weights(const fs::path& directory) {
     return read_safetensors_model(directory);
   if (fs::exists(directory / "pytorch_model.bin"))
     return read_torch_archive(directory / "pytorch_model.bin");
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (entry.path().extension() == ".pt" || entry.path().extension() == ".pth")
+      return read_torch_archive(entry.path());  // as training scripts save them
   fail(
-      "{}: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin beside "
+      "{}: expected model.safetensors, model.safetensors.index.json, pytorch_model.bin, *.pt or "
+      "*.pth beside "
       "config.json",
       directory.string());
 }
@@ -82,7 +86,8 @@ void follow_stored(models::Config& c, const TensorFile& file, std::vector<std::s
   if (const auto follow = models::architecture(c.architecture).follow) follow(c, shape_of, notes);
 
   // A tied head may be left out, or stored once for both names, or twice with equal contents.
-  const Tensor* head = find(c.head);
+  const Tensor* head = find(c.head.name);
+  if (!head) head = find(c.head.original);
   if (!head || !embedding) {
     models::follow_weights("tie_embeddings", c.tie_embeddings, true, notes);
   } else if (c.tie_embeddings && head->data != embedding->data) {
@@ -158,7 +163,7 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
 
   Hash hash;
   std::vector<std::vector<const Tensor*>> stored;
-  std::set<std::string> known = {config.head};
+  std::set<std::string> known = {config.head.name};
   for (nn::Param& p : params) {
     known.insert({p.name, original_name(p)});
     known.insert(p.parts.begin(), p.parts.end());
@@ -225,7 +230,7 @@ void save_model(const models::LanguageModel& model, const fs::path& directory, L
     write_safetensors_model(directory, tensors);
   } else {
     if (model.config().tie_embeddings)
-      tensors.push_back({model.config().head, tensors.front().view});
+      tensors.push_back({model.config().head.name, tensors.front().view});
     write_torch_archive(directory / "pytorch_model.bin", tensors);
   }
   write_file(directory / "config.json", config_json(model.config(), layout, dtype));

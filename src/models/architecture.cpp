@@ -7,7 +7,7 @@
 namespace krait::models {
 
 const std::vector<const Architecture*>& architectures() {
-  static const std::vector<const Architecture*> all = {&kMamba1, &kFalconMamba};
+  static const std::vector<const Architecture*> all = {&kMoeMamba, &kMamba1, &kFalconMamba};
   return all;
 }
 

@@ -33,8 +33,10 @@ struct Config {
   float norm_eps = 1e-5f;
   std::vector<int32_t> eos_ids;
   TensorName embedding = {"backbone.embeddings.weight", "backbone.embedding.weight"};
-  std::string norm_f = "backbone.norm_f";
-  std::string head = "lm_head.weight";
+  int64_t positions = 0;  // tokens that a learned table of positions has room for; 0: no such table
+  TensorName position_table = {"backbone.positions.weight", ""};
+  std::string norm_f = "backbone.norm_f";  // empty: no last norm
+  TensorName head = {"lm_head.weight", ""};
   std::shared_ptr<const Body> body;
 
   int64_t padded_vocab() const {

@@ -1,11 +1,13 @@
 #include "krait/models/language_model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "krait/autograd/segment.h"
 #include "krait/models/architecture.h"
 #include "krait/ops/embedding/embedding.h"
 #include "krait/ops/linear/linear.h"
+#include "krait/ops/positions/positions.h"
 
 namespace krait::models {
 
@@ -15,6 +17,12 @@ LanguageModel::LanguageModel(const Config& config) : config_(config) {
   embedding_ = &params_.add(config.embedding.name, {V, D}, nn::normal(0.02));
   embedding_->original = config.embedding.original;
   embedding_->decay = true;
+  if (config.positions > 0) {
+    positions_ = &params_.add(config.position_table.name, {config.positions, D}, nn::normal(0.02));
+    positions_->original = config.position_table.original;
+    positions_->decay = true;
+    parts_.push_back({"state.position", {1}});
+  }
   for (int64_t i = 0; i < config.n_layer; ++i) {
     blocks_.push_back(config.body->layer(params_, config, i));
     first_part_.push_back(parts_.size());
@@ -23,11 +31,13 @@ LanguageModel::LanguageModel(const Config& config) : config_(config) {
       parts_.push_back(part);
     }
   }
-  norm_f_ = nn::Norm::make(params_, config.norm_f, config.norm, D, config.norm_eps);
+  if (!config.norm_f.empty())
+    norm_f_ = nn::Norm::make(params_, config.norm_f, config.norm, D, config.norm_eps);
   head_ = embedding_;
   if (!config.tie_embeddings) {
     const double a = 1.0 / std::sqrt(static_cast<double>(D));
-    head_ = &params_.add(config.head, {V, D}, nn::uniform(-a, a));
+    head_ = &params_.add(config.head.name, {V, D}, nn::uniform(-a, a));
+    head_->original = config.head.original;
     head_->decay = true;
   }
 }
@@ -37,8 +47,13 @@ Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass)
   options.recompute = pass.recompute;
   options.replace_from = c.arena->low();
   Tensor r = ops::embedding(c, tokens, embedding_->value);
+  if (positions_)
+    r = ops::add_positions(c, r, positions_->value, pass.packing,
+                           pass.state_in ? pass.state_in->tensor(0) : Tensor(),
+                           pass.state_out ? pass.state_out->tensor(0) : Tensor());
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    nn::BlockCall call{pass.packing, {}, pass.dropout};
+    nn::BlockCall call{pass.packing, {}, pass.dropout, pass.balance_gradient, {}};
+    if (pass.router) call.router = pass.router.select(0, static_cast<int64_t>(i));
     const size_t end = i + 1 < blocks_.size() ? first_part_[i + 1] : parts_.size();
     for (size_t p = first_part_[i]; p < end; ++p) {
       if (pass.state_in) call.state.in.push_back(pass.state_in->tensor(p));
@@ -59,7 +74,11 @@ Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass)
     for (size_t k = 0; k < ends->size(); ++k)
       pass.state_out->tensor(first_part_[i] + k) = (*ends)[k];
   }
-  return norm_f_(c, r, c.activation);
+  return config_.norm_f.empty() ? r : norm_f_(c, r, c.activation);
+}
+
+bool LanguageModel::routes() const {
+  return std::any_of(blocks_.begin(), blocks_.end(), [](const auto& b) { return b->routes(); });
 }
 
 Tensor LanguageModel::logits(Context& c, const Tensor& hidden) const {

@@ -16,6 +16,10 @@ struct Pass {
   nn::State* state_out = nullptr;  // may be the same object as state_in when nothing is recorded
   bool recompute = false;  // keep only the stream at layer borders, run layers again in backward
   float dropout = 0;
+  // Of models with experts. router (n_layer, 2) float32, optional: each layer's load-balancing loss and
+  // dropped choices; 0 for layers without experts.
+  float balance_gradient = 1;
+  Tensor router;
 };
 
 class LanguageModel {
@@ -27,6 +31,7 @@ class LanguageModel {
   const Config& config() const { return config_; }
   nn::ParamSet& params() { return params_; }
   const nn::ParamSet& params() const { return params_; }
+  bool routes() const;  // has experts
   const std::vector<nn::StatePart>& state_parts() const { return parts_; }
   // Zeros; with room for `capacity` tokens where it grows with them.
   nn::State make_state(int64_t batch, int64_t capacity = 0) const {
@@ -53,6 +58,7 @@ class LanguageModel {
   Config config_;
   nn::ParamSet params_;
   nn::Param* embedding_;
+  nn::Param* positions_ = nullptr;
   nn::Param* head_;  // the embedding where tied
   std::vector<std::unique_ptr<nn::Block>> blocks_;
   std::vector<size_t> first_part_;  // of each block, into parts_

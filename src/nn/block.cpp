@@ -1,5 +1,7 @@
 #include "krait/nn/block.h"
 
+#include <algorithm>
+
 #include "krait/ops/dropout/dropout.h"
 #include "krait/ops/linear/linear.h"
 
@@ -38,13 +40,17 @@ std::vector<StatePart> PreNorm::state_parts() const {
   return all;
 }
 
+bool PreNorm::routes() const {
+  return std::any_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.mixer->routes(); });
+}
+
 Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
   std::vector<Tensor> normed;
   if (parallel_)
     for (const Part& p : parts_) normed.push_back(p.norm(c, r, c.activation));
   Tensor stream = r;
   BlockState left = std::move(call.state);  // of the mixers still to come
-  call.state = {};
+  call.state = {};  // the ends are collected in it
   const auto take = [](std::vector<Tensor>& from, size_t n) {
     if (from.empty()) return from;
     const auto end = from.begin() + static_cast<std::ptrdiff_t>(n);
@@ -55,8 +61,8 @@ Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
   for (size_t i = 0; i < parts_.size(); ++i) {
     const Part& p = parts_[i];
     const Tensor x = parallel_ ? normed[i] : p.norm(c, stream, c.activation);
-    BlockCall inner{
-        call.packing, {take(left.in, p.states), take(left.out, p.states)}, call.dropout};
+    BlockCall inner = call;
+    inner.state = {take(left.in, p.states), take(left.out, p.states)};
     stream = p.mixer->forward(c, x, stream, inner);
     for (const Tensor& end : inner.state.out) call.state.out.push_back(end);
   }

@@ -16,6 +16,9 @@ struct BlockCall {
   const ops::Packing* packing = nullptr;
   BlockState state;   // `out` tensors come back as variables where recorded
   float dropout = 0;  // on what a mixer adds to the stream
+  // Of experts: see ops::RouteOptions::balance_gradient and the report of ops::route.
+  float balance_gradient = 1;
+  Tensor router;
 };
 
 // The norm in front of a mixer, and the last one of a model.
@@ -36,6 +39,7 @@ class Mixer {
  public:
   virtual ~Mixer() = default;
   virtual std::vector<StatePart> state_parts() const { return {}; }
+  virtual bool routes() const { return false; }  // it has experts: BlockCall::router is written
   // x (B, L, D), normed, in the activation type -> stream (B, L, D) float32 + what the mixer adds (see
   // project_and_add). The stream must not be used again (Tape::watch_sum).
   virtual Tensor forward(Context& c, const Tensor& x, const Tensor& stream,
@@ -46,6 +50,7 @@ class Block {
  public:
   virtual ~Block() = default;
   virtual std::vector<StatePart> state_parts() const = 0;
+  virtual bool routes() const { return false; }
   // r (B, L, D) float32 -> (B, L, D) float32; r must not be used again.
   virtual Tensor forward(Context& c, const Tensor& r, BlockCall& call) const = 0;
 };
@@ -57,6 +62,7 @@ class PreNorm : public Block {
   void add(const Norm& norm, std::unique_ptr<Mixer> mixer);
 
   std::vector<StatePart> state_parts() const override;
+  bool routes() const override;
   Tensor forward(Context& c, const Tensor& r, BlockCall& call) const override;
 
  private:

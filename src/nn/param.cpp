@@ -31,6 +31,15 @@ Init normal(double standard_deviation) {
   return each([=](const Philox& rng, uint64_t i) { return standard_deviation * rng.normal(i); });
 }
 
+Init truncated_normal(double standard_deviation) {
+  return each([=](const Philox& rng, uint64_t i) {
+    uint64_t draw = 0;  // of this element: others have counters of their own
+    double x = rng.normal(i);
+    while (std::abs(x) > 2) x = rng.normal(i + (++draw << 40));
+    return standard_deviation * x;
+  });
+}
+
 Param& ParamSet::add(std::string name, const Shape& shape, Init init) {
   require(!find(name), "parameter {} is registered twice", name);
   Param& p = params_.emplace_back();

@@ -17,6 +17,7 @@ using Init = std::function<void(const Tensor&, const Philox&)>;
 Init constant(float value);
 Init uniform(double low, double high);
 Init normal(double standard_deviation);
+Init truncated_normal(double standard_deviation);  // cut at two of them
 
 struct Param {
   std::string name;      // as in a published Hugging Face file

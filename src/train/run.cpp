@@ -144,6 +144,7 @@ class Run {
     LogRecord record{
         step, r.loss, r.grad_norm, r.lr, r.tokens * step, static_cast<double>(r.tokens) / took,
         0,    {}};
+    if (model_->routes()) record.dropped = r.dropped;
     if (valid_ && !result_.interrupted && (last || due(step, o_.eval_every)))
       record.valid_loss = trainer_->validate(*valid_, watcher_.stop);
     result_.interrupted = stopping();

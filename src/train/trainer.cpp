@@ -22,7 +22,8 @@ Trainer::Trainer(models::LanguageModel& model, const TokenStream& data, const Tr
       options_(options),
       batcher_(data, {options.batch_size, options.seq_len, options.order, options.carry_state,
                       options.seed}),
-      scalars_(ops::kStepScalars) {
+      scalars_(ops::kStepScalars),
+      router_(model.routes() ? static_cast<size_t>(2 * model.config().n_layer) : 0) {
   arena_ = Arena(plan_training(model, options).step);
   if (options.carry_state)
     for (nn::State& s : states_) s = model.make_state(options.batch_size);
@@ -43,6 +44,9 @@ models::Pass Trainer::training_pass(int64_t micro_batch) {
   models::Pass pass;
   pass.recompute = options_.recompute;
   pass.dropout = options_.dropout;
+  if (!router_.empty())
+    pass.router = Tensor(router_.data(), DType::f32, {model_.config().n_layer, 2});
+  pass.balance_gradient = 1.0f / static_cast<float>(options_.grad_accum);
   if (options_.carry_state) {
     pass.state_in = &states_[micro_batch % 2];
     pass.state_out = &states_[(micro_batch + 1) % 2];
@@ -71,13 +75,17 @@ StepResult Trainer::step() {
   const float scale = targets > 0 ? static_cast<float>(1.0 / static_cast<double>(targets)) : 0.0f;
 
   model_.params().forget_gradients();
-  double loss = 0;
+  double loss = 0, dropped = 0;
   for (int64_t k = 0; k < K; ++k) {
     Context c = context(true);
     c.rng.seed = options_.seed;
     c.rng.stream = kDropoutStream + (static_cast<uint64_t>(first + k) << kDropoutStreamsLog2);
     const Batch& batch = batches[static_cast<size_t>(k)];
     loss += run_pass(c, model_, batch, training_pass(first + k), scale).loss.as<float>()[0];
+    for (size_t i = 0; i < router_.size(); i += 2) {
+      loss += static_cast<double>(router_[i]) / static_cast<double>(K);
+      dropped += static_cast<double>(router_[i + 1]);
+    }
   }
   StepResult r;
   r.lr = learning_rate(options_, step);
@@ -88,6 +96,7 @@ StepResult Trainer::step() {
   update(step);
   steps_done_ = step;
   r.loss = targets > 0 ? loss : std::numeric_limits<double>::quiet_NaN();
+  r.dropped = static_cast<int64_t>(dropped);
   r.tokens = K * options_.batch_size * options_.seq_len;
   return r;
 }

@@ -15,10 +15,13 @@
 namespace krait {
 
 struct StepResult {
-  double loss = 0;       // mean over the targets of the step; NaN where there is none
+  // Mean over the targets of the step, NaN where there is none; with experts their load-balancing loss is
+  // added.
+  double loss = 0;
   double grad_norm = 0;  // before clipping
   double lr = 0;
-  int64_t tokens = 0;  // inputs read
+  int64_t tokens = 0;   // inputs read
+  int64_t dropped = 0;  // choices of experts that found no room, over all layers
 };
 
 class Trainer {
@@ -62,6 +65,7 @@ class Trainer {
   Tape tape_;
   nn::State states_[2];         // in and out take turns
   std::vector<float> scalars_;  // see ops::StepScalar
+  std::vector<float> router_;   // of models with experts: see Pass::router
   int64_t steps_done_ = 0;
 };
 

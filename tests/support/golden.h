@@ -7,6 +7,7 @@
 
 #include "krait/base/json.h"
 #include "krait/io/safetensors.h"
+#include "krait/nn/param.h"
 #include "krait/testing/files.h"
 #include "krait/testing/op_test.h"
 
@@ -14,8 +15,20 @@ namespace krait::testing {
 
 // The systems that are language models here; the others have tests of their own.
 inline bool is_language_model(const std::string& system) {
-  static const std::set<std::string> known = {"mamba1", "falcon-mamba"};
+  static const std::set<std::string> known = {"mamba1", "falcon-mamba", "moe-mamba"};
   return known.count(system) > 0;
+}
+
+// A tensor of a parameter's shape as files hold it: whole under one of its two names, the one that `has` knows,
+// or in its parts.
+template <class Has>
+std::vector<std::pair<std::string, Tensor>> stored_parts(const nn::Param& p, const Tensor& t,
+                                                         const Has& has) {
+  if (p.parts.empty()) return {{has(p.name) ? p.name : p.original, t}};
+  std::vector<std::pair<std::string, Tensor>> all;
+  for (size_t i = 0; i < p.parts.size(); ++i)
+    all.emplace_back(p.parts[i], t.select(0, static_cast<int64_t>(i)));
+  return all;
 }
 
 // One variant of an operation: <variant>.in.* float32, .out.*, .cotangent.*, .grad.*.
