@@ -197,7 +197,9 @@ const Architecture kMoeMamba = {
       return layout == Layout::huggingface ? read_own(j) : read_original(j);
     },
     // Table 1 of the paper: active parameters in the name.
-    [] { return std::vector<std::string>{"moe-mamba-25m", "moe-mamba-100m"}; },
+    [] {
+      return std::vector<std::string>{"moe-mamba-25m", "moe-mamba-100m"};
+    },
     [](const std::string& name) {
       const bool small = name == "moe-mamba-25m";
       auto [c, body] = begin(small ? 512 : 768, small ? 8 : 16, 50257, 1024);

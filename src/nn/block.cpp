@@ -50,7 +50,7 @@ Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
     for (const Part& p : parts_) normed.push_back(p.norm(c, r, c.activation));
   Tensor stream = r;
   BlockState left = std::move(call.state);  // of the mixers still to come
-  call.state = {};  // the ends are collected in it
+  call.state = {};                          // the ends are collected in it
   const auto take = [](std::vector<Tensor>& from, size_t n) {
     if (from.empty()) return from;
     const auto end = from.begin() + static_cast<std::ptrdiff_t>(n);

@@ -147,9 +147,8 @@ TEST_P(GoldenModel, EveryGradient) {
       if (t.name.starts_with("grad.")) unseen.insert(t.name);
     for (const nn::Param& p : model.params()) {
       EXPECT_TRUE(p.var.written) << p.name;
-      for (const auto& [name, grad] : testing::stored_parts(p, p.var.grad, [&](const auto& n) {
-             return unseen.count("grad." + n) > 0;
-           })) {
+      for (const auto& [name, grad] : testing::stored_parts(
+               p, p.var.grad, [&](const auto& n) { return unseen.count("grad." + n) > 0; })) {
         ASSERT_EQ(unseen.erase("grad." + name), 1u) << name << " has no golden gradient";
         const Values expected = values(g.data.at("grad." + name));
         EXPECT_LE(testing::max_abs_error(values(grad), expected),

@@ -17,8 +17,7 @@ void place(const Packing* packing, int64_t B, int64_t L, int64_t T, const Tensor
                   end = packing ? packing->begin.as<int64_t>()[s + 1] : begin + L,
                   in = packing ? packing->state_in.as<int32_t>()[s] : s,
                   out = packing ? packing->state_out.as<int32_t>()[s] : s;
-    const int64_t count =
-        state_in && in >= 0 ? static_cast<int64_t>(state_in.as<float>()[in]) : 0;
+    const int64_t count = state_in && in >= 0 ? static_cast<int64_t>(state_in.as<float>()[in]) : 0;
     require(count + end - begin <= T,
             "[positions] a sequence of {} tokens is longer than the {} positions of this model",
             count + end - begin, T);

@@ -15,7 +15,8 @@ TEST(Positions, RowsCountOnFromTheState) {
                  in = t.from({0, 6}, {B, 1}, DType::f32, false), out = t.tensor({B, 1}, DType::f32);
     w.var->grad_dtype = DType::f32;
     const Tensor y = add_positions(t.c, x, w, nullptr, in, out);
-    const Values dy = to_double(to_float(t.from(random_values(B * L * D, 3), {B * L * D}, DType::f32, false)));
+    const Values dy =
+        to_double(to_float(t.from(random_values(B * L * D, 3), {B * L * D}, DType::f32, false)));
     t.seed_grad(y, dy);
     t.tape.backward(t.c);
     Values expected, dw(T * D);
