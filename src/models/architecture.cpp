@@ -7,7 +7,17 @@
 namespace krait::models {
 
 const std::vector<const Architecture*>& architectures() {
-  static const std::vector<const Architecture*> all = {&kMoeMamba, &kMamba1, &kFalconMamba};
+  // One a line.
+  // clang-format off
+  static const std::vector<const Architecture*> all = {
+      &kMoeMamba,
+      &kMamba1,
+      &kFalconMamba,
+      &kTransformerpp,
+      &kLlama,
+      &kGptNeox,
+  };
+  // clang-format on
   return all;
 }
 

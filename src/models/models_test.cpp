@@ -11,9 +11,11 @@ namespace {
 // Parameter counts of the published files, a tied head counted once (reference/systems.md, section 0).
 TEST(Presets, HaveThePublishedParameterCounts) {
   const std::pair<const char*, int64_t> published[] = {
-      {"mamba-130m", 129135360},     {"mamba-370m", 371516416},      {"mamba-790m", 793204224},
-      {"mamba-1.4b", 1372178432},    {"mamba-2.8b", 2768345600},     {"mambabyte-353m", 353628160},
-      {"mambabyte-972m", 973387520}, {"falcon-mamba-7b", 7272665088}};
+      {"mamba-130m", 129135360},          {"mamba-370m", 371516416},
+      {"mamba-790m", 793204224},          {"mamba-1.4b", 1372178432},
+      {"mamba-2.8b", 2768345600},         {"mambabyte-353m", 353628160},
+      {"mambabyte-972m", 973387520},      {"falcon-mamba-7b", 7272665088},
+      {"transformerpp-2.7b", 2666457600}, {"pythia-160m", 162322944}};
   for (const auto& [name, count] : published) {
     const LanguageModel model(preset(name));
     EXPECT_EQ(model.params().numel(), count) << name;

@@ -15,7 +15,17 @@ namespace krait::testing {
 
 // The systems that are language models here; the others have tests of their own.
 inline bool is_language_model(const std::string& system) {
-  static const std::set<std::string> known = {"mamba1", "falcon-mamba", "moe-mamba"};
+  // One a line.
+  // clang-format off
+  static const std::set<std::string> known = {
+      "mamba1",
+      "falcon-mamba",
+      "moe-mamba",
+      "transformerpp",
+      "llama",
+      "gpt-neox",
+  };
+  // clang-format on
   return known.count(system) > 0;
 }
 

@@ -1,0 +1,32 @@
+#include "krait/models/rotary_keys.h"
+
+namespace krait::models {
+
+static void read(const JsonView& j, RotaryKeys& keys) {
+  keys.base = j.number("rope_theta", j.number("rotary_emb_base", keys.base));
+  keys.fraction = j.number("partial_rotary_factor", j.number("rotary_pct", keys.fraction));
+  if (!(keys.base > 0)) j.wrong("rope_theta", "a positive number");
+  if (!(keys.fraction >= 0 && keys.fraction <= 1))
+    j.wrong("partial_rotary_factor", "a number from 0 to 1");
+}
+
+static void refuse_scaling(const JsonView& j, const char* key) {
+  if (j.text(key, "default") != "default") j.wrong(key, "\"default\": angles that are not scaled");
+}
+
+RotaryKeys rotary_keys(const JsonView& j, const RotaryKeys& usual) {
+  RotaryKeys keys = usual;
+  read(j, keys);
+  if (j.has("rope_scaling")) {
+    const JsonView scaling = j.object("rope_scaling");
+    refuse_scaling(scaling, scaling.has("rope_type") ? "rope_type" : "type");
+  }
+  if (j.has("rope_parameters")) {
+    const JsonView nested = j.object("rope_parameters");
+    refuse_scaling(nested, "rope_type");
+    read(nested, keys);
+  }
+  return keys;
+}
+
+}  // namespace krait::models

@@ -1,0 +1,17 @@
+// Rotary positions as Hugging Face configs state them.
+#pragma once
+#include "krait/models/architecture.h"
+
+namespace krait::models {
+
+struct RotaryKeys {
+  double base = 10000;
+  double fraction = 1;  // of each head
+};
+
+// Reads "rope_parameters" of new files, or the flat keys of older ones: "rope_theta" or "rotary_emb_base",
+// "partial_rotary_factor" or "rotary_pct"; what is missing stays as in `usual`. Error where angles are scaled
+// in a way of their own ("rope_type", "rope_scaling").
+RotaryKeys rotary_keys(const JsonView& j, const RotaryKeys& usual);
+
+}  // namespace krait::models
