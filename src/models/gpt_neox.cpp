@@ -97,7 +97,7 @@ Config with_sizes(Config c, Sizes s) {
   c.norm = ops::NormKind::layer;
   c.embedding = {"gpt_neox.embed_in.weight", ""};
   c.norm_f = "gpt_neox.final_layer_norm";
-  c.head = "embed_out.weight";
+  c.head = {"embed_out.weight", ""};
   nn::AttentionConfig& a = s.attention;
   a.key_heads = a.heads;
   a.head_dim = a.heads > 0 ? c.d_model / a.heads : 0;
