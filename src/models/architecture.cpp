@@ -14,6 +14,7 @@ const std::vector<const Architecture*>& architectures() {
       &kMamba1,
       &kFalconMamba,
       &kTransformerpp,
+      &kMamba3,
       &kLlama,
       &kGptNeox,
   };

@@ -8,20 +8,40 @@
 
 #include "krait/autograd/plan.h"
 #include "krait/base/threads.h"
-#include "krait/models/mamba1.h"
+#include "krait/models/architecture.h"
 
 namespace krait::models {
 namespace {
 
 constexpr int64_t kVocab = 37, kLength = 23;
 
+// One of each architecture, as its config.json says it. What all share: three layers, kVocab.
+struct Small {
+  const char* name;
+  const char* config;
+};
+
+constexpr Small kSmall[] = {
+    {"mamba", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {"d_state": 5}})"},
+    {"mamba3", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {"layer": "Mamba3",
+                   "d_state": 10, "headdim": 6, "ngroups": 2}, "d_intermediate": 30})"},
+    {"mamba3_mimo", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {
+                   "layer": "Mamba3", "d_state": 8, "headdim": 16, "is_mimo": true, "mimo_rank": 2,
+                   "rope_fraction": 1.0, "is_outproj_norm": true}})"},
+};
+
+Config config_of(const Small& small) {
+  const Json json = parse_json(small.config, small.name);
+  const JsonView view(json, small.name);
+  const Layout layout = view.has("model_type") ? Layout::huggingface : Layout::original;
+  for (const Architecture* a : architectures())
+    if (a->claims(view, layout)) return a->read(view, layout);
+  fail("no architecture claims {}", small.name);
+}
+
 // A model moved away from its initial values, so that nothing is near zero or one by chance.
-std::unique_ptr<LanguageModel> small_model(nn::Purpose purpose) {
-  Config config = mamba_config(24, 3, kVocab, 8);
-  nn::Mamba1Config mixer = mamba1_of(config);
-  mixer.d_state = 5;
-  config = with_mamba1(config, mixer);
-  auto model = std::make_unique<LanguageModel>(config);
+std::unique_ptr<LanguageModel> small_model(const Small& small, nn::Purpose purpose) {
+  auto model = std::make_unique<LanguageModel>(config_of(small));
   model->params().allocate(purpose, DType::f32);
   model->params().initialize(11);
   uint64_t stream = 100;
@@ -77,8 +97,15 @@ std::vector<float> run(const LanguageModel& model, const Tensor& tokens, const P
 // What float32 runs of the same sums in another order may differ by, relative to the spread of the logits.
 constexpr double kTolerance = 1e-5;
 
-TEST(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
-  const auto model = small_model(nn::Purpose::inference);
+class Algebra : public ::testing::TestWithParam<Small> {};
+class Training : public Algebra {};
+
+std::string name_of_case(const ::testing::TestParamInfo<Small>& info) { return info.param.name; }
+INSTANTIATE_TEST_SUITE_P(Each, Algebra, ::testing::ValuesIn(kSmall), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Each, Training, ::testing::ValuesIn(kSmall), name_of_case);
+
+TEST_P(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
+  const auto model = small_model(GetParam(), nn::Purpose::inference);
   std::vector<int32_t> ids = random_tokens(kLength, 1);
   const std::vector<float> whole = run(*model, as_tensor(ids, {1, kLength}), {});
   const double bound = kTolerance * deviation(whole);
@@ -103,8 +130,8 @@ TEST(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
   }
 }
 
-TEST(Algebra, T23_T24_EachRowOfABatchIsItsRunAlone) {
-  const auto model = small_model(nn::Purpose::inference);
+TEST_P(Algebra, T23_T24_EachRowOfABatchIsItsRunAlone) {
+  const auto model = small_model(GetParam(), nn::Purpose::inference);
   constexpr int64_t B = 5;
   std::vector<int32_t> ids = random_tokens(B * kLength, 2);
   const std::vector<float> batch = run(*model, as_tensor(ids, {B, kLength}), {});
@@ -136,8 +163,8 @@ struct PackedIds {
   }
 };
 
-TEST(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
-  const auto model = small_model(nn::Purpose::inference);
+TEST_P(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
+  const auto model = small_model(GetParam(), nn::Purpose::inference);
   const std::vector<int64_t> lengths = {3, 1, 11, 2, 6};
   PackedIds packed(lengths);
   std::vector<int32_t> ids = random_tokens(kLength, 3);
@@ -163,8 +190,8 @@ TEST(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
   }
 }
 
-TEST(Algebra, AForkGoesItsOwnWay) {
-  const auto model = small_model(nn::Purpose::inference);
+TEST_P(Algebra, AForkGoesItsOwnWay) {
+  const auto model = small_model(GetParam(), nn::Purpose::inference);
   std::vector<int32_t> ids = random_tokens(kLength, 4), left = {1, 2, 3}, right = {9, 8, 7};
   nn::State state = model->make_state(1);
   run(*model, as_tensor(ids, {1, kLength}), {nullptr, nullptr, &state});
@@ -217,8 +244,8 @@ Gradients gradients(LanguageModel& model, const Pass& pass, int64_t B, int64_t L
   return g;
 }
 
-TEST(Training, RecomputingLayersChangesNoBitAndSavesMemory) {
-  const auto model = small_model(nn::Purpose::training);
+TEST_P(Training, RecomputingLayersChangesNoBitAndSavesMemory) {
+  const auto model = small_model(GetParam(), nn::Purpose::training);
   size_t kept = 0, again = 0;
   const Gradients a = gradients(*model, {}, 2, 64, &kept);
   Pass pass;
@@ -229,8 +256,8 @@ TEST(Training, RecomputingLayersChangesNoBitAndSavesMemory) {
   EXPECT_LT(again, kept * 3 / 4);
 }
 
-TEST(Training, BitsDoNotDependOnTheNumberOfThreads) {
-  const auto model = small_model(nn::Purpose::training);
+TEST_P(Training, BitsDoNotDependOnTheNumberOfThreads) {
+  const auto model = small_model(GetParam(), nn::Purpose::training);
   const int before = threads();
   set_threads(1);
   const Gradients one = gradients(*model, {}, 3, 33);
@@ -244,8 +271,8 @@ TEST(Training, BitsDoNotDependOnTheNumberOfThreads) {
 }
 
 // Two halves joined by a state that is a variable have the gradients of the whole.
-TEST(Training, GradientsFlowThroughTheStateBetweenTwoCalls) {
-  const auto model = small_model(nn::Purpose::training);
+TEST_P(Training, GradientsFlowThroughTheStateBetweenTwoCalls) {
+  const auto model = small_model(GetParam(), nn::Purpose::training);
   constexpr int64_t L = 20;
   const Gradients whole = gradients(*model, {}, 1, L);
   std::vector<int32_t> ids = random_tokens(L, 6), targets = random_tokens(L, 7);

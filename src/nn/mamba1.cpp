@@ -11,19 +11,6 @@ namespace krait::nn {
 
 namespace {
 
-// softplus(bias) is log-uniform in [dt_min, dt_max], at least dt_floor.
-Init inverse_softplus_of_dt(const Mamba1Config& g) {
-  return [g](const Tensor& t, const Philox& rng) {
-    float* p = t.as<float>();
-    const double low = std::log(g.dt_min), high = std::log(g.dt_max);
-    for (int64_t i = 0; i < t.numel(); ++i) {
-      const double u = rng.uniform_double(static_cast<uint64_t>(i));
-      const double dt = std::max(std::exp(low + u * (high - low)), g.dt_floor);
-      p[i] = static_cast<float>(dt + std::log(-std::expm1(-dt)));
-    }
-  };
-}
-
 // S4D-Real: A[e, n] = -(n + 1), kept as its logarithm.
 void log_of_one_to_N(const Tensor& t, const Philox&) {
   const int64_t N = t.size(1);
@@ -46,11 +33,6 @@ Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g)
     p.keep_float32 = true;
     return &p;
   };
-  // The default of a linear layer: uniform within 1/sqrt(fan in).
-  const auto fan_in = [](int64_t n, double divide = 1.0) {
-    const double a = 1.0 / std::sqrt(static_cast<double>(n)) / divide;
-    return uniform(-a, a);
-  };
   A_log_ = vector("A_log", {E, N}, log_of_one_to_N);
   D_ = vector("D", {E}, constant(1.0f));
   in_proj_ = matrix("in_proj.weight", {2 * E, D}, fan_in(D));
@@ -62,7 +44,7 @@ Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g)
   const double a = g.dt_scale / std::sqrt(static_cast<double>(R));
   dt_proj_ = matrix("dt_proj.weight", {E, R},
                     g.dt_constant ? constant(static_cast<float>(a)) : uniform(-a, a));
-  dt_bias_ = vector("dt_proj.bias", {E}, inverse_softplus_of_dt(g));
+  dt_bias_ = vector("dt_proj.bias", {E}, inverse_softplus(g.dt_min, g.dt_max, g.dt_floor));
   for (const auto& [norm, part, n] :
        {std::tuple{&dt_norm_, "dt", R}, {&B_norm_, "b", N}, {&C_norm_, "c", N}}) {
     if (g.inner_norm == InnerNorm::learned)

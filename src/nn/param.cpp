@@ -40,6 +40,20 @@ Init truncated_normal(double standard_deviation) {
   });
 }
 
+Init fan_in(int64_t n, double divide) {
+  const double a = 1.0 / std::sqrt(static_cast<double>(n)) / divide;
+  return uniform(-a, a);
+}
+
+Init inverse_softplus(double low, double high, double floor) {
+  const double log_low = std::log(low), log_high = std::log(high);
+  return each([=](const Philox& rng, uint64_t i) {
+    const double u = rng.uniform_double(i);
+    const double dt = std::max(std::exp(log_low + u * (log_high - log_low)), floor);
+    return dt + std::log(-std::expm1(-dt));
+  });
+}
+
 Param& ParamSet::add(std::string name, const Shape& shape, Init init) {
   require(!find(name), "parameter {} is registered twice", name);
   Param& p = params_.emplace_back();

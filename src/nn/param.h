@@ -18,6 +18,10 @@ Init constant(float value);
 Init uniform(double low, double high);
 Init normal(double standard_deviation);
 Init truncated_normal(double standard_deviation);  // cut at two of them
+// The default of a linear layer: uniform within 1/sqrt(n), n its inputs; drawn `divide` times smaller.
+Init fan_in(int64_t n, double divide = 1.0);
+// softplus of it is log-uniform in [low, high], at least `floor`: biases of step sizes.
+Init inverse_softplus(double low, double high, double floor);
 
 struct Param {
   std::string name;      // as in a published Hugging Face file

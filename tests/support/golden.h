@@ -22,6 +22,8 @@ inline bool is_language_model(const std::string& system) {
       "falcon-mamba",
       "moe-mamba",
       "transformerpp",
+      "mamba3-siso",
+      "mamba3-mimo",
       "llama",
       "gpt-neox",
   };
