@@ -50,19 +50,6 @@ static HWY_INLINE V Exp2(V x) {
 #endif
 }
 
-// log(1 + e^x) = max(x, 0) + log1p(e^-|x|), relative error below 5e-7 where it is above 1e-37; equals x
-// in float32 from 17 on. log1p(y) = 2 artanh(y / (2 + y)), a polynomial of degree 4 in the square.
-static HWY_INLINE V Softplus(V x) {
-  const V y = Exp(d, hn::Neg(hn::Abs(x)));
-  const V s = hn::Div(y, hn::Add(y, hn::Set(d, 2.0f)));
-  const V q = hn::Mul(s, s);
-  V p = hn::MulAdd(q, hn::Set(d, 0.140060245990f), hn::Set(d, 0.140008971095f));
-  p = hn::MulAdd(p, q, hn::Set(d, 0.200107634067f));
-  p = hn::MulAdd(p, q, hn::Set(d, 0.333332091569f));
-  p = hn::MulAdd(hn::Mul(p, q), s, s);
-  return hn::MulAdd(hn::Set(d, 2.0f), p, hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Zero(d), x));
-}
-
 static HWY_INLINE V at(const float* row, int v) { return hn::LoadU(d, row + v); }
 
 // f(v) for the first lane v of each vector of a row.
@@ -163,7 +150,7 @@ static void discretise(const scan::Block& b, int64_t rows, const float* bias, co
   for (int64_t i = 0; i < rows * kBlock; i += kBlock)
     for_row([&](int v) {
       const V pre = hn::Add(at(dt + i, v), at(bias, v));
-      const V delta = b.softplus ? Softplus(pre) : pre;
+      const V delta = b.softplus ? Softplus(d, pre) : pre;
       hn::StoreU(delta, d, dt + i + v);
       hn::StoreU(hn::Mul(delta, at(u + i, v)), d, x + i + v);
       if (slope) hn::StoreU(b.softplus ? Sigmoid(d, pre) : hn::Set(d, 1.0f), d, slope + i + v);

@@ -1,0 +1,164 @@
+// The loops of ssd: forward in chunks and by steps. Backward is in simd_backward.h.
+#include "krait/ops/ssd/simd_backward.h"
+
+namespace krait::KRAIT_ISA {
+namespace ssd_rows {
+
+// scores[i, j] = CB[i, j] times the decay from j to i, zero for j > i.
+static void score(const float* CB, const float* decay, int64_t rows, float* decays, float* scores) {
+  zero_floats(decays, kChunk);
+  for (int64_t i = 0; i < rows; ++i, CB += kChunk, scores += kChunk) {
+    next_decays(decay[i], i, decays);
+    int64_t j = 0;
+    for (; j <= i; j += kLanes) hn::StoreU(hn::Mul(at(CB + j), at(decays + j)), d, scores + j);
+    zero_floats(scores + j, padded(rows) - j);
+  }
+}
+
+static void chunked(const ssd::Forward& w) {
+  const ssd::Piece& p = w.piece;
+  const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), PN = P * N;
+  Area area{w.scratch};
+  float* const states = area.take(ssd::kHeadSet * N * Pp);  // (heads, N, Pp)
+  float *B = area.take(kChunk * Np), *C = area.take(kChunk * Np), *BT = area.take(N * kChunk);
+  float *CB = area.take(kChunk * kChunk), *scores = area.take(kChunk * kChunk);
+  float *x = area.take(kChunk * Pp), *dx = area.take(kChunk * Pp), *y = area.take(kChunk * Pp);
+  float *skip = area.take(Pp), *decays = area.take(kChunk);
+  const Times times = take_times(area);
+  if (p.state_in)
+    for (int64_t h = 0; h < p.heads; ++h)
+      transpose(p.state_in + h * PN, N, P, N, states + h * N * Pp, Pp, Pp);
+  bool has_state = p.state_in;
+  for (int64_t t = 0; t < p.tokens; t += kChunk) {
+    const int64_t rows = p.tokens - t < kChunk ? p.tokens - t : kChunk;
+    const bool last = t + rows == p.tokens;
+    load_rows(p.B, t, rows, 0, N, B);
+    load_rows(p.C, t, rows, 0, N, C);
+    transpose(B, Np, rows, N, BT, kChunk, padded(rows));
+    small_product({rows, padded(rows), N, C, Np, 1, BT, kChunk, CB, kChunk, false},
+                  Triangle::lower_result);
+    for (int64_t h = 0; h < p.heads; ++h) {
+      float* const S = states + h * N * Pp;
+      load_times(p, h, t, rows, times);
+      load_skip(p, h, skip);
+      load_rows(p.x, t, rows, h * P, P, x);
+      scale_rows(x, times.delta, rows, Pp, dx);
+      if (has_state) small_product({rows, Pp, N, C, Np, 1, S, Pp, y, Pp, false});
+      for (int64_t i = 0; i < rows; ++i) {
+        const V prefix = hn::Set(d, times.prefix[i]);
+        for (int64_t j = 0; j < Pp; j += kLanes) {
+          float* const to = y + i * Pp + j;
+          const V through = hn::Mul(at(skip + j), at(x + i * Pp + j));
+          hn::StoreU(has_state ? hn::MulAdd(prefix, at(to), through) : through, d, to);
+        }
+      }
+      score(CB, times.decay, rows, decays, scores);
+      small_product({rows, Pp, rows, scores, kChunk, 1, dx, Pp, y, Pp, true},
+                    Triangle::lower_factor);
+      store_rows(w.y, t, rows, h * P, P, y);
+      if (last && !w.state_out) continue;
+      scale_rows(dx, times.suffix, rows, Pp, dx);
+      if (has_state) scale(times.prefix[rows - 1], N * Pp, S);
+      small_product({N, Pp, rows, B, 1, Np, dx, Pp, S, Pp, has_state});
+      float* const kept = last      ? w.state_out
+                          : w.saved ? w.saved + t / kChunk * w.saved_stride
+                                    : nullptr;
+      if (kept) transpose(S, Pp, N, P, kept + h * PN, N, N);
+    }
+    has_state = true;
+  }
+}
+
+// The first `lanes` floats, zero beyond; touches no others.
+static HWY_INLINE V load_part(const float* p, int64_t lanes) {
+  if (lanes >= kLanes) return hn::LoadU(d, p);
+  float buffer[kLanes] = {};
+  for (int64_t i = 0; i < lanes; ++i) buffer[i] = p[i];
+  return hn::LoadU(d, buffer);
+}
+
+static HWY_INLINE void store_part(V value, int64_t lanes, float* p) {
+  if (lanes >= kLanes) {
+    hn::StoreU(value, d, p);
+    return;
+  }
+  float buffer[kLanes];
+  hn::StoreU(value, d, buffer);
+  for (int64_t i = 0; i < lanes; ++i) p[i] = buffer[i];
+}
+
+constexpr int kTogether = 4;  // rows of a state whose sums over n are formed at once
+
+// Rows [first, first + kTogether) of one head's state, the last row again beyond the end: each state is read
+// and written once. kTokens: how many at most.
+template <int kTokens>
+static HWY_INLINE void step_rows(int64_t tokens, int64_t N, const float* const* from, float* const* to,
+                                 const float* decay, const float* dx, int64_t dx_row,
+                                 const float* B, const float* C, float* y) {
+  const int64_t Np = padded(N);
+  V sum[kTokens][kTogether];
+  for (int64_t t = 0; t < tokens; ++t)
+#pragma GCC unroll 4
+    for (int i = 0; i < kTogether; ++i) sum[t][i] = hn::Zero(d);
+  for (int64_t n = 0; n < N; n += kLanes) {
+    V h[kTogether];
+#pragma GCC unroll 4
+    for (int i = 0; i < kTogether; ++i)
+      h[i] = from[i] ? load_part(from[i] + n, N - n) : hn::Zero(d);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const V b = at(B + t * Np + n), c = at(C + t * Np + n), a = hn::Set(d, decay[t]);
+#pragma GCC unroll 4
+      for (int i = 0; i < kTogether; ++i) {
+        h[i] = hn::MulAdd(a, h[i], hn::Mul(hn::Set(d, dx[t * dx_row + i]), b));
+        sum[t][i] = hn::MulAdd(h[i], c, sum[t][i]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kTogether; ++i)
+      if (to[i]) store_part(h[i], N - n, to[i] + n);
+  }
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int i = 0; i < kTogether; ++i) y[t * dx_row + i] += sum_lanes(d, sum[t][i]);
+}
+
+static void step(const ssd::Forward& w) {
+  const ssd::Piece& p = w.piece;
+  const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), rows = p.tokens;
+  Area area{w.scratch};
+  float *B = area.take(kChunk * Np), *C = area.take(kChunk * Np);
+  float *x = area.take(kChunk * Pp), *dx = area.take(kChunk * Pp), *y = area.take(kChunk * Pp);
+  float* skip = area.take(Pp);
+  const Times times = take_times(area);
+  load_rows(p.B, 0, rows, 0, N, B);
+  load_rows(p.C, 0, rows, 0, N, C);
+  for (int64_t h = 0; h < p.heads; ++h) {
+    load_times(p, h, 0, rows, times);
+    load_skip(p, h, skip);
+    load_rows(p.x, 0, rows, h * P, P, x);
+    scale_rows(x, times.delta, rows, Pp, dx);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < Pp; j += kLanes)
+        hn::StoreU(hn::Mul(at(skip + j), at(x + i * Pp + j)), d, y + i * Pp + j);
+    for (int64_t j = 0; j < P; j += kTogether) {
+      const float* from[kTogether];
+      float* to[kTogether];
+      for (int i = 0; i < kTogether; ++i) {  // rows beyond the last: read as zero, not written
+        const int64_t row = (h * P + j + i) * N;
+        from[i] = p.state_in && j + i < P ? p.state_in + row : nullptr;
+        to[i] = w.state_out && j + i < P ? w.state_out + row : nullptr;
+      }
+      if (rows == 1) {
+        step_rows<1>(1, N, from, to, times.decay, dx + j, Pp, B, C, y + j);
+      } else {
+        step_rows<ssd::kShort>(rows, N, from, to, times.decay, dx + j, Pp, B, C, y + j);
+      }
+    }
+    store_rows(w.y, 0, rows, h * P, P, y);
+  }
+}
+
+}  // namespace ssd_rows
+
+const ops::ssd_cpu::Kernels ssd_kernels = {ssd_rows::chunked, ssd_rows::step, ssd_rows::backward};
+
+}  // namespace krait::KRAIT_ISA

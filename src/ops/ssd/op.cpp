@@ -1,0 +1,338 @@
+// ssd: checks, memory, work lists and the tape node. See ssd.h.
+#include <algorithm>
+#include <cmath>
+
+#include "krait/autograd/tape.h"
+#include "krait/base/threads.h"
+#include "krait/ops/sequences.h"
+#include "krait/ops/ssd/kernels.h"
+#include "krait/ops/ssd/ssd.h"
+
+namespace krait::ops {
+namespace {
+
+using namespace ssd_cpu;
+
+const Kernels& kernels() { return KRAIT_PICK_ISA(ssd_kernels); }
+
+void check_parameter(const char* name, const Tensor& t, const Shape& expected,
+                     const char* meaning) {
+  require(t.shape == expected, "[ssd] {}: expected {} = {}, got {}", name, meaning, expected,
+          t.shape);
+  require(t.dtype == DType::f32, "[ssd] {}: expected float32, got {}", name, name_of(t.dtype));
+  require(t.contiguous(), "[ssd] {}: expected a contiguous tensor", name);
+}
+
+void check_rows(const char* name, const Tensor& t, const Shape& expected, const char* meaning) {
+  require(t.shape == expected, "[ssd] {}: expected {} = {}, got {}", name, meaning, expected,
+          t.shape);
+  require(t.dtype == DType::f32 || t.dtype == DType::bf16,
+          "[ssd] {}: expected float32 or bfloat16, got {}", name, name_of(t.dtype));
+  require(t.row_strided(), "[ssd] {}: expected rows at one distance and a dense last axis", name);
+}
+
+// Some neighbouring heads of one group.
+struct HeadSet {
+  int64_t group, first, heads;
+};
+
+// The checked inputs of one call.
+struct Problem {
+  SsdInputs in;
+  Tensor state_in, state_out;
+  int64_t H, P, N, G, tokens;
+  Sequences sequences;
+
+  Problem(const Context& c, const SsdInputs& inputs, const Packing* packing, const Tensor& from,
+          const Tensor& to, bool record);
+
+  int64_t sets_of_group() const { return (H / G + kHeadSet - 1) / kHeadSet; }
+  int64_t sets() const { return G * sets_of_group(); }
+  HeadSet set(int64_t i) const {
+    const int64_t in_group = i % sets_of_group() * kHeadSet, group = i / sets_of_group();
+    return {group, group * (H / G) + in_group, std::min(kHeadSet, H / G - in_group)};
+  }
+  int64_t state_size() const { return P * N; }
+};
+
+void check_sizes(const SsdInputs& in) {
+  require(in.x.rank() == 3, "[ssd] x: expected (B, L, H*P), got {}", in.x.shape);
+  require(in.A.rank() == 1 && in.A.size(0) >= 1, "[ssd] A: expected (H), got {}", in.A.shape);
+  const int64_t H = in.A.size(0);
+  require(in.x.size(2) >= H && in.x.size(2) % H == 0,
+          "[ssd] x: {} channels cannot be cut into the {} heads of A", in.x.size(2), H);
+  require(in.groups >= 1 && H % in.groups == 0,
+          "[ssd] {} heads cannot be cut into {} groups of B and C", H, in.groups);
+  require(in.B.rank() == 3 && in.B.size(2) >= in.groups && in.B.size(2) % in.groups == 0,
+          "[ssd] B: expected (B, L, G*N) with {} groups, got {}", in.groups, in.B.shape);
+  require(in.dt_min <= in.dt_max, "[ssd] the limits of dt are {} to {}", in.dt_min, in.dt_max);
+}
+
+Problem::Problem(const Context& c, const SsdInputs& inputs, const Packing* packing,
+                 const Tensor& from, const Tensor& to, bool record)
+    : in((check_sizes(inputs), inputs)),
+      state_in(from),
+      state_out(to),
+      H(in.A.size(0)),
+      P(in.x.size(2) / H),
+      N(in.B.size(2) / in.groups),
+      G(in.groups),
+      tokens(in.x.size(0) * in.x.size(1)),
+      sequences(c, "ssd", in.x.size(0), in.x.size(1), packing, from, to) {
+  require(c.device.type == Device::cpu, "[ssd] runs on the CPU only");
+  const int64_t B = in.x.size(0), L = in.x.size(1);
+  check_rows("x", in.x, {B, L, H * P}, "(B, L, H*P)");
+  check_rows("dt", in.dt, {B, L, H}, "(B, L, H)");
+  check_rows("B", in.B, {B, L, G * N}, "(B, L, G*N)");
+  check_rows("C", in.C, {B, L, G * N}, "(B, L, G*N)");
+  check_parameter("A", in.A, {H}, "(H)");
+  const bool per_channel = in.D && in.D.rank() == 2;
+  if (in.D)
+    check_parameter("D", in.D, per_channel ? Shape{H, P} : Shape{H},
+                    per_channel ? "(H, P)" : "(H)");
+  if (in.dt_bias) check_parameter("dt_bias", in.dt_bias, {H}, "(H)");
+  const auto check_state = [&](const char* name, const Tensor& t) {
+    require(t.rank() == 4, "[ssd] {}: expected (S, H, P, N), got {}", name, t.shape);
+    check_parameter(name, t, {t.size(0), H, P, N}, "(S, H, P, N)");
+  };
+  if (state_in) check_state("state_in", state_in);
+  if (state_out) check_state("state_out", state_out);
+  require(!record || !state_in || state_in.data != state_out.data,
+          "[ssd] state_out is the memory of state_in: recording for backward needs both");
+}
+
+// Column `column` on of the rows from `row` on.
+Rows rows_at(const Tensor& t, int64_t row, int64_t column) {
+  if (!t) return {};
+  const int64_t stride = t.row_stride();
+  return {static_cast<const std::byte*>(t.data) +
+              (row * stride + column) * static_cast<int64_t>(size_of(t.dtype)),
+          stride, t.dtype == DType::bf16};
+}
+
+GradRows grad_rows(const GradTarget& g, int64_t row, int64_t column) {
+  const Rows r = rows_at(g.grad, row, column);
+  return {const_cast<void*>(r.data), r.stride, r.bf16, g.add};
+}
+
+// Null where the tensor is absent.
+float* floats_at(const Tensor& t, int64_t i) {
+  return t ? static_cast<float*>(t.data) + i : nullptr;
+}
+
+// Scratch of the kernels, one part a thread.
+class ThreadScratch {
+ public:
+  ThreadScratch(Context& c, int64_t floats)
+      : nested_(omp_in_parallel()),
+        floats_(padded(floats)),
+        all_(c.scratch({nested_ ? 1 : threads(), floats_}, DType::f32)) {}
+  float* mine() const {
+    return static_cast<float*>(all_.data) + (nested_ ? 0 : omp_get_thread_num()) * floats_;
+  }
+
+ private:
+  bool nested_;
+  int64_t floats_;
+  Tensor all_;
+};
+
+// A itself, negative, from its logarithm where that is what was given.
+Tensor rates(Context& c, const Problem& p) {
+  const Tensor A = c.scratch({p.H}, DType::f32);
+  if (c.planning()) return A;
+  for (int64_t h = 0; h < p.H; ++h) {
+    const float a = *floats_at(p.in.A, h);
+    *floats_at(A, h) = p.in.a_is_log ? -std::exp(a) : a;
+  }
+  return A;
+}
+
+Piece piece_of(const Problem& p, const Tensor& A, const HeadSet& set, const Sequence& s) {
+  Piece w;
+  w.tokens = s.tokens, w.heads = set.heads, w.P = p.P, w.N = p.N;
+  w.softplus = p.in.softplus, w.dt_min = p.in.dt_min, w.dt_max = p.in.dt_max;
+  w.x = rows_at(p.in.x, s.begin, set.first * p.P);
+  w.dt = rows_at(p.in.dt, s.begin, set.first);
+  w.B = rows_at(p.in.B, s.begin, set.group * p.N);
+  w.C = rows_at(p.in.C, s.begin, set.group * p.N);
+  w.A = floats_at(A, set.first);
+  w.D_per_channel = p.in.D && p.in.D.rank() == 2;
+  w.D = floats_at(p.in.D, set.first * (w.D_per_channel ? p.P : 1));
+  w.dt_bias = floats_at(p.in.dt_bias, set.first);
+  w.state_in =
+      s.in < 0 ? nullptr : floats_at(p.state_in, (s.in * p.H + set.first) * p.state_size());
+  return w;
+}
+
+void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
+  Scratch scratch(c);
+  const Tensor A = rates(c, p);
+  const ThreadScratch areas(c, forward_scratch(p.P, p.N));
+  if (c.planning()) return;
+  const int64_t n = p.sequences.size();
+  parallel_for(p.sets() * n, [&](int64_t item) {
+    const HeadSet set = p.set(item / n);
+    const Sequence s = p.sequences[item % n];
+    const int64_t at_set = set.first * p.state_size();
+    Forward w;
+    w.piece = piece_of(p, A, set, s);
+    w.y = grad_rows({y, false}, s.begin, set.first * p.P);
+    if (s.out >= 0) w.state_out = floats_at(p.state_out, s.out * p.H * p.state_size() + at_set);
+    w.saved_stride = p.H * p.state_size();
+    w.saved = floats_at(saved, s.begin / kChunk * w.saved_stride + at_set);
+    w.scratch = areas.mine();
+    (s.tokens <= kShort ? kernels().step : kernels().chunked)(w);
+  });
+}
+
+// Writes or adds `value` as element i of a contiguous float32 gradient.
+void put(const GradTarget& g, int64_t i, float value) {
+  float& to = static_cast<float*>(g.grad.data)[i];
+  to = g.add ? to + value : value;
+}
+
+struct Gradients {
+  GradTarget x, dt, A, B, C, D, dt_bias, state_in;
+};
+
+// The gradients summed over time: `sums` has those of each sequence and head.
+void sum_sequences(const Problem& p, const Tensor& A, const Tensor& sums, const Gradients& g) {
+  const int64_t size = sums_size(p.P), step = p.H * size, n = p.sequences.size();
+  parallel_for(p.H, [&](int64_t h) {
+    const auto total = [&](int64_t i) {
+      double sum = 0;
+      for (int64_t s = 0; s < n; ++s) sum += *floats_at(sums, s * step + h * size + i);
+      return sum;
+    };
+    if (g.A.grad)
+      put(g.A, h, static_cast<float>(total(0) * (p.in.a_is_log ? *floats_at(A, h) : 1.0f)));
+    if (g.dt_bias.grad) put(g.dt_bias, h, static_cast<float>(total(1)));
+    if (!g.D.grad) return;
+    double of_head = 0;
+    for (int64_t i = 0; i < p.P; ++i) {
+      const double sum = total(2 + i);
+      of_head += sum;
+      if (g.D.grad.rank() == 2) put(g.D, h * p.P + i, static_cast<float>(sum));
+    }
+    if (g.D.grad.rank() == 1) put(g.D, h, static_cast<float>(of_head));
+  });
+}
+
+// dB or dC: the sum over the sets of heads of each group.
+void sum_sets(const Problem& p, const Tensor& parts, const GradTarget& g) {
+  const int64_t of_group = p.sets_of_group();
+  parallel_ranges(p.tokens, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t i = 0; i < p.G * p.N; ++i) {
+        const int64_t group = i / p.N, n = i % p.N;
+        float sum = 0;
+        for (int64_t set = group * of_group; set < (group + 1) * of_group; ++set)
+          sum += *floats_at(parts, (set * p.tokens + t) * p.N + n);
+        void* const to = const_cast<void*>(rows_at(g.grad, t, i).data);
+        if (g.grad.dtype == DType::bf16) {
+          bf16& x = *static_cast<bf16*>(to);
+          x = bf16(g.add ? static_cast<float>(x) + sum : sum);
+        } else {
+          float& x = *static_cast<float*>(to);
+          x = g.add ? x + sum : sum;
+        }
+      }
+  });
+}
+
+// The gradient of the states handed in: a row may have started several sequences, or none.
+void sum_states(const Problem& p, const Tensor& of_sequence, const GradTarget& g) {
+  const int64_t size = p.H * p.state_size();
+  if (!g.add) std::fill_n(floats_at(g.grad, 0), g.grad.numel(), 0.0f);
+  for (int64_t s = 0; s < p.sequences.size(); ++s) {
+    const int64_t row = p.sequences[s].in;
+    if (row < 0) continue;
+    const float* const from = floats_at(of_sequence, s * size);
+    float* const to = floats_at(g.grad, row * size);
+    for (int64_t i = 0; i < size; ++i) to[i] += from[i];
+  }
+}
+
+void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state,
+              const Tensor& saved) {
+  const Tensor dy = c.tape->grad(y), dstate = state ? c.tape->grad(state) : Tensor();
+  if (!dy && !dstate) return;
+  const auto into = [&](const Tensor& t) { return c.tape->grad_into(c, t); };
+  const Gradients g = {into(p.in.x), into(p.in.dt), into(p.in.A),       into(p.in.B),
+                       into(p.in.C), into(p.in.D),  into(p.in.dt_bias), into(p.state_in)};
+  const int64_t n = p.sequences.size();
+  Scratch scratch(c);
+  const Tensor A = rates(c, p);
+  const ThreadScratch areas(c, backward_scratch(p.P, p.N));
+  const Tensor sums = c.scratch({n, p.H, sums_size(p.P)}, DType::f32);
+  Tensor parts_dB, parts_dC, dstates;
+  if (g.B.grad) parts_dB = c.scratch({p.sets(), p.tokens, p.N}, DType::f32);
+  if (g.C.grad) parts_dC = c.scratch({p.sets(), p.tokens, p.N}, DType::f32);
+  if (g.state_in.grad) dstates = c.scratch({n, p.H, p.P, p.N}, DType::f32);
+  if (c.planning()) return;
+
+  parallel_for(p.sets() * n, [&](int64_t item) {
+    const int64_t i = item / n, s_index = item % n;
+    const HeadSet set = p.set(i);
+    const Sequence s = p.sequences[s_index];
+    const int64_t state_row = p.H * p.state_size(), at_set = set.first * p.state_size();
+    Backward w;
+    w.piece = piece_of(p, A, set, s);
+    w.dy = rows_at(dy, s.begin, set.first * p.P);
+    w.dx = grad_rows(g.x, s.begin, set.first * p.P);
+    w.ddt = grad_rows(g.dt, s.begin, set.first);
+    w.part_dB = floats_at(parts_dB, (i * p.tokens + s.begin) * p.N);
+    w.part_dC = floats_at(parts_dC, (i * p.tokens + s.begin) * p.N);
+    w.dstate_out = s.out < 0 ? nullptr : floats_at(dstate, s.out * state_row + at_set);
+    w.dstate_in = floats_at(dstates, s_index * state_row + at_set);
+    w.saved_stride = state_row;
+    w.saved = floats_at(saved, s.begin / kChunk * state_row + at_set);
+    w.sums = floats_at(sums, (s_index * p.H + set.first) * sums_size(p.P));
+    w.scratch = areas.mine();
+    kernels().backward(w);
+  });
+  sum_sequences(p, A, sums, g);
+  if (parts_dB) sum_sets(p, parts_dB, g.B);
+  if (parts_dC) sum_sets(p, parts_dC, g.C);
+  if (dstates) sum_states(p, dstates, g.state_in);
+}
+
+// Each tensor once. A token of a head takes 2 P N multiply-adds for the state in and out, and half a chunk
+// times P within the chunk; backward twice that for each of its two products of every one, and once more
+// for the scores.
+void state_cost(Context& c, const Problem& p, const char* name, double tensors, double products) {
+  const double bytes =
+      static_cast<double>(2 * p.in.x.bytes() + p.in.dt.bytes() + p.in.B.bytes() + p.in.C.bytes() +
+                          p.state_in.bytes() + p.state_out.bytes());
+  const auto head = static_cast<double>(2 * p.P * p.N + kChunk / 2 * p.P);
+  const auto group = static_cast<double>(kChunk / 2 * p.N);
+  c.cost(name, tensors * bytes,
+         products * 2 * static_cast<double>(p.tokens) *
+             (static_cast<double>(p.H) * head + static_cast<double>(p.G) * group));
+}
+
+}  // namespace
+
+SsdResult ssd(Context& c, const SsdInputs& in, const Packing* packing, const Tensor& state_in,
+              const Tensor& state_out) {
+  const bool record =
+      c.tape && needs_grad({in.x, in.dt, in.A, in.B, in.C, in.D, in.dt_bias, state_in});
+  const Problem p(c, in, packing, state_in, state_out, record);
+  SsdResult r{c.alloc(in.x.shape, in.x.dtype), state_out};
+  Tensor saved;
+  if (record) {
+    saved = c.alloc({p.tokens / kChunk, p.H, p.P, p.N}, DType::f32);
+    c.tape->watch(r.y);
+    if (r.state) c.tape->watch(r.state);
+    c.tape->record([=](Context& b) {
+      state_cost(b, p, "ssd backward", 2, 3);
+      backward(b, p, r.y, r.state, saved);
+    });
+  }
+  state_cost(c, p, "ssd", 1, 1);
+  forward(c, p, r.y, saved);
+  return r;
+}
+
+}  // namespace krait::ops

@@ -1,0 +1,171 @@
+// ssd against the double reference: values, and gradients of every input.
+#include <gtest/gtest.h>
+
+#include "krait/ops/ssd/fixture.h"
+
+namespace krait::ops {
+namespace {
+
+using testing::Complex;
+using testing::ComplexValues;
+using testing::Values;
+
+std::vector<SsdCase> cases() {
+  std::vector<SsdCase> all;
+  const auto add = [&](std::string name, auto change) {
+    SsdCase k;
+    change(k);
+    k.name = std::move(name);
+    all.push_back(k);
+  };
+  for (int64_t L : {0, 1, 2, 8, 9, 31, 64, 65, 97, 128, 257, 1025})
+    add(fmt::format("L{}", L), [&](SsdCase& k) { k.L = L, k.states = true, k.B = 2; });
+  for (int64_t P : {1, 7, 16, 64})
+    for (int64_t N : {1, 4, 17, 128})
+      add(fmt::format("P{}_N{}", P, N), [&](SsdCase& k) {
+        k.P = P, k.N = N, k.H = 2, k.states = true, k.L = 70;
+      });
+  add("N256_P80", [](SsdCase& k) { k.N = 256, k.P = 80, k.H = 1, k.L = 67, k.states = true; });
+  add("H17_sets_of_heads", [](SsdCase& k) { k.H = 17, k.L = 66; });
+  add("step_P5_N17", [](SsdCase& k) { k.P = 5, k.N = 17, k.L = 3, k.states = true; });
+  add("T8_groups2_of_6", [](SsdCase& k) { k.G = 2, k.H = 6, k.B = 2; });
+  add("T8_groups3_of_9_strided", [](SsdCase& k) { k.G = 3, k.H = 9, k.strided = true; });
+  add("T8_groups3_step", [](SsdCase& k) { k.G = 3, k.H = 6, k.L = 4, k.states = true; });
+  add("T8_a_group_a_head", [](SsdCase& k) { k.G = 5, k.H = 5; });
+  add("T38_no_D", [](SsdCase& k) { k.D = false; });
+  add("T38_no_bias", [](SsdCase& k) { k.bias = false; });
+  add("T38_bare", [](SsdCase& k) {
+    k.D = k.bias = k.softplus = k.a_is_log = false, k.dt_mean = 0.3, k.dt_scale = 0.05;
+  });
+  add("D_per_channel", [](SsdCase& k) { k.D_per_channel = true; });
+  add("D_per_channel_step", [](SsdCase& k) { k.D_per_channel = true, k.L = 5; });
+  add("T4_dt_limits", [](SsdCase& k) { k.dt_min = 0.2f, k.dt_max = 0.6f, k.states = true; });
+  add("T4_dt_limits_step", [](SsdCase& k) { k.dt_min = 0.2f, k.dt_max = 0.6f, k.L = 6; });
+  add("T5_no_softplus", [](SsdCase& k) { k.softplus = false, k.dt_mean = 0.3, k.dt_scale = 0.05; });
+  add("T11_A_given", [](SsdCase& k) { k.a_is_log = false; });
+  add("T15_strided", [](SsdCase& k) { k.strided = true, k.B = 3; });
+  add("T13_tail_of_chunk", [](SsdCase& k) { k.L = 3 * 64 + 5, k.states = true; });
+  add("T12_slow_decay_many_chunks", [](SsdCase& k) {
+    k.L = 400, k.A_mean = -6, k.A_scale = 0.3, k.dt_mean = -4, k.states = true;
+  });
+  add("T25_packed", [](SsdCase& k) {
+    k.B = 3, k.L = 100, k.states = true, k.lengths = {5, 0, 130, 1, 63, 1, 0, 8, 64, 28};
+  });
+  add("T21_packed_three_chunks_each", [](SsdCase& k) {
+    k.B = 1, k.L = 600, k.states = true, k.lengths = {150, 200, 101, 149};
+  });
+  add("packed_without_states", [](SsdCase& k) { k.B = 2, k.L = 50, k.lengths = {30, 0, 1, 69}; });
+  add("dt_huge", [](SsdCase& k) { k.dt_mean = 25, k.dt_scale = 5; });
+  add("dt_very_negative", [](SsdCase& k) { k.dt_mean = -60, k.dt_scale = 30, k.states = true; });
+  add("dt_of_all_sizes", [](SsdCase& k) { k.dt_mean = -2, k.dt_scale = 6, k.states = true; });
+  add("decay_underflows", [](SsdCase& k) { k.A_mean = 6, k.A_scale = 2, k.states = true; });
+  add("A_beyond_any_exponent", [](SsdCase& k) { k.A_mean = 60, k.A_scale = 5, k.dt_mean = 3; });
+  for (int64_t L : {5, 130}) {
+    add(fmt::format("bf16_L{}", L), [&](SsdCase& k) { k.dtype = DType::bf16, k.L = L; });
+    add(fmt::format("bf16_all_L{}", L), [&](SsdCase& k) {
+      k.dtype = k.dtype_BC = DType::bf16, k.L = L, k.strided = k.states = true;
+    });
+  }
+  return all;
+}
+
+class Ssd : public ::testing::TestWithParam<SsdCase> {};
+
+// The bound: twice the error of a plain float32 run, and beside it the rounding of the result to its dtype
+// and 8 roundings of float32: the error that Softplus states (simd_math.h), common to all of a head, where
+// the plain run has the C library's.
+double bound(double plain, double largest, DType dtype) {
+  const double own = dtype == DType::f32 ? 0 : testing::rounding(dtype);
+  return 2 * plain + (own + 8 * testing::rounding(DType::f32)) * largest;
+}
+
+// The largest errors of one tensor over the trials of a case.
+struct Errors {
+  double got = 0, plain = 0, largest = 0;
+  void add(const Values& got_values, const Values& exact, const Values& plain_values) {
+    got = std::max(got, testing::max_abs_error(got_values, exact));
+    plain = std::max(plain, testing::max_abs_error(plain_values, exact));
+    largest = std::max(largest, testing::max_abs(exact));
+  }
+};
+
+// Values, last states and all gradients from random cotangents on both, with and without a tape. The error
+// of a plain run over a few heads is a matter of luck: each case is tried several times, and the worst
+// error is held against twice the worst error of the plain runs.
+TEST_P(Ssd, MatchesReference) {
+  KRAIT_ONLY_ON_CPU("ssd has no kernels for this device");
+  SsdCase k = GetParam();
+  Errors y_error, state_error;
+  std::vector<Errors> grad_errors(std::size(kSsdInputNames));
+  std::vector<DType> dtypes(std::size(kSsdInputNames));
+  const int64_t trials = std::clamp<int64_t>(200000 / (k.B * k.L * k.P * k.N + 1), 1, 8);
+  for (int64_t trial = 0; trial < trials; ++trial) {
+    k.seed = static_cast<uint64_t>(trial);
+    const SsdOutcome got = run_ssd(k, true);
+    testing::expect_same_bits(run_ssd(k, false).y, got.y, "recorded and unrecorded");
+    testing::TestContext t(false, 64);
+    const SsdSetup setup(t, k);
+    const auto exact = setup.reference<double>(k);
+    const auto plain = setup.reference<float>(k);
+    const auto y = exact.forward();
+    const auto y_plain = plain.forward();
+    y_error.add(got.y, y.y, testing::to_double(y_plain.y));
+    state_error.add(got.state, y.state_out, testing::to_double(y_plain.state_out));
+    auto g = exact.backward(got.dy, got.dstate);
+    auto g_plain =
+        plain.backward({got.dy.begin(), got.dy.end()}, {got.dstate.begin(), got.dstate.end()});
+    for (size_t i = 0; i < grad_errors.size(); ++i) {
+      dtypes[i] = setup.tensors()[i].dtype;
+      grad_errors[i].add(got.grads[i], *fields(g)[i], testing::to_double(*fields(g_plain)[i]));
+    }
+  }
+  const auto check = [](const std::string& what, const Errors& e, DType dtype) {
+    EXPECT_LE(e.got, bound(e.plain, e.largest, dtype))
+        << what << ": error of the plain float32 run " << e.plain << ", largest value "
+        << e.largest;
+  };
+  check("y", y_error, k.dtype);
+  check("state", state_error, DType::f32);
+  for (size_t i = 0; i < grad_errors.size(); ++i)
+    check(std::string("d") + kSsdInputNames[i], grad_errors[i], dtypes[i]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Ssd, ::testing::ValuesIn(cases()),
+                         [](const auto& the_case) { return the_case.param.name; });
+
+// The adjoint recurrence of the reference, which the table above trusts, against the complex step of its
+// forward pass: every element of every input.
+TEST(SsdReference, AdjointIsTheComplexStep) {
+  std::vector<SsdCase> few(4);
+  few[0].G = 2, few[0].H = 4, few[0].P = 2, few[0].N = 3, few[0].L = 7, few[0].B = 2,
+  few[0].states = true;
+  few[1].H = 2, few[1].P = 3, few[1].N = 2, few[1].L = 9, few[1].states = true,
+  few[1].lengths = {2, 0, 3, 1, 3}, few[1].D_per_channel = true;
+  few[2].H = 1, few[2].P = 2, few[2].N = 2, few[2].L = 8, few[2].a_is_log = false,
+  few[2].dt_min = 0.2f, few[2].dt_max = 0.5f;
+  few[3].H = 2, few[3].P = 2, few[3].N = 2, few[3].L = 6,
+  few[3].softplus = few[3].D = few[3].bias = false;
+  for (const SsdCase& k : few) {
+    testing::TestContext t;
+    const SsdSetup setup(t, k);
+    const auto exact = setup.reference<double>(k);
+    const auto y = exact.forward();
+    const Values dy = testing::random_values(static_cast<int64_t>(y.y.size()), 20);
+    const Values dstate = testing::random_values(static_cast<int64_t>(y.state_out.size()), 21);
+    auto adjoint = exact.backward(dy, dstate);
+    for (size_t i = 0; i < fields(adjoint).size(); ++i) {
+      auto stepped = setup.reference<Complex>(k);
+      const auto loss = [&](const ComplexValues& x) {
+        *fields(stepped)[i] = x;
+        const auto r = stepped.forward();
+        return testing::dot(r.y, dy) + testing::dot(r.state_out, dstate);
+      };
+      auto values = exact;
+      const Values numeric = testing::complex_step_gradient(loss, *fields(values)[i]);
+      testing::expect_relative(*fields(adjoint)[i], numeric, 1e-12, kSsdInputNames[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace krait::ops
