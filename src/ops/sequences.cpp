@@ -11,8 +11,8 @@ Sequences::Sequences(const Context& c, const char* op, int64_t B, int64_t L, con
       has_out_(state_out),
       packing_(packing ? *packing : Packing()) {
   const auto check_rows = [&](const char* name, const Tensor& t) {
-    require(packed_ || !t || t.size(0) == B,
-            "[{}] {}: expected {} rows, one a batch row, got {}", op, name, B, t.size(0));
+    require(packed_ || !t || t.size(0) == B, "[{}] {}: expected {} rows, one a batch row, got {}",
+            op, name, B, t.size(0));
   };
   check_rows("state_in", state_in);
   check_rows("state_out", state_out);
@@ -33,8 +33,9 @@ void Sequences::check_packing(const Context& c, const char* op, int64_t rows_in,
           "[{}] packing: expected to go from 0 to B*L = {}, goes from {} to {}", op, B_ * L_,
           begin[0], begin[p.n]);
   for (int64_t s = 0; s < p.n; ++s) {
-    require(begin[s] <= begin[s + 1], "[{}] packing: sequence {} ends at {}, before it begins at {}",
-            op, s, begin[s + 1], begin[s]);
+    require(begin[s] <= begin[s + 1],
+            "[{}] packing: sequence {} ends at {}, before it begins at {}", op, s, begin[s + 1],
+            begin[s]);
     const Sequence q = (*this)[s];
     require(!has_in_ || q.in < rows_in, "[{}] packing: sequence {} starts from row {} of {} states",
             op, s, q.in, rows_in);

@@ -92,9 +92,9 @@ constexpr int kTogether = 4;  // rows of a state whose sums over n are formed at
 // Rows [first, first + kTogether) of one head's state, the last row again beyond the end: each state is read
 // and written once. kTokens: how many at most.
 template <int kTokens>
-static HWY_INLINE void step_rows(int64_t tokens, int64_t N, const float* const* from, float* const* to,
-                                 const float* decay, const float* dx, int64_t dx_row,
-                                 const float* B, const float* C, float* y) {
+static HWY_INLINE void step_rows(int64_t tokens, int64_t N, const float* const* from,
+                                 float* const* to, const float* decay, const float* dx,
+                                 int64_t dx_row, const float* B, const float* C, float* y) {
   const int64_t Np = padded(N);
   V sum[kTokens][kTogether];
   for (int64_t t = 0; t < tokens; ++t)

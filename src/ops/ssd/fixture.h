@@ -46,7 +46,8 @@ struct SsdSetup {
     in.x = random({k.B, k.L, k.H * k.P}, k.dtype, 1, 0, 1);
     in.dt = random({k.B, k.L, k.H}, k.dtype_BC, 2, k.dt_mean, k.dt_scale);
     // A as its logarithm, around 1, or itself, always negative: the recurrence must not grow.
-    in.A = random({k.H}, DType::f32, 3, k.a_is_log ? k.A_mean : -1.5, k.a_is_log ? k.A_scale : 0.25);
+    in.A =
+        random({k.H}, DType::f32, 3, k.a_is_log ? k.A_mean : -1.5, k.a_is_log ? k.A_scale : 0.25);
     in.B = random({k.B, k.L, k.G * k.N}, k.dtype_BC, 4, 0, 1);
     in.C = random({k.B, k.L, k.G * k.N}, k.dtype_BC, 5, 0, 1);
     if (k.D) in.D = random(k.D_per_channel ? Shape{k.H, k.P} : Shape{k.H}, DType::f32, 6, 0, 1);

@@ -33,13 +33,13 @@ struct Piece {
   int64_t tokens = 0, heads = 0, P = 0, N = 0;
   bool softplus = true;
   float dt_min = 0, dt_max = 0;
-  Rows x, dt;  // columns (heads, P) and (heads)
-  Rows B, C;   // N columns
-  const float* A = nullptr;        // (heads)
-  const float* D = nullptr;        // (heads) or (heads, P), or null
+  Rows x, dt;                // columns (heads, P) and (heads)
+  Rows B, C;                 // N columns
+  const float* A = nullptr;  // (heads)
+  const float* D = nullptr;  // (heads) or (heads, P), or null
   bool D_per_channel = false;
-  const float* dt_bias = nullptr;  // (heads) or null
-  const float* state_in = nullptr; // (heads, P, N) or null: zero
+  const float* dt_bias = nullptr;   // (heads) or null
+  const float* state_in = nullptr;  // (heads, P, N) or null: zero
 };
 
 struct Forward {
@@ -71,18 +71,18 @@ static constexpr int64_t padded(int64_t n) { return (n + kPadding - 1) / kPaddin
 static constexpr int64_t sums_size(int64_t P) { return 2 + P; }
 static constexpr int64_t kTimes = 8;  // rows of one value a token
 static constexpr int64_t forward_scratch(int64_t P, int64_t N) {
-  return kHeadSet * N * padded(P)                      // states
-         + (2 * kChunk + kChunk) * padded(N)           // B, C, Bᵀ
-         + 2 * kChunk * kChunk                         // C Bᵀ, scores
-         + 3 * kChunk * padded(P)                      // x, Δx, y
+  return kHeadSet * N * padded(P)             // states
+         + (2 * kChunk + kChunk) * padded(N)  // B, C, Bᵀ
+         + 2 * kChunk * kChunk                // C Bᵀ, scores
+         + 3 * kChunk * padded(P)             // x, Δx, y
          + (kTimes + 1) * kChunk + 2 * padded(P);
 }
 static constexpr int64_t backward_scratch(int64_t P, int64_t N) {
-  return kHeadSet * P * padded(N)                        // gradients of the states
-         + (P * padded(N) + N * padded(P))               // a state, a transposed gradient
-         + 6 * kChunk * padded(N)                        // B, C, Bᵀ, dB, dC, one more
-         + 4 * kChunk * kChunk                           // C Bᵀ, scores, their gradients
-         + 6 * kChunk * padded(P) + padded(P) * kChunk   // x, Δx, dy and the like
+  return kHeadSet * P * padded(N)                       // gradients of the states
+         + (P * padded(N) + N * padded(P))              // a state, a transposed gradient
+         + 6 * kChunk * padded(N)                       // B, C, Bᵀ, dB, dC, one more
+         + 4 * kChunk * kChunk                          // C Bᵀ, scores, their gradients
+         + 6 * kChunk * padded(P) + padded(P) * kChunk  // x, Δx, dy and the like
          + (2 * kTimes + 1) * kChunk + 2 * padded(P);
 }
 

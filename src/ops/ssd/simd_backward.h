@@ -18,7 +18,7 @@ struct BackwardArea {
   float *B, *C, *BT, *CB, *dB, *dC, *CB_grad;                     // of the chunk
   float *x, *X, *XT, *g, *scaled, *dX, *scores, *pairs, *rows_N;  // of one head
   float *S, *dST, *skip, *decays;
-  float *dS;  // (heads, P, Np)
+  float* dS;  // (heads, P, Np)
   Times times;
   float *from_state, *to_state, *log_decay;  // one float a token
 };
@@ -65,7 +65,8 @@ static void score_gradients(const BackwardArea& w, int64_t rows) {
 // log_decay[k] = Σ_{j < k <= i} of the pairs, where from_state and to_state are their border rows, and
 // `through` is the pair of the two states. `to_state` becomes the sums of columns.
 static void sum_pairs_between(const BackwardArea& w, int64_t rows, float through) {
-  float before = through;  // pairs of the state before with tokens at and after k, and with the state after
+  float before =
+      through;  // pairs of the state before with tokens at and after k, and with the state after
   for (int64_t j = rows; j < padded(rows); ++j) w.to_state[j] = 0;
   for (int64_t k = rows - 1; k >= 0; --k) {
     before += w.from_state[k];
@@ -150,8 +151,7 @@ static void head_backward(const ssd::Backward& w, const BackwardArea& a, int64_t
     scale_rows(a.X, times.suffix, rows, Pp, a.scaled);
     small_product({rows, Np, P, a.scaled, Pp, 1, dS, Np, a.rows_N, Np, false});
     add_floats(a.rows_N, rows * Np, a.dB);
-    for (int64_t i = 0; i < rows; ++i)
-      a.to_state[i] = dot(a.B + i * Np, a.rows_N + i * Np, Np);
+    for (int64_t i = 0; i < rows; ++i) a.to_state[i] = dot(a.B + i * Np, a.rows_N + i * Np, Np);
   }
   small_product({rows, Pp, rows, a.scores, 1, kChunk, a.g, Pp, a.dX, Pp, has_dS},
                 Triangle::upper_factor);
@@ -160,8 +160,7 @@ static void head_backward(const ssd::Backward& w, const BackwardArea& a, int64_t
     copy_padded(state, P, N, a.S);
     small_product({rows, Np, P, a.scaled, Pp, 1, a.S, Np, a.rows_N, Np, false});
     add_floats(a.rows_N, rows * Np, a.dC);
-    for (int64_t i = 0; i < rows; ++i)
-      a.from_state[i] = dot(a.C + i * Np, a.rows_N + i * Np, Np);
+    for (int64_t i = 0; i < rows; ++i) a.from_state[i] = dot(a.C + i * Np, a.rows_N + i * Np, Np);
     if (has_dS) through = times.prefix[rows - 1] * dot(dS, a.S, P * Np);
   }
   sum_pairs_between(a, rows, through);

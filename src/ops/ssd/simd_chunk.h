@@ -89,9 +89,9 @@ static void transpose(const float* in, int64_t in_row, int64_t rows, int64_t col
 
 // What one head's step sizes are over a chunk, one float a token.
 struct Times {
-  float *delta, *slope;     // Δ; dΔ / d(dt + bias)
-  float *decay;             // exp(Δ A)
-  float *prefix, *suffix;   // the decays up to and with this token; those after it
+  float *delta, *slope;    // Δ; dΔ / d(dt + bias)
+  float* decay;            // exp(Δ A)
+  float *prefix, *suffix;  // the decays up to and with this token; those after it
 };
 
 static Times take_times(Area& area) {

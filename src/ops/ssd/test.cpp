@@ -22,9 +22,8 @@ std::vector<SsdCase> cases() {
     add(fmt::format("L{}", L), [&](SsdCase& k) { k.L = L, k.states = true, k.B = 2; });
   for (int64_t P : {1, 7, 16, 64})
     for (int64_t N : {1, 4, 17, 128})
-      add(fmt::format("P{}_N{}", P, N), [&](SsdCase& k) {
-        k.P = P, k.N = N, k.H = 2, k.states = true, k.L = 70;
-      });
+      add(fmt::format("P{}_N{}", P, N),
+          [&](SsdCase& k) { k.P = P, k.N = N, k.H = 2, k.states = true, k.L = 70; });
   add("N256_P80", [](SsdCase& k) { k.N = 256, k.P = 80, k.H = 1, k.L = 67, k.states = true; });
   add("H17_sets_of_heads", [](SsdCase& k) { k.H = 17, k.L = 66; });
   add("step_P5_N17", [](SsdCase& k) { k.P = 5, k.N = 17, k.L = 3, k.states = true; });
