@@ -162,4 +162,21 @@ HWY_INLINE void add_sums_of_lanes(D d, const Vec<D>* v, float* to) {
 }
 #endif
 
+// Σ f(tag, i) over [0, n): whole vectors in two accumulators, then the rest, in a fixed order.
+template <class F>
+HWY_INLINE float sum_over(int64_t n, const F& f) {
+  const Lanes d;
+  const auto step = static_cast<int64_t>(hn::Lanes(d));
+  auto a = hn::Zero(d), b = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + 2 * step <= n; i += 2 * step) {
+    a = hn::Add(a, f(d, i));
+    b = hn::Add(b, f(d, i + step));
+  }
+  for (; i + step <= n; i += step) a = hn::Add(a, f(d, i));
+  float sum = sum_lanes(d, hn::Add(a, b));
+  for (; i < n; ++i) sum += hn::GetLane(f(OneLane(), i));
+  return sum;
+}
+
 }  // namespace krait::KRAIT_ISA

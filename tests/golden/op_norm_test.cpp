@@ -1,5 +1,7 @@
-// norm against the reference norms of state-spaces/mamba.
+// norm and gated_norm against the reference norms of state-spaces/mamba.
 #include "krait/ops/norm/norm.h"
+
+#include "krait/ops/gated_norm/gated_norm.h"
 #include "krait/testing/golden.h"
 
 namespace krait {
@@ -40,7 +42,7 @@ TEST(Golden, Norm) {
   KRAIT_GOLDEN_OR_SKIP(folder);
   int n = 0;
   for (const GoldenVariant& v : golden_variants(folder, "norm")) {
-    if (!v.find("in.residual")) continue;  // see GatedNorm
+    if (!v.find("in.residual")) continue;  // see T6_T7_GatedNorm
     SCOPED_TRACE(v.name);
     run(v);
     ++n;
@@ -48,8 +50,39 @@ TEST(Golden, Norm) {
   EXPECT_GE(n, 1);
 }
 
-TEST(Golden, GatedNorm) {
-  GTEST_SKIP() << "the gated norm belongs to Mamba-2, which Krait does not have yet";
+void run_gated(const GoldenVariant& v) {
+  TestContext test(true);
+  ops::GatedNormInputs in;
+  const std::pair<const char*, Tensor*> inputs[] = {
+      {"x", &in.x}, {"z", &in.z}, {"weight", &in.w}, {"bias", &in.b}};
+  for (const auto& [name, to] : inputs)
+    if (const Tensor* t = v.find(std::string("in.") + name)) {
+      *to = copied(test, *t);
+      test.tape.watch(*to);
+    }
+  in.groups = in.x.size(-1) / v.options.at("group_size").get<int64_t>();
+  if (v.options.value("norm_before_gate", false)) in.order = ops::GateOrder::norm_first;
+  const Tensor y = ops::gated_norm(test.c, in);
+  const Values exact = to_double(v.at("out.y"));
+  EXPECT_LE(max_abs_error(to_double(y), exact), v.bound("y", exact));
+  test.seed_grad(y, to_double(v.at("cotangent.y")));
+  test.tape.backward(test.c);
+  for (const auto& [name, t] : inputs)
+    if (*t)
+      expect_relative(to_double(test.tape.grad(*t)), to_double(v.at(std::string("grad.") + name)),
+                      kGradientTolerance, name);
+}
+
+TEST(Golden, T6_T7_GatedNorm) {
+  KRAIT_GOLDEN_OR_SKIP(folder);
+  int n = 0;
+  for (const GoldenVariant& v : golden_variants(folder, "norm")) {
+    if (!v.options.contains("group_size")) continue;
+    SCOPED_TRACE(v.name);
+    run_gated(v);
+    ++n;
+  }
+  EXPECT_GE(n, 1);
 }
 
 }  // namespace

@@ -5,23 +5,6 @@
 namespace krait::KRAIT_ISA {
 namespace {
 
-// Σ f(tag, i) over [0, D): whole vectors in two accumulators, then the rest, in a fixed order.
-template <class F>
-HWY_INLINE float sum_over(int64_t D, const F& f) {
-  const Lanes d;
-  const auto step = static_cast<int64_t>(hn::Lanes(d));
-  auto a = hn::Zero(d), b = hn::Zero(d);
-  int64_t i = 0;
-  for (; i + 2 * step <= D; i += 2 * step) {
-    a = hn::Add(a, f(d, i));
-    b = hn::Add(b, f(d, i + step));
-  }
-  for (; i + step <= D; i += step) a = hn::Add(a, f(d, i));
-  float sum = sum_lanes(d, hn::Add(a, b));
-  for (; i < D; ++i) sum += hn::GetLane(f(OneLane(), i));
-  return sum;
-}
-
 // s of a row: computed and stored where there is a residual, else x itself.
 template <class X>
 HWY_INLINE void add_residual(const NormProblem& p, int64_t row) {

@@ -1,0 +1,124 @@
+// A group of a row at a time, lanes along it: one pass for the mean square, one for the results.
+#include "krait/ops/gated_norm/kernels.h"
+#include "krait/ops/simd_math.h"
+
+namespace krait::KRAIT_ISA {
+namespace {
+
+using ops::GatedNormProblem;
+
+// One group of a row.
+template <class T>
+struct Group {
+  const T *x, *z;
+  const float *w, *b;
+  bool gate_first;
+
+  template <class D>
+  HWY_INLINE Vec<D> gate(D d, int64_t i) const {
+    return Silu(d, load(d, z + i));
+  }
+  // What is normed.
+  template <class D>
+  HWY_INLINE Vec<D> v(D d, int64_t i) const {
+    const auto value = load(d, x + i);
+    return z && gate_first ? hn::Mul(value, gate(d, i)) : value;
+  }
+  template <class D>
+  HWY_INLINE Vec<D> scaled(D d, int64_t i, Vec<D> normed) const {
+    const auto y = hn::Mul(normed, hn::LoadU(d, w + i));
+    return b ? hn::Add(y, hn::LoadU(d, b + i)) : y;
+  }
+};
+
+template <class T>
+Group<T> group_of(const GatedNormProblem& p, int64_t row, int64_t first) {
+  return {static_cast<const T*>(p.x) + row * p.x_stride + first,
+          p.z ? static_cast<const T*>(p.z) + row * p.z_stride + first : nullptr, p.w + first,
+          p.b ? p.b + first : nullptr, p.gate_first};
+}
+
+template <class T>
+float scale_of(const Group<T>& g, int64_t n, float eps) {
+  const float square = sum_over(n, [&](auto d, int64_t i) {
+    const auto v = g.v(d, i);
+    return hn::Mul(v, v);
+  });
+  return 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
+}
+
+template <class T>
+void forward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64_t n) {
+  const Group<T> g = group_of<T>(p, row, first);
+  T* const y = static_cast<T*>(p.y) + row * p.E + first;
+  const float scale = scale_of(g, n, p.eps);
+  for_lanes(0, n, [&](auto d, int64_t i) {
+    auto out = g.scaled(d, i, hn::Mul(g.v(d, i), hn::Set(d, scale)));
+    if (g.z && !g.gate_first) out = hn::Mul(out, g.gate(d, i));
+    store(d, out, y + i);
+  });
+}
+
+// With n = v * scale, s = silu(z), and g = dy w (gate first) or dy s w:
+//   dv = scale * (g - n * mean(g n))
+//   gate first: dx = dv s, dz = dv x silu'(z);   norm first: dx = dv, dz = dy (n w + b) silu'(z)
+template <class T>
+void backward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64_t n, float* dw,
+                    float* db) {
+  const Group<T> g = group_of<T>(p, row, first);
+  const T* const dy = static_cast<const T*>(p.dy) + row * p.E + first;
+  T* const dx = p.dx ? static_cast<T*>(p.dx) + row * p.dx_stride + first : nullptr;
+  T* const dz = p.dz ? static_cast<T*>(p.dz) + row * p.dz_stride + first : nullptr;
+  const float scale = scale_of(g, n, p.eps);
+  const bool gate_last = g.z && !g.gate_first;
+  const auto dnormed = [&](auto d, int64_t i) {  // before w
+    const auto grad = load(d, dy + i);
+    return gate_last ? hn::Mul(grad, g.gate(d, i)) : grad;
+  };
+  const float mean = sum_over(n,
+                              [&](auto d, int64_t i) {
+                                const auto grad = hn::Mul(dnormed(d, i), hn::LoadU(d, g.w + i));
+                                return hn::Mul(grad, hn::Mul(g.v(d, i), hn::Set(d, scale)));
+                              }) /
+                     static_cast<float>(n);
+  for_lanes(0, n, [&](auto d, int64_t i) {
+    const auto normed = hn::Mul(g.v(d, i), hn::Set(d, scale));
+    const auto grad = dnormed(d, i);
+    const auto inner =
+        hn::NegMulAdd(normed, hn::Set(d, mean), hn::Mul(grad, hn::LoadU(d, g.w + i)));
+    const auto dv = hn::Mul(inner, hn::Set(d, scale));
+    if (dw) hn::StoreU(hn::MulAdd(grad, normed, hn::LoadU(d, dw + first + i)), d, dw + first + i);
+    if (db) hn::StoreU(hn::Add(grad, hn::LoadU(d, db + first + i)), d, db + first + i);
+    if (dz) {
+      const auto of_gate = gate_last ? hn::Mul(load(d, dy + i), g.scaled(d, i, normed))
+                                     : hn::Mul(dv, load(d, g.x + i));
+      const auto out = hn::Mul(of_gate, SiluSlope(d, load(d, g.z + i)));
+      store(d, p.dz_add ? hn::Add(out, load(d, dz + i)) : out, dz + i);
+    }
+    if (dx) {
+      const auto out = g.z && g.gate_first ? hn::Mul(dv, g.gate(d, i)) : dv;
+      store(d, p.dx_add ? hn::Add(out, load(d, dx + i)) : out, dx + i);
+    }
+  });
+}
+
+void forward(const GatedNormProblem& p, int64_t row, int64_t end) {
+  const int64_t n = p.E / p.groups;
+  for (; row < end; ++row)
+    for (int64_t first = 0; first < p.E; first += n)
+      p.bf16 ? forward_group<bf16>(p, row, first, n) : forward_group<float>(p, row, first, n);
+}
+
+void backward(const GatedNormProblem& p, int64_t row, int64_t end, float* dw, float* db) {
+  const int64_t n = p.E / p.groups;
+  for (; row < end; ++row)
+    for (int64_t first = 0; first < p.E; first += n)
+      p.bf16 ? backward_group<bf16>(p, row, first, n, dw, db)
+             : backward_group<float>(p, row, first, n, dw, db);
+}
+
+}  // namespace
+
+extern const ops::GatedNormKernels gated_norm_kernels = {forward, backward};
+
+}  // namespace krait::KRAIT_ISA

@@ -1,0 +1,162 @@
+#include "krait/ops/gated_norm/gated_norm.h"
+
+#include "krait/ops/gated_norm/reference.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::ops {
+namespace {
+
+using namespace krait::testing;
+
+struct Case {
+  GateOrder order = GateOrder::gate_first;
+  int64_t rows = 1, E = 1, groups = 1;
+  bool z = true, b = false;
+  DType dtype = DType::f32;
+  bool strided = false;
+};
+
+std::string describe(const Case& k) {
+  return fmt::format("{} rows={} E={} groups={} z={} b={} {} strided={}",
+                     k.order == GateOrder::gate_first ? "gate first" : "norm first", k.rows, k.E,
+                     k.groups, k.z, k.b, name_of(k.dtype), k.strided);
+}
+
+struct GatedNorm {
+  Case k;
+  TestContext test;
+  GatedNormInputs in;
+  Tensor y;
+
+  explicit GatedNorm(const Case& c, bool record = false) : k(c), test(record) {
+    in.x = test.random({k.rows, k.E}, k.dtype, 1, {.mean = 0.3, .strided = k.strided});
+    if (k.z) in.z = test.random({k.rows, k.E}, k.dtype, 2, {.scale = 2, .strided = k.strided});
+    in.w = test.random({k.E}, DType::f32, 3, {.mean = 1});
+    if (k.b) in.b = test.random({k.E}, DType::f32, 4);
+    in.groups = k.groups, in.order = k.order;
+  }
+  void run() { y = gated_norm(test.c, in); }
+
+  template <class T>
+  std::vector<T> reference(const std::vector<std::vector<T>>& v) const {
+    return gated_norm_reference<T>(k.E, k.groups, k.order == GateOrder::gate_first, 1e-5, v[0],
+                                   v[1], v[2], v[3]);
+  }
+  std::vector<Tensor> inputs() const { return {in.x, in.z, in.w, in.b}; }
+  std::vector<Values> doubles() const {
+    std::vector<Values> v;
+    for (const Tensor& t : inputs()) v.push_back(to_double(t));
+    return v;
+  }
+  Values plain() const {
+    std::vector<std::vector<float>> v;
+    for (const Tensor& t : inputs()) v.push_back(to_float(t));
+    return to_double(reference(v));
+  }
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const GateOrder order : {GateOrder::gate_first, GateOrder::norm_first}) {
+    for (const int64_t E : {1, 2, 31, 97, 257, 1025})
+      for (const int64_t rows : {0, 1, 2, 31})
+        all.push_back({.order = order, .rows = rows, .E = E, .b = rows % 2 == 1});
+    for (const int64_t groups : {2, 3, 8})
+      all.push_back(
+          {.order = order, .rows = 70, .E = groups * 20, .groups = groups, .strided = true});
+    all.push_back({.order = order, .rows = 9, .E = 96, .groups = 2, .z = false, .b = true});
+    all.push_back(
+        {.order = order, .rows = 33, .E = 96, .groups = 3, .dtype = DType::bf16, .strided = true});
+  }
+  return all;
+}
+
+TEST(GatedNorm, T6_T7_MatchesDouble) {
+  KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
+  for (const Case& k : cases()) {
+    SCOPED_TRACE(describe(k));
+    GatedNorm n(k);
+    n.run();
+    expect_within_twice_plain(to_double(n.y), n.reference(n.doubles()), n.plain(), k.dtype, "y");
+  }
+}
+
+// The gate is a unit in the last place less exact than the C library's, and a gradient sums over rows.
+TEST(GatedNorm, T6_T7_GradientsAreTheComplexStep) {
+  KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
+  for (const Case& k : cases()) {
+    if (k.rows * k.E > 4000) continue;
+    SCOPED_TRACE(describe(k));
+    GatedNorm n(k, true);
+    n.run();
+    n.test.seed_grad(n.y, random_values(n.y.numel(), 11));
+    const Values dy = to_double(n.test.tape.grad(n.y));
+    n.test.tape.backward(n.test.c);
+    const std::vector<Values> values = n.doubles();
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (!n.inputs()[i]) continue;
+      std::vector<ComplexValues> z;
+      for (const Values& v : values) z.push_back(to_complex(v));
+      const auto loss = [&](const ComplexValues& v) {
+        z[i] = v;
+        return dot(n.reference(z), dy);
+      };
+      const Values numeric = complex_step_gradient(loss, values[i]);
+      const double tolerance =
+          8 * rounding(DType::f32) * std::sqrt(static_cast<double>(k.rows) + 1) +
+          rounding(n.inputs()[i].dtype);
+      expect_relative(to_double(n.test.tape.grad(n.inputs()[i])), numeric, tolerance,
+                      std::string("d") + "xzwb"[i]);
+    }
+  }
+}
+
+TEST(GatedNorm, SameBitsForAnyNumberOfThreadsAndGradientsAdd) {
+  KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
+  const Case k{.rows = 200, .E = 96, .groups = 2, .b = true};
+  const auto run = [&](int threads, bool twice) {
+    ThreadCount count(threads);
+    GatedNorm n(k, true);
+    n.run();
+    if (twice)
+      for (const Tensor& t : n.inputs())
+        n.test.seed_grad(t, Values(static_cast<size_t>(t.numel()), 1.0));
+    n.test.seed_grad(n.y, random_values(n.y.numel(), 11));
+    n.test.tape.backward(n.test.c);
+    std::vector<Values> out = {to_double(n.y)};
+    for (const Tensor& t : n.inputs()) out.push_back(to_double(n.test.tape.grad(t)));
+    return out;
+  };
+  const std::vector<Values> one = run(1, false);
+  for (const int threads : {2, 4}) {
+    const std::vector<Values> many = run(threads, false);
+    for (size_t i = 0; i < one.size(); ++i) expect_same_bits(one[i], many[i], "threads");
+  }
+  const std::vector<Values> added = run(1, true);
+  for (size_t i = 1; i < one.size(); ++i) {
+    Values expected = one[i];
+    for (double& v : expected) v += 1;
+    expect_relative(added[i], expected, 1e-6, "added");
+  }
+}
+
+TEST(GatedNorm, SaysWhatWasExpected) {
+  KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
+  const auto message = [](auto change) -> std::string {
+    GatedNorm n({.rows = 2, .E = 10});
+    change(n);
+    try {
+      n.run();
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(message([](GatedNorm& n) { n.in.groups = 3; }),
+            "[gated_norm] 10 channels cannot be cut into 3 groups");
+  EXPECT_NE(message([](GatedNorm& n) { n.in.z = n.test.random({2, 9}, DType::f32, 1); }), "");
+  EXPECT_NE(message([](GatedNorm& n) { n.in.w = n.test.random({9}, DType::f32, 1); }), "");
+}
+
+}  // namespace
+}  // namespace krait::ops
