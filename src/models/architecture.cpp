@@ -13,6 +13,7 @@ const std::vector<const Architecture*>& architectures() {
       &kMoeMamba,
       &kMamba1,
       &kFalconMamba,
+      &kMamba2,
       &kTransformerpp,
       &kMamba3,
       &kLlama,

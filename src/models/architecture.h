@@ -35,7 +35,8 @@ struct Architecture {
                  std::vector<std::string>& notes) = nullptr;
 };
 
-extern const Architecture kMamba1, kFalconMamba, kMoeMamba, kTransformerpp, kLlama, kGptNeox, kMamba3;
+extern const Architecture kMamba1, kFalconMamba, kMoeMamba, kTransformerpp, kLlama, kGptNeox,
+    kMamba2, kMamba3;
 
 const std::vector<const Architecture*>& architectures();
 const Architecture& architecture(const std::string& name);

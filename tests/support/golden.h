@@ -21,6 +21,7 @@ inline bool is_language_model(const std::string& system) {
       "mamba1",
       "falcon-mamba",
       "moe-mamba",
+      "mamba2",
       "transformerpp",
       "mamba3-siso",
       "mamba3-mimo",

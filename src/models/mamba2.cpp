@@ -1,0 +1,306 @@
+#include "krait/models/mamba2.h"
+
+#include <array>
+#include <cmath>
+#include <tuple>
+
+#include "krait/base/error.h"
+#include "krait/models/architecture.h"
+
+namespace krait::models {
+
+namespace {
+
+class Mamba2Body : public Body {
+ public:
+  explicit Mamba2Body(const nn::Mamba2Config& m) : mixer(m) {}
+
+  void check(const Config&) const override { nn::check(mixer); }
+
+  std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
+                                   int64_t i) const override {
+    const std::string name = fmt::format("backbone.layers.{}", i);
+    nn::Mamba2Config m = mixer;
+    m.d_model = c.d_model;
+    m.out_rescale = std::sqrt(static_cast<double>(c.n_layer));
+    auto block = std::make_unique<nn::PreNorm>();
+    const nn::Norm norm = nn::Norm::make(params, name + ".norm", c.norm, c.d_model, c.norm_eps);
+    block->add(norm, std::make_unique<nn::Mamba2>(params, name + ".mixer", m));
+    return block;
+  }
+
+  OrderedJson json(const Config& c, Layout layout) const override {
+    return layout == Layout::huggingface ? huggingface(c) : original(c);
+  }
+
+  const nn::Mamba2Config mixer;  // d_model and out_rescale follow from the shell
+
+ private:
+  OrderedJson huggingface(const Config& c) const;
+  OrderedJson original(const Config& c) const;
+};
+
+// expand · D, rounded down; 0, which check() refuses, where that is no size.
+int64_t expanded(double expand, int64_t D) {
+  const double E = expand * static_cast<double>(D);
+  return E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;
+}
+
+// The numbers of a list of two, which may be infinite.
+std::pair<double, double> pair_of(const JsonView& j, const char* key,
+                                  std::pair<double, double> fallback) {
+  const Json* v = j.find(key);
+  if (!v) return fallback;
+  if (!v->is_array() || v->size() != 2) j.wrong(key, "a list of two numbers");
+  const Json named = {{"first", v->at(0)}, {"second", v->at(1)}};
+  const JsonView two(named, fmt::format("{}: \"{}\"", j.where(), key));
+  return {two.number("first"), two.number("second")};
+}
+
+OrderedJson pair_json(double first, double second) {
+  const auto number = [](double x) {
+    return std::isinf(x) ? OrderedJson{{"__float__", x > 0 ? "Infinity" : "-Infinity"}}
+                         : OrderedJson(shortest(static_cast<float>(x)));
+  };
+  return OrderedJson::array({number(first), number(second)});
+}
+
+void read_limits(const JsonView& j, const char* key, nn::Mamba2Config& m) {
+  const auto [low, high] = pair_of(j, key, {m.dt_low, m.dt_high});
+  m.dt_low = static_cast<float>(low), m.dt_high = static_cast<float>(high);
+}
+
+Config read_huggingface(const JsonView& j) {
+  Config c;
+  if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
+  c.vocab_size = j.integer("vocab_size", 32768);
+  c.d_model = j.integer("hidden_size", 4096);
+  c.n_layer = j.integer("num_hidden_layers", 64);
+  c.norm_eps = static_cast<float>(j.number("layer_norm_epsilon", 1e-5));
+  c.tie_embeddings = j.boolean("tie_word_embeddings", false);
+  c.eos_ids = eos_ids(j);
+  nn::Mamba2Config m;
+  m.headdim = j.integer("head_dim", 64);
+  m.d_ssm = expanded(j.number("expand", 2), c.d_model);
+  if (const int64_t heads = j.integer("num_heads", 128); heads < 1 || m.headdim < 1 ||
+                                                         heads > (int64_t{1} << 22) / m.headdim ||
+                                                         heads * m.headdim != m.d_ssm)
+    j.wrong("num_heads",
+            fmt::format("expand * hidden_size / head_dim = {} / {}", m.d_ssm, m.headdim));
+  m.d_state = j.integer("state_size", 128);
+  m.groups = j.integer("n_groups", 8);
+  m.d_conv = j.integer("conv_kernel", 4);
+  m.conv_bias = j.boolean("use_conv_bias", true);
+  m.proj_bias = j.boolean("use_bias", false);
+  m.norm_eps = c.norm_eps;
+  read_limits(j, "time_step_limit", m);
+  m.dt_min = j.number("time_step_min", m.dt_min);
+  m.dt_max = j.number("time_step_max", m.dt_max);
+  m.dt_floor = j.number("time_step_floor", m.dt_floor);
+  return with_mamba2(c, m);
+}
+
+Config read_original(const JsonView& j) {
+  Config c;
+  c.d_model = j.integer("d_model");
+  c.n_layer = j.integer("n_layer");
+  c.vocab_size = j.integer("vocab_size");
+  c.vocab_multiple = j.integer("pad_vocab_size_multiple", 8);
+  c.norm = j.boolean("rms_norm", true) ? ops::NormKind::rms : ops::NormKind::layer;
+  c.tie_embeddings = j.boolean("tie_embeddings", true);
+  return with_mamba2(c, read_original_mamba2(j.object("ssm_cfg"), c.d_model));
+}
+
+OrderedJson Mamba2Body::huggingface(const Config& c) const {
+  const nn::Mamba2Config& m = mixer;
+  const char* const only =
+      "the Hugging Face layout of Mamba-2 has {}; this model does not: write "
+      "the original layout";
+  require(c.norm == ops::NormKind::rms, fmt::runtime(only), "root-mean-square norms only");
+  require(m.norm && !m.norm_before_gate, fmt::runtime(only), "a norm after the gate");
+  require(m.d_mlp == 0 && !m.D_per_channel, fmt::runtime(only), "no MLP part and a D a head");
+  require(m.d_ssm % c.d_model == 0, fmt::runtime(only), "a whole number for expand");
+  OrderedJson j;
+  j["architectures"] = OrderedJson::array({"Mamba2ForCausalLM"});
+  j["model_type"] = "mamba2";
+  j["vocab_size"] = c.padded_vocab();
+  j["hidden_size"] = c.d_model;
+  j["num_hidden_layers"] = c.n_layer;
+  j["expand"] = m.d_ssm / c.d_model;
+  j["num_heads"] = m.heads();
+  j["head_dim"] = m.headdim;
+  j["state_size"] = m.d_state;
+  j["n_groups"] = m.groups;
+  j["conv_kernel"] = m.d_conv;
+  j["chunk_size"] = 256;
+  j["use_bias"] = m.proj_bias;
+  j["use_conv_bias"] = m.conv_bias;
+  j["hidden_act"] = "silu";
+  j["layer_norm_epsilon"] = shortest(c.norm_eps);
+  j["rms_norm"] = true;
+  j["residual_in_fp32"] = true;
+  // It is how the weights were drawn, but transformers would draw out_proj again after loading.
+  j["rescale_prenorm_residual"] = false;
+  j["tie_word_embeddings"] = c.tie_embeddings;
+  j["time_step_limit"] = pair_json(m.dt_low, m.dt_high);
+  j["time_step_min"] = m.dt_min;
+  j["time_step_max"] = m.dt_max;
+  j["time_step_floor"] = m.dt_floor;
+  write_eos(j, c);
+  return j;
+}
+
+OrderedJson Mamba2Body::original(const Config& c) const {
+  require(c.norm_eps == 1e-5f && mixer.norm_eps == 1e-5f,
+          "the original layout has norms with epsilon 1e-5 only; this model's is {}", c.norm_eps);
+  OrderedJson j;
+  j["d_model"] = c.d_model;
+  j["d_intermediate"] = 0;
+  j["n_layer"] = c.n_layer;
+  j["vocab_size"] = c.vocab_size;
+  nn::Mamba2Config m = mixer;
+  m.d_model = c.d_model;
+  j["ssm_cfg"] = original_mamba2(m);
+  j["attn_layer_idx"] = OrderedJson::array();
+  j["attn_cfg"] = OrderedJson::object();
+  j["rms_norm"] = c.norm == ops::NormKind::rms;
+  j["residual_in_fp32"] = true;
+  j["fused_add_norm"] = true;
+  j["pad_vocab_size_multiple"] = c.vocab_multiple;
+  j["tie_embeddings"] = c.tie_embeddings;
+  return j;
+}
+
+bool claims(const JsonView& j, Layout layout) {
+  if (layout == Layout::huggingface) return j.text("model_type") == "mamba2";
+  if (const Json* attention = j.find("attn_layer_idx"); attention && !attention->empty())
+    return false;
+  return j.integer("d_intermediate", 0) == 0 && j.has("ssm_cfg") &&
+         j.object("ssm_cfg").text("layer", "Mamba1") == "Mamba2";
+}
+
+Config read(const JsonView& j, Layout layout) {
+  return layout == Layout::huggingface ? read_huggingface(j) : read_original(j);
+}
+
+// What can be read off the weights' shapes: hub configs are wrong now and then.
+void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
+  nn::Mamba2Config m = mamba2_of(c);
+  const std::string layer = "backbone.layers.0.mixer.";
+  if (const Shape* s = shape_of(layer + "conv1d.weight"); s && s->rank == 3)
+    follow_weights("d_conv", m.d_conv, (*s)[2], notes);
+  follow_weights("conv_bias", m.conv_bias, shape_of(layer + "conv1d.bias") != nullptr, notes);
+  follow_weights("bias", m.proj_bias, shape_of(layer + "in_proj.bias") != nullptr, notes);
+  int64_t layers = 0;
+  while (shape_of(fmt::format("backbone.layers.{}.mixer.A_log", layers))) ++layers;
+  if (layers > 0) follow_weights("n_layer", c.n_layer, layers, notes);
+  c = with_mamba2(c, m);
+}
+
+struct Preset {
+  const char* name;
+  int64_t d_model, n_layer;
+};
+
+// The published sizes: table 9 of the paper.
+constexpr std::array kPresets = {Preset{"mamba2-130m", 768, 24}, Preset{"mamba2-370m", 1024, 48},
+                                 Preset{"mamba2-780m", 1536, 48}, Preset{"mamba2-1.3b", 2048, 48},
+                                 Preset{"mamba2-2.7b", 2560, 64}};
+
+std::vector<std::string> presets() {
+  std::vector<std::string> names;
+  for (const Preset& p : kPresets) names.emplace_back(p.name);
+  return names;
+}
+
+Config preset_of(const std::string& name) {
+  for (const Preset& p : kPresets)
+    if (name == p.name) return mamba2_config(p.d_model, p.n_layer, 50277, 16);
+  fail("no preset is named \"{}\"", name);
+}
+
+}  // namespace
+
+const Architecture kMamba2 = {"mamba2", claims, read, presets, preset_of, follow};
+
+nn::Mamba2Config read_original_mamba2(const JsonView& s, int64_t d_model) {
+  nn::Mamba2Config m;
+  const int64_t E = expanded(s.number("expand", 2), d_model);
+  m.d_model = d_model;
+  m.d_ssm = s.integer("d_ssm", E);
+  m.d_mlp = E - m.d_ssm;
+  m.headdim = s.integer("headdim", m.headdim);
+  m.d_state = s.integer("d_state", m.d_state);
+  m.groups = s.integer("ngroups", m.groups);
+  m.d_conv = s.integer("d_conv", m.d_conv);
+  m.conv_bias = s.boolean("conv_bias", m.conv_bias);
+  m.proj_bias = s.boolean("bias", m.proj_bias);
+  m.D_per_channel = s.boolean("D_has_hdim", m.D_per_channel);
+  m.norm = s.boolean("rmsnorm", m.norm);
+  m.norm_before_gate = s.boolean("norm_before_gate", m.norm_before_gate);
+  read_limits(s, "dt_limit", m);
+  m.dt_min = s.number("dt_min", m.dt_min);
+  m.dt_max = s.number("dt_max", m.dt_max);
+  m.dt_floor = s.number("dt_init_floor", m.dt_floor);
+  std::tie(m.A_min, m.A_max) = pair_of(s, "A_init_range", {m.A_min, m.A_max});
+  return m;
+}
+
+// Only what differs from the defaults, as published files do.
+OrderedJson original_mamba2(const nn::Mamba2Config& m) {
+  const nn::Mamba2Config usual;
+  const int64_t E = m.d_ssm + m.d_mlp;
+  OrderedJson s;
+  s["layer"] = "Mamba2";
+  if (E % m.d_model != 0) {
+    s["expand"] = static_cast<double>(E) / static_cast<double>(m.d_model);
+  } else if (E != 2 * m.d_model) {
+    s["expand"] = E / m.d_model;
+  }
+  if (m.d_mlp != 0) s["d_ssm"] = m.d_ssm;
+  if (m.headdim != usual.headdim) s["headdim"] = m.headdim;
+  if (m.d_state != usual.d_state) s["d_state"] = m.d_state;
+  if (m.groups != usual.groups) s["ngroups"] = m.groups;
+  if (m.d_conv != usual.d_conv) s["d_conv"] = m.d_conv;
+  if (!m.conv_bias) s["conv_bias"] = false;
+  if (m.proj_bias) s["bias"] = true;
+  if (m.D_per_channel) s["D_has_hdim"] = true;
+  if (!m.norm) s["rmsnorm"] = false;
+  if (m.norm_before_gate) s["norm_before_gate"] = true;
+  if (m.dt_low != usual.dt_low || m.dt_high != usual.dt_high)
+    s["dt_limit"] = pair_json(m.dt_low, m.dt_high);
+  if (m.dt_min != usual.dt_min) s["dt_min"] = m.dt_min;
+  if (m.dt_max != usual.dt_max) s["dt_max"] = m.dt_max;
+  if (m.dt_floor != usual.dt_floor) s["dt_init_floor"] = m.dt_floor;
+  if (m.A_min != usual.A_min || m.A_max != usual.A_max)
+    s["A_init_range"] = OrderedJson::array({m.A_min, m.A_max});
+  return s;
+}
+
+Config mamba2_config(int64_t d_model, int64_t n_layer, int64_t vocab_size, int64_t vocab_multiple) {
+  Config c;
+  c.d_model = d_model;
+  c.n_layer = n_layer;
+  c.vocab_size = vocab_size;
+  c.vocab_multiple = vocab_multiple;
+  nn::Mamba2Config m;
+  m.d_ssm = 2 * d_model;
+  return with_mamba2(c, m);
+}
+
+const nn::Mamba2Config& mamba2_of(const Config& config) {
+  const auto* body = dynamic_cast<const Mamba2Body*>(config.body.get());
+  require(body != nullptr, "expected a Mamba-2 model, got the architecture \"{}\"",
+          config.architecture);
+  return body->mixer;
+}
+
+Config with_mamba2(Config config, const nn::Mamba2Config& mixer) {
+  config.architecture = kMamba2.name;
+  nn::Mamba2Config m = mixer;
+  m.d_model = config.d_model;
+  config.body = std::make_shared<Mamba2Body>(m);
+  return config;
+}
+
+}  // namespace krait::models

@@ -1,0 +1,134 @@
+#include "krait/nn/mamba2.h"
+
+#include <cmath>
+
+#include "krait/base/error.h"
+#include "krait/ops/concat/concat.h"
+#include "krait/ops/conv1d_causal/conv1d_causal.h"
+#include "krait/ops/gate/gate.h"
+#include "krait/ops/gated_norm/gated_norm.h"
+#include "krait/ops/linear/linear.h"
+#include "krait/ops/ssd/ssd.h"
+
+namespace krait::nn {
+
+namespace {
+
+// softplus(bias) is log-uniform in [dt_min, dt_max], at least dt_floor.
+Init inverse_softplus_of_dt(const Mamba2Config& g) {
+  return [g](const Tensor& t, const Philox& rng) {
+    const double low = std::log(g.dt_min), high = std::log(g.dt_max);
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      const double u = rng.uniform_double(static_cast<uint64_t>(i));
+      const double dt = std::max(std::exp(low + u * (high - low)), g.dt_floor);
+      t.as<float>()[i] = static_cast<float>(dt + std::log(-std::expm1(-dt)));
+    }
+  };
+}
+
+// A = -uniform [A_min, A_max], kept as its logarithm.
+Init log_of_uniform(double low, double high) {
+  return [low, high](const Tensor& t, const Philox& rng) {
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      const double u = rng.uniform_double(static_cast<uint64_t>(i));
+      t.as<float>()[i] = static_cast<float>(std::log(low + u * (high - low)));
+    }
+  };
+}
+
+}  // namespace
+
+void check(const Mamba2Config& g) {
+  const auto size = [](const char* what, int64_t value, int64_t least, int64_t most) {
+    require(value >= least && value <= most, "config: {}: expected a number from {} to {}, got {}",
+            what, least, most, value);
+  };
+  size("d_ssm", g.d_ssm, 1, 1 << 22);
+  size("width of the MLP beside the SSM", g.d_mlp, 0, 1 << 22);
+  size("head dimension", g.headdim, 1, g.d_ssm);
+  size("d_state", g.d_state, 1, 256);
+  size("d_conv", g.d_conv, 2, 8);
+  require(g.d_ssm % g.headdim == 0, "config: {} channels cannot be cut into heads of {}", g.d_ssm,
+          g.headdim);
+  size("groups", g.groups, 1, g.heads());
+  require(g.heads() % g.groups == 0, "config: {} heads cannot be cut into {} groups", g.heads(),
+          g.groups);
+  require(g.dt_low <= g.dt_high, "config: the limits of Δ are {} to {}", g.dt_low, g.dt_high);
+}
+
+Mamba2::Mamba2(ParamSet& params, const std::string& name, const Mamba2Config& g) : config_(g) {
+  const int64_t D = g.d_model, E = g.d_ssm, H = g.heads(), W = g.d_conv, M = g.d_mlp;
+  const auto matrix = [&](const char* part, const Shape& s, Init init) {
+    Param& p = params.add(name + "." + part, s, std::move(init));
+    p.decay = true;
+    return &p;
+  };
+  const auto vector = [&](const char* part, const Shape& s, Init init) {
+    Param& p = params.add(name + "." + part, s, std::move(init));
+    p.keep_float32 = true;
+    return &p;
+  };
+  // The default of a linear layer: uniform within 1/sqrt(fan in).
+  const auto fan_in = [](int64_t n, double divide = 1.0) {
+    const double a = 1.0 / std::sqrt(static_cast<double>(n)) / divide;
+    return uniform(-a, a);
+  };
+  dt_bias_ = vector("dt_bias", {H}, inverse_softplus_of_dt(g));
+  A_log_ = vector("A_log", {H}, log_of_uniform(g.A_min, g.A_max));
+  D_ = vector("D", {g.D_per_channel ? E : H}, constant(1.0f));
+  in_proj_ = matrix("in_proj.weight", {g.d_in_proj(), D}, fan_in(D));
+  if (g.proj_bias) in_bias_ = vector("in_proj.bias", {g.d_in_proj()}, constant(0.0f));
+  conv_ = vector("conv1d.weight", {g.d_xBC(), 1, W}, fan_in(W));
+  conv_->decay = true;
+  if (g.conv_bias) conv_bias_ = vector("conv1d.bias", {g.d_xBC()}, fan_in(W));
+  if (g.norm) norm_ = vector("norm.weight", {E}, constant(1.0f));
+  out_proj_ = matrix("out_proj.weight", {D, M + E}, fan_in(M + E, g.out_rescale));
+  if (g.proj_bias) out_bias_ = vector("out_proj.bias", {D}, constant(0.0f));
+}
+
+std::vector<StatePart> Mamba2::state_parts() const {
+  return {{"conv", {config_.d_xBC(), config_.d_conv}},
+          {"ssm", {config_.heads(), config_.headdim, config_.d_state}}};
+}
+
+Tensor Mamba2::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
+  const Mamba2Config& g = config_;
+  const int64_t E = g.d_ssm, GN = g.groups * g.d_state, M = g.d_mlp;
+  const auto value = [](const Param* p) { return p ? p->value : Tensor(); };
+  const auto part = [](const std::vector<Tensor>& v, size_t i) {
+    return i < v.size() ? v[i] : Tensor();
+  };
+
+  // (B, L, 2M + 2E + 2GN + H): z and x of the MLP, then z, xBC, dt
+  const Tensor all = ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);
+  const int64_t xBC = 2 * M + E, dt = xBC + g.d_xBC();
+  const ops::ConvResult conv = ops::conv1d_causal(
+      c, all.slice(-1, xBC, dt), conv_->value.reshape({g.d_xBC(), g.d_conv}), value(conv_bias_),
+      true, call.packing, part(call.state.in, 0), part(call.state.out, 0));  // (B, L, E + 2GN)
+
+  ops::SsdInputs in;
+  in.x = conv.y.slice(-1, 0, E);
+  in.B = conv.y.slice(-1, E, E + GN);
+  in.C = conv.y.slice(-1, E + GN, E + 2 * GN);
+  in.dt = all.slice(-1, dt, dt + g.heads());
+  in.groups = g.groups;
+  in.A = A_log_->value;
+  in.a_is_log = true;
+  in.D = g.D_per_channel ? D_->value.reshape({g.heads(), g.headdim}) : D_->value;
+  in.dt_bias = dt_bias_->value;
+  in.dt_min = g.dt_low, in.dt_max = g.dt_high;
+  const ops::SsdResult ssm =
+      ops::ssd(c, in, call.packing, part(call.state.in, 1), part(call.state.out, 1));  // (B, L, E)
+  if (!call.state.out.empty()) call.state.out = {conv.state, ssm.state};
+
+  const Tensor z = all.slice(-1, 2 * M, xBC);
+  const auto order = g.norm_before_gate ? ops::GateOrder::norm_first : ops::GateOrder::gate_first;
+  Tensor y = g.norm ? ops::gated_norm(c, {ssm.y, z, norm_->value, {}, g.groups, order, g.norm_eps})
+                    : ops::gate(c, ops::Gate::silu, z, ssm.y);
+  if (M > 0)
+    y = ops::concat(c, ops::gate(c, ops::Gate::silu, all.slice(-1, 0, M), all.slice(-1, M, 2 * M)),
+                    y);
+  return project_and_add(c, y, *out_proj_, out_bias_, stream, call.dropout);  // (B, L, D)
+}
+
+}  // namespace krait::nn
