@@ -85,7 +85,8 @@ TEST(GatedNorm, T6_T7_MatchesDouble) {
 TEST(GatedNorm, T6_T7_GradientsAreTheComplexStep) {
   KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
   for (const Case& k : cases()) {
-    if (k.rows * k.E > 4000) continue;
+    // Of one channel, dx is the difference of two equal numbers: all rounding.
+    if (k.rows * k.E > 4000 || k.E == k.groups) continue;
     SCOPED_TRACE(describe(k));
     GatedNorm n(k, true);
     n.run();
