@@ -85,8 +85,8 @@ TEST(GatedNorm, T6_T7_MatchesDouble) {
 TEST(GatedNorm, T6_T7_GradientsAreTheComplexStep) {
   KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
   for (const Case& k : cases()) {
-    // Of one channel, dx is the difference of two equal numbers: all rounding.
-    if (k.rows * k.E > 4000 || k.E == k.groups) continue;
+    // Of one or two channels, dx is the difference of nearly equal numbers: all rounding.
+    if (k.rows * k.E > 4000 || k.E / k.groups < 3) continue;
     SCOPED_TRACE(describe(k));
     GatedNorm n(k, true);
     n.run();
