@@ -23,6 +23,9 @@ struct Small {
 
 constexpr Small kSmall[] = {
     {"mamba", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {"d_state": 5}})"},
+    {"mamba2", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {"layer": "Mamba2",
+                   "d_state": 5, "headdim": 6, "d_ssm": 36, "ngroups": 3, "D_has_hdim": true,
+                   "dt_limit": [0.01, 0.9]}})"},
     {"mamba3", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {"layer": "Mamba3",
                    "d_state": 10, "headdim": 6, "ngroups": 2}, "d_intermediate": 30})"},
     {"mamba3_mimo", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {
