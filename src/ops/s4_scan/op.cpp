@@ -1,0 +1,101 @@
+#include <algorithm>
+
+#include "krait/autograd/tape.h"
+#include "krait/base/threads.h"
+#include "krait/ops/s4_scan/kernels.h"
+#include "krait/ops/s4_scan/s4_scan.h"
+#include "krait/tensor/memory.h"
+
+namespace krait::ops {
+namespace {
+
+constexpr int64_t kHeads = 16;  // of one job: their inputs share cache lines
+
+void check_state(const char* name, const Tensor& state, int64_t H, int64_t N, int64_t rows) {
+  if (!state) return;
+  require(state.dtype == DType::f32 && state.contiguous() && state.rank() == 4 &&
+              state.size(1) == H && state.size(2) == N && state.size(3) == 2 &&
+              (rows < 0 || state.size(0) == rows),
+          "[s4_scan] {}: expected contiguous float32 ({}, H={}, N={}, 2), got {} {}", name,
+          rows < 0 ? "rows" : std::to_string(rows), H, N, name_of(state.dtype), state.shape);
+}
+
+// The state of one head, in planes of double with zeros behind, and back.
+void load_state(const float* from, int64_t N, int64_t row, double* h) {
+  std::fill_n(h, 2 * row, 0.0);
+  for (int64_t n = 0; n < N && from; ++n) {
+    h[n] = from[2 * n];
+    h[row + n] = from[2 * n + 1];
+  }
+}
+
+void store_state(const double* h, int64_t N, int64_t row, float* to) {
+  for (int64_t n = 0; n < N; ++n) {
+    to[2 * n] = static_cast<float>(h[n]);
+    to[2 * n + 1] = static_cast<float>(h[row + n]);
+  }
+}
+
+}  // namespace
+
+S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Tensor& D,
+                     const Packing* packing, const Tensor& state_in, const Tensor& state_out) {
+  require(c.device.type == Device::cpu, "[s4_scan] runs on the CPU only");
+  require(u.rank() == 3 && u.row_strided() && (u.dtype == DType::f32 || u.dtype == DType::bf16),
+          "[s4_scan] u: expected float32 or bfloat16 (B, L, H) with rows at one distance, got {} "
+          "{}",
+          name_of(u.dtype), u.shape);
+  require(!c.tape || !needs_grad({u, D, state_in}),
+          "[s4_scan] states of S4 cannot be differentiated; train on whole sequences");
+  const int64_t B = u.size(0), L = u.size(1), H = u.size(2);
+  require(D.dtype == DType::f32 && D.contiguous() && D.numel() == H,
+          "[s4_scan] D: expected contiguous float32 (1, {}), got {} {}", H, name_of(D.dtype),
+          D.shape);
+  S4ScanResult result{c.alloc(u.shape, u.dtype), state_out};
+  c.cost("s4_scan", 2.0 * static_cast<double>(u.bytes()), 0);
+  if (c.planning()) return result;
+  require(steps && steps->H == H && steps->channels == 1,
+          "[s4_scan] u: expected (B, L, {}) and a model of one direction, got {} and {}",
+          steps ? steps->H : 0, u.shape, steps ? steps->channels : 0);
+  const int64_t N = steps->N, row = steps->row;
+  check_state("state_in", state_in, H, N, packing ? -1 : B);
+  check_state("state_out", state_out, H, N, packing ? -1 : B);
+  c.cost("s4_scan", static_cast<double>(steps->system.size() * sizeof(double)),
+         static_cast<double>(u.numel() * N) * (steps->dplr ? 40 : 12));
+
+  const int64_t sequences = packing ? packing->n : B, blocks = (H + kHeads - 1) / kHeads;
+  const S4ScanKernels& kernels = KRAIT_PICK_ISA(s4_scan_kernels);
+  const auto bytes = static_cast<int64_t>(size_of(u.dtype));
+  parallel_for(sequences * blocks, [&](int64_t job) {
+    const int64_t s = job / blocks, h0 = job % blocks * kHeads;
+    const int64_t begin = packing ? packing->begin.as<int64_t>()[s] : s * L;
+    const int64_t end = packing ? packing->begin.as<int64_t>()[s + 1] : begin + L;
+    const int64_t in = packing ? packing->state_in.as<int32_t>()[s] : s;
+    const int64_t out = packing ? packing->state_out.as<int32_t>()[s] : s;
+    double state[2 * kS4MaxRow];
+    for (int64_t h = h0; h < std::min(H, h0 + kHeads); ++h) {
+      const auto state_row = [&](const Tensor& t, int64_t r) {
+        return t && r >= 0 ? t.as<float>() + (r * H + h) * N * 2 : nullptr;
+      };
+      load_state(state_row(state_in, in), N, row, state);
+      S4Run run;
+      run.dplr = steps->dplr;
+      run.row = row;
+      run.system = steps->system.data() + h * steps->rows() * 2 * row;
+      run.C = steps->C.data() + h * 2 * row;
+      run.D = D.as<float>()[h];
+      run.L = end - begin;
+      run.u_stride = u.row_stride();
+      run.y_stride = H;
+      run.bf16 = u.dtype == DType::bf16;
+      run.u = static_cast<const std::byte*>(u.data) + (begin * run.u_stride + h) * bytes;
+      run.y = static_cast<std::byte*>(result.y.data) + (begin * H + h) * bytes;
+      run.h = state;
+      kernels.run(run);
+      if (float* to = state_row(state_out, out)) store_state(state, N, row, to);
+    }
+  });
+  return result;
+}
+
+}  // namespace krait::ops
