@@ -16,8 +16,8 @@ Tensor glu(Context& c, const Tensor& x) {
   require(c.device.type == Device::cpu, "[glu] runs on the CPU only");
   require((x.dtype == DType::f32 || x.dtype == DType::bf16) && x.contiguous() && x.rank() >= 1 &&
               x.size(-1) % 2 == 0,
-          "[glu] x: expected contiguous float32 or bfloat16 (..., 2H), got {} {}",
-          name_of(x.dtype), x.shape);
+          "[glu] x: expected contiguous float32 or bfloat16 (..., 2H), got {} {}", name_of(x.dtype),
+          x.shape);
   Shape half = x.shape;
   half[-1] /= 2;
   Tensor y = c.alloc(half, x.dtype);

@@ -17,7 +17,7 @@ struct Call {
   Packing packing;
   int64_t B = 0, L = 0, H = 0, directions = 0;
   int64_t taps[2] = {0, 0};  // samples of each kernel that are used
-  int64_t n = 0;     // size of the transforms
+  int64_t n = 0;             // size of the transforms
 
   int64_t sequences() const { return packed ? packing.n : B; }
   int64_t begin(int64_t s) const { return packed ? packing.begin.as<int64_t>()[s] : s * L; }
@@ -157,8 +157,7 @@ void run_forward(const Call& q, const Tensor& work, const Tensor& y) {
   for_blocks(q, work, [&](int64_t h0, int64_t h1, Complex* columns) {
     Complex* const spectrum = columns + kBlock * q.n;
     Complex* const kernels = spectrum + q.n;
-    for (int64_t h = h0; h < h1; ++h)
-      kernel_spectrum(q, h, spectrum, kernels + (h - h0) * q.n);
+    for (int64_t h = h0; h < h1; ++h) kernel_spectrum(q, h, spectrum, kernels + (h - h0) * q.n);
     for (int64_t s = 0; s < q.sequences(); s += 2) {
       gather(q, q.u, q.u.row_stride(), s, h0, h1, columns);
       for (int64_t i = 0; i < h1 - h0; ++i) {
@@ -221,9 +220,9 @@ void backward(Context& b, const Call& q, const Tensor& y) {
       for (int64_t direction = 0; direction < q.directions; ++direction) {
         float* const to = dK.grad.as<float>() + (direction * q.H + h) * Lk;
         for (int64_t l = 0; l < Lk; ++l) {
-          const double sum = l >= q.taps[direction]
-                                 ? 0.0
-                                 : v[direction == 0 ? l : n - 1 - l].real() / static_cast<double>(n);
+          const double sum = l >= q.taps[direction] ? 0.0
+                                                    : v[direction == 0 ? l : n - 1 - l].real() /
+                                                          static_cast<double>(n);
           to[l] = static_cast<float>((dK.add ? to[l] : 0.0) + sum);
         }
       }

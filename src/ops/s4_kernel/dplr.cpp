@@ -130,8 +130,7 @@ void dplr_backward(const S4Params& p, const S4Options& o, const Sizes& z, int64_
   }
   double dp[kMaxStates] = {}, dq[kMaxStates] = {};
   double dalpha[kS4MaxPairs * kMaxStates] = {}, dbeta[kS4MaxPairs * kMaxStates] = {};
-  KRAIT_PICK_ISA(s4_kernels)
-      .cauchy_adjoint(t.problem(N), t.g_re, t.g_im, {dp, dq, dalpha, dbeta});
+  KRAIT_PICK_ISA(s4_kernels).cauchy_adjoint(t.problem(N), t.g_re, t.g_im, {dp, dq, dalpha, dbeta});
 
   for (int64_t n = 0; n < N; ++n) {
     const Complex A = t.s.A[n], a = t.s.dt * A, B = t.s.B[n], P = t.s.P[n];

@@ -46,7 +46,8 @@ void sum_over_heads(const GradTarget& to, const s4::Sizes& z, int64_t parts, con
   });
 }
 
-void backward(Context& b, const S4Params& p, const S4Options& o, const s4::Sizes& z, const Tensor& K) {
+void backward(Context& b, const S4Params& p, const S4Options& o, const s4::Sizes& z,
+              const Tensor& K) {
   const Tensor dK = b.tape->grad(K);
   if (!dK) return;
   const GradTarget d_dt = b.tape->grad_into(b, p.inv_dt);
