@@ -1,14 +1,17 @@
 #include "krait/base/file.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "krait/base/error.h"
 
@@ -164,6 +167,23 @@ void write_directory(const fs::path& path, const std::function<void(const fs::pa
   }
   sync_directory(path.parent_path());
   fs::remove_all(old, ignored);
+}
+
+void remove_unfinished(const fs::path& folder) {
+  constexpr std::string_view kPart = ".part";  // as beside() names them
+  std::error_code ec;
+  std::vector<fs::path> found;
+  for (fs::directory_iterator it(folder, ec), end; !ec && it != end; it.increment(ec)) {
+    const std::string name = it->path().filename().string();
+    const size_t at = name.rfind(kPart);
+    if (at == std::string::npos || at == 0) continue;
+    const char *p = name.data() + at + kPart.size(), *last = name.data() + name.size();
+    pid_t pid = 0;
+    const auto [next, error] = std::from_chars(p, last, pid);
+    if (error == std::errc() && next == last && pid > 0 && ::kill(pid, 0) != 0 && errno == ESRCH)
+      found.push_back(it->path());
+  }
+  for (const fs::path& path : found) fs::remove_all(path, ec);
 }
 
 }  // namespace krait

@@ -53,4 +53,7 @@ void write_file(const std::filesystem::path& path, std::string_view bytes);
 void write_directory(const std::filesystem::path& path,
                      const std::function<void(const std::filesystem::path&)>& fill);
 
+// Removes from `folder` what the writes above left there half done: those of processes that are gone.
+void remove_unfinished(const std::filesystem::path& folder);
+
 }  // namespace krait

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstring>
@@ -137,6 +139,25 @@ TEST(WriteDirectory, OldFolderStaysOnAnyError) {
   }
   EXPECT_EQ(read_file(dir / "d" / "f"), "old");
   EXPECT_EQ(entries(dir.path()), 1u);
+}
+
+TEST(RemoveUnfinished, TakesWhatDeadProcessesLeft) {
+  const TempDir dir;
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  const std::string dead = std::to_string(child), alive = std::to_string(::getpid());
+  fs::create_directories(dir / ("last.part" + dead) / "inside");
+  for (const std::string& name :
+       {"f.part" + dead, "f.part" + alive, "f.part" + dead + "x", std::string("f.part"),
+        std::string("part"), ".part" + dead})
+    std::ofstream(dir / name) << "x";
+  remove_unfinished(dir.path());
+  EXPECT_FALSE(fs::exists(dir / ("last.part" + dead)));
+  EXPECT_FALSE(fs::exists(dir / ("f.part" + dead)));
+  EXPECT_TRUE(fs::exists(dir / ("f.part" + alive)));
+  EXPECT_EQ(entries(dir.path()), 5u);
+  remove_unfinished(dir / "nowhere");
 }
 
 TEST(MappedFile, ReadsAPipeToItsEnd) {

@@ -39,10 +39,13 @@ std::string scalar_text(const toml::node& node, const std::string& where) {
   fail("{}: expected a string, a number, true or false, or an array of them", where);
 }
 
-void add_file(const CLI::App& app, const std::string& path, std::vector<std::string>& args) {
+}  // namespace
+
+void add_config_text(const CLI::App& app, std::string_view text, const std::string& path,
+                     std::vector<std::string>& args) {
   toml::table table;
   try {
-    table = toml::parse(read_file(path), path);
+    table = toml::parse(text, path);
   } catch (const toml::parse_error& e) {
     fail("{}: line {}, column {}: {}", path, e.source().begin.line, e.source().begin.column,
          e.description());
@@ -73,14 +76,14 @@ void add_file(const CLI::App& app, const std::string& path, std::vector<std::str
   args.insert(std::find(args.begin(), args.end(), "--"), words.begin(), words.end());
 }
 
-}  // namespace
-
 void add_config_file(const CLI::App& app, std::vector<std::string>& args) {
   const std::string config = value_of("--config", args);
-  if (!config.empty()) add_file(app, config, args);
+  if (!config.empty()) add_config_text(app, read_file(config), config, args);
   if (!app.get_option_no_throw("--resume")) return;
   const std::string run = value_of("--resume", args);
-  if (!run.empty()) add_file(app, (std::filesystem::path(run) / "config.toml").string(), args);
+  if (run.empty()) return;
+  const std::string kept = (std::filesystem::path(run) / "config.toml").string();
+  add_config_text(app, read_file(kept), kept, args);
 }
 
 }  // namespace krait::cli

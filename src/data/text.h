@@ -18,6 +18,9 @@ using DocumentSink = std::function<void(std::string_view text, const std::string
 // Error names the file, and the line of malformed UTF-8 or JSON.
 void read_documents(const std::string& source, const DocumentSink& sink);
 
+// The documents of JSON lines that are in memory; `name` is that of their file.
+void read_jsonl(std::string_view text, const std::string& name, const DocumentSink& sink);
+
 // Error names `where` and the line of the first byte that is not UTF-8.
 void check_utf8(std::string_view text, const std::string& where);
 

@@ -75,7 +75,11 @@ void save_state(const std::filesystem::path& path, std::span<const Snapshot> row
 std::vector<Snapshot> load_state(const std::filesystem::path& path,
                                  const models::LanguageModel& model,
                                  const std::string& model_hash) {
-  const TensorFile file = read_safetensors(path);
+  return parse_state(read_safetensors(path), model, model_hash);
+}
+
+std::vector<Snapshot> parse_state(const TensorFile& file, const models::LanguageModel& model,
+                                  const std::string& model_hash) {
   require(metadata_of(file, "format") == kFormat,
           "{}: expected a state file of krait, this is another file", file.path());
   require(metadata_of(file, "version") == kVersion,

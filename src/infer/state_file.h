@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "krait/infer/session.h"
+#include "krait/io/tensor_file.h"
 
 namespace krait {
 
@@ -22,5 +23,9 @@ void save_state(const std::filesystem::path& path, std::span<const Snapshot> row
 // another shape.
 std::vector<Snapshot> load_state(const std::filesystem::path& path,
                                  const models::LanguageModel& model, const std::string& model_hash);
+
+// The same of a file that was read already.
+std::vector<Snapshot> parse_state(const TensorFile& file, const models::LanguageModel& model,
+                                  const std::string& model_hash);
 
 }  // namespace krait

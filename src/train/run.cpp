@@ -101,6 +101,7 @@ class Run {
     std::error_code ec;
     fs::create_directories(out_, ec);
     require(!ec, "cannot create {}: {}", out_.string(), ec.message());
+    remove_unfinished(out_);
     write_file(out_ / "config.toml", to_toml(o_));
     logs_.emplace_back(out_ / "log.jsonl", trainer_->steps_done());
     if (!o_.log.empty()) logs_.emplace_back(o_.log, trainer_->steps_done());

@@ -132,6 +132,8 @@ TEST_F(Runs, KilledInTheMiddleOfASaveTheCheckpointBeforeIsUsed) {
   EXPECT_EQ(weights_of(last), before);
   o.train.steps = 10;
   EXPECT_EQ(run_training(o, true, {}).steps, 10);
+  for (const fs::directory_entry& entry : fs::directory_iterator(o.out))
+    EXPECT_EQ(entry.path().string().find(".part"), std::string::npos) << entry.path();
 
   const RunOptions whole = options("whole");
   run_training(whole, false, {});
