@@ -148,9 +148,8 @@ TEST(RemoveUnfinished, TakesWhatDeadProcessesLeft) {
   ASSERT_EQ(::waitpid(child, nullptr, 0), child);
   const std::string dead = std::to_string(child), alive = std::to_string(::getpid());
   fs::create_directories(dir / ("last.part" + dead) / "inside");
-  for (const std::string& name :
-       {"f.part" + dead, "f.part" + alive, "f.part" + dead + "x", std::string("f.part"),
-        std::string("part"), ".part" + dead})
+  for (const std::string& name : {"f.part" + dead, "f.part" + alive, "f.part" + dead + "x",
+                                  std::string("f.part"), std::string("part"), ".part" + dead})
     std::ofstream(dir / name) << "x";
   remove_unfinished(dir.path());
   EXPECT_FALSE(fs::exists(dir / ("last.part" + dead)));

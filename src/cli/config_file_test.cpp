@@ -60,7 +60,16 @@ TEST_F(ConfigFile, RefusesWhatIsNoOptionByName) {
   EXPECT_NE(
       testing::error_of([&] { added("fast = 3\n"); }).find("\"fast\": expected true or false"),
       std::string::npos);
-  EXPECT_NE(testing::error_of([&] { added("steps = \n"); }).find("line 1"), std::string::npos);
+  for (const std::string text : {"steps = \n", "[ .a]\n", "[,0]\n", "a = { b *= 3 }\n"})
+    EXPECT_NE(testing::error_of([&] { added(text); }).find("line 1"), std::string::npos) << text;
+}
+
+TEST_F(ConfigFile, DamagedFilesAreReadOrRefused) {
+  const auto add = [&](std::span<const std::byte> bytes) {
+    Words words;
+    add_config_text(app, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}, "f", words);
+  };
+  EXPECT_GT(testing::damage("steps = 12\n[fast]\ndata = [\"a\\u00e9\", { b.c = 1 }]\n", add), 100);
 }
 
 }  // namespace

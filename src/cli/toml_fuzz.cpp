@@ -19,7 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }();
   return krait::fuzz::run(data, size, [](std::span<const std::byte> bytes) {
     std::vector<std::string> words = {"--fast"};
-    krait::cli::add_config_text(
-        *app, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}, "f", words);
+    krait::cli::add_config_text(*app, {reinterpret_cast<const char*>(bytes.data()), bytes.size()},
+                                "f", words);
   });
 }

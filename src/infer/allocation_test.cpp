@@ -47,8 +47,7 @@ TEST(Decode, TakesNoMemoryButHandlesAndKeepsNone) {
     greedy.temperature = 0;
     const auto token = [&] {
       s.step(next);
-      const auto drawn =
-          ops::sample(s.context(), s.logits(), testing::kSmallVocab, greedy, rows);
+      const auto drawn = ops::sample(s.context(), s.logits(), testing::kSmallVocab, greedy, rows);
       for (size_t b = 0; b < next.size(); ++b) next[b] = drawn[b].token;
     };
     token();  // the first one may set up what threads keep

@@ -66,6 +66,24 @@ refused 1 'cannot write' full "$K" convert whole/last converted
 [[ -z $(find . -name '*.part*') ]] || die "left behind: $(find . -name '*.part*')"
 "$K" train --resume whole --steps 41 --quiet >/dev/null || die "no resume after the disk was full"
 
+# ---- lengths 0 and 1
+printf a | "$K" tokenize --tokenizer bytes --out one.npy
+printf '' | "$K" tokenize --tokenizer bytes --out none.npy
+"$K" logits whole/last --tokens one.npy --out logits.npy || die "logits of one token"
+[[ $(wc -c <logits.npy) == $((128 + 256 * 4)) ]] || die "one token gave $(wc -c <logits.npy) bytes of logits"
+refused 1 'none.npy' "$K" logits whole/last --tokens none.npy --out none-logits.npy
+: >empty.txt
+printf a >one.txt
+printf ab >two.txt
+refused 1 'nothing to predict' "$K" eval whole/last --data empty.txt
+refused 1 'nothing to predict' "$K" eval whole/last --data one.txt
+"$K" eval whole/last --data two.txt --json | grep -q '"tokens":2' || die "eval of two bytes"
+refused 1 'no tokens in empty.txt' "$K" train --model byte-tiny --data empty.txt --out none --steps 1
+refused 1 'needs 2' "$K" train --model byte-tiny --data one.txt --out none --steps 1 --seq-len 1 --batch-size 1
+"$K" train --model byte-tiny --data two.txt --out two --steps 1 --seq-len 1 --batch-size 1 --quiet >/dev/null ||
+  die "training on two bytes"
+[[ ! -e none && ! -e none-logits.npy ]] || die "a refused command left a file"
+
 # ---- folders that may not be written: read from, refused for writing, unchanged
 "$K" generate whole/last --prompt "the" --max-new 2 --temperature 0 --state-out s.safetensors --json >expected.json
 reader=()
@@ -93,7 +111,7 @@ else
   ro 1 'Permission denied' "$K" train --resume whole --steps 50 --quiet
   ro 1 'Permission denied' "$K" train "${common[@]}" --out whole/last/run --steps 2
   ro 1 'Permission denied' "$K" convert whole/last whole/converted
-  ro 1 'Permission denied' "$K" logits whole/last --tokens ids.npy --out whole/logits.npy
+  ro 1 'Permission denied' "$K" logits whole/last --tokens one.npy --out whole/logits.npy
   ro 1 'Permission denied' "$K" generate whole/last --prompt a --max-new 1 --json --state-out whole/s.safetensors
   chmod u+w .
   [[ $(sums whole) == "$before" ]] || die "a read-only folder was changed"
