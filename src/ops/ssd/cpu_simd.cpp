@@ -42,6 +42,7 @@ static void chunked(const ssd::Forward& w) {
       load_times(p, h, t, rows, times);
       load_skip(p, h, skip);
       load_rows(p.x, t, rows, h * P, P, x);
+      if (h + 1 < p.heads) prefetch_rows(p.x, t, rows, (h + 1) * P, P);
       scale_rows(x, times.delta, rows, Pp, dx);
       if (has_state) small_product({rows, Pp, N, C, Np, 1, S, Pp, y, Pp, false});
       for (int64_t i = 0; i < rows; ++i) {
@@ -60,10 +61,9 @@ static void chunked(const ssd::Forward& w) {
       scale_rows(dx, times.suffix, rows, Pp, dx);
       if (has_state) scale(times.prefix[rows - 1], N * Pp, S);
       small_product({N, Pp, rows, B, 1, Np, dx, Pp, S, Pp, has_state});
-      float* const kept = last      ? w.state_out
-                          : w.saved ? w.saved + t / kChunk * w.saved_stride
-                                    : nullptr;
-      if (kept) transpose(S, Pp, N, P, kept + h * PN, N, N);
+      if (!last && w.saved)
+        copy_floats(S, N * Pp, w.saved + t / kChunk * w.saved_stride + h * N * Pp);
+      if (last && w.state_out) transpose(S, Pp, N, P, w.state_out + h * PN, N, N);
     }
     has_state = true;
   }

@@ -46,7 +46,8 @@ struct Forward {
   Piece piece;
   GradRows y;                  // never adds
   float* state_out = nullptr;  // (heads, P, N) or null
-  // The state before token kChunk * i goes to saved + (i - 1) * saved_stride, i >= 1. Null: not kept.
+  // The state before token kChunk * i goes to saved + (i - 1) * saved_stride, i >= 1, as (heads, N,
+  // padded(P)). Null: not kept.
   float* saved = nullptr;
   int64_t saved_stride = 0;
   float* scratch = nullptr;  // forward_scratch(P, N) floats
@@ -78,11 +79,10 @@ static constexpr int64_t forward_scratch(int64_t P, int64_t N) {
          + (kTimes + 1) * kChunk + 2 * padded(P);
 }
 static constexpr int64_t backward_scratch(int64_t P, int64_t N) {
-  return kHeadSet * P * padded(N)                       // gradients of the states
-         + (P * padded(N) + N * padded(P))              // a state, a transposed gradient
-         + 6 * kChunk * padded(N)                       // B, C, Bᵀ, dB, dC, one more
-         + 4 * kChunk * kChunk                          // C Bᵀ, scores, their gradients
-         + 6 * kChunk * padded(P) + padded(P) * kChunk  // x, Δx, dy and the like
+  return (kHeadSet + 1) * N * padded(P)             // gradients of the states, a state
+         + 3 * kChunk * padded(N) + 5 * kChunk * N  // B, C, rows; Bᵀ, Cᵀ, their gradients
+         + 4 * kChunk * kChunk                      // C Bᵀ, scores, their gradients
+         + 7 * kChunk * padded(P)                   // x, Δx, dy and the like
          + (2 * kTimes + 1) * kChunk + 2 * padded(P);
 }
 

@@ -53,6 +53,7 @@ struct Problem {
     return {group, group * (H / G) + in_group, std::min(kHeadSet, H / G - in_group)};
   }
   int64_t state_size() const { return P * N; }
+  int64_t saved_size() const { return N * padded(P); }  // of a head's state as it is kept
 };
 
 void check_sizes(const SsdInputs& in) {
@@ -179,8 +180,8 @@ void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved)
     w.piece = piece_of(p, A, set, s);
     w.y = grad_rows({y, false}, s.begin, set.first * p.P);
     if (s.out >= 0) w.state_out = floats_at(p.state_out, s.out * p.H * p.state_size() + at_set);
-    w.saved_stride = p.H * p.state_size();
-    w.saved = floats_at(saved, s.begin / kChunk * w.saved_stride + at_set);
+    w.saved_stride = p.H * p.saved_size();
+    w.saved = floats_at(saved, s.begin / kChunk * w.saved_stride + set.first * p.saved_size());
     w.scratch = areas.mine();
     (s.tokens <= kShort ? kernels().step : kernels().chunked)(w);
   });
@@ -286,8 +287,8 @@ void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state
     w.part_dC = floats_at(parts_dC, (i * p.tokens + s.begin) * p.N);
     w.dstate_out = s.out < 0 ? nullptr : floats_at(dstate, s.out * state_row + at_set);
     w.dstate_in = floats_at(dstates, s_index * state_row + at_set);
-    w.saved_stride = state_row;
-    w.saved = floats_at(saved, s.begin / kChunk * state_row + at_set);
+    w.saved_stride = p.H * p.saved_size();
+    w.saved = floats_at(saved, s.begin / kChunk * w.saved_stride + set.first * p.saved_size());
     w.sums = floats_at(sums, (s_index * p.H + set.first) * sums_size(p.P));
     w.scratch = areas.mine();
     kernels().backward(w);
@@ -322,7 +323,7 @@ SsdResult ssd(Context& c, const SsdInputs& in, const Packing* packing, const Ten
   SsdResult r{c.alloc(in.x.shape, in.x.dtype), state_out};
   Tensor saved;
   if (record) {
-    saved = c.alloc({p.tokens / kChunk, p.H, p.P, p.N}, DType::f32);
+    saved = c.alloc({p.tokens / kChunk, p.H, p.saved_size()}, DType::f32);
     c.tape->watch(r.y);
     if (r.state) c.tape->watch(r.state);
     c.tape->record([=](Context& b) {

@@ -1,9 +1,9 @@
 // Private to cpu_simd.cpp: the adjoint of ssd, chunk by chunk from the end, a set of heads at a time. With
-// X = Δx, g = dy, E[i,j] the decay from token j to token i, S the state before the chunk and dS the
-// gradient of the state after it:
+// X = Δx, g = dy, E[i,j] the decay from token j to token i, S (N, P) the state before the chunk and dS
+// the gradient of the state after it:
 //
-//   dX = (CBᵀ∘E)ᵀ g + E[last,:] ∘ B dS        dC = Σ_heads (gXᵀ∘E) B + prefix ∘ g Sᵀ
-//   dB = Σ_heads (gXᵀ∘E)ᵀ C + E[last,:] ∘ X dSᵀ        dS ← prefix[last] dS + (prefix ∘ g)ᵀ C
+//   dX = (CBᵀ∘E)ᵀ g + E[last,:] ∘ B dS        dC = Σ_heads (gXᵀ∘E) B + (S (prefix ∘ g)ᵀ)ᵀ
+//   dB = Σ_heads (gXᵀ∘E)ᵀ C + (dS (E[last,:] ∘ X)ᵀ)ᵀ        dS ← prefix[last] dS + Cᵀ (prefix ∘ g)
 //
 // The gradient of the log decay of token k is the sum over all pairs that it lies between: every element
 // of gXᵀ∘CBᵀ∘E with j < k <= i, and the same with the state before as the earliest j and the state after
@@ -13,12 +13,12 @@
 
 namespace krait::KRAIT_ISA::ssd_rows {
 
-// The parts of the scratch area.
+// The parts of the scratch area. What ends in T has tokens as its columns, kChunk of them.
 struct BackwardArea {
-  float *B, *C, *BT, *CB, *dB, *dC, *CB_grad;                     // of the chunk
-  float *x, *X, *XT, *g, *scaled, *dX, *scores, *pairs, *rows_N;  // of one head
-  float *S, *dST, *skip, *decays;
-  float* dS;  // (heads, P, Np)
+  float *B, *C, *BT, *CT, *CB, *CB_grad, *dBT, *dCT, *rows_N;  // of the chunk
+  float *x, *X, *XT, *g, *gT, *scaled, *dX, *scores, *pairs;   // of one head
+  float *from_S_T, *S, *skip, *decays;
+  float* dS;  // (heads, N, Pp)
   Times times;
   float *from_state, *to_state, *log_decay;  // one float a token
 };
@@ -27,21 +27,16 @@ static BackwardArea backward_area(float* scratch, int64_t P, int64_t N) {
   const int64_t Pp = padded(P), Np = padded(N), square = kChunk * kChunk;
   Area a{scratch};
   BackwardArea w;
-  for (float** at_N : {&w.B, &w.C, &w.dB, &w.dC, &w.rows_N}) *at_N = a.take(kChunk * Np);
+  for (float** at_N : {&w.B, &w.C, &w.rows_N}) *at_N = a.take(kChunk * Np);
+  for (float** N_at : {&w.BT, &w.CT, &w.dBT, &w.dCT, &w.from_S_T}) *N_at = a.take(N * kChunk);
   for (float** at_P : {&w.x, &w.X, &w.g, &w.scaled, &w.dX}) *at_P = a.take(kChunk * Pp);
+  for (float** P_at : {&w.XT, &w.gT}) *P_at = a.take(Pp * kChunk);
   for (float** matrix : {&w.CB, &w.CB_grad, &w.scores, &w.pairs}) *matrix = a.take(square);
-  w.BT = a.take(N * kChunk), w.XT = a.take(Pp * kChunk);
-  w.S = a.take(P * Np), w.dST = a.take(N * Pp), w.dS = a.take(ssd::kHeadSet * P * Np);
+  w.S = a.take(N * Pp), w.dS = a.take(ssd::kHeadSet * N * Pp);
   w.skip = a.take(Pp), w.decays = a.take(kChunk);
   w.times = take_times(a);
   for (float** row : {&w.from_state, &w.to_state, &w.log_decay}) *row = a.take(kChunk);
   return w;
-}
-
-static void copy_padded(const float* in, int64_t rows, int64_t columns, float* out) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < padded(columns); ++j)
-      out[i * padded(columns) + j] = j < columns ? in[i * columns + j] : 0.0f;
 }
 
 // scores = CB ∘ E; CB_grad += pairs ∘ E; pairs = pairs ∘ scores.
@@ -67,7 +62,6 @@ static void score_gradients(const BackwardArea& w, int64_t rows) {
 static void sum_pairs_between(const BackwardArea& w, int64_t rows, float through) {
   float before =
       through;  // pairs of the state before with tokens at and after k, and with the state after
-  for (int64_t j = rows; j < padded(rows); ++j) w.to_state[j] = 0;
   for (int64_t k = rows - 1; k >= 0; --k) {
     before += w.from_state[k];
     V sum = hn::Zero(d);
@@ -82,10 +76,6 @@ static void sum_pairs_between(const BackwardArea& w, int64_t rows, float through
     for (; j < k; ++j) rest += columns[j] += w.pairs[k * kChunk + j];
     w.log_decay[k] = before + (sum_lanes(d, sum) + rest);
   }
-}
-
-static void add_floats(const float* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; i += kLanes) hn::StoreU(hn::Add(at(to + i), at(from + i)), d, to + i);
 }
 
 // dx = Δ dX + D g, ddt, and the sums over time of the head.
@@ -124,93 +114,128 @@ static void finish_head(const ssd::Backward& w, const BackwardArea& a, int64_t h
   }
 }
 
-// One head over one chunk: adds to dB, dC and CB_grad of the chunk, updates dS. `state`: (P, N) before the
+// out[., j] = factor[j] in[., j] for `lines` lines of kChunk floats, `columns` of them used.
+static void scale_columns(const float* in, const float* factor, int64_t lines, int64_t columns,
+                          float* out) {
+  for (int64_t i = 0; i < lines; ++i)
+    for (int64_t j = 0; j < columns; j += kLanes)
+      hn::StoreU(hn::Mul(at(in + i * kChunk + j), at(factor + j)), d, out + i * kChunk + j);
+}
+
+// dCT += from_S_T, and from_state[i] = Σ_n C[i, n] times it: the pairs of the state before with each token.
+static void add_from_state(const BackwardArea& a, int64_t N, int64_t columns) {
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    V sum = hn::Zero(d);
+    for (int64_t k = j; k < N * kChunk; k += kChunk) {
+      const V part = at(a.from_S_T + k);
+      sum = hn::MulAdd(at(a.CT + k), part, sum);
+      hn::StoreU(hn::Add(at(a.dCT + k), part), d, a.dCT + k);
+    }
+    hn::StoreU(sum, d, a.from_state + j);
+  }
+}
+
+// One head over one chunk: adds to dBT, dCT and CB_grad of the chunk, updates dS. `S`: (N, Pp) before the
 // chunk, or null; has_dS: the gradient of the state after it is not zero.
 static void head_backward(const ssd::Backward& w, const BackwardArea& a, int64_t head, int64_t t,
-                          int64_t rows, const float* state, bool has_dS, bool wants_dS) {
+                          int64_t rows, const float* S, bool has_dS, bool wants_dS) {
   const ssd::Piece& p = w.piece;
   const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), rp = padded(rows);
-  float* const dS = a.dS + head * P * Np;
+  float* const dS = a.dS + head * N * Pp;
   const Times& times = a.times;
   load_times(p, head, t, rows, times);
   load_skip(p, head, a.skip);
   load_rows(p.x, t, rows, head * P, P, a.x);
   load_rows(w.dy, t, rows, head * P, P, a.g);
+  if (head + 1 < p.heads) {
+    prefetch_rows(p.x, t, rows, (head + 1) * P, P);
+    prefetch_rows(w.dy, t, rows, (head + 1) * P, P);
+  }
   scale_rows(a.x, times.delta, rows, Pp, a.X);
   transpose(a.X, Pp, rows, P, a.XT, kChunk, rp);
   small_product({rows, rp, P, a.g, Pp, 1, a.XT, kChunk, a.pairs, kChunk, false},
                 Triangle::lower_result);
   score_gradients(a, rows);
   float through = 0;
-  zero_floats(a.from_state, rows);
-  zero_floats(a.to_state, rows);
+  zero_floats(a.from_state, rp);
+  zero_floats(a.to_state, rp);
   if (has_dS) {
-    transpose(dS, Np, P, N, a.dST, Pp, Pp);
-    small_product({rows, Pp, N, a.B, Np, 1, a.dST, Pp, a.dX, Pp, false});
+    small_product({rows, Pp, N, a.B, Np, 1, dS, Pp, a.dX, Pp, false});
     scale_rows(a.dX, times.suffix, rows, Pp, a.dX);
-    scale_rows(a.X, times.suffix, rows, Pp, a.scaled);
-    small_product({rows, Np, P, a.scaled, Pp, 1, dS, Np, a.rows_N, Np, false});
-    add_floats(a.rows_N, rows * Np, a.dB);
-    for (int64_t i = 0; i < rows; ++i) a.to_state[i] = dot(a.B + i * Np, a.rows_N + i * Np, Np);
+    for (int64_t i = 0; i < rows; ++i) a.to_state[i] = dot(a.X + i * Pp, a.dX + i * Pp, Pp);
+    scale_columns(a.XT, times.suffix, P, rp, a.XT);
+    small_product({N, rp, P, dS, Pp, 1, a.XT, kChunk, a.dBT, kChunk, true});
   }
   small_product({rows, Pp, rows, a.scores, 1, kChunk, a.g, Pp, a.dX, Pp, has_dS},
                 Triangle::upper_factor);
   scale_rows(a.g, times.prefix, rows, Pp, a.scaled);
-  if (state) {
-    copy_padded(state, P, N, a.S);
-    small_product({rows, Np, P, a.scaled, Pp, 1, a.S, Np, a.rows_N, Np, false});
-    add_floats(a.rows_N, rows * Np, a.dC);
-    for (int64_t i = 0; i < rows; ++i) a.from_state[i] = dot(a.C + i * Np, a.rows_N + i * Np, Np);
-    if (has_dS) through = times.prefix[rows - 1] * dot(dS, a.S, P * Np);
+  if (S) {
+    transpose(a.scaled, Pp, rows, P, a.gT, kChunk, rp);
+    small_product({N, rp, P, S, Pp, 1, a.gT, kChunk, a.from_S_T, kChunk, false});
+    add_from_state(a, N, rp);
+    if (has_dS) through = times.prefix[rows - 1] * dot(dS, S, N * Pp);
   }
   sum_pairs_between(a, rows, through);
   finish_head(w, a, head, t, rows);
   if (!wants_dS) return;
-  if (has_dS) scale(times.prefix[rows - 1], P * Np, dS);
-  small_product({P, Np, rows, a.scaled, 1, Pp, a.C, Np, dS, Np, has_dS});
+  if (has_dS) scale(times.prefix[rows - 1], N * Pp, dS);
+  small_product({N, Pp, rows, a.C, 1, Np, a.scaled, Pp, dS, Pp, has_dS});
+}
+
+// part (tokens, N) of dB or dC: the heads' sum from the states, transposed, and scores times the other factor.
+static void store_part(const BackwardArea& a, const float* from_states_T,
+                       const SmallProduct& scores, Triangle triangle, int64_t rows, int64_t N,
+                       float* part) {
+  if (!part) return;
+  const int64_t Np = padded(N);
+  transpose(from_states_T, kChunk, N, rows, a.rows_N, Np, Np);
+  small_product(scores, triangle);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t n = 0; n < N; ++n) part[r * N + n] = a.rows_N[r * Np + n];
 }
 
 static void backward(const ssd::Backward& w) {
   const ssd::Piece& p = w.piece;
-  const int64_t P = p.P, N = p.N, Np = padded(N), PN = P * N;
+  const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), PN = P * N;
   const BackwardArea a = backward_area(w.scratch, P, N);
   zero_floats(w.sums, p.heads * ssd::sums_size(P));
   bool has_dS = w.dstate_out;
   if (has_dS)
     for (int64_t h = 0; h < p.heads; ++h)
-      copy_padded(w.dstate_out + h * PN, P, N, a.dS + h * P * Np);
+      transpose(w.dstate_out + h * PN, N, P, N, a.dS + h * N * Pp, Pp, Pp);
   for (int64_t i = (p.tokens + kChunk - 1) / kChunk - 1; i >= 0; --i) {
-    const int64_t t = i * kChunk, rows = p.tokens - t < kChunk ? p.tokens - t : kChunk;
-    const float* const state = i > 0 ? w.saved + (i - 1) * w.saved_stride : p.state_in;
+    const int64_t t = i * kChunk, rows = p.tokens - t < kChunk ? p.tokens - t : kChunk,
+                  rp = padded(rows);
     load_rows(p.B, t, rows, 0, N, a.B);
     load_rows(p.C, t, rows, 0, N, a.C);
-    transpose(a.B, Np, rows, N, a.BT, kChunk, padded(rows));
-    small_product({rows, padded(rows), N, a.C, Np, 1, a.BT, kChunk, a.CB, kChunk, false},
+    transpose(a.B, Np, rows, N, a.BT, kChunk, rp);
+    transpose(a.C, Np, rows, N, a.CT, kChunk, rp);
+    small_product({rows, rp, N, a.C, Np, 1, a.BT, kChunk, a.CB, kChunk, false},
                   Triangle::lower_result);
     zero_floats(a.CB_grad, rows * kChunk);
-    zero_floats(a.dB, rows * Np);
-    zero_floats(a.dC, rows * Np);
-    for (int64_t h = 0; h < p.heads; ++h)
-      head_backward(w, a, h, t, rows, state ? state + h * PN : nullptr, has_dS,
-                    i > 0 || w.dstate_in);
+    zero_floats(a.dBT, N * kChunk);
+    zero_floats(a.dCT, N * kChunk);
+    for (int64_t h = 0; h < p.heads; ++h) {
+      const float* S = i > 0 ? w.saved + (i - 1) * w.saved_stride + h * N * Pp : nullptr;
+      if (i == 0 && p.state_in) {
+        transpose(p.state_in + h * PN, N, P, N, a.S, Pp, Pp);
+        S = a.S;
+      }
+      head_backward(w, a, h, t, rows, S, has_dS, i > 0 || w.dstate_in);
+    }
     has_dS = true;
-    small_product({rows, Np, rows, a.CB_grad, kChunk, 1, a.B, Np, a.dC, Np, true},
-                  Triangle::lower_factor);
-    small_product({rows, Np, rows, a.CB_grad, 1, kChunk, a.C, Np, a.dB, Np, true},
-                  Triangle::upper_factor);
-    const auto store_part = [&](const float* from, float* to) {
-      if (!to) return;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t n = 0; n < N; ++n) to[(t + r) * N + n] = from[r * Np + n];
-    };
-    store_part(a.dB, w.part_dB);
-    store_part(a.dC, w.part_dC);
+    float *const dC = w.part_dC ? w.part_dC + t * N : nullptr, *const dB = w.part_dB
+                                                                               ? w.part_dB + t * N
+                                                                               : nullptr;
+    store_part(a, a.dCT, {rows, Np, rows, a.CB_grad, kChunk, 1, a.B, Np, a.rows_N, Np, true},
+               Triangle::lower_factor, rows, N, dC);
+    store_part(a, a.dBT, {rows, Np, rows, a.CB_grad, 1, kChunk, a.C, Np, a.rows_N, Np, true},
+               Triangle::upper_factor, rows, N, dB);
   }
   if (!w.dstate_in) return;
+  if (!has_dS) return zero_floats(w.dstate_in, p.heads * PN);
   for (int64_t h = 0; h < p.heads; ++h)
-    for (int64_t r = 0; r < P; ++r)
-      for (int64_t n = 0; n < N; ++n)
-        w.dstate_in[h * PN + r * N + n] = has_dS ? a.dS[(h * P + r) * Np + n] : 0.0f;
+    transpose(a.dS + h * N * Pp, Pp, N, P, w.dstate_in + h * PN, N, N);
 }
 
 }  // namespace krait::KRAIT_ISA::ssd_rows

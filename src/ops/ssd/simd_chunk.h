@@ -32,6 +32,10 @@ static void zero_floats(float* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0;
 }
 
+static void copy_floats(const float* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
 template <class T>
 static void load_typed(const T* p, int64_t stride, int64_t rows, int64_t columns, float* out) {
   const int64_t width = padded(columns);
@@ -52,6 +56,18 @@ static void load_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t col
   } else {
     load_typed(static_cast<const float*>(in.data) + first, in.stride, rows, columns, out);
   }
+}
+
+// Asks for the rows of a piece of work ahead of its use: each lies in another page, where no hardware
+// prefetcher follows.
+static void prefetch_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t column,
+                          int64_t columns) {
+  constexpr int64_t kLine = 64;
+  if (!in.data) return;
+  const int64_t size = in.bf16 ? 2 : 4;
+  const char* row = static_cast<const char*>(in.data) + (t0 * in.stride + column) * size;
+  for (int64_t t = 0; t < rows; ++t, row += in.stride * size)
+    for (int64_t i = 0; i < columns * size; i += kLine) __builtin_prefetch(row + i, 0, 2);
 }
 
 template <class T>

@@ -24,8 +24,8 @@
 // product of the steps between them, never a ratio, so that nothing overflows or cancels.
 //
 // Gradients for every tensor above, state_in included, from y and state_out. Saved for backward: the inputs
-// and the state at every 64th token of each sequence, B L H P N / 64 floats in all; backward recomputes
-// the rest. Sums over heads, time and sequences have an order that follows from the shapes alone: the
+// and the state at every 64th token of each sequence, B L H P N / 64 floats in all (P rounded up to 16);
+// backward recomputes the rest. Sums over heads, time and sequences have an order that follows from the shapes alone: the
 // same bits for any number of threads, and from run to run.
 //
 // Throws Error where shapes, types or the packing do not fit.
