@@ -26,9 +26,10 @@ struct Args {
 
 // A published model, or one of a preset's sizes with random weights.
 LoadedModel make_model(const Args& a, nn::Purpose purpose, const Common& common) {
-  common.resolved_device();
+  const Device device = common.resolved_device();
   if (!a.model.empty()) {
     LoadOptions options;
+    options.device = device;
     options.purpose = purpose;
     options.dtype = common.chosen_dtype();
     return load_model(a.model, options);
@@ -37,10 +38,10 @@ LoadedModel make_model(const Args& a, nn::Purpose purpose, const Common& common)
   m.model = std::make_unique<models::LanguageModel>(models::preset(a.preset));
   m.dtype = common.chosen_dtype().value_or(DType::f32);
   nn::ParamSet& params = m.model->params();
-  params.allocate(purpose, m.dtype, /*planning=*/true);
-  require_memory(params.allocated_bytes(), fmt::format("the parameters of {}", a.preset));
+  params.allocate(purpose, m.dtype, /*planning=*/true, device);
+  require_memory(params.allocated_bytes(), fmt::format("the parameters of {}", a.preset), device);
   for (nn::Param& p : params) p.value = Tensor();
-  params.allocate(purpose, m.dtype);
+  params.allocate(purpose, m.dtype, false, device);
   params.initialize(common.seed);
   return m;
 }
@@ -83,8 +84,9 @@ Cost cost_of(Context& c, const std::function<void()>& run) {
 Cost training_cost(const models::LanguageModel& model, const TrainOptions& o) {
   Arena nowhere = Arena::planning();
   const Tensor ids(nowhere.take_low(static_cast<size_t>(o.batch_size * o.seq_len) * 4), DType::i32,
-                   {o.batch_size, o.seq_len});
+                   {o.batch_size, o.seq_len}, o.device);
   Context like;
+  like.device = o.device;
   like.activation = o.dtype;
   return sum(plan(like, true, [&](Context& c) {
                run_pass(c, model, ids, ids, {}, 1.0f);
@@ -130,6 +132,7 @@ void bench_train(const Args& a, const Common& common) {
   o.seq_len = a.length;
   o.dtype = common.chosen_dtype().value_or(DType::f32);
   o.seed = common.seed;
+  o.device = common.resolved_device();
   models::LanguageModel planned(a.model.empty() ? models::preset(a.preset) : [&] {
     Layout layout;
     return read_config(a.model, layout);

@@ -5,15 +5,20 @@
 #include <cstdio>
 #include <cstring>
 
+#include "krait/base/log.h"
 #include "krait/cli/command.h"
 #include "krait/cli/signals.h"
+#include "krait/tensor/device.h"
 
 namespace krait::cli {
 
 Device Common::resolved_device() const {
-  require(device == "auto" || device == "cpu",
-          "--device {}: this krait was built without CUDA; use --device cpu", device);
-  return {};
+  if (device == "auto") {
+    std::string reason;
+    const bool none = cuda_devices(&reason).empty();
+    if (none && built_with_cuda()) spdlog::info("on the CPU: {}", reason);
+  }
+  return find_device(device);
 }
 
 std::optional<DType> Common::chosen_dtype() const {

@@ -15,8 +15,8 @@ void ModelArgs::add(CLI::App& app) {
 }
 
 LoadedModel ModelArgs::load(const Common& common) const {
-  common.resolved_device();
   LoadOptions options;
+  options.device = common.resolved_device();
   options.dtype = common.chosen_dtype();
   LoadedModel loaded = load_model(model, options);
   for (const std::string& note : loaded.notes) spdlog::warn("{}: {}", model, note);

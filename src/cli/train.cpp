@@ -193,8 +193,8 @@ OrderedJson summary(const RunOptions& o, const RunResult& r, double valid_loss) 
 }
 
 int work(TrainArguments& a, const Common& common) {
-  common.resolved_device();
   settle(a, common);
+  a.run.train.device = common.resolved_device();
   StatusLine status(common.quiet);
   double valid_loss = std::nan("");
   RunWatcher watcher;

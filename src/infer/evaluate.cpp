@@ -15,11 +15,14 @@ Likelihood::Likelihood(const models::LanguageModel& model, DType activation,
 void Likelihood::use(Context& c, const Tensor& hidden, const DocumentPass& pass) {
   const Shape shape = {hidden.size(0), hidden.size(1)};
   // While planning there are no targets, only their number.
-  const Tensor targets = c.planning()
-                             ? c.alloc(shape, DType::i32)
-                             : Tensor(const_cast<int32_t*>(pass.targets.data()), DType::i32, shape);
-  const Tensor nll = model_.loss(c, hidden, targets, 1.0f).nll;
+  const Tensor targets =
+      c.planning() ? c.alloc(shape, DType::i32)
+                   : staging_.put(c, 0, Tensor(const_cast<int32_t*>(pass.targets.data()),
+                                               DType::i32, shape));
+  const Tensor on_device = model_.loss(c, hidden, targets, 1.0f).nll;
   if (c.planning()) return;
+  std::vector<std::byte> buffer;
+  const Tensor nll = on_host(on_device, buffer);
   nll_.clear();
   for (size_t t = 0; t < pass.targets.size(); ++t)
     if (pass.targets[t] >= 0) nll_.push_back(nll.as<float>()[t]);

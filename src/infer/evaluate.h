@@ -33,6 +33,7 @@ class Likelihood {
   int64_t predicted_ = 0;
   double total_ = 0;
   std::vector<float> nll_;
+  Staging staging_;
   DocumentReader reader_;
 };
 

@@ -1,12 +1,12 @@
 #include "krait/infer/memory.h"
 
 #include "krait/base/error.h"
-#include "krait/base/system.h"
+#include "krait/tensor/device.h"
 
 namespace krait {
 
-void require_memory(size_t bytes, const std::string& what) {
-  const size_t free = available_memory();
+void require_memory(size_t bytes, const std::string& what, Device device) {
+  const size_t free = free_memory(device);
   require(bytes <= free, "{}: {} in all, but only {} of memory are free; ask for less at once",
           what, bytes_text(bytes), bytes_text(free));
 }

@@ -18,7 +18,7 @@ nn::State planned_state(const models::LanguageModel& model, int64_t batch, int64
     Tensor& t = state.tensor(p);
     const Shape shape = nn::shape_of(state.parts()[p], batch, capacity);
     t = Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * sizeof(float)), t.dtype,
-               shape);
+               shape, model.params().device());
   }
   return state;
 }
@@ -30,12 +30,13 @@ size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
   Arena nowhere = Arena::planning();
   Arena small(0);
   Context like;
+  like.device = model.params().device();
   like.arena = &small;
   like.activation = limits.activation;
   const auto measure = [&](int64_t rows, int64_t length, const ops::Packing* packing) {
     nn::State state = planned_state(model, limits.sequences, limits.context, nowhere);
     const Tensor tokens(nowhere.take_low(static_cast<size_t>(rows * length) * 4), DType::i32,
-                        {rows, length});
+                        {rows, length}, like.device);
     return plan(like, false,
                 [&](Context& c) {
                   models::Pass pass;
@@ -64,7 +65,10 @@ Runner::Runner(const models::LanguageModel& model, const PassLimits& limits, Use
     : model_(model),
       limits_(limits),
       use_(std::move(use)),
-      arena_(plan_passes(model, limits, use_)) {
+      arena_(plan_passes(model, limits, use_), model.params().device()),
+      stream_(model.params().device()) {
+  context_.device = model.params().device();
+  context_.stream = stream_;
   context_.arena = &arena_;
   context_.activation = limits.activation;
   const auto n = static_cast<size_t>(std::min(limits.sequences, limits.tokens));
@@ -83,10 +87,11 @@ void Runner::run(const Tensor& tokens, const ops::Packing* packing, const nn::St
   }
   arena_.reset();
   models::Pass pass;
-  pass.packing = packing;
+  const ops::Packing here = packing ? ops::put(context_, staging_, 1, *packing) : ops::Packing();
+  pass.packing = packing ? &here : nullptr;
   pass.state_in = &in;
   pass.state_out = &out;
-  use_(context_, model_.hidden(context_, tokens, pass));
+  use_(context_, model_.hidden(context_, staging_.put(context_, 0, tokens), pass));
 }
 
 void Runner::packed(std::span<const int32_t> tokens, std::span<const Sequence> sequences,
@@ -126,9 +131,11 @@ void each_logits(Context& c, const models::LanguageModel& model, const Tensor& h
   constexpr int64_t kRows = 64;
   const int64_t D = hidden.size(-1), rows = hidden.shape.rows();
   const Tensor flat = hidden.reshape({rows, D});
+  std::vector<std::byte> buffer;
   for (int64_t i = 0; i < rows; i += kRows) {
     const size_t mark = c.arena->low();
-    take(i, model.logits(c, flat.slice(0, i, std::min(rows, i + kRows))));
+    const Tensor logits = model.logits(c, flat.slice(0, i, std::min(rows, i + kRows)));
+    take(i, c.planning() ? logits : on_host(logits, buffer));
     c.arena->set_low(mark);
   }
 }

@@ -56,13 +56,15 @@ class Runner {
   PassLimits limits_;
   UseHidden use_;
   Arena arena_;
+  OwnStream stream_;
+  Staging staging_;
   Context context_;
   std::vector<int64_t> begin_;
   std::vector<int32_t> state_in_, state_out_;
 };
 
 // Logits of rows of `hidden`, which is seen as (rows, D), a block of rows at a time so that memory does not
-// grow with them: take(first row, logits (n, V) float32).
+// grow with them: take(first row, logits (n, V) float32 in the host's memory).
 void each_logits(Context& c, const models::LanguageModel& model, const Tensor& hidden,
                  const std::function<void(int64_t, const Tensor&)>& take);
 

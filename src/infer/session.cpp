@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "krait/infer/memory.h"
+#include "krait/tensor/memory.h"
 
 namespace krait {
 
@@ -28,10 +29,13 @@ UseHidden last_logits(const models::LanguageModel& model, int64_t batch) {
 nn::State checked_state(const models::LanguageModel& model, const SessionOptions& o) {
   require(o.batch > 0 && o.chunk > 0, "a session needs at least one row and one token a pass");
   const SessionPlan p = plan_session(model, o);
-  require_memory(p.total(),
+  const Device device = model.params().device();
+  // On a GPU the weights are there already.
+  require_memory(p.total() - (device.type == Device::cpu ? 0 : p.weights),
                  fmt::format("{} sequences: weights {}, states {}, logits {}, working memory {}",
                              o.batch, bytes_text(p.weights), bytes_text(p.state),
-                             bytes_text(p.logits), bytes_text(p.working)));
+                             bytes_text(p.logits), bytes_text(p.working)),
+                 device);
   return model.make_state(o.batch, o.context);
 }
 
@@ -55,26 +59,28 @@ Session::Session(const models::LanguageModel& model, const SessionOptions& optio
       vocab_(model.config().padded_vocab()),
       all_(checked_state(model, options)),
       state_(all_.first(options.batch)),
-      logits_memory_(static_cast<size_t>(options.batch * vocab_),
-                     std::numeric_limits<float>::quiet_NaN()),
-      logits_(logits_memory_.data(), DType::f32, {options.batch, vocab_}),
+      logits_memory_(model.params().device(),
+                     static_cast<size_t>(options.batch * vocab_) * sizeof(float)),
+      logits_(logits_of(0, options.batch)),
       tokens_read_(static_cast<size_t>(options.batch), 0),
       runner_(model, limits_of(options),
               [this](Context& c, const Tensor& h) { take_logits(c, h); }) {
   for (auto* v : {&ends_, &end_rows_}) v->reserve(static_cast<size_t>(options.batch));
   pass_tokens_.reserve(static_cast<size_t>(options.chunk));
   pass_sequences_.reserve(static_cast<size_t>(options.batch));
+  fill(context(), logits_, std::numeric_limits<float>::quiet_NaN());
 }
 
 void Session::take_logits(Context& c, const Tensor& hidden) {
   if (c.planning()) return last_logits(model_, options_.batch)(c, hidden);
   if (ends_.empty()) return;
   const bool every = static_cast<int64_t>(ends_.size()) == hidden.size(0) * hidden.size(1);
-  const float* from = model_.logits(c, every ? hidden : gather_rows(c, hidden, ends_)).as<float>();
-  for (const int64_t row : end_rows_) {
-    std::memcpy(logits_row(row), from, static_cast<size_t>(vocab_) * sizeof(float));
-    from += vocab_;
-  }
+  const auto n = static_cast<int64_t>(ends_.size());
+  const Tensor from =
+      model_.logits(c, every ? hidden : gather_rows(c, hidden, ends_)).reshape({n, vocab_});
+  if (n == batch()) return copy_bytes(from, logits_, c.stream);
+  for (int64_t i = 0; i < n; ++i)
+    copy_bytes(from.slice(0, i, i + 1), logits_of(end_rows_[static_cast<size_t>(i)], 1), c.stream);
 }
 
 void Session::run_pass() {
@@ -117,6 +123,7 @@ void Session::read(std::span<const std::span<const int32_t>> rows) {
     }
   }
   run_pass();
+  synchronize(context().device, context().stream);
 }
 
 void Session::step(std::span<const int32_t> tokens) {
@@ -137,8 +144,8 @@ Snapshot Session::snapshot(int64_t row) const {
   s.state.copy_row(0, state_, row);
   s.tokens = tokens_read(row);
   if (s.tokens > 0) {
-    const float* from = logits_memory_.data() + row * vocab_;
-    s.logits.assign(from, from + vocab_);
+    s.logits.resize(static_cast<size_t>(vocab_));
+    download(logits_of(row, 1), s.logits.data());
   }
   return s;
 }
@@ -149,8 +156,12 @@ void Session::restore(int64_t row, const Snapshot& s) {
   make_room(s.tokens);
   state_.copy_row(row, s.state, 0);
   tokens_read_[static_cast<size_t>(row)] = s.tokens;
-  std::fill_n(logits_row(row), vocab_, std::numeric_limits<float>::quiet_NaN());
-  std::copy(s.logits.begin(), s.logits.end(), logits_row(row));
+  const Tensor logits = logits_of(row, 1);
+  if (s.logits.empty()) {
+    fill(context(), logits, std::numeric_limits<float>::quiet_NaN());
+  } else {
+    upload(s.logits.data(), logits);
+  }
 }
 
 void Session::keep_rows(std::span<const int64_t> rows) {
@@ -160,7 +171,7 @@ void Session::keep_rows(std::span<const int64_t> rows) {
             "keep_rows: expected ascending rows below {}, got {}", batch(), from);
     if (from == to) continue;
     state_.copy_row(to, state_, from);
-    std::copy_n(logits_row(from), vocab_, logits_row(to));
+    copy_bytes(logits_of(from, 1), logits_of(to, 1));
     tokens_read_[i] = tokens_read_[static_cast<size_t>(from)];
   }
   tokens_read_.resize(rows.size());
@@ -172,7 +183,7 @@ void Session::restart(int64_t n) {
   tokens_read_.assign(static_cast<size_t>(n), 0);
   view_rows();
   for (int64_t row = 0; row < n; ++row) state_.zero_row(row);
-  std::fill_n(logits_row(0), n * vocab_, std::numeric_limits<float>::quiet_NaN());
+  fill(context(), logits_, std::numeric_limits<float>::quiet_NaN());
 }
 
 void Session::make_room(int64_t tokens) {
@@ -180,14 +191,15 @@ void Session::make_room(int64_t tokens) {
   const int64_t capacity = std::max(tokens, 2 * all_.capacity());
   require_memory(static_cast<size_t>(options_.batch) * nn::state_bytes(all_.parts(), capacity),
                  fmt::format("{} sequences of {} tokens: states with room for {}", options_.batch,
-                             tokens, capacity));
+                             tokens, capacity),
+                 context().device);
   all_.reserve(capacity);
   view_rows();
 }
 
 void Session::view_rows() {
   state_ = all_.first(batch());
-  logits_ = Tensor(logits_memory_.data(), DType::f32, {batch(), vocab_});
+  logits_ = logits_of(0, batch());
 }
 
 }  // namespace krait

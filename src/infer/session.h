@@ -54,7 +54,7 @@ class Session {
   // Every row reads one token.
   void step(std::span<const int32_t> tokens);
 
-  // (B, V) float32: what each row predicts next, valid until the next call that reads. Rows that have read
+  // (B, V) float32 on the model's device: what each row predicts next, valid until the next call that reads. Rows that have read
   // nothing hold NaN.
   const Tensor& logits() const { return logits_; }
 
@@ -74,13 +74,17 @@ class Session {
   void run_pass();
   void view_rows();
   void make_room(int64_t tokens);  // in every row
-  float* logits_row(int64_t row) { return logits_memory_.data() + row * vocab_; }
+  // (n, V) of the rows from `row` on.
+  Tensor logits_of(int64_t row, int64_t n) const {
+    return Tensor(logits_memory_.data() + static_cast<size_t>(row * vocab_) * sizeof(float),
+                  DType::f32, {n, vocab_}, logits_memory_.device());
+  }
 
   const models::LanguageModel& model_;
   SessionOptions options_;
   int64_t vocab_;          // V
   nn::State all_, state_;  // every row, and a view of those in use
-  std::vector<float> logits_memory_;
+  DeviceMemory logits_memory_;
   Tensor logits_;
   std::vector<int64_t> tokens_read_;
   // Of the pass that runs: places of the last tokens that a row of logits is wanted for, and those rows.

@@ -105,7 +105,7 @@ std::vector<Snapshot> parse_state(const TensorFile& file, const models::Language
     for (size_t p = 0; p < parts.size(); ++p) {
       Tensor row = parts[p].slice(0, b, b + 1);
       if (model.state_parts()[p].per_token) row = row.slice(1, 0, s.tokens);
-      copy_host(row, s.state.tensor(p));
+      store(row, s.state.tensor(p));
     }
     const float* from = logits.as<float>() + b * V;
     s.logits.assign(from, from + V);

@@ -1,12 +1,14 @@
 #include "krait/io/model.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <set>
 
 #include "krait/io/safetensors.h"
 #include "krait/io/torch_archive.h"
 #include "krait/models/architecture.h"
+#include "krait/tensor/device.h"
 
 namespace krait {
 namespace fs = std::filesystem;
@@ -179,7 +181,8 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
               file.path(), name, name_of(t->dtype));
       add_to_hash(hash, name, *t);
     }
-    if (options.purpose == nn::Purpose::inference && p.parts.empty() &&
+    if (options.purpose == nn::Purpose::inference && options.device.type == Device::cpu &&
+        p.parts.empty() &&
         usable_in_place(*parts[0], p.keep_float32 ? DType::f32 : loaded.dtype))
       p.value = parts[0]->detach();
   }
@@ -190,15 +193,15 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
           fmt::format("tensor \"{}\" {} is not part of this architecture and is not used", t.name,
                       t.view.shape));
 
-  params.allocate(options.purpose, loaded.dtype, options.sizes_only);
+  params.allocate(options.purpose, loaded.dtype, options.sizes_only, options.device);
   if (options.sizes_only) return loaded;
   size_t i = 0;
   for (nn::Param& p : params) {
     const std::vector<const Tensor*>& parts = stored[i++];
-    const Tensor& to = p.master ? p.master : p.value;
-    if (p.parts.empty() && to.data != parts[0]->data) copy_host(*parts[0], to);
+    const Tensor to = p.master ? p.master : p.value.detach();
+    if (p.parts.empty()) store(*parts[0], to);
     for (size_t k = 0; k < p.parts.size(); ++k)
-      copy_host(*parts[k], to.select(0, static_cast<int64_t>(k)));
+      store(*parts[k], to.select(0, static_cast<int64_t>(k)));
   }
   params.round_values();
   return loaded;
@@ -206,11 +209,12 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
 
 void save_model(const models::LanguageModel& model, const fs::path& directory, Layout layout,
                 DType dtype) {
-  // Buffers of converted tensors, kept until written. In the original layout A_log and D stay float32.
-  std::vector<std::vector<std::byte>> buffers;
+  // Buffers of tensors that are converted or come from a GPU, kept until written. In the original layout
+  // A_log and D stay float32.
+  std::deque<std::vector<std::byte>> buffers;
   std::vector<NamedTensor> tensors;
   for (const nn::Param& p : model.params()) {
-    Tensor t = p.master ? p.master : p.value.detach();
+    Tensor t = on_host(p.master ? p.master : p.value.detach(), buffers.emplace_back());
     const bool pinned =
         layout == Layout::original && (p.name.ends_with(".A_log") || p.name.ends_with(".D"));
     const DType wanted = pinned ? DType::f32 : dtype;

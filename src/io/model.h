@@ -19,6 +19,7 @@ struct LoadOptions {
   // bfloat16, else float32. Inference maps the file's memory where it has that type already and converts
   // only the rest; training keeps float32 masters whatever it is.
   std::optional<DType> dtype;
+  Device device;            // that the model is to run on; only the CPU maps the file
   bool sizes_only = false;  // for planning: parameters get no memory, the values are not read
 };
 

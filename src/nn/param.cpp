@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "krait/base/threads.h"
+#include "krait/tensor/memory.h"
 
 namespace krait::nn {
 
@@ -68,10 +69,11 @@ static DType value_dtype(const Param& p, DType dtype) {
   return p.keep_float32 ? DType::f32 : dtype;
 }
 
-void ParamSet::allocate(Purpose purpose, DType dtype, bool planning) {
+void ParamSet::allocate(Purpose purpose, DType dtype, bool planning, Device device) {
+  device_ = device;
   const auto place = [&](Arena& a) {
     const auto take = [&](const Shape& s, DType t) {
-      return Tensor(a.take_low(static_cast<size_t>(s.numel()) * size_of(t)), t, s);
+      return Tensor(a.take_low(static_cast<size_t>(s.numel()) * size_of(t)), t, s, device);
     };
     for (Param& p : params_) {
       const DType t = value_dtype(p, dtype);
@@ -99,7 +101,7 @@ void ParamSet::allocate(Purpose purpose, DType dtype, bool planning) {
   if (planning) return;
   size_t i = 0;
   for (Param& p : params_) p.value = purpose == Purpose::inference ? mapped[i++] : Tensor();
-  memory_ = Arena(bytes_);
+  memory_ = Arena(bytes_, device);
   place(memory_);
 }
 
@@ -107,21 +109,23 @@ void ParamSet::initialize(uint64_t seed) {
   uint64_t stream = 0;
   for (Param& p : params_) {
     const Philox rng{seed, ++stream};
-    if (p.master) {
+    if (p.master && device_.type == Device::cpu) {
       p.init(p.master, rng);
       continue;
     }
     std::vector<float> drawn(static_cast<size_t>(p.shape.numel()));
     const Tensor t(drawn.data(), DType::f32, p.shape);
     p.init(t, rng);
-    copy_host(t, p.value);
+    store(t, p.master ? p.master : p.value);
   }
   round_values();
 }
 
 void ParamSet::round_values() {
+  Arena none(0);
+  Context c{.device = device_, .arena = &none};
   for (Param& p : params_)
-    if (p.master && p.master.data != p.value.data) copy_host(p.master, p.value);
+    if (p.master && p.master.data != p.value.data) copy(c, p.master, p.value.detach());
 }
 
 void ParamSet::forget_gradients() {

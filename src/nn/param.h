@@ -49,8 +49,9 @@ class ParamSet {
 
   // Takes memory for every parameter in one block (none of it touched while `planning`). Inference: the
   // values in `dtype` (those marked keep_float32 in float32), except where a file's own memory was mapped
-  // in before. Training: float32 masters, gradients and moments, and values in `dtype`.
-  void allocate(Purpose purpose, DType dtype, bool planning = false);
+  // in before. Training: float32 masters, gradients and moments, and values in `dtype`. All of it on `device`.
+  void allocate(Purpose purpose, DType dtype, bool planning = false, Device device = {});
+  Device device() const { return device_; }
   size_t allocated_bytes() const { return bytes_; }
 
   // Draws every master from its init, then rounds into value.
@@ -72,6 +73,7 @@ class ParamSet {
   std::deque<Param> params_;
   Arena memory_ = Arena(0);
   size_t bytes_ = 0;
+  Device device_;
 };
 
 }  // namespace krait::nn

@@ -6,7 +6,7 @@
 // no convolution window crosses a border. Without a Packing each of the B rows is a sequence, with
 // states in and out in row b.
 #pragma once
-#include "krait/tensor/tensor.h"
+#include "krait/tensor/staging.h"
 
 namespace krait::ops {
 
@@ -17,5 +17,14 @@ struct Packing {
   Tensor state_in;   // (n) int32
   Tensor state_out;  // (n) int32, no row twice
 };
+
+// The packing with its arrays, now in the host's memory, where ops on the context's device can read them.
+inline Packing put(Context& c, Staging& staging, size_t first_place, const Packing& host) {
+  Packing p = host;
+  p.begin = staging.put(c, first_place, host.begin);
+  p.state_in = staging.put(c, first_place + 1, host.state_in);
+  p.state_out = staging.put(c, first_place + 2, host.state_out);
+  return p;
+}
 
 }  // namespace krait::ops

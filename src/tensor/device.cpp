@@ -9,6 +9,7 @@
 #include <fstream>
 #include <utility>
 
+#include "krait/base/system.h"
 #include "krait/tensor/cuda/runtime.h"
 
 namespace krait {
@@ -61,6 +62,8 @@ DeviceMemory& DeviceMemory::operator=(DeviceMemory&& o) noexcept {
   return *this;
 }
 
+bool built_with_cuda() { return cuda::kBuilt; }
+
 std::vector<DeviceInfo> cuda_devices(std::string* reason) { return cuda::devices(reason); }
 
 Device find_device(const std::string& name) {
@@ -110,6 +113,10 @@ DeviceInfo describe(Device device) {
   return all[static_cast<size_t>(device.index)];
 }
 
+size_t free_memory(Device device) {
+  return device.type == Device::cpu ? available_memory() : describe(device).free_bytes;
+}
+
 Stream make_stream(Device device) {
   return device.type == Device::cuda ? cuda::make_stream(device.index) : nullptr;
 }
@@ -150,14 +157,38 @@ void download(const Tensor& from, void* host, Stream stream) {
 void copy_bytes(const Tensor& from, const Tensor& to, Stream stream) {
   require_contiguous(from);
   require_contiguous(to);
-  require(from.bytes() == to.bytes() && from.device == to.device,
-          "copy: expected tensors of one size on one device, got {} and {}", from.shape, to.shape);
+  require(from.bytes() == to.bytes(), "copy: expected tensors of one size, got {} and {}",
+          from.shape, to.shape);
   if (from.numel() == 0) return;
+  if (from.device != to.device) {
+    if (from.device.type == Device::cpu) return upload(from.data, to, stream);
+    require(to.device.type == Device::cpu, "copy: from one GPU to another");
+    return download(from, to.data, stream);
+  }
   if (from.device.type == Device::cuda) {
     cuda::copy(from.data, to.data, from.bytes(), cuda::Direction::on_device, from.device.index,
                stream);
   } else {
     std::memcpy(to.data, from.data, from.bytes());
+  }
+}
+
+Tensor on_host(const Tensor& t, std::vector<std::byte>& buffer) {
+  if (t.device.type == Device::cpu) return t;
+  buffer.resize(t.bytes());
+  download(t, buffer.data());
+  return Tensor(buffer.data(), t.dtype, t.shape);
+}
+
+void store(const Tensor& from, const Tensor& to) {
+  if (to.device.type == Device::cpu) {
+    if (to.data != from.data) copy_host(from, to);
+  } else if (from.dtype == to.dtype && from.contiguous()) {
+    upload(from.data, to);
+  } else {
+    std::vector<std::byte> buffer(to.bytes());
+    copy_host(from, Tensor(buffer.data(), to.dtype, to.shape));
+    upload(buffer.data(), to);
   }
 }
 

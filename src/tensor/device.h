@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "krait/tensor/tensor.h"
@@ -45,6 +46,8 @@ class DeviceMemory {
 // CPU. Error in one line where a device is named that cannot be had.
 Device find_device(const std::string& name);
 
+bool built_with_cuda();
+
 struct DeviceInfo {
   Device device;
   std::string name;        // "NVIDIA H200", "AMD EPYC"
@@ -53,21 +56,44 @@ struct DeviceInfo {
 };
 
 DeviceInfo describe(Device device);
+// Bytes that can still be taken: of the machine (krait/base/system.h) or of the GPU.
+size_t free_memory(Device device);
 // CUDA devices that can be used now; `reason` says in one line why there are none.
 std::vector<DeviceInfo> cuda_devices(std::string* reason = nullptr);
 
 // A queue of work on a GPU; null on the CPU, where work is done when the call returns.
 using Stream = void*;
 
+// Work without a stream waits for all streams before it, and they for it.
 Stream make_stream(Device device);
 void destroy_stream(Device device, Stream stream);
 void synchronize(Device device, Stream stream);
 
-// Copies of contiguous memory, in the order of the stream. `host` must stay as it is until the stream has
-// passed; download returns when the bytes are there.
+// A stream of its own for the length of an object's life.
+class OwnStream {
+ public:
+  explicit OwnStream(Device device) : device_(device), stream_(make_stream(device)) {}
+  ~OwnStream() { destroy_stream(device_, stream_); }
+  OwnStream(OwnStream&& o) noexcept : device_(o.device_), stream_(std::exchange(o.stream_, nullptr)) {}
+  OwnStream& operator=(OwnStream&&) = delete;
+  operator Stream() const { return stream_; }
+
+ private:
+  Device device_;
+  Stream stream_;
+};
+
+// Copies of contiguous memory, in the order of the stream. `host` is memory that the system may move: it has
+// been read when upload returns. download returns when the bytes are there.
 void upload(const void* host, const Tensor& to, Stream stream = nullptr);
 void download(const Tensor& from, void* host, Stream stream = nullptr);
-void copy_bytes(const Tensor& from, const Tensor& to, Stream stream = nullptr);  // same device
+// Within a device, or between one and the host.
+void copy_bytes(const Tensor& from, const Tensor& to, Stream stream = nullptr);
 void zero_bytes(const Tensor& t, Stream stream = nullptr);
+
+// `t` (contiguous) in the host's memory: itself, or a copy in `buffer`.
+Tensor on_host(const Tensor& t, std::vector<std::byte>& buffer);
+// to = from, whatever the types; `from` in the host's memory, of any strides, `to` contiguous on any device.
+void store(const Tensor& from, const Tensor& to);
 
 }  // namespace krait

@@ -5,6 +5,7 @@ namespace krait::cuda {
 
 constexpr const char* kNone = "this krait was built without CUDA";
 
+const bool kBuilt = false;
 std::byte* reserve(int, size_t) { fail("{}", kNone); }
 void release(int, std::byte*) {}
 std::byte* reserve_shared(size_t) { fail("{}", kNone); }

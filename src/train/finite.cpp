@@ -2,9 +2,13 @@
 
 #include <cmath>
 
+#include "krait/tensor/device.h"
+
 namespace krait {
 
-static bool finite(const Tensor& t) {
+static bool finite(const Tensor& on_device) {
+  std::vector<std::byte> buffer;
+  const Tensor t = on_host(on_device, buffer);
   const float* p = t.as<float>();
   for (int64_t i = 0; i < t.numel(); ++i)
     if (!std::isfinite(p[i])) return false;

@@ -3,14 +3,13 @@
 #include <algorithm>
 
 #include "krait/autograd/plan.h"
-#include "krait/base/system.h"
 #include "krait/train/pass.h"
 
 namespace krait {
 
 TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o) {
   nn::ParamSet& params = model.params();
-  if (!params.begin()->m) params.allocate(nn::Purpose::training, o.dtype, true);
+  if (!params.begin()->m) params.allocate(nn::Purpose::training, o.dtype, true, o.device);
   TrainingMemory m;
   m.parameters = params.allocated_bytes();
   nn::State states[2];
@@ -29,8 +28,9 @@ TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o
   }
   // Ids are not read while planning.
   const Tensor ids(reinterpret_cast<void*>(uintptr_t{1} << 46), DType::i32,
-                   {o.batch_size, o.seq_len});
+                   {o.batch_size, o.seq_len}, params.device());
   Context like;
+  like.device = params.device();
   like.activation = o.dtype;
   like.training = true;
   const auto work = [&](Context& c) {
@@ -46,7 +46,7 @@ TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o
 }
 
 void require_memory(const TrainingMemory& m, const TrainOptions& o) {
-  const size_t available = available_memory();
+  const size_t available = free_memory(o.device);
   const auto gb = [](size_t bytes) { return static_cast<double>(bytes) * 1e-9; };
   require(m.total() <= available,
           "a step of {} sequences of {} tokens needs {:.2f} GB of memory ({:.2f} for weights, "

@@ -33,6 +33,7 @@ struct TrainOptions {
       false;  // keep only the stream at layer borders, run each layer again in backward
   DType dtype = DType::f32;  // of matrix products and activations; masters and moments are float32
   uint64_t seed = 0;
+  Device device;
 };
 
 // The learning rate of step `step` (from 1 on) of `o.steps`. Warm-up: lr · step / warmup for the first

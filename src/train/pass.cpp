@@ -19,11 +19,13 @@ ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model,
 }
 
 ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model, const Batch& batch,
-                                 models::Pass pass, float scale) {
-  const ops::Packing packing = batch.packing();
+                                 Staging& staging, models::Pass pass, float scale) {
+  const Tensor tokens = staging.put(c, 0, batch.tokens_view()),
+               targets = staging.put(c, 1, batch.targets_view());
+  const ops::Packing packing = ops::put(c, staging, 2, batch.packing());
   if (batch.packed()) pass.packing = &packing;
   if (!batch.carried) pass.state_in = nullptr;
-  return run_pass(c, model, batch.tokens_view(), batch.targets_view(), pass, scale);
+  return run_pass(c, model, tokens, targets, pass, scale);
 }
 
 }  // namespace krait

@@ -10,8 +10,9 @@ ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model,
                                  const Tensor& tokens, const Tensor& targets,
                                  const models::Pass& pass, float scale);
 
-// The same over a batch: `pass` gets its packing, and its state_in only where the batch is carried.
+// The same over a batch, whose arrays go through `staging`: `pass` gets its packing, and its state_in only
+// where the batch is carried.
 ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model, const Batch& batch,
-                                 models::Pass pass, float scale);
+                                 Staging& staging, models::Pass pass, float scale);
 
 }  // namespace krait

@@ -119,11 +119,11 @@ class Run {
 
   void make_model(const models::Config& config) {
     if (!start_.empty()) {
-      model_ = load_model(start_, {nn::Purpose::training, o_.train.dtype}).model;
+      model_ = load_model(start_, {nn::Purpose::training, o_.train.dtype, o_.train.device}).model;
       return;
     }
     model_ = std::make_unique<models::LanguageModel>(config);
-    model_->params().allocate(nn::Purpose::training, o_.train.dtype);
+    model_->params().allocate(nn::Purpose::training, o_.train.dtype, false, o_.train.device);
     model_->params().initialize(o_.train.seed);
   }
 

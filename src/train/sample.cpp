@@ -17,15 +17,18 @@ std::string sample_text(const models::LanguageModel& model, const Tokenizer& tok
   pass.state_in = pass.state_out = &state;
   size_t fed = 0;
   Tensor logits;
+  Staging staging;
   // Feeds what the state has not read yet.
   const auto feed = [&](Context& c) {
     const int64_t L = static_cast<int64_t>(tokens.size() - fed);
-    const Tensor hidden = model.hidden(c, Tensor(tokens.data() + fed, DType::i32, {1, L}), pass);
+    const Tensor ids = staging.put(c, 0, Tensor(tokens.data() + fed, DType::i32, {1, L}));
+    const Tensor hidden = model.hidden(c, ids, pass);
     logits = model.logits(c, hidden.slice(1, L - 1, L).reshape({1, hidden.size(2)}));
   };
   Context like;
+  like.device = model.params().device();
   like.activation = activation;
-  Arena arena(plan(like, false, feed).bytes + (size_t{1} << 20));
+  Arena arena(plan(like, false, feed).bytes + (size_t{1} << 20), like.device);
   const ops::SamplerOptions options = {.temperature = 0.8f, .seed = seed};
   for (int64_t i = 0; i < n; ++i) {
     arena.reset();

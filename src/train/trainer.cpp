@@ -22,9 +22,12 @@ Trainer::Trainer(models::LanguageModel& model, const TokenStream& data, const Tr
       options_(options),
       batcher_(data, {options.batch_size, options.seq_len, options.order, options.carry_state,
                       options.seed}),
-      scalars_(ops::kStepScalars),
+      stream_(model.params().device()),
+      scalars_memory_(ops::kStepScalars * sizeof(float), model.params().device()),
+      scalars_(scalars_memory_.take_low(ops::kStepScalars * sizeof(float)), DType::f32,
+               {ops::kStepScalars}, model.params().device()),
       router_(model.routes() ? static_cast<size_t>(2 * model.config().n_layer) : 0) {
-  arena_ = Arena(plan_training(model, options).step);
+  arena_ = Arena(plan_training(model, options).step, device());
   if (options.carry_state)
     for (nn::State& s : states_) s = model.make_state(options.batch_size);
 }
@@ -33,6 +36,8 @@ Context Trainer::context(bool training) {
   arena_.reset();
   tape_.reset();
   Context c;
+  c.device = device();
+  c.stream = stream_;
   c.arena = &arena_;
   c.tape = training ? &tape_ : nullptr;
   c.activation = options_.dtype;
@@ -58,8 +63,11 @@ models::Pass Trainer::training_pass(int64_t micro_batch) {
 void Trainer::reserve(const Batch& batch, const models::Pass& pass, bool training) {
   const Context like = context(training);
   const size_t bytes =
-      plan(like, training, [&](Context& c) { run_pass(c, model_, batch, pass, 1.0f); }).bytes;
-  if (bytes > arena_.capacity()) arena_ = Arena(bytes);
+      plan(like, training, [&](Context& c) { run_pass(c, model_, batch, staging_, pass, 1.0f);
+      }).bytes;
+  if (bytes <= arena_.capacity()) return;
+  arena_ = Arena(0);
+  arena_ = Arena(bytes, device());
 }
 
 StepResult Trainer::step() {
@@ -81,7 +89,7 @@ StepResult Trainer::step() {
     c.rng.seed = options_.seed;
     c.rng.stream = kDropoutStream + (static_cast<uint64_t>(first + k) << kDropoutStreamsLog2);
     const Batch& batch = batches[static_cast<size_t>(k)];
-    loss += run_pass(c, model_, batch, training_pass(first + k), scale).loss.as<float>()[0];
+    loss += number(run_pass(c, model_, batch, staging_, training_pass(first + k), scale).loss);
     for (size_t i = 0; i < router_.size(); i += 2) {
       loss += static_cast<double>(router_[i]) / static_cast<double>(K);
       dropped += static_cast<double>(router_[i + 1]);
@@ -89,16 +97,34 @@ StepResult Trainer::step() {
   }
   StepResult r;
   r.lr = learning_rate(options_, step);
-  scalars_[ops::kLearningRate] = static_cast<float>(r.lr);
+  set_scalars(step, r.lr);
   r.grad_norm = clip();
   if (!std::isfinite(loss) || !std::isfinite(r.grad_norm))
     fail_not_finite(model_.params(), step, loss, r.grad_norm);
-  update(step);
+  update();
   steps_done_ = step;
   r.loss = targets > 0 ? loss : std::numeric_limits<double>::quiet_NaN();
   r.dropped = static_cast<int64_t>(dropped);
   r.tokens = K * options_.batch_size * options_.seq_len;
   return r;
+}
+
+void Trainer::set_scalars(int64_t step, double lr) {
+  const auto bias = [&](float beta) {
+    return static_cast<float>(-std::expm1(static_cast<double>(step) * std::log(double{beta})));
+  };
+  float values[ops::kStepScalars] = {};
+  values[ops::kLearningRate] = static_cast<float>(lr);
+  values[ops::kBias1] = bias(options_.beta1);
+  values[ops::kBias2] = bias(options_.beta2);
+  upload(values, scalars_, stream_);
+}
+
+// Waits for it.
+float Trainer::number(const Tensor& t) const {
+  float x = 0;
+  download(t, &x, stream_);
+  return x;
 }
 
 double Trainer::clip() {
@@ -108,23 +134,18 @@ double Trainer::clip() {
     grads.push_back(p.var.grad);
   }
   Context c = context(false);
-  ops::clip_grad_norm(c, grads, options_.clip, scalars());
-  return scalars_[ops::kGradNorm];
+  ops::clip_grad_norm(c, grads, options_.clip, scalars_);
+  return number(scalars_.slice(0, ops::kGradNorm, ops::kGradNorm + 1));
 }
 
-void Trainer::update(int64_t step) {
+void Trainer::update() {
   const TrainOptions& o = options_;
-  const auto bias = [&](float beta) {
-    return static_cast<float>(-std::expm1(static_cast<double>(step) * std::log(double{beta})));
-  };
-  scalars_[ops::kBias1] = bias(o.beta1);
-  scalars_[ops::kBias2] = bias(o.beta2);
   std::vector<ops::AdamwTensors> tensors;
   for (const nn::Param& p : model_.params())
     tensors.push_back({p.master, p.value.data == p.master.data ? Tensor() : p.value.detach(),
                        p.var.grad, p.m, p.v, p.decay ? o.weight_decay : 0.0f});
   Context c = context(false);
-  ops::adamw(c, tensors, {o.beta1, o.beta2, o.eps}, scalars());
+  ops::adamw(c, tensors, {o.beta1, o.beta2, o.eps}, scalars_);
 }
 
 std::optional<double> Trainer::validate(const TokenStream& stream,
@@ -147,7 +168,7 @@ std::optional<double> Trainer::validate(const TokenStream& stream,
     }
     reserve(batch, pass, false);
     Context c = context(false);
-    nll += run_pass(c, model_, batch, pass, 1.0f).loss.as<float>()[0];
+    nll += number(run_pass(c, model_, batch, staging_, pass, 1.0f).loss);
   }
   return nll / static_cast<double>(stream.targets());
 }

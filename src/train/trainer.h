@@ -1,4 +1,4 @@
-// The trainer: steps of AdamW over micro-batches. All that a step depends on can be saved and put back:
+// The trainer: steps of AdamW over micro-batches, on the device of the parameters. All that a step depends on can be saved and put back:
 // weights, moments, the number of the step (from which the position in the data and the random numbers
 // follow), and carried states.
 #pragma once
@@ -51,9 +51,11 @@ class Trainer {
   Context context(bool training);
   models::Pass training_pass(int64_t micro_batch);
   void reserve(const Batch& batch, const models::Pass& pass, bool training);
+  void set_scalars(int64_t step, double lr);
   double clip();  // the gradient's norm
-  void update(int64_t step);
-  Tensor scalars() { return Tensor(scalars_.data(), DType::f32, {ops::kStepScalars}); }
+  void update();
+  float number(const Tensor& t) const;  // of one float32
+  Device device() const { return model_.params().device(); }
   const nn::State* carried() const;  // the states that the next step starts from
   std::string signature() const;
 
@@ -61,11 +63,14 @@ class Trainer {
   const TokenStream& data_;
   TrainOptions options_;
   Batcher batcher_;
+  OwnStream stream_;
   Arena arena_ = Arena(0);
   Tape tape_;
-  nn::State states_[2];         // in and out take turns
-  std::vector<float> scalars_;  // see ops::StepScalar
-  std::vector<float> router_;   // of models with experts: see Pass::router
+  Staging staging_;
+  nn::State states_[2];  // in and out take turns
+  Arena scalars_memory_;
+  Tensor scalars_;  // see ops::StepScalar
+  std::vector<float> router_;  // of models with experts: see Pass::router
   int64_t steps_done_ = 0;
 };
 

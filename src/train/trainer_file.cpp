@@ -1,5 +1,5 @@
 // trainer.safetensors: what a run needs beside the weights to go on.
-#include <cstring>
+#include <deque>
 
 #include "krait/io/safetensors.h"
 #include "krait/train/trainer.h"
@@ -39,8 +39,9 @@ const nn::State* Trainer::carried() const {
 
 void Trainer::save(const std::filesystem::path& directory) const {
   std::vector<NamedTensor> tensors;
+  std::deque<std::vector<std::byte>> buffers;  // of what comes from a GPU
   visit(model_, carried(), [&](const std::string& name, const Tensor& t) {
-    tensors.push_back({name, t});
+    tensors.push_back({name, on_host(t, buffers.emplace_back())});
   });
   write_safetensors(directory / kFile, tensors,
                     {{"step", std::to_string(steps_done_)}, {"run", signature()}});
@@ -65,7 +66,7 @@ void Trainer::load(const std::filesystem::path& directory) {
     require(stored.dtype == DType::f32 && stored.shape == t.shape,
             "{}: {}: expected float32 {}, got {} {}", file.path(), name, t.shape,
             name_of(stored.dtype), stored.shape);
-    std::memcpy(t.data, stored.data, t.bytes());
+    store(stored, t);
   });
 }
 

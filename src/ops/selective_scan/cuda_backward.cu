@@ -22,7 +22,7 @@ __device__ inline void load_row(const BackwardTile<S>& at, int t, int channel,
 }
 
 // The adjoint recurrence of one scanning thread.
-template <class S, bool kConstant>
+template <class S, bool kConstant, bool kFast>
 struct Adjoint {
   int channel, lane, warp;
   bool constant_B, constant_C;
@@ -45,7 +45,7 @@ struct Adjoint {
         for (int i = 0; i < S::CPT; ++i)
 #pragma unroll
           for (int k = 0; k < S::NS; ++k)
-            h[i][k] = fmaf(exp2_fast(delta[i] * A[i][k]), h[i][k],
+            h[i][k] = fmaf(exp2_of<kFast>(delta[i] * A[i][k]), h[i][k],
                            x[i] * (kConstant && constant_B ? B[i][k] : b[k]));
       }
     }
@@ -73,7 +73,7 @@ struct Adjoint {
         float sum = 0;
 #pragma unroll
         for (int k = 0; k < S::NS; ++k) {
-          const float a = exp2_fast(delta[i] * A[i][k]);
+          const float a = exp2_of<kFast>(delta[i] * A[i][k]);
           const float after =
               fmaf(a, states[s][i][k], x[i] * (kConstant && constant_B ? B[i][k] : b[k]));
           decay[s][i][k] = a, states[s + 1][i][k] = after;
@@ -165,9 +165,9 @@ __device__ inline void help_backward(const Work& k, const Place& place, int64_t 
   Helper<S, kFast> h(k.w, place, helper);
   for (int64_t n = first_of(k, piece); n < p.sequences && piece_of(k, n) == piece; ++n) {
     const Span s = sequence(p, n);
-    const int64_t tiles = ceil_div(s.tokens, S::kTile);
+    const int64_t tiles = tiles_of<S>(k, s);
     for (int64_t i = 0; i < tiles + 2; ++i) {
-      h.step(k, s, tiles, i, block, memory.tile[i & 1]);
+      h.step(k, n, s, tiles, i, block, memory.tile[i & 1]);
       __syncthreads();
     }
   }
@@ -176,12 +176,12 @@ __device__ inline void help_backward(const Work& k, const Place& place, int64_t 
     memory.sums[0][helper][i] = h.dD[i], memory.sums[1][helper][i] = h.ddt_bias[i];
 }
 
-template <class S, bool kConstant>
+template <class S, bool kConstant, bool kFast>
 __device__ inline void scan_backward_states(const Work& k, const Place& place, int64_t piece,
                                             int role, int lane, BackwardMemory<S>& memory) {
   const CudaBackward& w = k.w;
   const CudaProblem& p = w.p;
-  Adjoint<S, kConstant> a;
+  Adjoint<S, kConstant, kFast> a;
   a.warp = role, a.lane = lane;
   a.channel = (role * (32 / S::LPC) + lane / S::LPC) * S::CPT;
   a.constant_B = p.constant_B, a.constant_C = p.constant_C;
@@ -193,9 +193,14 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
 #pragma unroll
     for (int i = 0; i < S::NS; ++i) {
       a.A[c][i] = scaled_A(a.A[c][i], p.a_is_log);
-      a.dA[c][i] = 0;
-      if constexpr (kConstant) a.dB[c][i] = a.dC[c][i] = 0;
     }
+  // Sums go on from the launch before.
+  const auto so_far = [&](const float* of) { return k.last ? nullptr : of + piece * states; };
+  load_states<S>(so_far(k.dA), p.N, e, left, n0, a.dA);
+  if constexpr (kConstant) {
+    load_states<S>(so_far(k.dB), p.N, e, left, n0, a.dB);
+    load_states<S>(so_far(k.dC), p.N, e, left, n0, a.dC);
+  }
   if constexpr (kConstant) {
     load_states<S>(p.constant_B ? static_cast<const float*>(p.B.data) : nullptr, p.N, e, left, n0,
                    a.B);
@@ -204,13 +209,14 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
   }
   for (int64_t n = first_of(k, piece); n < p.sequences && piece_of(k, n) == piece; ++n) {
     const Span s = sequence(p, n);
-    const int64_t tiles = ceil_div(s.tokens, S::kTile);
+    const int64_t tiles = tiles_of<S>(k, s), first_tile = k.from / S::kTile;
     const float* of_start = p.state_in && s.in >= 0 ? p.state_in + s.in * states : nullptr;
     const auto before = [&](int64_t i) {
-      return i > 0 ? w.saved + (s.begin / S::kTile + i - 1) * states : of_start;
+      const int64_t tile = first_tile + i;
+      return tile > 0 ? w.saved + (s.begin / S::kTile + tile - 1) * states : of_start;
     };
-    load_states<S>(w.dstate_out && s.out >= 0 ? w.dstate_out + s.out * states : nullptr, p.N, e,
-                   left, n0, a.dh);
+    const float* dstate_out = w.dstate_out && s.out >= 0 ? w.dstate_out + s.out * states : nullptr;
+    load_states<S>(k.last ? dstate_out : k.dstates + n * states, p.N, e, left, n0, a.dh);
     States<S> next;
     if (tiles > 0) load_states<S>(before(tiles - 1), p.N, e, left, n0, next);
     __syncthreads();
@@ -220,7 +226,7 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
 #pragma unroll
         for (int j = 0; j < S::NS; ++j) a.h[c][j] = next[c][j];
       if (i > 0) load_states<S>(before(i - 1), p.N, e, left, n0, next);
-      const int64_t t = i * S::kTile;
+      const int64_t t = k.from + i * S::kTile;
       const int steps = static_cast<int>(s.tokens - t < S::kTile ? s.tokens - t : S::kTile);
       a.tile(memory, memory.tile[(tiles - 1 - i) & 1], steps);
       __syncthreads();
@@ -247,7 +253,7 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
   const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
   if (role == S::kIdle) return;
   if (role >= 0)
-    scan_backward_states<S, kConstant>(k, place, piece, role, lane, memory);
+    scan_backward_states<S, kConstant, kFast>(k, place, piece, role, lane, memory);
   else
     help_backward<S, kFast>(k, place, block, piece, ~role * 32 + lane, memory);
   __syncthreads();
@@ -258,8 +264,9 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
       dD += memory.sums[0][r * S::kQuads + c / 4][c % 4];
       ddt_bias += memory.sums[1][r * S::kQuads + c / 4][c % 4];
     }
-    k.dD[piece * p.E + place.first + c] = dD;
-    k.ddt_bias[piece * p.E + place.first + c] = ddt_bias;
+    const int64_t at = piece * p.E + place.first + c;
+    k.dD[at] = k.last ? dD : k.dD[at] + dD;
+    k.ddt_bias[at] = k.last ? ddt_bias : k.ddt_bias[at] + ddt_bias;
   }
 }
 
@@ -300,19 +307,22 @@ __global__ void sum_states(const __grid_constant__ Work k) {
   }
 }
 
-// dB and dC over the sets of channels. One thread a (token, group, n), B and C.
+// dB and dC of the tokens of a launch over the sets of channels. One thread a (token, group, n), B and C.
 template <int NS>
 __global__ void sum_sets(const __grid_constant__ Work k, int64_t sets_of_group, int row) {
   const CudaBackward& w = k.w;
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, t = i / row;
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, part_row = i / row;
   const int column = static_cast<int>(i % row), n = column / (2 * NS) * NS + column % NS;
   const CudaRows& to = column % (2 * NS) < NS ? w.dB : w.dC;
-  if (t >= w.p.tokens || n >= w.p.N || !to.data) return;
+  if (part_row >= k.part_rows || n >= w.p.N || !to.data) return;
+  const int64_t in_sequence = k.from + part_row % k.span;
+  const int64_t t = w.p.begin ? part_row : part_row / k.span * w.p.L + in_sequence;
+  if (!w.p.begin && in_sequence >= w.p.L) return;
   for (int64_t group = 0; group < w.p.G; ++group) {
-    const float* part = k.parts + (group * sets_of_group * w.p.tokens + t) * row + column;
+    const float* part = k.parts + (group * sets_of_group * k.part_rows + part_row) * row + column;
     float sum = 0;
 #pragma unroll 8
-    for (int64_t set = 0; set < sets_of_group; ++set) sum += part[set * w.p.tokens * row];
+    for (int64_t set = 0; set < sets_of_group; ++set) sum += part[set * k.part_rows * row];
     const int64_t at = t * to.stride + group * to.group + n;
     if (to.bf16) {
       auto* x = static_cast<__nv_bfloat16*>(to.data) + at;
@@ -323,6 +333,8 @@ __global__ void sum_sets(const __grid_constant__ Work k, int64_t sets_of_group, 
     }
   }
 }
+
+constexpr int64_t kMostParts = int64_t{1} << 26;  // floats
 
 // Sizes and places in the scratch, from the shapes alone.
 template <class S>
@@ -342,8 +354,17 @@ Work plan(const CudaProblem& p, float* scratch, int64_t* floats) {
   k.dC = take(p.constant_B || p.constant_C ? k.pieces * states : 0);
   k.dD = take(k.pieces * p.E);
   k.ddt_bias = take(k.pieces * p.E);
-  k.dstates = take(p.state_in ? p.sequences * states : 0);
-  k.parts = take(p.constant_B && p.constant_C ? 0 : sets * p.tokens * S::kRow);
+  // The parts of dB and dC are bounded by going over time in several launches; packed sequences, which start
+  // anywhere, go in one.
+  const bool varying = !p.constant_B || !p.constant_C;
+  const auto tiles = [](int64_t tokens) { return ceil_div(tokens, S::kTile) * S::kTile; };
+  const int64_t whole = tiles(std::max<int64_t>(p.begin ? p.tokens : p.L, 1));
+  const int64_t fitting =
+      tiles(kMostParts / (sets * std::max<int64_t>(p.sequences, 1) * S::kRow));
+  k.span = p.begin || !varying ? whole : std::min(whole, std::max<int64_t>(fitting, 16 * S::kTile));
+  k.part_rows = p.begin ? p.tokens : p.sequences * k.span;
+  k.dstates = take(p.state_in || k.span < whole ? p.sequences * states : 0);
+  k.parts = take(varying ? sets * k.part_rows * S::kRow : 0);
   *floats = at;
   return k;
 }
@@ -354,20 +375,25 @@ void launch(const CudaBackward& w, void* stream) {
   Work k = plan<S>(w.p, w.scratch, &floats);
   k.w = w;
   if (!w.dB.data && !w.dC.data) k.parts = nullptr;
-  if (!w.dstate_in.to) k.dstates = nullptr;
+  const bool in_one = (w.p.begin ? w.p.tokens : w.p.L) <= k.span;
+  if (!w.dstate_in.to && in_one) k.dstates = nullptr;
   const auto kernel = scan_backward<S, kConstant, kFast, kBlocks>;
   constexpr int bytes = sizeof(BackwardMemory<S>);
   static_assert(kBlocks * (bytes + 1024) <= 228 * 1024);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   const auto queue = static_cast<cudaStream_t>(stream);
-  kernel<<<static_cast<unsigned>(k.pieces * w.p.G * k.blocks), S::kThreads, bytes, queue>>>(k);
-  cuda::check_launch("selective_scan backward");
   const auto blocks = [](int64_t n) { return static_cast<unsigned>(ceil_div(n, 256)); };
-  const int64_t states = w.p.E * w.p.N;
+  const int64_t states = w.p.E * w.p.N, length = w.p.begin ? w.p.tokens : w.p.L;
+  for (k.from = in_one ? 0 : (length - 1) / k.span * k.span; k.from >= 0; k.from -= k.span) {
+    kernel<<<static_cast<unsigned>(k.pieces * w.p.G * k.blocks), S::kThreads, bytes, queue>>>(k);
+    if (k.parts && w.p.tokens > 0)
+      sum_sets<S::NS><<<blocks(k.part_rows * S::kRow), 256, 0, queue>>>(k, k.blocks, S::kRow);
+    k.last = false;
+    if (in_one) break;
+  }
+  cuda::check_launch("selective_scan backward");
   sum_pieces<<<blocks(states), 256, 0, queue>>>(k);
-  if (k.parts && w.p.tokens > 0)
-    sum_sets<S::NS><<<blocks(w.p.tokens * S::kRow), 256, 0, queue>>>(k, k.blocks, S::kRow);
-  if (k.dstates) sum_states<<<blocks(states), 256, 0, queue>>>(k);
+  if (w.dstate_in.to) sum_states<<<blocks(states), 256, 0, queue>>>(k);
   cuda::check_launch("sums of selective_scan backward");
 }
 

@@ -28,18 +28,34 @@ struct BackwardMemory {
 struct Work {
   CudaBackward w;
   int64_t pieces = 1, blocks = 1;  // of the sequences; of the channels of a group
-  float *parts, *dA, *dB, *dC, *dD, *ddt_bias, *dstates;
+  // A launch goes over `span` tokens (whole tiles) of every sequence, from token `from` on.
+  int64_t from = 0, span = 0;
+  bool last = true;       // of the launches in time, so the first to run: adjoints start here
+  int64_t part_rows = 0;  // tokens of `parts`
+  float *parts, *dA, *dB, *dC, *dD, *ddt_bias, *dstates;  // dstates: adjoints before the tokens of a launch
+
+  // Row of `parts` of token t of sequence n, which begins at token `begin` of all.
+  __device__ int64_t part_row(int64_t n, int64_t begin, int64_t t) const {
+    return w.p.begin ? begin + t : n * span + t - from;
+  }
 };
+
+// Tiles of a sequence in this launch; they begin at token k.from.
+template <class S>
+__device__ inline int64_t tiles_of(const Work& k, const Span& s) {
+  const int64_t left = s.tokens - k.from;
+  return left <= 0 ? 0 : ceil_div(left < k.span ? left : k.span, S::kTile);
+}
 
 __device__ inline void add(float4& sum, const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }
 
 // The rows of dB and dC of one tile, summed over the warps.
 template <class S>
-__device__ inline void sum_parts(const Work& k, const Place& place, const Span& s, int64_t t0, int64_t block,
-                                 int helper, const BackwardTile<S>& at) {
+__device__ inline void sum_parts(const Work& k, const Place& place, int64_t n, const Span& s, int64_t t0,
+                                 int64_t block, int helper, const BackwardTile<S>& at) {
   constexpr int kUnits = S::kTile * S::kRow / 4, kUnitsOfRow = S::kRow / 4;
   const int64_t set = place.group * k.blocks + block;
-  float4* to = reinterpret_cast<float4*>(k.parts) + (set * k.w.p.tokens + s.begin + t0) * kUnitsOfRow;
+  float4* to = reinterpret_cast<float4*>(k.parts) + (set * k.part_rows + k.part_row(n, s.begin, t0)) * kUnitsOfRow;
   for (int i = helper; i < kUnits; i += S::kHelpers) {
     if (t0 + i / kUnitsOfRow >= s.tokens) break;
     float4 sum = {};
@@ -79,15 +95,16 @@ struct Helper {
     }
   }
 
-  // Step i of the sequence: tile tiles - 1 - i is prepared, the one two before is finished.
-  __device__ void step(const Work& k, const Span& s, int64_t tiles, int64_t i, int64_t block, BackwardTile<S>& at) {
-    const int64_t t0 = (tiles - 1 - i) * S::kTile, done = t0 + 2 * S::kTile;
+  // Step i of sequence n: tile tiles - 1 - i is prepared, the one two before is finished.
+  __device__ void step(const Work& k, int64_t n, const Span& s, int64_t tiles, int64_t i, int64_t block,
+                       BackwardTile<S>& at) {
+    const int64_t t0 = k.from + (tiles - 1 - i) * S::kTile, done = t0 + 2 * S::kTile;
     BC bc;
     Rows4 now, before;
     if (i < tiles) bc.load(w.p, place, s, t0, helper, 0);
     if (i >= 2) before = load(s, done, 0);
     if (i < tiles) now = load(s, t0, 0);
-    if (i >= 2 && k.parts) sum_parts<S>(k, place, s, done, block, helper, at);
+    if (i >= 2 && k.parts) sum_parts<S>(k, place, n, s, done, block, helper, at);
     if (i < tiles) {
       bc.store(w.p, helper, 0, at.bc);
       for (int j = BC::kBatch; j < BC::kPasses; j += BC::kBatch) {
@@ -162,12 +179,12 @@ struct Helper {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float e;
-          delta[i] = softplus(delta[i], e);
+          delta[i] = softplus<kFast>(delta[i], e);
         }
       }
       if (p.z.data) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) g[i] *= z[i] * sigmoid(z[i]);
+        for (int i = 0; i < 4; ++i) g[i] *= z[i] * sigmoid<kFast>(z[i]);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -205,15 +222,15 @@ struct Helper {
         for (int i = 0; i < 4; ++i) {
           float e;
           const float of = x[i];
-          x[i] = softplus(of, e);
-          const float inverse = reciprocal(1.0f + e);
+          x[i] = softplus<kFast>(of, e);
+          const float inverse = reciprocal<kFast>(1.0f + e);
           slope[i] = of >= 0 ? inverse : e * inverse;
         }
       }
       if (p.z.data) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float sig = sigmoid(z[i]);
+          const float sig = sigmoid<kFast>(z[i]);
           g[i] *= z[i] * sig;
           dz[i] = dy[i] * fmaf(D[i], u[i], y[i]) * sig * fmaf(z[i], 1.0f - sig, 1.0f);
         }

@@ -47,7 +47,30 @@ __device__ inline float exp2_fast(float x) {  // 2 units in the last place, 0 be
   return y;
 }
 
+// 2^x to 0.7 units in the last place: a polynomial on [-1/2, 1/2], shifted by the whole part.
+__device__ inline float exp2_exact(float x) {
+  x = fminf(fmaxf(x, -126.0f), 128.0f);
+  constexpr float kWhole = 0x1.8p+23f;  // added, the low bits hold the whole part
+  const float shifted = x + kWhole, f = x - (shifted - kWhole);
+  float p = fmaf(0x1.444p-13f, f, 0x1.5f48cp-10f);
+  p = fmaf(p, f, 0x1.3b2a1cp-7f);
+  p = fmaf(p, f, 0x1.c6aeccp-5f);
+  p = fmaf(p, f, 0x1.ebfbep-3f);
+  p = fmaf(p, f, 0x1.62e43p-1f);
+  p = fmaf(p, f, 1.0f);
+  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+}
+
+// What bfloat16 tensors (kFast) need of the functions below is far from their last places; float32 ones get
+// them to about one.
+template <bool kFast>
+__device__ inline float exp2_of(float x) {
+  return kFast ? exp2_fast(x) : exp2_exact(x);
+}
+
+template <bool kFast>
 __device__ inline float reciprocal(float x) {
+  if (!kFast) return __frcp_rn(x);
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
@@ -56,17 +79,19 @@ __device__ inline float reciprocal(float x) {
 constexpr float kLog2e = 0x1.715476p+0f, kLog2eLow = 0x1.4ae0cp-26f, kLn2 = 0x1.62e430p-1f;
 
 // e^x for x <= 0, the product with log2(e) carried to twice the precision.
+template <bool kFast>
 __device__ inline float exp_of_negative(float x) {
   const float high = x * kLog2e;
   const float low = fmaf(x, kLog2eLow, fmaf(x, kLog2e, -high));
-  const float e = exp2_fast(high);
+  const float e = exp2_of<kFast>(high);
   return fmaf(e, low * kLn2, e);
 }
 
 // log(1 + e^x) = max(x, 0) + log(1 + e), e = e^-|x| in [0, 1]; the logarithm by a polynomial through the
 // Chebyshev nodes of that interval, relative error 5e-9. `e` is handed out for the slope.
+template <bool kFast>
 __device__ inline float softplus(float x, float& e) {
-  e = exp_of_negative(-fabsf(x));
+  e = exp_of_negative<kFast>(-fabsf(x));
   float p = fmaf(-0.003256378466f, e, 0.01990716088f);
   p = fmaf(p, e, -0.05706420066f);
   p = fmaf(p, e, 0.1061426467f);
@@ -79,8 +104,11 @@ __device__ inline float softplus(float x, float& e) {
   return fmaf(p, e, fmaxf(x, 0.0f));
 }
 
+template <bool kFast>
 __device__ inline float sigmoid(float x) {
-  return reciprocal(1.0f + exp2_fast(fminf(-x * kLog2e, 126.0f)));
+  if (kFast) return reciprocal<kFast>(1.0f + exp2_fast(fminf(-x * kLog2e, 126.0f)));
+  const float e = exp_of_negative<kFast>(-fabsf(x));
+  return (x >= 0 ? 1.0f : e) / (1.0f + e);
 }
 
 // A log2(e), or -exp(A) log2(e) where A holds log(-A): to half a unit in the last place, or nearly, since an

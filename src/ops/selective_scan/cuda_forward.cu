@@ -152,7 +152,7 @@ struct Helper {
 #pragma unroll
         for (int j = 0; j < kBatch; ++j)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) y[j][i] *= z[j][i] * sigmoid(z[j][i]);
+          for (int i = 0; i < 4; ++i) y[j][i] *= z[j][i] * sigmoid<kFast>(z[j][i]);
       }
       char* to = row(w.y, tile - 2, first);
 #pragma unroll
@@ -175,7 +175,7 @@ struct Helper {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float e;
-          delta[j][i] = softplus(delta[j][i], e);
+          delta[j][i] = softplus<kFast>(delta[j][i], e);
         }
     }
 #pragma unroll
@@ -213,7 +213,7 @@ struct Operands {
 };
 
 // What a scanning thread does. The sums over lanes of a few steps are taken while the next few are computed.
-template <class S, bool kConstant>
+template <class S, bool kConstant, bool kFast>
 struct Scanner {
   static constexpr int kSteps = S::LPC < 8 ? S::LPC : 8;  // summed over lanes together
   static constexpr int kSharers = S::LPC / kSteps;        // lanes that hold the same sum then
@@ -251,7 +251,7 @@ struct Scanner {
         for (int k = 0; k < S::NS; ++k) {
           const float bk = kConstant && constant_B ? B[i][k] : o.b[s][k];
           const float ck = kConstant && constant_C ? C[i][k] : o.c[s][k];
-          const float a = exp2_fast(o.dx[s][2 * i] * A[i][k]);
+          const float a = exp2_of<kFast>(o.dx[s][2 * i] * A[i][k]);
           h[i][k] = fmaf(a, h[i][k], o.dx[s][2 * i + 1] * bk);
           sum = k == 0 ? ck * h[i][k] : fmaf(ck, h[i][k], sum);
         }
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
     Helper<S, kFast>(w, place, s, tiles, ~role * 32 + lane).run(tile);
     return;
   }
-  Scanner<S, kConstant> scan;
+  Scanner<S, kConstant, kFast> scan;
   scan.lane = lane, scan.channel = (role * (32 / S::LPC) + lane / S::LPC) * S::CPT;
   scan.constant_B = p.constant_B, scan.constant_C = p.constant_C;
   const int n0 = lane % S::LPC * S::NS, left = place.channels - scan.channel;

@@ -11,6 +11,7 @@ namespace krait::cuda {
 
 enum class Direction { to_device, to_host, on_device };
 
+extern const bool kBuilt;  // whether the rest is more than Errors
 std::byte* reserve(int device, size_t bytes);
 void release(int device, std::byte* p);
 std::byte* reserve_shared(size_t bytes);  // on the host, at the same address for every device
