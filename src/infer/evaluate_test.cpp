@@ -21,7 +21,8 @@ struct Prediction {
 Prediction predict(const models::LanguageModel& model, const Ids& before, int32_t target) {
   Session s = testing::session_of(model, 1);
   testing::read(s, {before});
-  const float* row = s.logits().as<float>();
+  const std::vector<float> logits = testing::to_float(s.logits());
+  const float* row = logits.data();
   double sum = 0;
   for (int64_t v = 0; v < s.logits().size(1); ++v) sum += std::exp(static_cast<double>(row[v]));
   return {std::log(sum) - row[target],
@@ -71,7 +72,8 @@ TEST(LastWord, CountsPassagesWhoseTargetTokensAreAllTheBest) {
     for (int k = 0; k < 2; ++k) {
       Session s = testing::session_of(*model, 1);
       testing::read(s, {text});
-      const float* row = s.logits().as<float>();
+      const std::vector<float> logits = testing::to_float(s.logits());
+      const float* row = logits.data();
       auto token = static_cast<int32_t>(std::max_element(row, row + testing::kSmallVocab) - row);
       if (i % 2 == 1 && k == static_cast<int>(i / 2 % 2))
         token = (token + 1) % testing::kSmallVocab;

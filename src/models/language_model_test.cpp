@@ -9,6 +9,7 @@
 #include "krait/autograd/plan.h"
 #include "krait/base/threads.h"
 #include "krait/models/architecture.h"
+#include "krait/testing/op_test.h"
 
 namespace krait::models {
 namespace {
@@ -45,13 +46,14 @@ Config config_of(const Small& small) {
 // A model moved away from its initial values, so that nothing is near zero or one by chance.
 std::unique_ptr<LanguageModel> small_model(const Small& small, nn::Purpose purpose) {
   auto model = std::make_unique<LanguageModel>(config_of(small));
-  model->params().allocate(purpose, DType::f32);
+  model->params().allocate(purpose, DType::f32, false, testing::test_device());
   model->params().initialize(11);
   uint64_t stream = 100;
   for (nn::Param& p : model->params()) {
     const Philox rng{5, ++stream};
-    for (int64_t i = 0; i < p.shape.numel(); ++i)
-      set(p.value, i, get(p.value, i) + 0.1 * rng.normal(static_cast<uint64_t>(i)));
+    testing::Values v = testing::to_double(p.value);
+    for (size_t i = 0; i < v.size(); ++i) v[i] += 0.1 * rng.normal(i);
+    testing::set_values(p.value, v);
   }
   return model;
 }
@@ -65,14 +67,10 @@ std::vector<int32_t> random_tokens(int64_t n, uint64_t seed) {
 }
 
 Tensor as_tensor(std::vector<int32_t>& ids, const Shape& shape) {
-  return Tensor(ids.data(), DType::i32, shape);
+  return testing::on_test_device(Tensor(ids.data(), DType::i32, shape));
 }
 
-std::vector<float> to_vector(const Tensor& t) {
-  std::vector<float> v(static_cast<size_t>(t.numel()));
-  for (size_t i = 0; i < v.size(); ++i) v[i] = static_cast<float>(get(t, static_cast<int64_t>(i)));
-  return v;
-}
+std::vector<float> to_vector(const Tensor& t) { return testing::to_float(t); }
 
 double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
   EXPECT_EQ(a.size(), b.size());
@@ -92,7 +90,8 @@ double deviation(const std::vector<float>& v) {
 std::vector<float> run(const LanguageModel& model, const Tensor& tokens, const Pass& pass) {
   const auto work = [&](Context& c) { return model.logits(c, model.hidden(c, tokens, pass)); };
   Context c;
-  Arena arena(plan(c, false, work).bytes);
+  c.device = testing::test_device();
+  Arena arena(plan(c, false, work).bytes, c.device);
   c.arena = &arena;
   return to_vector(work(c));
 }
@@ -160,9 +159,9 @@ struct PackedIds {
       out.push_back(static_cast<int32_t>(out.size()));
     }
     packing.n = static_cast<int64_t>(lengths.size());
-    packing.begin = Tensor(begin.data(), DType::i64, {packing.n + 1});
-    packing.state_in = Tensor(in.data(), DType::i32, {packing.n});
-    packing.state_out = Tensor(out.data(), DType::i32, {packing.n});
+    packing.begin = testing::on_test_device(Tensor(begin.data(), DType::i64, {packing.n + 1}));
+    packing.state_in = testing::on_test_device(Tensor(in.data(), DType::i32, {packing.n}));
+    packing.state_out = testing::on_test_device(Tensor(out.data(), DType::i32, {packing.n}));
   }
 };
 
@@ -227,14 +226,15 @@ Gradients gradients(LanguageModel& model, const Pass& pass, int64_t B, int64_t L
                             .loss(c, model.hidden(c, as_tensor(ids, {B, L}), pass),
                                   as_tensor(targets, {B, L}), 0.01f)
                             .loss;
-    if (!c.planning()) g.loss = *loss.as<float>();
+    if (!c.planning()) g.loss = to_vector(loss)[0];
     c.tape->backward(c);
   };
   Context c;
+  c.device = testing::test_device();
   const size_t bytes = plan(c, true, work).bytes;
   model.params().forget_gradients();
   if (peak) *peak = bytes;
-  Arena arena(bytes);
+  Arena arena(bytes, c.device);
   Tape tape;
   c.arena = &arena;
   c.tape = &tape;
@@ -282,7 +282,8 @@ TEST_P(Training, GradientsFlowThroughTheStateBetweenTwoCalls) {
   targets[3] = -1;
   model->params().forget_gradients();
   Context c;
-  Arena arena(64 << 20);
+  c.device = testing::test_device();
+  Arena arena(64 << 20, c.device);
   Tape tape;
   c.arena = &arena;
   c.tape = &tape;
@@ -290,7 +291,7 @@ TEST_P(Training, GradientsFlowThroughTheStateBetweenTwoCalls) {
   const Tensor tokens = as_tensor(ids, {1, L}), goals = as_tensor(targets, {1, L});
   const auto part = [&](int64_t from, int64_t to, const Pass& pass) {
     const Tensor h = model->hidden(c, tokens.slice(1, from, to), pass);
-    return *model->loss(c, h, goals.slice(1, from, to), 0.01f).loss.as<float>();
+    return to_vector(model->loss(c, h, goals.slice(1, from, to), 0.01f).loss)[0];
   };
   Pass first, second;
   first.state_out = &middle;

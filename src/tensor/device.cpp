@@ -137,7 +137,7 @@ void upload(const void* host, const Tensor& to, Stream stream) {
   require_contiguous(to);
   if (to.numel() == 0) return;
   if (to.device.type == Device::cuda) {
-    cuda::copy(host, to.data, to.bytes(), cuda::Direction::to_device, to.device.index, stream);
+    cuda::copy(host, to.data, to.bytes(), to.device.index, stream);
   } else if (host != to.data) {
     std::memcpy(to.data, host, to.bytes());
   }
@@ -147,7 +147,7 @@ void download(const Tensor& from, void* host, Stream stream) {
   require_contiguous(from);
   if (from.numel() == 0) return;
   if (from.device.type == Device::cuda) {
-    cuda::copy(from.data, host, from.bytes(), cuda::Direction::to_host, from.device.index, stream);
+    cuda::copy(from.data, host, from.bytes(), from.device.index, stream);
     cuda::synchronize(from.device.index, stream);
   } else if (host != from.data) {
     std::memcpy(host, from.data, from.bytes());
@@ -166,7 +166,7 @@ void copy_bytes(const Tensor& from, const Tensor& to, Stream stream) {
     return download(from, to.data, stream);
   }
   if (from.device.type == Device::cuda) {
-    cuda::copy(from.data, to.data, from.bytes(), cuda::Direction::on_device, from.device.index,
+    cuda::copy(from.data, to.data, from.bytes(), from.device.index,
                stream);
   } else {
     std::memcpy(to.data, from.data, from.bytes());

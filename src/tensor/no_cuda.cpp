@@ -17,7 +17,7 @@ std::vector<DeviceInfo> devices(std::string* reason) {
 Stream make_stream(int) { fail("{}", kNone); }
 void destroy_stream(int, Stream) {}
 void synchronize(int, Stream) { fail("{}", kNone); }
-void copy(const void*, void*, size_t, Direction, int, Stream) { fail("{}", kNone); }
+void copy(const void*, void*, size_t, int, Stream) { fail("{}", kNone); }
 void zero(void*, size_t, int, Stream) { fail("{}", kNone); }
 
 }  // namespace krait::cuda

@@ -6,6 +6,7 @@
 #include "krait/data/tokens.h"
 #include "krait/models/language_model.h"
 #include "krait/models/mamba1.h"
+#include "krait/testing/op_test.h"
 #include "krait/train/trainer.h"
 
 namespace krait::testing {
@@ -31,7 +32,7 @@ inline TokenStream byte_stream(const std::vector<std::string>& documents) {
 inline std::unique_ptr<models::LanguageModel> small_model(uint64_t seed = 1,
                                                           DType dtype = DType::f32) {
   auto model = std::make_unique<models::LanguageModel>(models::mamba_config(32, 2, 256, 1));
-  model->params().allocate(nn::Purpose::training, dtype);
+  model->params().allocate(nn::Purpose::training, dtype, false, test_device());
   model->params().initialize(seed);
   return model;
 }
@@ -42,6 +43,7 @@ inline TrainOptions small_options() {
   o.seq_len = 32;
   o.steps = 10;
   o.lr = 5e-3;
+  o.device = test_device();
   return o;
 }
 
@@ -49,8 +51,8 @@ inline TrainOptions small_options() {
 inline std::vector<float> weights(const models::LanguageModel& model) {
   std::vector<float> all;
   for (const nn::Param& p : model.params()) {
-    const float* v = p.master.as<float>();
-    all.insert(all.end(), v, v + p.shape.numel());
+    const std::vector<float> v = to_float(p.master);
+    all.insert(all.end(), v.begin(), v.end());
   }
   return all;
 }

@@ -45,7 +45,8 @@ void train_as_the_rule_says(const fs::path& folder, bool recompute) {
   SCOPED_TRACE(folder.filename().string() + (recompute ? ", recomputing" : ""));
   const Json json = read_json(folder / "train.json");
   const TrainOptions o = options_of(JsonView(json, "train.json"), recompute);
-  const LoadedModel loaded = load_model(folder / "model", {nn::Purpose::training, DType::f32});
+  const LoadedModel loaded = load_model(
+      folder / "model", {nn::Purpose::training, DType::f32, testing::test_device()});
   const TokenStream stream = tokens_of(folder, loaded.model->config().vocab_size);
   Trainer trainer(*loaded.model, stream, o);
 
@@ -71,8 +72,7 @@ void train_as_the_rule_says(const fs::path& folder, bool recompute) {
       const double e = 4 * error.get<double>();
       const auto n = static_cast<double>(t.numel());
       double sum = 0, squares = 0;
-      for (int64_t i = 0; i < t.numel(); ++i) {
-        const double v = t.as<float>()[i];
+      for (const double v : testing::to_double(t)) {
         sum += v;
         squares += v * v;
       }

@@ -277,16 +277,18 @@ TEST(Trainer, T33_NotFiniteStopsWithStepLayerAndTensorAndChangesNoWeight) {
   trainer.step();
   nn::Param* p = model->params().find("backbone.layers.1.mixer.D");
   ASSERT_TRUE(p);
-  const float good = p->master.as<float>()[3];
-  p->master.as<float>()[3] = std::numeric_limits<float>::quiet_NaN();
+  const testing::Values good = testing::to_double(p->master);
+  testing::Values bad = good;
+  bad[3] = std::numeric_limits<double>::quiet_NaN();
+  testing::set_values(p->master, bad);
   const nn::Param* head = model->params().find("backbone.embeddings.weight");
-  const float embedding = head->master.as<float>()[0];
+  const std::vector<float> embedding = testing::to_float(head->master);
   const std::string message = error_of([&] { trainer.step(); });
   for (const char* part : {"step 2", "layer 1", "backbone.layers.1.mixer.D"})
     EXPECT_NE(message.find(part), std::string::npos) << message;
-  EXPECT_EQ(head->master.as<float>()[0], embedding);
+  EXPECT_EQ(testing::to_float(head->master), embedding);
   EXPECT_EQ(trainer.steps_done(), 1);
-  p->master.as<float>()[3] = good;
+  testing::set_values(p->master, good);
   EXPECT_TRUE(std::isfinite(trainer.step().loss));
 }
 

@@ -70,11 +70,11 @@ class RouterReport {
 TEST_P(GoldenModel, LogitsLossAndStates) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
-  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
+  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
   const models::LanguageModel& model = *loaded.model;
   std::vector<int32_t> ids = g.ids("input_ids");
   const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
-  const Tensor tokens(ids.data(), DType::i32, {B, L});
+  const Tensor tokens = testing::on_test_device(Tensor(ids.data(), DType::i32, {B, L}));
 
   nn::State state = model.make_state(B, L);
   RouterReport router(model);
@@ -87,9 +87,10 @@ TEST_P(GoldenModel, LogitsLossAndStates) {
     if (!c.planning()) logits = values(out);
   };
   Context c;
+  c.device = testing::test_device();
   Arena none(0);
   c.arena = &none;
-  Arena arena(plan(c, false, work).bytes);
+  Arena arena(plan(c, false, work).bytes, c.device);
   c.arena = &arena;
   work(c);
 
@@ -128,13 +129,14 @@ TEST_P(GoldenModel, EveryGradient) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
   for (const bool recompute : {false, true}) {
-    const LoadedModel loaded = load_model(g.model, {nn::Purpose::training, DType::f32});
+    const LoadedModel loaded = load_model(g.model, {nn::Purpose::training, DType::f32, testing::test_device()});
     models::LanguageModel& model = *loaded.model;
     std::vector<int32_t> ids = g.ids("input_ids"), targets(ids.begin() + 1, ids.end());
     targets.push_back(-1);
     const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
     for (int64_t b = 0; b < B; ++b) targets[static_cast<size_t>((b + 1) * L - 1)] = -1;
-    const Tensor tokens(ids.data(), DType::i32, {B, L}), next(targets.data(), DType::i32, {B, L});
+    const Tensor tokens = testing::on_test_device(Tensor(ids.data(), DType::i32, {B, L})),
+                 next = testing::on_test_device(Tensor(targets.data(), DType::i32, {B, L}));
 
     double loss = 0;
     RouterReport router(model);
@@ -146,12 +148,13 @@ TEST_P(GoldenModel, EveryGradient) {
       const Tensor hidden = model.hidden(c, tokens, pass);
       const Tensor sum = model.loss(c, hidden, next, 1.0f / static_cast<float>(B * (L - 1))).loss;
       c.tape->backward(c);
-      if (!c.planning()) loss = get(sum, 0) + router.balance();
+      if (!c.planning()) loss = values(sum)[0] + router.balance();
     };
     Context c;
+    c.device = testing::test_device();
     Arena none(0);
     c.arena = &none;
-    Arena arena(plan(c, true, work).bytes);
+    Arena arena(plan(c, true, work).bytes, c.device);
     Tape tape;
     c.arena = &arena;
     c.tape = &tape;
@@ -181,7 +184,7 @@ TEST_P(GoldenModel, EveryGradient) {
 TEST_P(GoldenModel, GreedyTokens) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
-  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
+  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
   const std::vector<int32_t> prompt = g.ids("greedy.prompt"), expected = g.ids("greedy.tokens");
   // Twice side by side, so that a batch is seen to change nothing.
   SessionOptions o;
@@ -200,7 +203,7 @@ TEST_P(GoldenModel, GreedyTokens) {
 TEST_P(GoldenModel, T19_T20_ChunksStepsAndForksGiveTheSameLogits) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
-  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
+  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
   const models::LanguageModel& model = *loaded.model;
   const std::vector<int32_t> ids = g.ids("input_ids");
   const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
@@ -233,7 +236,7 @@ TEST_P(GoldenModel, LongSequence) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
   if (!g.json.contains("long")) GTEST_SKIP() << "no long sequence in this case";
-  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32});
+  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
   const models::LanguageModel& model = *loaded.model;
   const std::vector<int32_t> ids = g.ids("long.input_ids");
   const Json& about = g.json.at("long");

@@ -172,11 +172,30 @@ inline Values random_values(int64_t n, uint64_t seed, double scale = 1, double m
   return v;
 }
 
-inline Values to_double(const Tensor& t) {
+// Of memory that the host reaches, or contiguous on a GPU.
+inline Values to_double(const Tensor& of) {
   synchronize(test_device(), nullptr);
+  std::vector<std::byte> buffer;
+  const Tensor t = of && of.contiguous() ? on_host(of, buffer) : of;
   Values v(static_cast<size_t>(t ? t.numel() : 0));
   for (size_t i = 0; i < v.size(); ++i) v[i] = get(t, static_cast<int64_t>(i));
   return v;
+}
+
+// Changes the values of a contiguous tensor on the test's device.
+inline void set_values(const Tensor& t, const Values& values) {
+  std::vector<float> v(values.begin(), values.end());
+  store(Tensor(v.data(), DType::f32, t.shape), t.detach());
+}
+
+// `host` on the test's device, for as long as the program runs.
+inline Tensor on_test_device(const Tensor& host) {
+  static std::vector<DeviceMemory> kept;
+  if (test_device().type == Device::cpu) return host;
+  const DeviceMemory& memory = kept.emplace_back(test_device(), host.bytes());
+  const Tensor t(memory.data(), host.dtype, host.shape, test_device());
+  upload(host.data, t);
+  return t;
 }
 
 inline std::vector<float> to_float(const Tensor& t) {

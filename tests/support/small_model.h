@@ -6,6 +6,7 @@
 
 #include "krait/base/rng.h"
 #include "krait/infer/session.h"
+#include "krait/testing/op_test.h"
 #include "krait/models/mamba1.h"
 
 namespace krait::testing {
@@ -20,14 +21,15 @@ inline std::unique_ptr<models::LanguageModel> small_model() {
   mixer.d_state = 8;
   config = models::with_mamba1(config, mixer);
   auto model = std::make_unique<models::LanguageModel>(config);
-  model->params().allocate(nn::Purpose::inference, DType::f32);
+  model->params().allocate(nn::Purpose::inference, DType::f32, false, test_device());
   model->params().initialize(7);
   uint64_t stream = 100;
   for (nn::Param& p : model->params()) {
     const Philox rng{11, ++stream};
     const double scale = p.name == "backbone.norm_f.weight" ? 6.0 : 1.0;
-    for (int64_t i = 0; i < p.master.numel(); ++i)
-      set(p.master, i, scale * (get(p.master, i) + 0.05 * rng.normal(static_cast<uint64_t>(i))));
+    Values v = to_double(p.master);
+    for (size_t i = 0; i < v.size(); ++i) v[i] = scale * (v[i] + 0.05 * rng.normal(i));
+    set_values(p.master, v);
   }
   model->params().round_values();
   return model;

@@ -9,8 +9,6 @@
 
 namespace krait::cuda {
 
-enum class Direction { to_device, to_host, on_device };
-
 extern const bool kBuilt;  // whether the rest is more than Errors
 std::byte* reserve(int device, size_t bytes);
 void release(int device, std::byte* p);
@@ -20,7 +18,7 @@ std::vector<DeviceInfo> devices(std::string* reason);
 Stream make_stream(int device);
 void destroy_stream(int device, Stream stream);
 void synchronize(int device, Stream stream);
-void copy(const void* from, void* to, size_t bytes, Direction direction, int device, Stream stream);
+void copy(const void* from, void* to, size_t bytes, int device, Stream stream);
 void zero(void* p, size_t bytes, int device, Stream stream);
 
 }  // namespace krait::cuda
