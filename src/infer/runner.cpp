@@ -77,21 +77,26 @@ Runner::Runner(const models::LanguageModel& model, const PassLimits& limits, Use
   state_out_.reserve(n);
 }
 
+Tensor Runner::put_tokens(size_t place, std::span<const int32_t> tokens, const Shape& shape) {
+  model_.check_tokens(tokens.data(), shape.numel());
+  return staging_.put(context_, place,
+                      Tensor(const_cast<int32_t*>(tokens.data()), DType::i32, shape));
+}
+
 void Runner::run(const Tensor& tokens, const ops::Packing* packing, const nn::State& in,
                  nn::State& out) {
-  model_.check_tokens(static_cast<const int32_t*>(tokens.data), tokens.numel());
   if (const int64_t capacity = std::max(in.capacity(), out.capacity());
       capacity > limits_.context) {
     limits_.context = capacity;
-    arena_ = Arena(plan_passes(model_, limits_, use_));
+    arena_ = Arena(plan_passes(model_, limits_, use_), context_.device);
+    steps_ = {};
   }
   arena_.reset();
   models::Pass pass;
-  const ops::Packing here = packing ? ops::put(context_, staging_, 1, *packing) : ops::Packing();
-  pass.packing = packing ? &here : nullptr;
+  pass.packing = packing;
   pass.state_in = &in;
   pass.state_out = &out;
-  use_(context_, model_.hidden(context_, staging_.put(context_, 0, tokens), pass));
+  use_(context_, model_.hidden(context_, tokens, pass));
 }
 
 void Runner::packed(std::span<const int32_t> tokens, std::span<const Sequence> sequences,
@@ -115,7 +120,9 @@ void Runner::packed(std::span<const int32_t> tokens, std::span<const Sequence> s
   packing.begin = Tensor(begin_.data(), DType::i64, {n + 1});
   packing.state_in = Tensor(state_in_.data(), DType::i32, {n});
   packing.state_out = Tensor(state_out_.data(), DType::i32, {n});
-  run(Tensor(const_cast<int32_t*>(tokens.data()), DType::i32, {1, T}), &packing, in, out);
+  const Tensor here = put_tokens(0, tokens, {1, T});
+  packing = ops::put(context_, staging_, 1, packing);
+  run(here, &packing, in, out);
 }
 
 void Runner::step(std::span<const int32_t> tokens, nn::State& state) {
@@ -123,7 +130,19 @@ void Runner::step(std::span<const int32_t> tokens, nn::State& state) {
   require(B > 0 && B <= limits_.sequences && B == state.batch(),
           "a step of {} tokens: the state has {} rows, planned were at most {}", B, state.batch(),
           limits_.sequences);
-  run(Tensor(const_cast<int32_t*>(tokens.data()), DType::i32, {B, 1}), nullptr, state, state);
+  const Tensor here = put_tokens(4, tokens, {B, 1});
+  const void* const memory = state.parts().empty() ? nullptr : state.tensor(0).data;
+  // On a GPU the second step on the same memory is recorded, later ones are replayed.
+  const bool again = context_.device.type == Device::cuda && !context_.costs && steps_.rows == B &&
+                     steps_.tokens == here.data && steps_.state == memory;
+  if (!again) {
+    steps_ = {B, here.data, memory, {}};
+    return run(here, nullptr, state, state);
+  }
+  if (!steps_.graph)
+    steps_.graph = Graph(context_.device, context_.stream,
+                         [&] { run(here, nullptr, state, state); });
+  steps_.graph.replay(context_.stream);
 }
 
 void each_logits(Context& c, const models::LanguageModel& model, const Tensor& hidden,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "krait/models/language_model.h"
+#include "krait/tensor/graph.h"
 
 namespace krait {
 
@@ -50,6 +51,7 @@ class Runner {
   size_t bytes() const { return arena_.capacity(); }
 
  private:
+  Tensor put_tokens(size_t place, std::span<const int32_t> tokens, const Shape& shape);
   void run(const Tensor& tokens, const ops::Packing* packing, const nn::State& in, nn::State& out);
 
   const models::LanguageModel& model_;
@@ -61,6 +63,11 @@ class Runner {
   Context context_;
   std::vector<int64_t> begin_;
   std::vector<int32_t> state_in_, state_out_;
+  struct {
+    int64_t rows = 0;
+    const void *tokens = nullptr, *state = nullptr;
+    Graph graph;
+  } steps_;  // what the last step worked on
 };
 
 // Logits of rows of `hidden`, which is seen as (rows, D), a block of rows at a time so that memory does not

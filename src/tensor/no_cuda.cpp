@@ -18,6 +18,11 @@ Stream make_stream(int) { fail("{}", kNone); }
 void destroy_stream(int, Stream) {}
 void synchronize(int, Stream) { fail("{}", kNone); }
 void copy(const void*, void*, size_t, int, Stream) { fail("{}", kNone); }
+void begin_recording(int, Stream) { fail("{}", kNone); }
+void* end_recording(Stream) { fail("{}", kNone); }
+void abandon_recording(Stream) {}
+void launch_graph(void*, Stream) { fail("{}", kNone); }
+void destroy_graph(void*) {}
 void zero(void*, size_t, int, Stream) { fail("{}", kNone); }
 
 }  // namespace krait::cuda

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "krait/base/threads.h"
+#include "krait/ops/sampler/cuda.h"
 #include "krait/ops/sampler/kernels.h"
 #include "krait/ops/sampler/sampler.h"
 
@@ -134,15 +135,61 @@ struct Row {
   }
 };
 
-// Logits of a GPU are drawn from on the CPU.
-std::vector<Sampled> sample_downloaded(Context& c, const Tensor& logits, int64_t valid,
-                                       const SamplerOptions& o, std::span<const SampleRow> rows) {
-  const int64_t B = logits.size(0), V = logits.size(1);
-  Arena arena(static_cast<size_t>(B * (V + 3 * valid)) * sizeof(float) + 4 * Arena::kAlign);
-  Context host{.arena = &arena};
-  const Tensor here = host.alloc({B, V}, DType::f32);
-  for (int64_t b = 0; b < B; ++b) download(logits.select(0, b), here.select(0, b).data, c.stream);
-  return sample(host, here, valid, o, rows);
+const char* meaning_of(int32_t error) {
+  return error == cuda::kHoldsNan        ? "NaN"
+         : error == cuda::kHoldsInfinity ? "+inf"
+                                         : "nothing but -inf";
+}
+
+std::vector<Sampled> sample_on_gpu(Context& c, const Tensor& logits, int64_t valid,
+                                   const SamplerOptions& o, std::span<const SampleRow> rows) {
+  const int64_t B = logits.size(0);
+  std::vector<double> uniform;
+  std::vector<int32_t> history;
+  std::vector<int64_t> begin = {0};
+  const bool penalty = o.repetition_penalty != 1;
+  for (const SampleRow& row : rows) {
+    uniform.push_back(Philox{o.seed, row.stream}.uniform_double(row.position));
+    if (penalty) history.insert(history.end(), row.history.begin(), row.history.end());
+    begin.push_back(static_cast<int64_t>(history.size()));
+  }
+  Scratch scratch(c);
+  const Tensor out = c.scratch({B, 2}, DType::i32), u = c.scratch({B}, DType::f64);
+  Tensor penalised, ids, borders;
+  if (penalty) {
+    penalised = c.scratch({B, valid}, DType::f32);
+    ids = c.scratch({std::max<int64_t>(begin.back(), 1)}, DType::i32);
+    borders = c.scratch({B + 1}, DType::i64);
+  }
+  std::vector<Sampled> result(rows.size());
+  if (c.planning() || B == 0) return result;
+  upload(uniform.data(), u, c.stream);
+  if (penalty) {
+    upload(history.data(), ids.slice(0, 0, begin.back()), c.stream);
+    upload(begin.data(), borders, c.stream);
+  }
+  const auto* const where = static_cast<const float*>(logits.data);
+  KRAIT_WITH_CUDA(
+      cuda::sample({.logits = where,
+                    .stride = logits.row_stride(),
+                    .valid = valid,
+                    .B = static_cast<int>(B),
+                    .temperature = o.temperature,
+                    .top_p = o.top_p,
+                    .min_p = o.min_p,
+                    .penalty = o.repetition_penalty,
+                    .top_k = o.top_k,
+                    .uniform = u.as<double>(),
+                    .history = penalty ? ids.as<int32_t>() : nullptr,
+                    .history_begin = penalty ? borders.as<int64_t>() : nullptr,
+                    .penalised = penalty ? penalised.as<float>() : nullptr},
+                   static_cast<cuda::SampleOut*>(out.data), c.stream));
+  static_assert(sizeof(Sampled) == sizeof(cuda::SampleOut));
+  download(out, result.data(), c.stream);
+  for (size_t b = 0; b < result.size(); ++b)
+    require(result[b].token >= 0, "[sampler] logits: row {} holds {}", b,
+            meaning_of(result[b].token));
+  return result;
 }
 
 }  // namespace
@@ -153,8 +200,7 @@ std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
   const int64_t B = logits.size(0);
   std::vector<Sampled> result(static_cast<size_t>(B));
   c.cost("sampler", static_cast<double>(logits.bytes()), 0);
-  if (c.device.type == Device::cuda)
-    return c.planning() ? result : sample_downloaded(c, logits, valid, o, rows);
+  if (c.device.type == Device::cuda) return sample_on_gpu(c, logits, valid, o, rows);
   Scratch scratch(c);
   const Tensor penalised = c.scratch({B, valid}, DType::f32),
                weights = c.scratch({B, valid}, DType::f32), ids = c.scratch({B, valid}, DType::i32);

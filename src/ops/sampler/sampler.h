@@ -12,7 +12,8 @@
 //   before penalty and temperature.
 //
 // A row's result depends on that row alone. The full vocabulary is never sorted: a histogram tells which
-// tokens can be among the chosen ones. Logits on a GPU are downloaded and drawn from on the CPU.
+// tokens can be among the chosen ones. On a
+// GPU weights are summed in units of 2^-40 of the largest.
 #pragma once
 #include <span>
 #include <vector>

@@ -82,6 +82,36 @@ void copy(const void* from, void* to, size_t bytes, int device, Stream stream) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, as_stream(stream)), "copying");
 }
 
+void begin_recording(int device, Stream stream) {
+  use(device);
+  check(cudaStreamBeginCapture(as_stream(stream), cudaStreamCaptureModeThreadLocal),
+        "recording a graph");
+}
+
+void* end_recording(Stream stream) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(as_stream(stream), &graph), "recording a graph");
+  cudaGraphExec_t runnable = nullptr;
+  const cudaError_t made = cudaGraphInstantiate(&runnable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(made, "making a graph");
+  return runnable;
+}
+
+void abandon_recording(Stream stream) {
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(as_stream(stream), &graph);
+  if (graph) cudaGraphDestroy(graph);
+  cudaGetLastError();
+}
+
+void launch_graph(void* graph, Stream stream) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), as_stream(stream)),
+        "launching a graph");
+}
+
+void destroy_graph(void* graph) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)); }
+
 void zero(void* p, size_t bytes, int device, Stream stream) {
   use(device);
   check(cudaMemsetAsync(p, 0, bytes, as_stream(stream)), "clearing memory");

@@ -1,0 +1,28 @@
+// Private to this room: the sampler on the GPU.
+#pragma once
+#include <cstdint>
+
+namespace krait::cuda {
+
+struct SampleTask {
+  const float* logits;
+  int64_t stride, valid;  // elements between rows; ids below `valid` may be chosen
+  int B;
+  float temperature, top_p, min_p, penalty;
+  int64_t top_k;
+  const double* uniform;                  // (B) of [0, 1)
+  const int32_t* history;                 // of all rows, one behind the other; null without a penalty
+  const int64_t* history_begin;           // (B + 1)
+  float* penalised;                       // scratch (B, valid); null without a penalty
+};
+
+// `token` below 0 says what was wrong with a row.
+enum SampleError { kHoldsNan = -1, kHoldsInfinity = -2, kHoldsNothing = -3 };
+struct SampleOut {
+  int32_t token;
+  float logprob;
+};
+
+void sample(const SampleTask& task, SampleOut* out, void* stream);
+
+}  // namespace krait::cuda

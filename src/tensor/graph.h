@@ -1,0 +1,30 @@
+// Work on a GPU recorded once and replayed: the launches, none of the host's code between them.
+#pragma once
+#include <functional>
+#include <utility>
+
+#include "krait/tensor/device.h"
+
+namespace krait {
+
+class Graph {
+ public:
+  Graph() = default;
+  // What `work` queues on the stream; nothing of it runs. It must take no memory of the device and wait for
+  // nothing, and it must have run once before, which is when libraries set themselves up.
+  Graph(Device device, Stream stream, const std::function<void()>& work);
+  ~Graph();
+  Graph(Graph&& o) noexcept : handle_(std::exchange(o.handle_, nullptr)) {}
+  Graph& operator=(Graph&& o) noexcept {
+    std::swap(handle_, o.handle_);
+    return *this;
+  }
+  explicit operator bool() const { return handle_ != nullptr; }
+
+  void replay(Stream stream) const;
+
+ private:
+  void* handle_ = nullptr;
+};
+
+}  // namespace krait
