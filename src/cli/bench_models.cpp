@@ -123,6 +123,7 @@ void bench_session(const Args& a, const Common& common) {
   r.seconds = time_runs(a.repeat, run);
   r.tokens = static_cast<double>(a.batch * (decode ? kSteps : a.length));
   r.dtype = m.dtype;
+  r.device = m.model->params().device();
   print_bench(r, common);
 }
 
@@ -149,6 +150,7 @@ void bench_train(const Args& a, const Common& common) {
   r.seconds = time_runs(a.repeat, [&] { trainer.step(); });
   r.tokens = static_cast<double>(a.batch * a.length);
   r.dtype = o.dtype;
+  r.device = o.device;
   print_bench(r, common);
 }
 

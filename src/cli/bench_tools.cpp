@@ -4,10 +4,13 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <map>
 
 #include "krait/base/threads.h"
+#include "krait/base/rng.h"
 #include "krait/tensor/arena.h"
 #include "krait/tensor/cpu/matmul.h"
+#include "krait/tensor/products.h"
 
 namespace krait::cli {
 
@@ -55,11 +58,49 @@ double matmul_peak(DType dtype) {
   return 2.0 * kSize * kSize * kSize / best(seconds);
 }
 
+double copy_peak(Device device) {
+  constexpr int64_t kBytes = int64_t{2} << 30;
+  const DeviceMemory from(device, kBytes), to(device, kBytes);
+  const Tensor a(from.data(), DType::u8, {kBytes}, device), b(to.data(), DType::u8, {kBytes}, device);
+  const std::vector<double> seconds = time_runs(5, [&] {
+    copy_bytes(a, b);
+    synchronize(device, nullptr);
+  });
+  return 2.0 * kBytes / best(seconds);
+}
+
+double matmul_peak_on_gpu(Device device, DType dtype) {
+  constexpr int64_t kSize = 8192;
+  Arena arena(size_t{1} << 30, device);
+  Context c{.device = device, .arena = &arena};
+  const auto take = [&](DType t) {
+    const Tensor m = c.alloc({kSize, kSize}, t);
+    std::vector<float> values(static_cast<size_t>(m.numel()));
+    for (size_t i = 0; i < values.size(); ++i)  // zeros and few values would run faster than real data
+      values[i] = Philox{1, 1}.words(i / 4)[i % 4] * 0x1p-31f - 1;
+    store(Tensor(values.data(), DType::f32, m.shape), m);
+    return m;
+  };
+  const Tensor a = take(dtype), b = take(dtype), y = c.alloc({kSize, kSize}, dtype);
+  Scratch scratch(c);
+  const std::vector<double> seconds = time_runs(5, [&] {
+    multiply(c, matrix(a), matrix(b), y);
+    synchronize(device, nullptr);
+  });
+  return 2.0 * kSize * kSize * kSize / best(seconds);
+}
+
 }  // namespace
 
-const Peaks& machine_peaks() {
-  static const Peaks peaks = {read_peak(), matmul_peak(DType::f32), matmul_peak(DType::bf16)};
-  return peaks;
+const Peaks& peaks_of(Device device) {
+  static std::map<int, Peaks> found;  // by number of a GPU; -1: the CPU
+  const bool gpu = device.type == Device::cuda;
+  const auto [it, fresh] = found.try_emplace(gpu ? device.index : -1);
+  if (fresh)
+    it->second = gpu ? Peaks{copy_peak(device), matmul_peak_on_gpu(device, DType::f32),
+                             matmul_peak_on_gpu(device, DType::bf16)}
+                     : Peaks{read_peak(), matmul_peak(DType::f32), matmul_peak(DType::bf16)};
+  return it->second;
 }
 
 std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run) {
@@ -76,13 +117,14 @@ std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run) 
 }
 
 void print_bench(const BenchResult& r, const Common& common) {
-  const Peaks& peaks = machine_peaks();
+  const Peaks& peaks = peaks_of(r.device);
   const double time = median(r.seconds);
   const double gb = r.cost.bytes / time, flop = r.cost.flops / time;
   const double peak_flops = r.dtype == DType::bf16 ? peaks.flops_bf16 : peaks.flops_f32;
   OrderedJson j = r.about;
   j["dtype"] = name_of(r.dtype);
-  j["threads"] = threads();
+  j["device"] = describe(r.device).name;
+  if (r.device.type == Device::cpu) j["threads"] = threads();
   j["repeat"] = r.seconds.size();
   j["median_s"] = time;
   j["min_s"] = best(r.seconds);

@@ -9,13 +9,13 @@
 
 namespace krait::cli {
 
-// What this machine reaches, measured once a run: the ceilings that results are held against.
+// What a device reaches, measured once a run: the ceilings that results are held against.
 struct Peaks {
-  double read = 0;       // bytes/s, summing a buffer that no cache holds
+  double read = 0;  // bytes/s: a sum over a buffer that no cache holds; of a GPU a copy, both ways counted
   double flops_f32 = 0;  // FLOP/s of a large matrix product
   double flops_bf16 = 0;
 };
-const Peaks& machine_peaks();
+const Peaks& peaks_of(Device device);
 
 // Seconds of each of `repeat` runs, after one that is not counted.
 std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run);
@@ -26,6 +26,7 @@ struct BenchResult {
   double tokens = 0;            // a run; 0: not counted in tokens
   Cost cost;                    // a run, as the ops state it
   DType dtype = DType::f32;     // of matrix products
+  Device device;
 };
 // Median and spread, rates, percent of the peaks: a line for people, or JSON.
 void print_bench(const BenchResult& result, const Common& common);

@@ -80,10 +80,11 @@ TEST(Generate, T36_PaddingOfTheVocabularyIsNeverDrawn) {
   const auto model = testing::small_model();
   // Rows 250 to 255 of the tied embedding give the largest logits there are, of either sign.
   const Tensor& rows = model->params().find("backbone.embeddings.weight")->value;
-  const int64_t D = rows.size(1);
-  for (int64_t v = testing::kSmallVocab; v < rows.size(0); ++v)
-    for (int64_t i = 0; i < D; ++i)
-      set(rows, v * D + i, (v % 2 ? 100 : -100) * get(rows, (v - 200) * D + i));
+  const auto D = static_cast<size_t>(rows.size(1)), V = static_cast<size_t>(rows.size(0));
+  testing::Values w = testing::to_double(rows);
+  for (size_t v = testing::kSmallVocab; v < V; ++v)
+    for (size_t i = 0; i < D; ++i) w[v * D + i] = (v % 2 ? 100 : -100) * w[(v - 200) * D + i];
+  testing::set_values(rows, w);
   for (const float temperature : {0.0f, 1.0f}) {
     GenerateOptions o = drawing(40);
     o.sampler.temperature = temperature;

@@ -219,7 +219,7 @@ void expect_resumable(const TokenStream& data, const TrainOptions& o) {
     save_model(*model, folder.path(), Layout::huggingface, DType::f32);
     first.save(folder.path());
   }
-  const LoadedModel loaded = load_model(folder.path(), {nn::Purpose::training, o.dtype});
+  const LoadedModel loaded = load_model(folder.path(), {nn::Purpose::training, o.dtype, o.device});
   Trainer second(*loaded.model, data, o);
   second.load(folder.path());
   EXPECT_EQ(second.steps_done(), 5);

@@ -47,8 +47,9 @@ __device__ inline float exp2_fast(float x) {  // 2 units in the last place, 0 be
   return y;
 }
 
-// 2^x to 0.7 units in the last place: a polynomial on [-1/2, 1/2], shifted by the whole part.
+// 2^x to 0.7 units in the last place, 0 below 2^-126: a polynomial on [-1/2, 1/2], shifted by the whole part.
 __device__ inline float exp2_exact(float x) {
+  const bool nothing = x < -126.0f;
   x = fminf(fmaxf(x, -126.0f), 128.0f);
   constexpr float kWhole = 0x1.8p+23f;  // added, the low bits hold the whole part
   const float shifted = x + kWhole, f = x - (shifted - kWhole);
@@ -58,7 +59,7 @@ __device__ inline float exp2_exact(float x) {
   p = fmaf(p, f, 0x1.ebfbep-3f);
   p = fmaf(p, f, 0x1.62e43p-1f);
   p = fmaf(p, f, 1.0f);
-  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+  return nothing ? 0.0f : __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
 }
 
 // What bfloat16 tensors (kFast) need of the functions below is far from their last places; float32 ones get

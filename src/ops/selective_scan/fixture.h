@@ -1,5 +1,6 @@
 // For the tests of selective_scan: a case, its random inputs, and one run of the op over them.
 #pragma once
+#include <algorithm>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@ struct ScanCase {
   std::vector<int64_t> lengths;  // packed: of the sequences, B*L in all
   double dt_mean = -1, dt_scale = 1, A_mean = 0.5, A_scale = 1;
   uint64_t seed = 0;
+  size_t memory = 0;  // bytes of the arena, where more than for the small cases
 };
 inline std::ostream& operator<<(std::ostream& out, const ScanCase& k) { return out << k.name; }
 
@@ -134,7 +136,7 @@ struct ScanOutcome {
 
 // Forward and, where recorded, backward from random cotangents on y and on the last states.
 inline ScanOutcome run_scan(const ScanCase& k, bool record) {
-  testing::TestContext t(record, size_t{8} << (k.N > 64 ? 23 : 20));
+  testing::TestContext t(record, std::max(k.memory, size_t{8} << (k.N > 64 ? 23 : 20)));
   const ScanSetup setup(t, k);
   const ScanResult r = setup.run(t);
   ScanOutcome o{testing::to_double(r.y), testing::to_double(r.state), {}, {}, {}};
