@@ -5,6 +5,7 @@
 #include "krait/base/file.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
+#include "krait/io/vision.h"
 
 namespace krait::cli {
 
@@ -14,6 +15,7 @@ namespace fs = std::filesystem;
 
 struct Args {
   std::string model, out, layout;
+  bool average = false;
 };
 
 // What belongs to a tokenizer or to text generation, and does not depend on the layout.
@@ -30,8 +32,30 @@ bool is_free(const fs::path& out) {
   return !fs::exists(out) || (fs::is_directory(out) && fs::is_empty(out));
 }
 
+void report(const Args& a, const Common& common, const char* layout, DType dtype,
+            const nn::ParamSet& params) {
+  if (!common.json) return;
+  print_json({{"out", a.out},
+              {"layout", layout},
+              {"dtype", name_of(dtype)},
+              {"parameters", params.numel()}});
+}
+
+int convert_vision(const Args& a, const Common& common) {
+  require(a.layout != "original", "models of images are written in the Hugging Face layout only");
+  const LoadedVision loaded =
+      load_vision_model(a.model, {nn::Purpose::inference, DType::f32}, a.average);
+  const DType dtype = common.chosen_dtype().value_or(loaded.stored);
+  write_directory(a.out,
+                  [&](const fs::path& folder) { save_vision_model(*loaded.model, folder, dtype); });
+  report(a, common, "huggingface", dtype, loaded.model->params());
+  return kDone;
+}
+
 int run_convert(const Args& a, const Common& common) {
   require(is_free(a.out), "{}: it is already there; remove it, or name another folder", a.out);
+  if (is_vision_model(a.model)) return convert_vision(a, common);
+  require(!a.average, "{}: --ema is for the .pth of Vision Mamba", a.model);
   // Through float32: exact for every stored type.
   const LoadedModel loaded = load_model(a.model, {nn::Purpose::inference, DType::f32});
   const Layout layout = a.layout.empty()            ? loaded.layout
@@ -44,11 +68,8 @@ int run_convert(const Args& a, const Common& common) {
       if (const fs::path from = fs::path(a.model) / name; fs::exists(from))
         write_file(folder / name, read_file(from));
   });
-  if (common.json)
-    print_json({{"out", a.out},
-                {"layout", layout == Layout::huggingface ? "huggingface" : "original"},
-                {"dtype", name_of(dtype)},
-                {"parameters", loaded.model->params().numel()}});
+  report(a, common, layout == Layout::huggingface ? "huggingface" : "original", dtype,
+         loaded.model->params());
   return kDone;
 }
 
@@ -60,6 +81,7 @@ Work add_convert(CLI::App& app) {
   app.add_option("OUT", a->out, "folder to write; must not be there yet")->required();
   app.add_option("--layout", a->layout, "huggingface or original; default: as MODEL")
       ->check(CLI::IsMember({"huggingface", "original"}));
+  app.add_flag("--ema", a->average, "the moving average of the weights in a .pth of Vision Mamba");
   return [a](const Common& common) { return run_convert(*a, common); };
 }
 

@@ -1,13 +1,14 @@
 // krait inspect: what a model is, and what it would take to run or train it. Nothing of the weights is read
 // but their sizes.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 
 #include "krait/base/system.h"
 #include "krait/cli/commands.h"
 #include "krait/infer/memory.h"
 #include "krait/infer/session.h"
-#include "krait/io/model.h"
+#include "krait/io/vision.h"
 #include "krait/models/architecture.h"
 #include "krait/train/memory.h"
 
@@ -36,9 +37,9 @@ LoadedModel describe(const std::string& model, std::optional<DType> dtype) {
   return preset;
 }
 
-OrderedJson tensor_list(const models::LanguageModel& model) {
+OrderedJson tensor_list(const nn::ParamSet& params) {
   OrderedJson list = OrderedJson::array();
-  for (const nn::Param& p : model.params()) {
+  for (const nn::Param& p : params) {
     OrderedJson shape = OrderedJson::array();
     for (int i = 0; i < p.shape.rank; ++i) shape.push_back(p.shape[i]);
     list.push_back({{"name", p.name}, {"shape", shape}, {"meaning", p.meaning}});
@@ -104,7 +105,42 @@ OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
   j["memory"]["available"] = free == SIZE_MAX ? OrderedJson() : OrderedJson(free);
   j["config"] = c.body->json(c, c.layout);
   j["notes"] = loaded.notes;
-  if (a.tensors) j["tensor_list"] = tensor_list(*loaded.model);
+  if (a.tensors) j["tensor_list"] = tensor_list(loaded.model->params());
+  return j;
+}
+
+bool is_vision(const std::string& model) {
+  if (std::filesystem::exists(model)) return is_vision_model(model);
+  const std::vector<std::string> names = models::vision_preset_names();
+  return std::find(names.begin(), names.end(), model) != names.end();
+}
+
+OrderedJson describe_vision(const Args& a) {
+  LoadedVision loaded;
+  const bool stored = std::filesystem::exists(a.model);
+  if (stored) {
+    LoadOptions options;
+    options.sizes_only = true;
+    loaded = load_vision_model(a.model, options);
+  } else {
+    loaded.model = std::make_unique<models::VisionMamba>(models::vision_preset(a.model));
+  }
+  const models::VisionConfig& c = loaded.model->config();
+  OrderedJson j = {{"architecture", "vim"},
+                   {"parameters", loaded.model->params().numel()},
+                   {"layout", stored ? OrderedJson("huggingface") : OrderedJson()},
+                   {"dtype", name_of(loaded.stored)},
+                   {"d_model", c.mixer.d_model},
+                   {"n_layer", c.n_layer},
+                   {"image_size", c.image},
+                   {"patch_size", c.patch},
+                   {"stride", c.stride},
+                   {"tokens", c.patches() + 1},
+                   {"classes", c.classes},
+                   {"tensors", loaded.model->params().size()},
+                   {"state_bytes", 0}};
+  j["notes"] = loaded.notes;
+  if (a.tensors) j["tensor_list"] = tensor_list(loaded.model->params());
   return j;
 }
 
@@ -120,13 +156,15 @@ void print_text(const OrderedJson& j) {
   for (const auto& [key, value] : j.items())
     if (!value.is_structured() && !value.is_null())
       print_line("{:<20} {}", key, value.is_string() ? value.get<std::string>() : value.dump());
-  print_line("{:<20} {}", "config", j["config"].dump());
-  const OrderedJson& m = j["memory"];
-  print_line("memory for batch {} and length {} in {}:", m["batch"].dump(), m["length"].dump(),
-             m["dtype"].get<std::string>());
-  print_memory("generation", m["generation"]);
-  print_memory("training", m["training"]);
-  print_memory("training, recompute", m["training_recompute"]);
+  if (j.contains("config")) print_line("{:<20} {}", "config", j["config"].dump());
+  if (j.contains("memory")) {
+    const OrderedJson& m = j["memory"];
+    print_line("memory for batch {} and length {} in {}:", m["batch"].dump(), m["length"].dump(),
+               m["dtype"].get<std::string>());
+    print_memory("generation", m["generation"]);
+    print_memory("training", m["training"]);
+    print_memory("training, recompute", m["training_recompute"]);
+  }
   for (const auto& note : j["notes"]) print_line("note: {}", note.get<std::string>());
   if (!j.contains("tensor_list")) return;
   for (const auto& t : j["tensor_list"])
@@ -146,7 +184,9 @@ Work add_inspect(CLI::App& app) {
                  "tokens of a training sequence, for the memory plan; default 512")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   return [a](const Common& common) {
-    const OrderedJson j = describe_all(describe(a->model, common.chosen_dtype()), *a);
+    const OrderedJson j = is_vision(a->model)
+                              ? describe_vision(*a)
+                              : describe_all(describe(a->model, common.chosen_dtype()), *a);
     if (common.json) {
       print_json(j);
     } else {

@@ -16,8 +16,13 @@ const std::vector<const Architecture*>& architectures() {
       &kMamba2,
       &kTransformerpp,
       &kMamba3,
+      &kMamba2Hybrid,
       &kLlama,
       &kGptNeox,
+      &kJamba,
+      &kBamba,
+      &kNemotronH,
+      &kS4,
   };
   // clang-format on
   return all;

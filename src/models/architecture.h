@@ -35,8 +35,22 @@ struct Architecture {
                  std::vector<std::string>& notes) = nullptr;
 };
 
-extern const Architecture kMamba1, kFalconMamba, kMoeMamba, kTransformerpp, kLlama, kGptNeox,
-    kMamba2, kMamba3;
+// One a line.
+// clang-format off
+extern const Architecture kMamba1;
+extern const Architecture kFalconMamba;
+extern const Architecture kMoeMamba;
+extern const Architecture kTransformerpp;
+extern const Architecture kLlama;
+extern const Architecture kGptNeox;
+extern const Architecture kMamba2;
+extern const Architecture kMamba3;
+extern const Architecture kS4;
+extern const Architecture kMamba2Hybrid;
+extern const Architecture kJamba;
+extern const Architecture kBamba;
+extern const Architecture kNemotronH;
+// clang-format on
 
 const std::vector<const Architecture*>& architectures();
 const Architecture& architecture(const std::string& name);

@@ -57,19 +57,6 @@ std::pair<double, double> pair_of(const JsonView& j, const char* key,
   return {two.number("first"), two.number("second")};
 }
 
-OrderedJson pair_json(double first, double second) {
-  const auto number = [](double x) {
-    return std::isinf(x) ? OrderedJson{{"__float__", x > 0 ? "Infinity" : "-Infinity"}}
-                         : OrderedJson(shortest(static_cast<float>(x)));
-  };
-  return OrderedJson::array({number(first), number(second)});
-}
-
-void read_limits(const JsonView& j, const char* key, nn::Mamba2Config& m) {
-  const auto [low, high] = pair_of(j, key, {m.dt_low, m.dt_high});
-  m.dt_low = static_cast<float>(low), m.dt_high = static_cast<float>(high);
-}
-
 Config read_huggingface(const JsonView& j) {
   Config c;
   if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
@@ -93,7 +80,7 @@ Config read_huggingface(const JsonView& j) {
   m.conv_bias = j.boolean("use_conv_bias", true);
   m.proj_bias = j.boolean("use_bias", false);
   m.norm_eps = c.norm_eps;
-  read_limits(j, "time_step_limit", m);
+  read_dt_limits(j, "time_step_limit", m);
   m.dt_min = j.number("time_step_min", m.dt_min);
   m.dt_max = j.number("time_step_max", m.dt_max);
   m.dt_floor = j.number("time_step_floor", m.dt_floor);
@@ -142,7 +129,7 @@ OrderedJson Mamba2Body::huggingface(const Config& c) const {
   // It is how the weights were drawn, but transformers would draw out_proj again after loading.
   j["rescale_prenorm_residual"] = false;
   j["tie_word_embeddings"] = c.tie_embeddings;
-  j["time_step_limit"] = pair_json(m.dt_low, m.dt_high);
+  j["time_step_limit"] = dt_limits(m);
   j["time_step_min"] = m.dt_min;
   j["time_step_max"] = m.dt_max;
   j["time_step_floor"] = m.dt_floor;
@@ -238,7 +225,7 @@ nn::Mamba2Config read_original_mamba2(const JsonView& s, int64_t d_model) {
   m.D_per_channel = s.boolean("D_has_hdim", m.D_per_channel);
   m.norm = s.boolean("rmsnorm", m.norm);
   m.norm_before_gate = s.boolean("norm_before_gate", m.norm_before_gate);
-  read_limits(s, "dt_limit", m);
+  read_dt_limits(s, "dt_limit", m);
   m.dt_min = s.number("dt_min", m.dt_min);
   m.dt_max = s.number("dt_max", m.dt_max);
   m.dt_floor = s.number("dt_init_floor", m.dt_floor);
@@ -268,7 +255,7 @@ OrderedJson original_mamba2(const nn::Mamba2Config& m) {
   if (!m.norm) s["rmsnorm"] = false;
   if (m.norm_before_gate) s["norm_before_gate"] = true;
   if (m.dt_low != usual.dt_low || m.dt_high != usual.dt_high)
-    s["dt_limit"] = pair_json(m.dt_low, m.dt_high);
+    s["dt_limit"] = dt_limits(m);
   if (m.dt_min != usual.dt_min) s["dt_min"] = m.dt_min;
   if (m.dt_max != usual.dt_max) s["dt_max"] = m.dt_max;
   if (m.dt_floor != usual.dt_floor) s["dt_init_floor"] = m.dt_floor;
@@ -301,6 +288,19 @@ Config with_mamba2(Config config, const nn::Mamba2Config& mixer) {
   m.d_model = config.d_model;
   config.body = std::make_shared<Mamba2Body>(m);
   return config;
+}
+
+void read_dt_limits(const JsonView& j, const char* key, nn::Mamba2Config& m) {
+  const auto [low, high] = pair_of(j, key, {m.dt_low, m.dt_high});
+  m.dt_low = static_cast<float>(low), m.dt_high = static_cast<float>(high);
+}
+
+OrderedJson dt_limits(const nn::Mamba2Config& m) {
+  const auto number = [](float x) {
+    return std::isinf(x) ? OrderedJson{{"__float__", x > 0 ? "Infinity" : "-Infinity"}}
+                         : OrderedJson(shortest(x));
+  };
+  return OrderedJson::array({number(m.dt_low), number(m.dt_high)});
 }
 
 }  // namespace krait::models

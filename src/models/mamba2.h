@@ -16,6 +16,9 @@ Config with_mamba2(Config config, const nn::Mamba2Config& mixer);
 
 // Keys of a mixer as the original layout has them in "ssm_cfg", over the defaults for this width.
 nn::Mamba2Config read_original_mamba2(const JsonView& ssm_cfg, int64_t d_model);
+// Limits of Δ: a list of two numbers, which may be infinite.
+void read_dt_limits(const JsonView& json, const char* key, nn::Mamba2Config& mixer);
+OrderedJson dt_limits(const nn::Mamba2Config& mixer);
 OrderedJson original_mamba2(const nn::Mamba2Config& mixer);
 
 }  // namespace krait::models

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "krait/ops/average/average.h"
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/selective_scan/selective_scan.h"
@@ -18,59 +19,72 @@ void log_of_one_to_N(const Tensor& t, const Philox&) {
     t.as<float>()[i] = static_cast<float>(std::log(static_cast<double>(i % N + 1)));
 }
 
+Param* matrix(ParamSet& params, const std::string& name, const Shape& s, Init init) {
+  Param& p = params.add(name, s, std::move(init));
+  p.decay = true;
+  return &p;
+}
+
+Param* vector(ParamSet& params, const std::string& name, const Shape& s, Init init) {
+  Param& p = params.add(name, s, std::move(init));
+  p.keep_float32 = true;
+  return &p;
+}
+
+Param* in_proj(ParamSet& params, const std::string& name, const Mamba1Config& g) {
+  return matrix(params, name + ".in_proj.weight", {2 * g.d_inner, g.d_model}, fan_in(g.d_model));
+}
+
+Param* out_proj(ParamSet& params, const std::string& name, const Mamba1Config& g) {
+  return matrix(params, name + ".out_proj.weight", {g.d_model, g.d_inner},
+                fan_in(g.d_inner, g.out_rescale));
+}
+
+Param* proj_bias(ParamSet& params, const std::string& name, const Mamba1Config& g, int64_t n) {
+  return g.proj_bias ? vector(params, name, {n}, constant(0.0f)) : nullptr;
+}
+
+Tensor value(const Param* p) { return p ? p->value : Tensor(); }
+
 }  // namespace
 
-Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g) : config_(g) {
-  const int64_t D = g.d_model, E = g.d_inner, N = g.d_state, R = g.dt_rank, W = g.d_conv;
-  const std::string m = name + ".";
-  const auto matrix = [&](const char* part, const Shape& s, Init init) {
-    Param& p = params.add(m + part, s, std::move(init));
-    p.decay = true;
-    return &p;
-  };
-  const auto vector = [&](const char* part, const Shape& s, Init init) {
-    Param& p = params.add(m + part, s, std::move(init));
-    p.keep_float32 = true;
-    return &p;
-  };
-  A_log_ = vector("A_log", {E, N}, log_of_one_to_N);
-  D_ = vector("D", {E}, constant(1.0f));
-  in_proj_ = matrix("in_proj.weight", {2 * E, D}, fan_in(D));
-  if (g.proj_bias) in_bias_ = vector("in_proj.bias", {2 * E}, constant(0.0f));
-  conv_ = vector("conv1d.weight", {E, 1, W}, fan_in(W));
+SelectiveBranch::SelectiveBranch(ParamSet& params, const std::string& name, const Mamba1Config& g,
+                                 bool backward)
+    : config_(g), backward_(backward) {
+  const int64_t E = g.d_inner, N = g.d_state, R = g.dt_rank, W = g.d_conv;
+  const std::string m = name + ".", b = backward ? "_b" : "";
+  A_log_ = vector(params, m + "A" + b + "_log", {E, N}, log_of_one_to_N);
+  D_ = vector(params, m + "D" + b, {E}, constant(1.0f));
+  conv_ = vector(params, m + "conv1d" + b + ".weight", {E, 1, W}, fan_in(W));
   conv_->decay = true;
-  if (g.conv_bias) conv_bias_ = vector("conv1d.bias", {E}, fan_in(W));
-  x_proj_ = matrix("x_proj.weight", {R + 2 * N, E}, fan_in(E));
+  if (g.conv_bias) conv_bias_ = vector(params, m + "conv1d" + b + ".bias", {E}, fan_in(W));
+  x_proj_ = matrix(params, m + "x_proj" + b + ".weight", {R + 2 * N, E}, fan_in(E));
   const double a = g.dt_scale / std::sqrt(static_cast<double>(R));
-  dt_proj_ = matrix("dt_proj.weight", {E, R},
+  dt_proj_ = matrix(params, m + "dt_proj" + b + ".weight", {E, R},
                     g.dt_constant ? constant(static_cast<float>(a)) : uniform(-a, a));
-  dt_bias_ = vector("dt_proj.bias", {E}, inverse_softplus(g.dt_min, g.dt_max, g.dt_floor));
+  // The published code starts the backward direction without a bias.
+  dt_bias_ = vector(params, m + "dt_proj" + b + ".bias", {E},
+                    backward ? constant(0.0f) : inverse_softplus(g.dt_min, g.dt_max, g.dt_floor));
   for (const auto& [norm, part, n] :
        {std::tuple{&dt_norm_, "dt", R}, {&B_norm_, "b", N}, {&C_norm_, "c", N}}) {
     if (g.inner_norm == InnerNorm::learned)
-      *norm = Norm::make(params, m + part + "_layernorm", ops::NormKind::rms, n, g.inner_eps);
+      *norm = Norm::make(params, m + part + b + "_layernorm", ops::NormKind::rms, n, g.inner_eps);
     norm->eps = g.inner_eps;
   }
-  out_proj_ = matrix("out_proj.weight", {D, E}, fan_in(E, g.out_rescale));
-  if (g.proj_bias) out_bias_ = vector("out_proj.bias", {D}, constant(0.0f));
 }
 
-std::vector<StatePart> Mamba1::state_parts() const {
+std::vector<StatePart> SelectiveBranch::state_parts() const {
   return {{"conv", {config_.d_inner, config_.d_conv}}, {"ssm", {config_.d_inner, config_.d_state}}};
 }
 
-Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
+Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call) const {
   const int64_t E = config_.d_inner, N = config_.d_state, R = config_.dt_rank, W = config_.d_conv;
-  const auto value = [](const Param* p) { return p ? p->value : Tensor(); };
   const auto part = [](const std::vector<Tensor>& v, size_t i) {
     return i < v.size() ? v[i] : Tensor();
   };
-
-  const Tensor xz =
-      ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);  // (B, L, 2E)
-  const ops::ConvResult conv =
-      ops::conv1d_causal(c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_),
-                         true, call.packing, part(call.state.in, 0), part(call.state.out, 0));
+  const ops::ConvResult conv = ops::conv1d_causal(
+      c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_), true, call.packing,
+      part(call.state.in, 0), part(call.state.out, 0), backward_);
   const Tensor u = conv.y;                                                  // (B, L, E)
   const Tensor dt_B_C = ops::linear(c, u, x_proj_->value, {}, DType::f32);  // (B, L, R+2N)
   const auto inner = [&](const Norm& norm, int64_t begin, int64_t end) {
@@ -90,10 +104,37 @@ Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
   in.D = D_->value;
   in.z = xz.slice(-1, E, 2 * E);
   in.dt_bias = dt_bias_->value;
+  in.reverse = backward_;
   const ops::ScanResult scan =
       ops::selective_scan(c, in, call.packing, part(call.state.in, 1), part(call.state.out, 1));
   if (!call.state.out.empty()) call.state.out = {conv.state, scan.state};
-  return project_and_add(c, scan.y, *out_proj_, out_bias_, stream, call.dropout);  // (B, L, D)
+  return scan.y;
+}
+
+Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g)
+    : in_proj_(in_proj(params, name, g)),
+      in_bias_(proj_bias(params, name + ".in_proj.bias", g, 2 * g.d_inner)),
+      branch_(params, name, g),
+      out_proj_(out_proj(params, name, g)),
+      out_bias_(proj_bias(params, name + ".out_proj.bias", g, g.d_model)) {}
+
+Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
+  const Tensor xz =
+      ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);      // (B, L, 2E)
+  const Tensor y = branch_.forward(c, xz, call);                              // (B, L, E)
+  return project_and_add(c, y, *out_proj_, out_bias_, stream, call.dropout);  // (B, L, D)
+}
+
+BiMamba::BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& g)
+    : in_proj_(in_proj(params, name, g)),
+      forward_(params, name, g),
+      backward_(params, name, g, true),
+      out_proj_(out_proj(params, name, g)) {}
+
+Tensor BiMamba::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
+  const Tensor xz = ops::linear(c, x, in_proj_->value, {}, c.activation);  // (B, L, 2E)
+  const Tensor y = ops::average(c, forward_.forward(c, xz, call), backward_.forward(c, xz, call));
+  return project_and_add(c, y, *out_proj_, nullptr, stream, call.dropout);  // (B, L, D)
 }
 
 }  // namespace krait::nn

@@ -28,20 +28,51 @@ struct Mamba1Config {
   double out_rescale = 1.0;  // out_proj is drawn this many times smaller: sqrt(n_layer)
 };
 
+// What one direction of time does, from the convolution to the gated output of the scan.
+class SelectiveBranch {
+ public:
+  // Registers `name`.conv1d.* and the others; backwards in time with the names of Vision Mamba, conv1d_b.*,
+  // A_b_log, D_b.
+  SelectiveBranch(ParamSet& params, const std::string& name, const Mamba1Config& config,
+                  bool backward = false);
+
+  std::vector<StatePart> state_parts() const;  // conv (E, W), ssm (E, N)
+  // xz (B, L, 2E) -> y (B, L, E)
+  Tensor forward(Context& c, const Tensor& xz, BlockCall& call) const;
+
+ private:
+  Mamba1Config config_;
+  bool backward_;
+  Param *conv_, *conv_bias_ = nullptr, *x_proj_, *dt_proj_, *dt_bias_, *A_log_, *D_;
+  Norm dt_norm_, B_norm_, C_norm_;
+};
+
 class Mamba1 : public Mixer {
  public:
   // Registers `name`.in_proj.weight and the others.
   Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& config);
 
-  std::vector<StatePart> state_parts() const override;  // conv (E, W), ssm (E, N)
+  std::vector<StatePart> state_parts() const override { return branch_.state_parts(); }
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
 
  private:
-  Mamba1Config config_;
-  Param *in_proj_, *in_bias_ = nullptr, *conv_, *conv_bias_ = nullptr, *x_proj_, *dt_proj_,
-                   *dt_bias_;
-  Param *A_log_, *D_, *out_proj_, *out_bias_ = nullptr;
-  Norm dt_norm_, B_norm_, C_norm_;
+  Param *in_proj_, *in_bias_;
+  SelectiveBranch branch_;
+  Param *out_proj_, *out_bias_;
+};
+
+// Both directions of time, from one in_proj to one out_proj (Vision Mamba, Zhu et al. 2024, algorithm 1;
+// "bimamba v2"): y = out_proj((forward + backward) / 2). Without states: it sees the whole sequence.
+class BiMamba : public Mixer {
+ public:
+  BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& config);
+
+  Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
+
+ private:
+  Param* in_proj_;
+  SelectiveBranch forward_, backward_;
+  Param* out_proj_;
 };
 
 }  // namespace krait::nn

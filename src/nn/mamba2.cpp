@@ -14,18 +14,6 @@ namespace krait::nn {
 
 namespace {
 
-// softplus(bias) is log-uniform in [dt_min, dt_max], at least dt_floor.
-Init inverse_softplus_of_dt(const Mamba2Config& g) {
-  return [g](const Tensor& t, const Philox& rng) {
-    const double low = std::log(g.dt_min), high = std::log(g.dt_max);
-    for (int64_t i = 0; i < t.numel(); ++i) {
-      const double u = rng.uniform_double(static_cast<uint64_t>(i));
-      const double dt = std::max(std::exp(low + u * (high - low)), g.dt_floor);
-      t.as<float>()[i] = static_cast<float>(dt + std::log(-std::expm1(-dt)));
-    }
-  };
-}
-
 // A = -uniform [A_min, A_max], kept as its logarithm.
 Init log_of_uniform(double low, double high) {
   return [low, high](const Tensor& t, const Philox& rng) {
@@ -73,7 +61,7 @@ Mamba2::Mamba2(ParamSet& params, const std::string& name, const Mamba2Config& g)
     const double a = 1.0 / std::sqrt(static_cast<double>(n)) / divide;
     return uniform(-a, a);
   };
-  dt_bias_ = vector("dt_bias", {H}, inverse_softplus_of_dt(g));
+  dt_bias_ = vector("dt_bias", {H}, inverse_softplus(g.dt_min, g.dt_max, g.dt_floor));
   A_log_ = vector("A_log", {H}, log_of_uniform(g.A_min, g.A_max));
   D_ = vector("D", {g.D_per_channel ? E : H}, constant(1.0f));
   in_proj_ = matrix("in_proj.weight", {g.d_in_proj(), D}, fan_in(D));

@@ -31,6 +31,7 @@ struct Param {
   Shape shape;
   Init init;
   bool decay = false;         // weight decay applies
+  float lr = 0;               // a peak learning rate of its own; 0: the run's
   bool keep_float32 = false;  // never stored or computed in bfloat16
   const char* meaning = "";   // one line for `krait inspect --tensors`
 

@@ -140,10 +140,14 @@ double Trainer::clip() {
 
 void Trainer::update() {
   const TrainOptions& o = options_;
+  // Those with a learning rate of their own follow the schedule in proportion.
+  const auto rate = [&](const nn::Param& p) {
+    return p.lr > 0 && o.lr > 0 ? p.lr / static_cast<float>(o.lr) : 1.0f;
+  };
   std::vector<ops::AdamwTensors> tensors;
   for (const nn::Param& p : model_.params())
     tensors.push_back({p.master, p.value.data == p.master.data ? Tensor() : p.value.detach(),
-                       p.var.grad, p.m, p.v, p.decay ? o.weight_decay : 0.0f});
+                       p.var.grad, p.m, p.v, p.decay ? o.weight_decay : 0.0f, rate(p)});
   Context c = context(false);
   ops::adamw(c, tensors, {o.beta1, o.beta2, o.eps}, scalars_);
 }

@@ -25,8 +25,12 @@ inline bool is_language_model(const std::string& system) {
       "transformerpp",
       "mamba3-siso",
       "mamba3-mimo",
+      "mamba2-hybrid",
       "llama",
       "gpt-neox",
+      "jamba",
+      "bamba",
+      "nemotron-h",
   };
   // clang-format on
   return known.count(system) > 0;

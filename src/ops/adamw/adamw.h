@@ -19,6 +19,7 @@ struct AdamwTensors {
   Tensor rounded;  // bfloat16 copy that the model reads, or empty
   Tensor grad, m, v;
   float decay = 0;
+  float rate = 1;  // its learning rate is this many times that of the step
 };
 
 struct AdamwOptions {

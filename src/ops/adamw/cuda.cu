@@ -56,8 +56,9 @@ void in_lists(const std::vector<T>& tensors, int64_t piece, const F& launch) {
 template <int V>
 __device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float beta1, float beta2,
                        float eps, const float* scalars) {
-  const float clip = scalars[kClip], keep = 1 - scalars[kLearningRate] * t.decay;
-  const float step = scalars[kLearningRate] / scalars[kBias1], inv_bias2 = 1 / scalars[kBias2];
+  const float lr = t.rate * scalars[kLearningRate];
+  const float clip = scalars[kClip], keep = 1 - lr * t.decay;
+  const float step = lr / scalars[kBias1], inv_bias2 = 1 / scalars[kBias2];
   for (int64_t i = begin + int64_t{threadIdx.x} * V; i < end; i += int64_t{blockDim.x} * V) {
     float value[V], g[V], m[V], v[V];
     load<V>(t.value + i, value);

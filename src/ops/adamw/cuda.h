@@ -13,7 +13,7 @@ struct AdamwTensor {
   const float* grad;
   float *m, *v;
   int64_t n;
-  float decay;
+  float decay, rate;
 };
 
 // `scalars`: StepScalar values, read when the kernels run.

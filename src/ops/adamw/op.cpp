@@ -51,7 +51,8 @@ void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const Ad
                     .m = t.m.as<float>(),
                     .v = t.v.as<float>(),
                     .n = t.value.numel(),
-                    .decay = t.decay});
+                    .decay = t.decay,
+                    .rate = t.rate});
   KRAIT_WITH_CUDA(cuda::adamw(list, o.beta1, o.beta2, o.eps, scalars.as<float>(), c.stream));
 }
 
@@ -88,11 +89,12 @@ void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOpti
   parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
     const auto [index, begin, end] = pieces[static_cast<size_t>(i)];
     const AdamwTensors& t = tensors[index];
+    const float lr = t.rate * s[kLearningRate];
     const AdamwFactors factors = {.clip = s[kClip],
                                   .beta1 = o.beta1,
                                   .beta2 = o.beta2,
-                                  .keep = 1 - s[kLearningRate] * t.decay,
-                                  .step = s[kLearningRate] / s[kBias1],
+                                  .keep = 1 - lr * t.decay,
+                                  .step = lr / s[kBias1],
                                   .inv_bias2 = 1 / s[kBias2],
                                   .eps = o.eps};
     k.update({.value = t.value.as<float>() + begin,

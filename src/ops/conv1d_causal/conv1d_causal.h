@@ -13,6 +13,9 @@
 //                          part of state_in in front. May be the same memory as state_in when not recorded;
 //                          packed sequences then start from zero or from the row they write.
 //
+// `reverse`: time runs backwards, each sequence starts at its last token and looks ahead. The tokens stay
+// where they are; CPU only.
+//
 // Gradients for x, k, bias, state_in, from y and state_out. dk, dbias summed in a fixed order. Saved for
 // backward: x (the activation is computed again).
 // Gu and Dao 2023, section 3.4; layout of the state as in causal-conv1d.
@@ -29,6 +32,6 @@ struct ConvResult {
 
 ConvResult conv1d_causal(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias,
                          bool silu, const Packing* packing = nullptr, const Tensor& state_in = {},
-                         const Tensor& state_out = {});
+                         const Tensor& state_out = {}, bool reverse = false);
 
 }  // namespace krait::ops

@@ -75,7 +75,7 @@ HWY_INLINE Vec<D> convolve(const Vec<D>* taps, const Vec<D>* window, Vec<D> bias
 template <int W, int N, class T>
 HWY_INLINE void forward_tile(const ConvProblem& p, const ConvRun& r, int64_t t, float* history) {
   const T* x = static_cast<const T*>(p.x) + t * p.x_stride + r.e0;
-  T* y = static_cast<T*>(p.y) + t * p.E + r.e0;
+  T* y = static_cast<T*>(p.y) + t * p.y_stride + r.e0;
   for_lanes(0, r.e1 - r.e0, [&](auto d, int64_t i) {
     using V = Vec<decltype(d)>;
     V taps[W], window[W - 1 + N];
@@ -88,7 +88,7 @@ HWY_INLINE void forward_tile(const ConvProblem& p, const ConvRun& r, int64_t t, 
     for (int s = 0; s < N; ++s) {
       window[W - 1 + s] = load(d, x + s * p.x_stride + i);
       const V sum = convolve<W, decltype(d)>(taps, window + s, bias);
-      store(d, p.silu ? Silu(d, sum) : sum, y + s * p.E + i);
+      store(d, p.silu ? Silu(d, sum) : sum, y + s * p.y_stride + i);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < W - 1; ++j) hn::StoreU(window[N + j], d, history + j * kConvBlock + i);
@@ -108,7 +108,7 @@ void forward_run(const ConvProblem& p, const ConvRun& r) {
 template <int W, int KC, class T>
 void step_columns(const ConvProblem& p, const ConvRun& r, float* state_out) {
   const T* x = static_cast<const T*>(p.x) + r.begin * p.x_stride;
-  T* y = static_cast<T*>(p.y) + r.begin * p.E;
+  T* y = static_cast<T*>(p.y) + r.begin * p.y_stride;
   for_lanes(r.e0, r.e1, [&](auto d, int64_t e) {
     using V = Vec<decltype(d)>;
     V taps[W], state[KC + 1];
@@ -138,7 +138,7 @@ template <int W, int N, class T>
 HWY_INLINE void backward_tile(const ConvProblem& p, const ConvRun& r, int64_t t,
                               const BackwardTile& tile, float* history, float* slopes) {
   const T* x = static_cast<const T*>(p.x) + t * p.x_stride + r.e0;
-  const T* dy = p.dy ? static_cast<const T*>(p.dy) + t * p.E + r.e0 : nullptr;
+  const T* dy = p.dy ? static_cast<const T*>(p.dy) + t * p.y_stride + r.e0 : nullptr;
   T* dx = tile.dx ? static_cast<T*>(tile.dx) + r.e0 : nullptr;
   for_lanes(0, r.e1 - r.e0, [&](auto d, int64_t i) {
     using V = Vec<decltype(d)>;
@@ -155,7 +155,7 @@ HWY_INLINE void backward_tile(const ConvProblem& p, const ConvRun& r, int64_t t,
 #pragma GCC unroll 8
       for (int s = 0; s < N; ++s) {
         window[W - 1 + s] = load(d, x + s * p.x_stride + i);
-        V gs = dy ? load(d, dy + s * p.E + i) : hn::Zero(d);
+        V gs = dy ? load(d, dy + s * p.y_stride + i) : hn::Zero(d);
         if (p.silu)
           gs = hn::Mul(gs, SiluSlope(d, convolve<W, decltype(d)>(taps, window + s, bias)));
         g[W - 1 + s] = gs;

@@ -10,7 +10,8 @@ constexpr int kConvMaxWidth = 8;
 constexpr int64_t kConvBlock =
     512;  // most channels of one run: what the loops keep between rows fits L1
 
-// One call. Rows are tokens, all B*L of them in memory order.
+// One call. Rows are tokens, all B*L of them in memory order; where time runs backwards, those of one
+// sequence (see op.cpp), from its last, at negative distances.
 struct ConvProblem {
   int width = 0;
   bool silu = false;
@@ -21,9 +22,10 @@ struct ConvProblem {
   const float* k = nullptr;     // (E, W), read by `step`
   const float* taps = nullptr;  // (W, E), read by the others
   const float* bias = nullptr;  // (E) or null
-  void* y = nullptr;            // rows E apart
+  void* y = nullptr;
+  int64_t y_stride = 0;  // of y and dy: E or -E
   // backward
-  const void* dy = nullptr;  // rows E apart, or null: zero
+  const void* dy = nullptr;  // or null: zero
   void* dx = nullptr;        // or null: not wanted
   int64_t dx_stride = 0;
   bool dx_add = false;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
@@ -38,7 +39,7 @@ struct Cut {
 // The tensors of one call.
 struct Call {
   Tensor x, k, bias, state_in, state_out;
-  bool silu = false, packed = false;
+  bool silu = false, packed = false, reverse = false;
   Packing packing;
   int64_t B = 0, L = 0, E = 0, W = 0, K = 0;
 
@@ -65,11 +66,36 @@ struct Call {
     p.K = K;
     p.x = x.data;
     p.x_stride = x.row_stride();
+    p.y_stride = E;
     p.k = k.as<float>();
     p.bias = bias ? bias.as<float>() : nullptr;
     return p;
   }
 };
+
+// Moves a pointer to the row `rows` further and turns the distance of rows round.
+template <class P>
+void turn(P& data, int64_t& stride, int64_t rows, size_t element) {
+  if (data)
+    data = static_cast<std::conditional_t<std::is_const_v<std::remove_pointer_t<P>>,
+                                          const std::byte*, std::byte*>>(data) +
+           rows * stride * static_cast<int64_t>(element);
+  stride = -stride;
+}
+
+// The problem as the tokens [begin, end) of one sequence see it: where time runs backwards, token t stands
+// at row begin + end - 1 - t.
+ConvProblem seen_from(ConvProblem p, bool reverse, const ConvRun& r) {
+  if (!reverse) return p;
+  const size_t element = p.bf16 ? sizeof(bf16) : sizeof(float);
+  const int64_t last = r.begin + r.end - 1;
+  int64_t dy_stride = p.y_stride;
+  turn(p.x, p.x_stride, last, element);
+  turn(p.y, p.y_stride, last, element);
+  turn(p.dy, dy_stride, last, element);
+  turn(p.dx, p.dx_stride, last, element);
+  return p;
+}
 
 void check_state(const char* name, const Tensor& state, const Call& q) {
   if (!state) return;
@@ -116,12 +142,14 @@ void check_packing_values(const Call& q) {
 }
 
 Call check(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, bool silu,
-           const Packing* packing, const Tensor& state_in, const Tensor& state_out) {
+           const Packing* packing, const Tensor& state_in, const Tensor& state_out, bool reverse) {
+  require(!reverse || c.device.type == Device::cpu,
+          "[conv1d_causal] backwards in time it runs on the CPU only");
   require(x.rank() == 3 && x.row_strided() && (x.dtype == DType::f32 || x.dtype == DType::bf16),
           "[conv1d_causal] x: expected float32 or bfloat16 (B, L, E) with rows at one distance, "
           "got {} {}",
           name_of(x.dtype), x.shape);
-  Call q{x, k, bias, state_in, state_out, silu, packing != nullptr};
+  Call q{x, k, bias, state_in, state_out, silu, packing != nullptr, reverse};
   if (packing) q.packing = *packing;
   q.B = x.size(0);
   q.L = x.size(1);
@@ -198,7 +226,8 @@ void hand_out_states(const Call& q, const Cut& cut) {
       for (int64_t j = 0; j < K; ++j) {
         const int64_t t = seq.end - K + j;
         const int64_t column = K + t - seq.begin;  // of state_in, where t is before the sequence
-        to[e * K + j] = t >= seq.begin ? static_cast<float>(x[t * stride + e])
+        const int64_t row = q.reverse ? seq.begin + seq.end - 1 - t : t;
+        to[e * K + j] = t >= seq.begin ? static_cast<float>(x[row * stride + e])
                         : from         ? from[e * K + column]
                                        : 0.0f;
       }
@@ -215,7 +244,7 @@ void run_steps(const Call& q, const Cut& cut, ConvProblem p) {
   const auto nothing = [](int64_t, int64_t, int64_t) {};
   for_runs(q, cut, kForwardTokens, nothing, [&](const ConvRun& r, int64_t s, int64_t) {
     const int64_t out = cut[s].out;
-    kernels.step(p, r,
+    kernels.step(seen_from(p, q.reverse, r), r,
                  q.state_out && out >= 0 ? q.state_out.as<float>() + out * q.E * q.K : nullptr);
   });
 }
@@ -249,8 +278,9 @@ void run_forward(Context& c, const Call& q, const Tensor& y) {
   p.taps = taps.as<float>();
   const ConvKernels& kernels = KRAIT_PICK_ISA(conv_kernels);
   const auto nothing = [](int64_t, int64_t, int64_t) {};
-  for_runs(q, cut, kForwardTokens, nothing,
-           [&](const ConvRun& r, int64_t, int64_t) { kernels.forward(p, r); });
+  for_runs(q, cut, kForwardTokens, nothing, [&](const ConvRun& r, int64_t, int64_t) {
+    kernels.forward(seen_from(p, q.reverse, r), r);
+  });
   if (q.state_out) hand_out_states(q, cut);
 }
 
@@ -360,7 +390,7 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
     if (dstate && out >= 0) r.dstate_out = dstate.as<float>() + out * q.E * q.K;
     if (dhistory) r.dhistory = dhistory.as<float>() + s * (q.W - 1) * q.E;
     if (want_sums) r.sums = piece_sums(piece);
-    kernels.backward(p, r);
+    kernels.backward(seen_from(p, q.reverse, r), r);
   });
   if (want_sums) add_up(q, sums, pieces, dk, dbias);
   if (dstate_in.grad) {
@@ -373,8 +403,8 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
 
 ConvResult conv1d_causal(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias,
                          bool silu, const Packing* packing, const Tensor& state_in,
-                         const Tensor& state_out) {
-  const Call q = check(c, x, k, bias, silu, packing, state_in, state_out);
+                         const Tensor& state_out, bool reverse) {
+  const Call q = check(c, x, k, bias, silu, packing, state_in, state_out, reverse);
   const bool recorded = c.tape && needs_grad({x, k, bias, state_in});
   require(!recorded || !state_in || state_in.data != state_out.data,
           "[conv1d_causal] state_out: expected memory of its own while recording for backward, got "

@@ -27,4 +27,9 @@ struct CrossEntropyResult {
 CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w,
                                         const Tensor& targets, float scale);
 
+// The same of logits (..., V) float32 that exist already, for heads with a bias and few rows: dlogits is
+// computed at once. CPU.
+CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor& targets,
+                                 float scale);
+
 }  // namespace krait::ops

@@ -130,4 +130,36 @@ CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tenso
   return result;
 }
 
+CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor& targets,
+                                 float scale) {
+  require(c.device.type == Device::cpu, "[cross_entropy] of logits runs on the CPU only");
+  require(logits.dtype == DType::f32 && logits.contiguous() && logits.rank() >= 2 &&
+              logits.size(-1) > 0,
+          "[cross_entropy] logits: expected contiguous float32 (..., V), got {} {}",
+          name_of(logits.dtype), logits.shape);
+  Shape leading = logits.shape;
+  --leading.rank;
+  require(targets.dtype == DType::i32 && targets.contiguous() && targets.shape == leading,
+          "[cross_entropy] targets: expected contiguous int32 {}, got {} {}", leading,
+          name_of(targets.dtype), targets.shape);
+  const int64_t V = logits.size(-1), M = logits.numel() / V;
+  const CrossEntropyResult result{c.alloc({1}, DType::f32), c.alloc(targets.shape, DType::f32)};
+  const GradTarget d = c.tape && needs_grad({logits}) ? c.tape->grad_into(c, logits) : GradTarget();
+  c.cost("cross_entropy", 2.0 * static_cast<double>(logits.bytes()),
+         4.0 * static_cast<double>(logits.numel()));
+  Scratch scratch(c);
+  const Tensor rows = c.scratch({M, V}, DType::f32);
+  if (c.planning()) return result;
+  check_targets(targets.as<int32_t>(), M, V);
+  copy(c, logits.detach().reshape({M, V}), rows);
+  run_rows(c, rows, targets, 0, scale, d.grad ? LogitsGrad::f32 : LogitsGrad::none, result.nll);
+  const float* const from = rows.as<float>();
+  for (int64_t i = 0; i < M * V && d.grad; ++i) {
+    float& to = d.grad.as<float>()[i];
+    to = d.add ? to + from[i] : from[i];
+  }
+  sum_loss(c, result, scale);
+  return result;
+}
+
 }  // namespace krait::ops

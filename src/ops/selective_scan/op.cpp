@@ -41,11 +41,11 @@ static Block block_at(const Problem& p, const float* A2, int64_t b, const Sequen
   w.softplus = p.in.softplus;
   w.constant_B = p.constant_B;
   w.constant_C = p.constant_C;
-  w.u = rows_at(p.in.u, s.begin, first);
-  w.dt = rows_at(p.in.dt, s.begin, first);
-  w.z = rows_at(p.in.z, s.begin, first);
-  w.B = p.constant_B ? rows_at(p.in.B, first, 0) : grouped_rows_at(p.in.B, s.begin, group);
-  w.C = p.constant_C ? rows_at(p.in.C, first, 0) : grouped_rows_at(p.in.C, s.begin, group);
+  w.u = p.rows(p.in.u, s, first);
+  w.dt = p.rows(p.in.dt, s, first);
+  w.z = p.rows(p.in.z, s, first);
+  w.B = p.constant_B ? rows_at(p.in.B, first, 0) : p.grouped_rows(p.in.B, s, group);
+  w.C = p.constant_C ? rows_at(p.in.C, first, 0) : p.grouped_rows(p.in.C, s, group);
   w.A2 = A2 + first * p.N;
   w.D = floats_at(p.in.D, first);
   w.dt_bias = floats_at(p.in.dt_bias, first);
@@ -76,7 +76,8 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
     Forward w;
     w.block = block_at(p, static_cast<const float*>(A2.data), b, s);
     const int64_t first = p.block(b).first;
-    w.y = {const_cast<void*>(rows_at(y, s.begin, first).data), p.E, y.dtype == DType::bf16, false};
+    const Rows to = p.rows(y, s, first);
+    w.y = {const_cast<void*>(to.data), to.stride, to.bf16, false};
     if (s.out >= 0 && p.state_out)
       w.state_out = floats_at(p.state_out, (s.out * p.E + first) * p.N);
     if (saved) {
@@ -94,8 +95,9 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
   });
 }
 
-static GradRows grad_rows(const GradTarget& g, int64_t token, int64_t channel) {
-  const Rows r = rows_at(g.grad, token, channel);
+static GradRows grad_rows(const Problem& p, const GradTarget& g, const Sequence& s,
+                          int64_t channel) {
+  const Rows r = p.rows(g.grad, s, channel);
   return {const_cast<void*>(r.data), r.stride, r.bf16, g.add};
 }
 
@@ -139,7 +141,7 @@ static void sum_sets(const Problem& p, const Tensor& parts, int64_t sets_of_grou
   parallel_ranges(p.tokens, 256, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t group = 0; group < p.G; ++group) {
-        const Rows to = grouped_rows_at(g.grad, t, group);
+        const Rows to = grouped_rows_at(g.grad, p.place(t), group);
         for (int64_t n = 0; n < p.N; ++n) {
           float sum = 0;
           for (int64_t i = group * sets_of_group; i < (group + 1) * sets_of_group; ++i)
@@ -217,10 +219,10 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
       if (std::min(s.begin * pieces / std::max<int64_t>(p.tokens, 1), pieces - 1) != piece)
         continue;
       w.block = block_at(p, static_cast<const float*>(A2.data), b, s);
-      w.dy = rows_at(dy, s.begin, first);
-      w.du = grad_rows(g.u, s.begin, first);
-      w.ddt = grad_rows(g.dt, s.begin, first);
-      w.dz = grad_rows(g.z, s.begin, first);
+      w.dy = p.rows(dy, s, first);
+      w.du = grad_rows(p, g.u, s, first);
+      w.ddt = grad_rows(p, g.dt, s, first);
+      w.dz = grad_rows(p, g.z, s, first);
       w.part_dB = floats_at(parts_dB, (set * p.tokens + s.begin) * p.N);
       w.part_dC = floats_at(parts_dC, (set * p.tokens + s.begin) * p.N);
       w.dstate_out = s.out < 0 ? nullptr : floats_at(dstate, (s.out * p.E + first) * p.N);

@@ -1,5 +1,7 @@
 #include "krait/ops/selective_scan/problem.h"
 
+#include <algorithm>
+
 namespace krait::ops::scan {
 
 static void check_shape(const char* name, const Tensor& t, const Shape& expected,
@@ -58,6 +60,8 @@ Problem::Problem(const Context& c, const ScanInputs& inputs, const Packing* pack
       state_out(to),
       packed(pack != nullptr),
       packing(pack ? *pack : Packing()) {
+  require(!in.reverse || c.device.type == Device::cpu,
+          "[selective_scan] backwards in time it runs on the CPU only");
   require(in.u.rank() == 3, "[selective_scan] u: expected (B, L, E), got {}", in.u.shape);
   require(in.A.rank() == 2, "[selective_scan] A: expected (E, N), got {}", in.A.shape);
   B = in.u.size(0), L = in.u.size(1), E = in.u.size(2), N = in.A.size(1);
@@ -152,6 +156,31 @@ Rows grouped_rows_at(const Tensor& t, int64_t token, int64_t group) {
   const bool grouped = t.rank() == 4;
   const int64_t step = t.size(1) > 1 ? t.stride[1] : t.stride[0];  // (B, 1, ...): rows are steps
   return rows_with(t, step, token * step + (grouped ? group * t.stride[2] : 0));
+}
+
+static Rows turned(Rows r, const Sequence& s) {
+  const int64_t bytes = (s.tokens - 1) * r.stride * (r.bf16 ? 2 : 4);
+  if (r.data && s.tokens > 0) r.data = static_cast<const std::byte*>(r.data) + bytes;
+  r.stride = -r.stride;
+  return r;
+}
+
+Rows Problem::rows(const Tensor& t, const Sequence& s, int64_t column) const {
+  const Rows r = rows_at(t, s.begin, column);
+  return in.reverse ? turned(r, s) : r;
+}
+
+Rows Problem::grouped_rows(const Tensor& t, const Sequence& s, int64_t group) const {
+  const Rows r = grouped_rows_at(t, s.begin, group);
+  return in.reverse ? turned(r, s) : r;
+}
+
+int64_t Problem::place(int64_t t) const {
+  if (!in.reverse) return t;
+  if (!packed) return t / L * 2 * L + L - 1 - t;
+  const int64_t* begin = packing.begin.as<int64_t>();
+  const int64_t* end = std::upper_bound(begin, begin + packing.n + 1, t);
+  return end[-1] + end[0] - 1 - t;
 }
 
 }  // namespace krait::ops::scan

@@ -33,6 +33,11 @@ struct Problem {
   int64_t blocks_of_group() const { return (E / G + kBlock - 1) / kBlock; }
   int64_t blocks() const { return G * blocks_of_group(); }
   BlockPlace block(int64_t b) const;
+  // The row in memory of step t, counted sequence after sequence in the order of the scan.
+  int64_t place(int64_t t) const;
+  // Rows in the order of the scan: of (B, L, E) from channel `column` on, and of B or C that varies.
+  Rows rows(const Tensor& t, const Sequence& s, int64_t column) const;
+  Rows grouped_rows(const Tensor& t, const Sequence& s, int64_t group) const;
 
  private:
   void check_packing(const Context& c) const;

@@ -15,6 +15,9 @@
 //   state_out (S, E, N)    float32, optional; may be the same memory as state_in when not recorded, if
 //                          then no sequence writes the row that another one starts from
 //
+// `reverse`: time runs backwards, t-1 above is the token after t, each sequence starts at its last token.
+// The tokens stay where they are; CPU only.
+//
 // S is B, or with a Packing any number of rows; rows of state_out that no sequence ends in are left as
 // they are. A row of state_in may start several sequences: its gradients add up.
 //
@@ -43,6 +46,7 @@ struct ScanInputs {
   Tensor D, z, dt_bias;  // optional
   bool softplus = true;
   bool a_is_log = false;
+  bool reverse = false;
 };
 
 struct ScanResult {

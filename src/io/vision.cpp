@@ -1,0 +1,150 @@
+#include "krait/io/vision.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "krait/base/json.h"
+#include "krait/io/safetensors.h"
+#include "krait/io/torch_archive.h"
+
+namespace krait {
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* kModelType = "vim";
+
+// The only .pth file of a folder, or empty.
+fs::path checkpoint_in(const fs::path& directory) {
+  fs::path found;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    if (entry.path().extension() != ".pth") continue;
+    require(found.empty(), "{}: expected one .pth file, got {} and {}", directory.string(),
+            found.filename().string(), entry.path().filename().string());
+    found = entry.path();
+  }
+  return found;
+}
+
+const Shape& shape_of(const TensorFile& file, const std::string& name, int rank) {
+  const Shape& s = file.at(name).shape;
+  require(s.rank == rank, "{}: tensor \"{}\": expected {} axes, got {}", file.path(), name, rank,
+          s);
+  return s;
+}
+
+models::VisionConfig config_from_shapes(const TensorFile& file) {
+  models::VisionConfig c;
+  const Shape& patch = shape_of(file, "patch_embed.proj.weight", 4);  // (D, channels, patch, patch)
+  const Shape& positions = shape_of(file, "pos_embed", 3);            // (1, patches + 1, D)
+  const Shape& A_log = shape_of(file, "layers.0.mixer.A_log", 2);     // (E, N)
+  c.mixer.d_model = patch[0];
+  c.channels = patch[1];
+  c.patch = patch[2];
+  c.mixer.d_inner = A_log[0];
+  c.mixer.d_state = A_log[1];
+  c.mixer.d_conv = shape_of(file, "layers.0.mixer.conv1d.weight", 3)[2];
+  c.mixer.dt_rank = shape_of(file, "layers.0.mixer.dt_proj.weight", 2)[1];
+  c.classes = shape_of(file, "head.weight", 2)[0];
+  c.n_layer = 0;
+  while (file.find(fmt::format("layers.{}.mixer.A_log", c.n_layer))) ++c.n_layer;
+  const auto grid =
+      static_cast<int64_t>(std::llround(std::sqrt(static_cast<double>(positions[1] - 1))));
+  require(grid >= 1 && grid * grid + 1 == positions[1] && c.patch >= 1,
+          "{}: tensor \"pos_embed\": expected (1, n² + 1, D), got {}", file.path(), positions);
+  const int64_t usual = models::VisionConfig().image;
+  c.stride = c.patch;
+  if (grid > 1 && usual > c.patch && (usual - c.patch) % (grid - 1) == 0 &&
+      (usual - c.patch) / (grid - 1) <= c.patch)
+    c.stride = (usual - c.patch) / (grid - 1);
+  c.image = (grid - 1) * c.stride + c.patch;
+  return c;
+}
+
+bool is_float(DType t) {
+  return t == DType::f32 || t == DType::f16 || t == DType::bf16 || t == DType::f64;
+}
+
+}  // namespace
+
+bool is_vision_model(const fs::path& path) {
+  if (fs::is_regular_file(path)) return path.extension() == ".pth";
+  if (!fs::is_directory(path)) return false;
+  if (!fs::exists(path / "config.json")) return !checkpoint_in(path).empty();
+  const Json j = read_json(path / "config.json");
+  return j.is_object() && j.contains("model_type") && j.at("model_type") == kModelType;
+}
+
+LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options, bool average) {
+  LoadedVision loaded;
+  const bool own = fs::exists(path / "config.json");
+  require(!own || !average, "{}: only a .pth checkpoint has a moving average of its weights",
+          path.string());
+  const fs::path checkpoint = own || fs::is_regular_file(path) ? path : checkpoint_in(path);
+  loaded.files.push_back(own ? read_safetensors_model(path)
+                             : read_torch_archive(checkpoint, average ? "model_ema" : "model"));
+  const TensorFile& file = loaded.files.back();
+  models::VisionConfig config = config_from_shapes(file);
+  if (own) {
+    const Json json = read_json(path / "config.json");
+    const JsonView j(json, (path / "config.json").string());
+    config.stride = j.integer("stride", config.stride);
+    config.image = j.integer("image_size", config.image);
+    config.norm_eps = static_cast<float>(j.number("norm_epsilon", 1e-5));
+  }
+  loaded.stored = file.at("head.weight").dtype;
+  loaded.dtype = options.dtype.value_or(loaded.stored == DType::bf16 ? DType::bf16 : DType::f32);
+  loaded.model = std::make_unique<models::VisionMamba>(config);
+  nn::ParamSet& params = loaded.model->params();
+  params.allocate(options.purpose, loaded.dtype, options.sizes_only);
+  std::set<std::string> known;
+  for (nn::Param& p : params) {
+    known.insert(p.name);
+    const Tensor& t = file.at(p.name);
+    require(t.shape == p.shape && is_float(t.dtype),
+            "{}: tensor \"{}\": expected floating-point numbers {}, got {} {}", file.path(), p.name,
+            p.shape, name_of(t.dtype), t.shape);
+    if (!options.sizes_only) copy_host(t, p.master ? p.master : p.value);
+  }
+  if (!options.sizes_only) params.round_values();
+  for (const NamedTensor& t : file)
+    if (!known.count(t.name))
+      loaded.notes.push_back(
+          fmt::format("tensor \"{}\" {} is not part of this architecture and is not used", t.name,
+                      t.view.shape));
+  return loaded;
+}
+
+void save_vision_model(const models::VisionMamba& model, const fs::path& directory, DType dtype) {
+  std::vector<std::vector<std::byte>> buffers;  // of converted tensors, kept until written
+  std::vector<NamedTensor> tensors;
+  for (const nn::Param& p : model.params()) {
+    Tensor t = p.master ? p.master : p.value.detach();
+    if (t.dtype != dtype) {
+      std::vector<std::byte>& b =
+          buffers.emplace_back(static_cast<size_t>(t.numel()) * size_of(dtype));
+      const Tensor converted(b.data(), dtype, t.shape);
+      copy_host(t, converted);
+      t = converted;
+    }
+    tensors.push_back({p.name, t});
+  }
+  write_safetensors_model(directory, tensors);
+  const models::VisionConfig& c = model.config();
+  OrderedJson j;
+  j["model_type"] = kModelType;
+  j["image_size"] = c.image;
+  j["num_channels"] = c.channels;
+  j["patch_size"] = c.patch;
+  j["stride"] = c.stride;
+  j["hidden_size"] = c.mixer.d_model;
+  j["num_hidden_layers"] = c.n_layer;
+  j["state_size"] = c.mixer.d_state;
+  j["num_classes"] = c.classes;
+  j["norm_epsilon"] = std::stod(fmt::format("{}", c.norm_eps));
+  j["torch_dtype"] = std::string(name_of(dtype));
+  write_file(directory / "config.json", j.dump(2) + "\n");
+}
+
+}  // namespace krait

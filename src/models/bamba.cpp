@@ -1,0 +1,187 @@
+// Bamba (IBM, Princeton, CMU and UIUC 2024): Mamba-2 layers, attention with partial rotary positions in a
+// few of them, a gated MLP behind each. Hugging Face layout.
+#include <algorithm>
+
+#include "krait/base/error.h"
+#include "krait/models/mamba2.h"
+#include "krait/models/rotary_keys.h"
+#include "krait/nn/attention.h"
+#include "krait/nn/mlp.h"
+
+namespace krait::models {
+
+namespace {
+
+struct Sizes {
+  nn::Mamba2Config mamba;
+  nn::AttentionConfig attention;
+  nn::MlpConfig mlp;
+  std::vector<int64_t> attends;  // layers
+  double deviation = 0.02;       // of initial values
+  int64_t longest = 262144;
+};
+
+class BambaBody : public Body {
+ public:
+  explicit BambaBody(const Sizes& s) : sizes_(s) {}
+
+  void check(const Config& c) const override {
+    const Sizes& s = sizes_;
+    nn::check(s.mamba);
+    check_size("intermediate_size", s.mlp.d_inner, 1, 1 << 22);
+    check_size("num_attention_heads", s.attention.heads, 1, 512);
+    check_size("num_key_value_heads", s.attention.key_heads, 1, s.attention.heads);
+    check_size("hidden_size / num_attention_heads", s.attention.head_dim, 1, 256);
+    for (const int64_t i : s.attends) check_size("attn_layer_indices", i, 0, c.n_layer - 1);
+  }
+
+  std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
+                                   int64_t i) const override {
+    const std::string name = fmt::format("model.layers.{}.", i);
+    auto block = std::make_unique<nn::PreNorm>();
+    const auto norm = [&](const char* which) {
+      return nn::Norm::make(params, name + which, c.norm, c.d_model, c.norm_eps);
+    };
+    const nn::Norm first = norm("input_layernorm");
+    const auto& at = sizes_.attends;
+    if (std::find(at.begin(), at.end(), i) != at.end()) {
+      block->add(first,
+                 std::make_unique<nn::Attention>(params, name + "self_attn", sizes_.attention));
+    } else {
+      block->add(first, std::make_unique<nn::Mamba2>(params, name + "mamba", sizes_.mamba));
+    }
+    const nn::Norm second = norm("pre_ff_layernorm");
+    block->add(second, std::make_unique<nn::Mlp>(params, name + "feed_forward", sizes_.mlp));
+    return block;
+  }
+
+  OrderedJson json(const Config& c, Layout layout) const override {
+    require(layout == Layout::huggingface, "Bamba has the Hugging Face layout only");
+    const Sizes& s = sizes_;
+    OrderedJson j;
+    j["architectures"] = OrderedJson::array({"BambaForCausalLM"});
+    j["model_type"] = "bamba";
+    j["vocab_size"] = c.padded_vocab();
+    j["hidden_size"] = c.d_model;
+    j["intermediate_size"] = s.mlp.d_inner;
+    j["num_hidden_layers"] = c.n_layer;
+    j["attn_layer_indices"] = s.attends;
+    j["num_attention_heads"] = s.attention.heads;
+    j["num_key_value_heads"] = s.attention.key_heads;
+    j["attention_bias"] = s.attention.qkv_bias;
+    j["mlp_bias"] = s.mlp.bias;
+    j["hidden_act"] = "silu";
+    j["initializer_range"] = s.deviation;
+    j["rms_norm_eps"] = shortest(c.norm_eps);
+    j["max_position_embeddings"] = s.longest;
+    j["rope_theta"] = s.attention.rotation.base;
+    j["partial_rotary_factor"] = static_cast<double>(s.attention.rotation.R) /
+                                 static_cast<double>(s.attention.head_dim);
+    j["mamba_n_heads"] = s.mamba.heads();
+    j["mamba_d_head"] = s.mamba.headdim;
+    j["mamba_d_state"] = s.mamba.d_state;
+    j["mamba_n_groups"] = s.mamba.groups;
+    j["mamba_d_conv"] = s.mamba.d_conv;
+    j["mamba_expand"] = static_cast<double>(s.mamba.d_ssm) / static_cast<double>(c.d_model);
+    j["mamba_conv_bias"] = s.mamba.conv_bias;
+    j["mamba_proj_bias"] = s.mamba.proj_bias;
+    j["time_step_limit"] = dt_limits(s.mamba);
+    j["tie_word_embeddings"] = c.tie_embeddings;
+    write_eos(j, c);
+    return j;
+  }
+
+ private:
+  const Sizes sizes_;
+};
+
+Config finish(Config c, Sizes s, double rotary_fraction) {
+  c.architecture = kBamba.name;
+  c.embedding = {"model.embed_tokens.weight", ""};
+  c.norm_f = "model.final_layernorm";
+  s.mamba.d_model = s.attention.d_model = s.mlp.d_model = c.d_model;
+  s.mamba.norm_eps = c.norm_eps;
+  nn::AttentionConfig& a = s.attention;
+  a.head_dim = a.heads > 0 ? c.d_model / a.heads : 0;
+  a.out = "o_proj";
+  a.rotation.R = static_cast<int64_t>(rotary_fraction * static_cast<double>(a.head_dim)) / 2 * 2;
+  a.deviation = s.mlp.deviation = s.deviation;
+  c.body = std::make_shared<BambaBody>(s);
+  return c;
+}
+
+bool claims(const JsonView& j, Layout layout) {
+  return layout == Layout::huggingface && j.text("model_type") == "bamba";
+}
+
+std::vector<int64_t> indices(const JsonView& j, const char* key) {
+  std::vector<int64_t> found;
+  if (const Json* list = j.find(key)) {
+    if (!list->is_array()) j.wrong(key, "a list of layers");
+    for (const Json& i : *list) {
+      if (!i.is_number_integer()) j.wrong(key, "a list of layers");
+      found.push_back(i.get<int64_t>());
+    }
+  }
+  return found;
+}
+
+Config read(const JsonView& j, Layout) {
+  Config c;
+  Sizes s;
+  if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
+  c.vocab_size = j.integer("vocab_size", 128000);
+  c.d_model = j.integer("hidden_size", 4096);
+  c.n_layer = j.integer("num_hidden_layers", 32);
+  c.norm_eps = static_cast<float>(j.number("rms_norm_eps", 1e-5));
+  c.tie_embeddings = j.boolean("tie_word_embeddings", false);
+  c.eos_ids = eos_ids(j);
+  s.deviation = j.number("initializer_range", s.deviation);
+  s.longest = j.integer("max_position_embeddings", s.longest);
+  s.attends = indices(j, "attn_layer_indices");
+  s.mlp.d_inner = j.integer("intermediate_size", 14336);
+  s.mlp.bias = j.boolean("mlp_bias", false);
+  s.attention.heads = j.integer("num_attention_heads", 32);
+  s.attention.key_heads = j.integer("num_key_value_heads", 8);
+  s.attention.qkv_bias = s.attention.out_bias = j.boolean("attention_bias", false);
+  const RotaryKeys rotary = rotary_keys(j, {10000, 0.5});
+  s.attention.rotation.base = rotary.base;
+  nn::Mamba2Config& m = s.mamba;
+  const int64_t heads = j.integer("mamba_n_heads", 128);
+  check_size("mamba_n_heads", heads, 1, 1 << 20);
+  const Json* head = j.find("mamba_d_head");
+  m.headdim = !head || head->is_string()
+                  ? static_cast<int64_t>(j.number("mamba_expand", 2) * static_cast<double>(c.d_model)) / heads
+                  : j.integer("mamba_d_head");
+  check_size("mamba_d_head", m.headdim, 1, 1 << 20);
+  m.d_ssm = heads * m.headdim;
+  m.d_state = j.integer("mamba_d_state", 256);
+  m.groups = j.integer("mamba_n_groups", 1);
+  m.d_conv = j.integer("mamba_d_conv", 4);
+  m.conv_bias = j.boolean("mamba_conv_bias", true);
+  m.proj_bias = j.boolean("mamba_proj_bias", false);
+  read_dt_limits(j, "time_step_limit", m);
+  return finish(c, s, rotary.fraction);
+}
+
+Config preset_of(const std::string&) {
+  Config c;
+  c.vocab_size = 128256;
+  c.d_model = 4096;
+  c.n_layer = 32;
+  c.tie_embeddings = false;
+  Sizes s;
+  s.attends = {9, 18, 27};
+  s.mlp.d_inner = 14336;
+  s.attention.heads = 32;
+  s.attention.key_heads = 8;
+  s.mamba.d_ssm = 8192;
+  return finish(c, s, 0.5);
+}
+
+}  // namespace
+
+const Architecture kBamba = {
+    "bamba", claims, read, [] { return std::vector<std::string>{"bamba-9b"}; }, preset_of};
+
+}  // namespace krait::models

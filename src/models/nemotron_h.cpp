@@ -1,0 +1,168 @@
+// Nemotron-H (NVIDIA 2025): a string says what each layer is: M Mamba-2, * attention without positions, - an
+// MLP with a squared ReLU. Hugging Face layout.
+#include "krait/base/error.h"
+#include "krait/models/architecture.h"
+#include "krait/models/mamba2.h"
+#include "krait/nn/attention.h"
+#include "krait/nn/mlp.h"
+
+namespace krait::models {
+
+namespace {
+
+struct Sizes {
+  nn::Mamba2Config mamba;
+  nn::AttentionConfig attention;
+  nn::MlpConfig mlp;
+  std::string pattern;
+  double deviation = 0.02;  // of initial values
+  int64_t longest = 4096;
+};
+
+class NemotronBody : public Body {
+ public:
+  explicit NemotronBody(const Sizes& s) : sizes_(s) {}
+
+  void check(const Config& c) const override {
+    const Sizes& s = sizes_;
+    nn::check(s.mamba);
+    check_size("intermediate_size", s.mlp.d_inner, 1, 1 << 22);
+    check_size("num_attention_heads", s.attention.heads, 1, 512);
+    check_size("num_key_value_heads", s.attention.key_heads, 1, s.attention.heads);
+    check_size("head_dim", s.attention.head_dim, 1, 256);
+    require(s.pattern.find_first_not_of("M*-") == std::string::npos &&
+                static_cast<int64_t>(s.pattern.size()) == c.n_layer,
+            "config: hybrid_override_pattern: expected {} of M, * and -, got \"{}\"", c.n_layer,
+            s.pattern);
+  }
+
+  std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
+                                   int64_t i) const override {
+    const std::string name = fmt::format("backbone.layers.{}.", i);
+    auto block = std::make_unique<nn::PreNorm>();
+    const nn::Norm norm = nn::Norm::make(params, name + "norm", c.norm, c.d_model, c.norm_eps);
+    block->add(norm, mixer(params, name + "mixer", sizes_.pattern[static_cast<size_t>(i)]));
+    return block;
+  }
+
+  OrderedJson json(const Config& c, Layout layout) const override {
+    require(layout == Layout::huggingface, "Nemotron-H has the Hugging Face layout only");
+    const Sizes& s = sizes_;
+    OrderedJson j;
+    j["architectures"] = OrderedJson::array({"NemotronHForCausalLM"});
+    j["model_type"] = "nemotron_h";
+    j["vocab_size"] = c.padded_vocab();
+    j["hidden_size"] = c.d_model;
+    j["intermediate_size"] = s.mlp.d_inner;
+    j["num_hidden_layers"] = c.n_layer;
+    j["hybrid_override_pattern"] = s.pattern;
+    j["num_attention_heads"] = s.attention.heads;
+    j["num_key_value_heads"] = s.attention.key_heads;
+    j["head_dim"] = s.attention.head_dim;
+    j["attention_bias"] = s.attention.qkv_bias;
+    j["mlp_bias"] = s.mlp.bias;
+    j["mlp_hidden_act"] = "relu2";
+    j["mamba_hidden_act"] = "silu";
+    j["initializer_range"] = s.deviation;
+    j["layer_norm_epsilon"] = shortest(c.norm_eps);
+    j["max_position_embeddings"] = s.longest;
+    j["mamba_num_heads"] = s.mamba.heads();
+    j["mamba_head_dim"] = s.mamba.headdim;
+    j["ssm_state_size"] = s.mamba.d_state;
+    j["n_groups"] = s.mamba.groups;
+    j["conv_kernel"] = s.mamba.d_conv;
+    j["use_conv_bias"] = s.mamba.conv_bias;
+    j["mamba_proj_bias"] = s.mamba.proj_bias;
+    j["time_step_limit"] = dt_limits(s.mamba);
+    j["residual_in_fp32"] = true;
+    j["tie_word_embeddings"] = c.tie_embeddings;
+    write_eos(j, c);
+    return j;
+  }
+
+ private:
+  std::unique_ptr<nn::Mixer> mixer(nn::ParamSet& params, const std::string& name, char kind) const {
+    if (kind == 'M') return std::make_unique<nn::Mamba2>(params, name, sizes_.mamba);
+    if (kind == '*') return std::make_unique<nn::Attention>(params, name, sizes_.attention);
+    return std::make_unique<nn::Mlp>(params, name, sizes_.mlp);
+  }
+
+  const Sizes sizes_;
+};
+
+Config finish(Config c, Sizes s) {
+  c.architecture = kNemotronH.name;
+  c.embedding = {"backbone.embeddings.weight", ""};
+  s.mamba.d_model = s.attention.d_model = s.mlp.d_model = c.d_model;
+  s.mamba.norm_eps = c.norm_eps;
+  s.attention.out = "o_proj";
+  s.mlp.layout = nn::MlpLayout::plain;
+  s.mlp.gate_kind = ops::Gate::relu2;
+  s.attention.deviation = s.mlp.deviation = s.deviation;
+  c.body = std::make_shared<NemotronBody>(s);
+  return c;
+}
+
+bool claims(const JsonView& j, Layout layout) {
+  return layout == Layout::huggingface && j.text("model_type") == "nemotron_h";
+}
+
+Config read(const JsonView& j, Layout) {
+  Config c;
+  Sizes s;
+  if (j.text("mlp_hidden_act", "relu2") != "relu2") j.wrong("mlp_hidden_act", "\"relu2\"");
+  if (j.text("mamba_hidden_act", "silu") != "silu") j.wrong("mamba_hidden_act", "\"silu\"");
+  c.vocab_size = j.integer("vocab_size", 131072);
+  c.d_model = j.integer("hidden_size", 4096);
+  c.n_layer = j.integer("num_hidden_layers", 52);
+  c.norm_eps = static_cast<float>(j.number("layer_norm_epsilon", 1e-5));
+  c.tie_embeddings = j.boolean("tie_word_embeddings", false);
+  c.eos_ids = eos_ids(j);
+  s.pattern = j.text("hybrid_override_pattern");
+  s.deviation = j.number("initializer_range", s.deviation);
+  s.longest = j.integer("max_position_embeddings", s.longest);
+  s.mlp.d_inner = j.integer("intermediate_size", 21504);
+  s.mlp.bias = j.boolean("mlp_bias", false);
+  s.attention.heads = j.integer("num_attention_heads", 32);
+  s.attention.key_heads = j.integer("num_key_value_heads", 8);
+  s.attention.head_dim = j.integer("head_dim", 128);
+  s.attention.qkv_bias = s.attention.out_bias = j.boolean("attention_bias", false);
+  nn::Mamba2Config& m = s.mamba;
+  const int64_t heads = j.integer("mamba_num_heads", 128);
+  m.headdim = j.integer("mamba_head_dim", 64);
+  check_size("mamba_num_heads", heads, 1, 1 << 20);
+  check_size("mamba_head_dim", m.headdim, 1, 1 << 20);
+  m.d_ssm = heads * m.headdim;
+  m.d_state = j.integer("ssm_state_size", 128);
+  m.groups = j.integer("n_groups", 8);
+  m.d_conv = j.integer("conv_kernel", 4);
+  m.conv_bias = j.boolean("use_conv_bias", true);
+  m.proj_bias = j.boolean("mamba_proj_bias", false);
+  read_dt_limits(j, "time_step_limit", m);
+  return finish(c, s);
+}
+
+Config preset_of(const std::string&) {
+  Config c;
+  c.vocab_size = 131072;
+  c.d_model = 4096;
+  c.n_layer = 52;
+  c.tie_embeddings = false;
+  Sizes s;
+  s.pattern = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-";
+  s.longest = 8192;
+  s.mlp.d_inner = 21504;
+  s.attention.heads = 32;
+  s.attention.key_heads = 8;
+  s.attention.head_dim = 128;
+  s.mamba.d_ssm = 8192;
+  s.mamba.groups = 8;
+  return finish(c, s);
+}
+
+}  // namespace
+
+const Architecture kNemotronH = {
+    "nemotron_h", claims, read, [] { return std::vector<std::string>{"nemotron-h-8b"}; }, preset_of};
+
+}  // namespace krait::models

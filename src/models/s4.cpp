@@ -1,0 +1,144 @@
+// Language models of S4 and S4D layers between layer norms (Gu, Goel, Ré 2021; Gu, Gupta, Goel, Ré 2022).
+// The papers' code has no config.json; the keys here are Krait's, the layers' names those of that code.
+#include "krait/nn/s4.h"
+
+#include <array>
+
+#include "krait/base/error.h"
+#include "krait/models/architecture.h"
+
+namespace krait::models {
+
+namespace {
+
+class S4Body : public Body {
+ public:
+  explicit S4Body(const nn::S4Config& s) : mixer(s) {}
+
+  void check(const Config& c) const override {
+    check_size("state_size", mixer.d_state, 2, 256);
+    require(mixer.d_state % 2 == 0, "config: state_size: expected an even number, got {}",
+            mixer.d_state);
+    check_size("n_ssm", mixer.n_ssm, 1, c.d_model);
+    require(c.d_model % mixer.n_ssm == 0, "config: n_ssm: expected a divisor of {}, got {}",
+            c.d_model, mixer.n_ssm);
+    check_size("l_kernel", mixer.length, mixer.dplr ? 1 : 0, int64_t{1} << 24);
+    require(mixer.dt_min > 0 && mixer.dt_max >= mixer.dt_min,
+            "config: dt_min, dt_max: expected two numbers above 0 in order, got {}, {}",
+            mixer.dt_min, mixer.dt_max);
+  }
+
+  std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
+                                   int64_t i) const override {
+    const std::string name = fmt::format("backbone.layers.{}", i);
+    nn::S4Config s = mixer;
+    s.d_model = c.d_model;
+    auto block = std::make_unique<nn::PreNorm>();
+    const nn::Norm norm = nn::Norm::make(params, name + ".norm", c.norm, c.d_model, c.norm_eps);
+    block->add(norm, std::make_unique<nn::S4>(params, name + ".mixer", s));
+    return block;
+  }
+
+  OrderedJson json(const Config& c, Layout layout) const override {
+    require(layout == Layout::huggingface,
+            "the original layout is for models of the state-spaces repository of Mamba; S4 is "
+            "written in the Hugging Face layout");
+    OrderedJson j;
+    j["model_type"] = c.architecture;
+    j["vocab_size"] = c.padded_vocab();
+    j["hidden_size"] = c.d_model;
+    j["num_hidden_layers"] = c.n_layer;
+    j["state_size"] = mixer.d_state;
+    j["n_ssm"] = mixer.n_ssm;
+    j["mode"] = mixer.dplr ? "dplr" : "s4d";
+    j["init"] = mixer.init;
+    j["disc"] = mixer.bilinear ? "bilinear" : "zoh";
+    if (mixer.dplr) j["l_kernel"] = mixer.length;
+    j["dt_min"] = mixer.dt_min;
+    j["dt_max"] = mixer.dt_max;
+    j["ssm_lr"] = shortest(mixer.lr);
+    j["layer_norm_epsilon"] = shortest(c.norm_eps);
+    j["tie_word_embeddings"] = c.tie_embeddings;
+    write_eos(j, c);
+    return j;
+  }
+
+ private:
+  const nn::S4Config mixer;  // d_model follows from the shell
+};
+
+Config with_s4(Config c, const nn::S4Config& mixer) {
+  c.architecture = "s4";
+  c.norm = ops::NormKind::layer;
+  c.body = std::make_shared<S4Body>(mixer);
+  return c;
+}
+
+std::string one_of(const JsonView& j, const std::string& key, const std::string& usual,
+                   const std::vector<std::string>& known) {
+  const std::string value = j.text(key, usual);
+  for (const std::string& k : known)
+    if (value == k) return value;
+  j.wrong(key, fmt::format("one of {}", fmt::join(known, ", ")));
+}
+
+Config read(const JsonView& j, Layout) {
+  Config c;
+  c.vocab_size = j.integer("vocab_size");
+  c.d_model = j.integer("hidden_size");
+  c.n_layer = j.integer("num_hidden_layers");
+  c.norm_eps = static_cast<float>(j.number("layer_norm_epsilon", 1e-5));
+  c.tie_embeddings = j.boolean("tie_word_embeddings", true);
+  c.eos_ids = eos_ids(j);
+  nn::S4Config s;
+  s.d_state = j.integer("state_size", s.d_state);
+  s.n_ssm = j.integer("n_ssm", s.n_ssm);
+  s.dplr = one_of(j, "mode", "s4d", {"s4d", "dplr"}) == "dplr";
+  s.init = one_of(j, "init", "legs", {"legs", "lin", "inv", "real"});
+  if (s.dplr && s.init != "legs") j.wrong("init", "\"legs\", with the mode dplr");
+  s.bilinear = one_of(j, "disc", "zoh", {"zoh", "bilinear"}) == "bilinear";
+  s.length = s.dplr ? j.integer("l_kernel") : 0;
+  s.dt_min = j.number("dt_min", s.dt_min);
+  s.dt_max = j.number("dt_max", s.dt_max);
+  s.lr = static_cast<float>(j.number("ssm_lr", static_cast<double>(s.lr)));
+  return with_s4(c, s);
+}
+
+struct Preset {
+  const char* name;
+  bool dplr;
+  const char* init;
+};
+
+// Small ones over bytes: 256 wide, 6 layers, d_state 64.
+constexpr std::array kPresets = {Preset{"s4-byte-small", true, "legs"},
+                                 Preset{"s4d-byte-small", false, "lin"}};
+
+}  // namespace
+
+const Architecture kS4 = {"s4",
+                          [](const JsonView& j, Layout layout) {
+                            return layout == Layout::huggingface && j.text("model_type") == "s4";
+                          },
+                          read,
+                          [] {
+                            std::vector<std::string> names;
+                            for (const Preset& p : kPresets) names.emplace_back(p.name);
+                            return names;
+                          },
+                          [](const std::string& name) {
+                            Config c;
+                            c.d_model = 256;
+                            c.n_layer = 6;
+                            c.vocab_size = 256;
+                            nn::S4Config s;
+                            for (const Preset& p : kPresets)
+                              if (name == p.name) {
+                                s.dplr = p.dplr;
+                                s.init = p.init;
+                              }
+                            if (s.dplr) s.length = 1024;
+                            return with_s4(c, s);
+                          }};
+
+}  // namespace krait::models

@@ -1,0 +1,110 @@
+// S4 layers as a model: whole = chunked = stepped = packed, and the recurrence is the convolution.
+#include <gtest/gtest.h>
+
+#include "krait/autograd/plan.h"
+#include "krait/models/language_model.h"
+#include "krait/nn/s4.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::models {
+namespace {
+
+using testing::Values;
+
+void run(bool recording, const std::function<void(Context&)>& work) {
+  Context c;
+  Arena none(0);
+  c.arena = &none;
+  Arena arena(plan(c, recording, work).bytes);
+  Tape tape;
+  c.arena = &arena;
+  if (recording) c.tape = &tape;
+  work(c);
+}
+
+class S4Models : public ::testing::TestWithParam<const char*> {
+ protected:
+  S4Models() : model(preset(GetParam())) {
+    model.params().allocate(nn::Purpose::training, DType::f32);
+    model.params().initialize(5);
+    for (int64_t i = 0; i < 40; ++i) ids.push_back(static_cast<int32_t>((i * 37 + i * i) % 256));
+  }
+  // Logits of tokens [from, to), states moved on in place; without a state from zero by convolution.
+  Values logits(int64_t from, int64_t to, nn::State* state) {
+    Values result;
+    run(false, [&](Context& c) {
+      Pass pass;
+      pass.state_in = pass.state_out = state;
+      const Tensor tokens(ids.data() + from, DType::i32, {1, to - from});
+      const Tensor y = model.logits(c, model.hidden(c, tokens, pass));
+      if (!c.planning()) result = testing::to_double(y);
+    });
+    return result;
+  }
+  LanguageModel model;
+  std::vector<int32_t> ids;
+};
+
+TEST_P(S4Models, T19_WholeIsChunkedIsStepped) {
+  const Values whole = logits(0, 40, nullptr);
+  for (const int64_t chunk : {40, 16, 1}) {
+    nn::State state = model.make_state(1);
+    Values parts;
+    for (int64_t t = 0; t < 40; t += chunk)
+      for (const double v : logits(t, std::min<int64_t>(40, t + chunk), &state)) parts.push_back(v);
+    double square = 0;
+    for (const double v : whole) square += v * v;
+    const double deviation = std::sqrt(square / static_cast<double>(whole.size()));
+    EXPECT_LE(testing::max_abs_error(parts, whole), 1e-5 * deviation) << chunk;
+  }
+}
+
+// The steps are made from the parameters as they are: changing one changes them.
+TEST_P(S4Models, StepsFollowTheParameters) {
+  nn::State state = model.make_state(1);
+  const Values before = logits(0, 4, &state);
+  nn::Param* C = model.params().find("backbone.layers.0.mixer.layer.kernel.C");
+  ASSERT_NE(C, nullptr);
+  set(C->value, 3, get(C->value, 3) + 1);
+  nn::State again = model.make_state(1);
+  EXPECT_GT(testing::max_abs_error(logits(0, 4, &again), before), 0);
+}
+
+TEST_P(S4Models, EveryParameterHasAGradient) {
+  std::vector<int32_t> next(ids.begin() + 1, ids.end());
+  next.push_back(-1);
+  run(true, [&](Context& c) {
+    model.params().forget_gradients();
+    const Tensor tokens(ids.data(), DType::i32, {1, 40}), targets(next.data(), DType::i32, {1, 40});
+    model.loss(c, model.hidden(c, tokens, {}), targets, 1.0f / 39);
+    c.tape->backward(c);
+  });
+  for (const nn::Param& p : model.params()) {
+    ASSERT_TRUE(p.var.written) << p.name;
+    const double largest = testing::max_abs(testing::to_double(p.var.grad));
+    EXPECT_TRUE(std::isfinite(largest)) << p.name;
+    EXPECT_GT(largest, 0) << p.name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Presets, S4Models, ::testing::Values("s4-byte-small", "s4d-byte-small"),
+                         [](const auto& p) {
+                           return std::string(p.param) == "s4-byte-small" ? "S4" : "S4D";
+                         });
+
+// The published recipe: systems have their own learning rate and no decay, C and D decay.
+TEST(S4Parameters, RatesAndDecayAreThePublishedOnes) {
+  const LanguageModel model(preset("s4-byte-small"));
+  int own = 0;
+  for (const nn::Param& p : model.params()) {
+    const bool system =
+        p.name.find(".layer.kernel.") != std::string::npos && !p.name.ends_with(".C");
+    EXPECT_EQ(p.lr, system ? 1e-3f : 0.0f) << p.name;
+    EXPECT_FALSE(system && p.decay) << p.name;
+    own += system ? 1 : 0;
+  }
+  EXPECT_EQ(own, 6 * 5);
+}
+
+}  // namespace
+}  // namespace krait::models

@@ -1,0 +1,85 @@
+#include "krait/models/vision_mamba.h"
+
+#include <gtest/gtest.h>
+
+#include "krait/autograd/plan.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::models {
+namespace {
+
+// reference/systems.md, section 0
+TEST(VisionPresets, HaveThePublishedParameterCounts) {
+  const std::pair<const char*, int64_t> published[] = {
+      {"vim-tiny", 7148008}, {"vim-small", 25796584}, {"vim-base", 97598440}};
+  for (const auto& [name, count] : published)
+    EXPECT_EQ(VisionMamba(vision_preset(name)).params().numel(), count) << name;
+  EXPECT_EQ(vision_preset("vim-tiny").patches(), 196);
+  EXPECT_EQ(vision_preset("vim-tiny").class_at(), 98);
+  VisionConfig fine = vision_preset("vim-tiny");
+  fine.stride = 8;
+  EXPECT_EQ(fine.patches(), 729);
+  EXPECT_THROW(vision_preset("vim-huge"), Error);
+}
+
+VisionConfig small(int64_t stride) {
+  VisionConfig c;
+  c.image = 12;
+  c.patch = 4;
+  c.stride = stride;
+  c.classes = 5;
+  c.n_layer = 2;
+  c.mixer.d_model = 8;
+  c.mixer.d_inner = 16;
+  c.mixer.dt_rank = 1;
+  return c;
+}
+
+testing::Values logits_of(const VisionMamba& model, const Tensor& images) {
+  testing::Values result;
+  const auto work = [&](Context& c) {
+    const Tensor y = model.logits(c, images);
+    if (!c.planning()) result = testing::to_double(y);
+  };
+  Context c;
+  Arena none(0);
+  c.arena = &none;
+  Arena arena(plan(c, false, work).bytes);
+  c.arena = &arena;
+  work(c);
+  return result;
+}
+
+// The class token hears from both sides: from the first patch and from the last. Images of a batch do not
+// hear of each other.
+TEST(VisionMamba, SeesTheWholeImageAndNoOther) {
+  for (const int64_t stride : {4, 2}) {
+    VisionMamba model(small(stride));
+    model.params().allocate(nn::Purpose::inference, DType::f32);
+    model.params().initialize(3);
+    testing::TestContext t;
+    const Tensor images = t.random({2, 3, 12, 12}, DType::f32, 1);
+    const testing::Values before = logits_of(model, images);
+    ASSERT_EQ(before.size(), 10u);
+    for (const int64_t pixel : {0, 143}) {
+      const double v = get(images, pixel);
+      set(images, pixel, v + 1);
+      const testing::Values after = logits_of(model, images);
+      set(images, pixel, v);
+      double change = 0;
+      for (size_t i = 0; i < 5; ++i) change = std::max(change, std::abs(after[i] - before[i]));
+      EXPECT_GT(change, 0) << pixel;
+      for (size_t i = 5; i < 10; ++i) EXPECT_EQ(after[i], before[i]) << pixel;
+    }
+  }
+}
+
+TEST(VisionMamba, RefusesImagesOfAnotherSize) {
+  VisionMamba model(small(4));
+  model.params().allocate(nn::Purpose::inference, DType::f32);
+  testing::TestContext t;
+  EXPECT_THROW(model.logits(t.c, t.random({1, 3, 12, 16}, DType::f32, 1)), Error);
+}
+
+}  // namespace
+}  // namespace krait::models

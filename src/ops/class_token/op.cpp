@@ -1,0 +1,63 @@
+#include "krait/autograd/tape.h"
+#include "krait/base/threads.h"
+#include "krait/ops/class_token/class_token.h"
+
+namespace krait::ops {
+
+Tensor class_token(Context& c, const Tensor& x, const Tensor& cls, const Tensor& positions,
+                   int64_t at) {
+  require(c.device.type == Device::cpu, "[class_token] runs on the CPU only");
+  require(x.dtype == DType::f32 && x.contiguous() && x.rank() == 3,
+          "[class_token] x: expected contiguous float32 (B, M, D), got {} {}", name_of(x.dtype),
+          x.shape);
+  const int64_t B = x.size(0), M = x.size(1), D = x.size(2);
+  require(cls.dtype == DType::f32 && cls.contiguous() && cls.numel() == D,
+          "[class_token] cls: expected contiguous float32 ({},), got {} {}", D, name_of(cls.dtype),
+          cls.shape);
+  require(positions.dtype == DType::f32 && positions.contiguous() &&
+              positions.numel() == (M + 1) * D && positions.size(-1) == D,
+          "[class_token] positions: expected contiguous float32 ({}, {}), got {} {}", M + 1, D,
+          name_of(positions.dtype), positions.shape);
+  require(at >= 0 && at <= M, "[class_token] at: expected a place from 0 to {}, got {}", M, at);
+  Tensor y = c.alloc({B, M + 1, D}, DType::f32);
+  c.cost("class_token", 2.0 * static_cast<double>(y.bytes()), static_cast<double>(y.numel()));
+  if (!c.planning())
+    parallel_for(B * (M + 1), [&](int64_t row) {
+      const int64_t b = row / (M + 1), t = row % (M + 1);
+      const float* from =
+          t == at ? cls.as<float>() : x.as<float>() + (b * M + t - (t > at ? 1 : 0)) * D;
+      for (int64_t i = 0; i < D; ++i)
+        y.as<float>()[row * D + i] = from[i] + positions.as<float>()[t * D + i];
+    });
+  if (c.tape && needs_grad({x, cls, positions})) {
+    c.tape->watch(y);
+    c.tape->record([=](Context& back) {
+      const Tensor dy = back.tape->grad(y);
+      if (!dy) return;
+      const GradTarget dx = back.tape->grad_into(back, x), dcls = back.tape->grad_into(back, cls),
+                       dpos = back.tape->grad_into(back, positions);
+      back.cost("class_token.backward", 3.0 * static_cast<double>(y.bytes()),
+                2.0 * static_cast<double>(y.numel()));
+      if (back.planning()) return;
+      const auto put = [](const GradTarget& to, int64_t i, float g) {
+        float& v = to.grad.as<float>()[i];
+        v = to.add ? v + g : g;
+      };
+      parallel_for(M + 1, [&](int64_t t) {
+        for (int64_t i = 0; i < D; ++i) {
+          float sum = 0;
+          for (int64_t b = 0; b < B; ++b) {
+            const float g = dy.as<float>()[(b * (M + 1) + t) * D + i];
+            sum += g;
+            if (dx.grad && t != at) put(dx, (b * M + t - (t > at ? 1 : 0)) * D + i, g);
+          }
+          if (dpos.grad) put(dpos, t * D + i, sum);
+          if (dcls.grad && t == at) put(dcls, i, sum);
+        }
+      });
+    });
+  }
+  return y;
+}
+
+}  // namespace krait::ops
