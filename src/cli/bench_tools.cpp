@@ -6,8 +6,8 @@
 #include <chrono>
 #include <map>
 
-#include "krait/base/threads.h"
 #include "krait/base/rng.h"
+#include "krait/base/threads.h"
 #include "krait/tensor/arena.h"
 #include "krait/tensor/cpu/matmul.h"
 #include "krait/tensor/products.h"
@@ -61,7 +61,8 @@ double matmul_peak(DType dtype) {
 double copy_peak(Device device) {
   constexpr int64_t kBytes = int64_t{2} << 30;
   const DeviceMemory from(device, kBytes), to(device, kBytes);
-  const Tensor a(from.data(), DType::u8, {kBytes}, device), b(to.data(), DType::u8, {kBytes}, device);
+  const Tensor a(from.data(), DType::u8, {kBytes}, device),
+      b(to.data(), DType::u8, {kBytes}, device);
   const std::vector<double> seconds = time_runs(5, [&] {
     copy_bytes(a, b);
     synchronize(device, nullptr);
@@ -76,7 +77,8 @@ double matmul_peak_on_gpu(Device device, DType dtype) {
   const auto take = [&](DType t) {
     const Tensor m = c.alloc({kSize, kSize}, t);
     std::vector<float> values(static_cast<size_t>(m.numel()));
-    for (size_t i = 0; i < values.size(); ++i)  // zeros and few values would run faster than real data
+    for (size_t i = 0; i < values.size();
+         ++i)  // zeros and few values would run faster than real data
       values[i] = Philox{1, 1}.words(i / 4)[i % 4] * 0x1p-31f - 1;
     store(Tensor(values.data(), DType::f32, m.shape), m);
     return m;

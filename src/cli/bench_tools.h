@@ -11,7 +11,8 @@ namespace krait::cli {
 
 // What a device reaches, measured once a run: the ceilings that results are held against.
 struct Peaks {
-  double read = 0;  // bytes/s: a sum over a buffer that no cache holds; of a GPU a copy, both ways counted
+  double read =
+      0;  // bytes/s: a sum over a buffer that no cache holds; of a GPU a copy, both ways counted
   double flops_f32 = 0;  // FLOP/s of a large matrix product
   double flops_bf16 = 0;
 };

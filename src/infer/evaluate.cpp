@@ -16,9 +16,10 @@ void Likelihood::use(Context& c, const Tensor& hidden, const DocumentPass& pass)
   const Shape shape = {hidden.size(0), hidden.size(1)};
   // While planning there are no targets, only their number.
   const Tensor targets =
-      c.planning() ? c.alloc(shape, DType::i32)
-                   : staging_.put(c, 0, Tensor(const_cast<int32_t*>(pass.targets.data()),
-                                               DType::i32, shape));
+      c.planning()
+          ? c.alloc(shape, DType::i32)
+          : staging_.put(c, 0,
+                         Tensor(const_cast<int32_t*>(pass.targets.data()), DType::i32, shape));
   const Tensor on_device = model_.loss(c, hidden, targets, 1.0f).nll;
   if (c.planning()) return;
   std::vector<std::byte> buffer;

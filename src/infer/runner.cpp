@@ -17,8 +17,8 @@ nn::State planned_state(const models::LanguageModel& model, int64_t batch, int64
   for (size_t p = 0; p < state.parts().size(); ++p) {
     Tensor& t = state.tensor(p);
     const Shape shape = nn::shape_of(state.parts()[p], batch, capacity);
-    t = Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * sizeof(float)), t.dtype,
-               shape, model.params().device());
+    t = Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * sizeof(float)), t.dtype, shape,
+               model.params().device());
   }
   return state;
 }
@@ -140,8 +140,8 @@ void Runner::step(std::span<const int32_t> tokens, nn::State& state) {
     return run(here, nullptr, state, state);
   }
   if (!steps_.graph)
-    steps_.graph = Graph(context_.device, context_.stream,
-                         [&] { run(here, nullptr, state, state); });
+    steps_.graph =
+        Graph(context_.device, context_.stream, [&] { run(here, nullptr, state, state); });
   steps_.graph.replay(context_.stream);
 }
 

@@ -182,8 +182,7 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
       add_to_hash(hash, name, *t);
     }
     if (options.purpose == nn::Purpose::inference && options.device.type == Device::cpu &&
-        p.parts.empty() &&
-        usable_in_place(*parts[0], p.keep_float32 ? DType::f32 : loaded.dtype))
+        p.parts.empty() && usable_in_place(*parts[0], p.keep_float32 ? DType::f32 : loaded.dtype))
       p.value = parts[0]->detach();
   }
   loaded.hash = fmt::format("{}-{:016x}", config.architecture, hash.h);

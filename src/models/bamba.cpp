@@ -75,8 +75,8 @@ class BambaBody : public Body {
     j["rms_norm_eps"] = shortest(c.norm_eps);
     j["max_position_embeddings"] = s.longest;
     j["rope_theta"] = s.attention.rotation.base;
-    j["partial_rotary_factor"] = static_cast<double>(s.attention.rotation.R) /
-                                 static_cast<double>(s.attention.head_dim);
+    j["partial_rotary_factor"] =
+        static_cast<double>(s.attention.rotation.R) / static_cast<double>(s.attention.head_dim);
     j["mamba_n_heads"] = s.mamba.heads();
     j["mamba_d_head"] = s.mamba.headdim;
     j["mamba_d_state"] = s.mamba.d_state;
@@ -150,9 +150,11 @@ Config read(const JsonView& j, Layout) {
   const int64_t heads = j.integer("mamba_n_heads", 128);
   check_size("mamba_n_heads", heads, 1, 1 << 20);
   const Json* head = j.find("mamba_d_head");
-  m.headdim = !head || head->is_string()
-                  ? static_cast<int64_t>(j.number("mamba_expand", 2) * static_cast<double>(c.d_model)) / heads
-                  : j.integer("mamba_d_head");
+  m.headdim =
+      !head || head->is_string()
+          ? static_cast<int64_t>(j.number("mamba_expand", 2) * static_cast<double>(c.d_model)) /
+                heads
+          : j.integer("mamba_d_head");
   check_size("mamba_d_head", m.headdim, 1, 1 << 20);
   m.d_ssm = heads * m.headdim;
   m.d_state = j.integer("mamba_d_state", 256);
@@ -181,7 +183,7 @@ Config preset_of(const std::string&) {
 
 }  // namespace
 
-const Architecture kBamba = {
-    "bamba", claims, read, [] { return std::vector<std::string>{"bamba-9b"}; }, preset_of};
+const Architecture kBamba = {"bamba", claims, read,
+                             [] { return std::vector<std::string>{"bamba-9b"}; }, preset_of};
 
 }  // namespace krait::models

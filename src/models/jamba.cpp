@@ -25,7 +25,7 @@ struct Sizes {
   Every attends, routes;
   double deviation = 0.02;  // of initial values
   int64_t longest = 262144;
-  double balance = 0.001;    // "router_aux_loss_coef", in use where output_router_logits says so
+  double balance = 0.001;  // "router_aux_loss_coef", in use where output_router_logits says so
   bool balanced = false;
 };
 

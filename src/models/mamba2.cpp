@@ -254,8 +254,7 @@ OrderedJson original_mamba2(const nn::Mamba2Config& m) {
   if (m.D_per_channel) s["D_has_hdim"] = true;
   if (!m.norm) s["rmsnorm"] = false;
   if (m.norm_before_gate) s["norm_before_gate"] = true;
-  if (m.dt_low != usual.dt_low || m.dt_high != usual.dt_high)
-    s["dt_limit"] = dt_limits(m);
+  if (m.dt_low != usual.dt_low || m.dt_high != usual.dt_high) s["dt_limit"] = dt_limits(m);
   if (m.dt_min != usual.dt_min) s["dt_min"] = m.dt_min;
   if (m.dt_max != usual.dt_max) s["dt_max"] = m.dt_max;
   if (m.dt_floor != usual.dt_floor) s["dt_init_floor"] = m.dt_floor;

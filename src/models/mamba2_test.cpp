@@ -41,7 +41,7 @@ TEST(Mamba2, T1_T2_T3_InitialValuesFollowThePublishedRules) {
   for (const nn::Param& p : model.params()) {
     const bool vector = p.shape.rank == 1;
     EXPECT_EQ(p.decay, !vector) << p.name;
-    if (vector) EXPECT_TRUE(p.keep_float32) << p.name;
+    EXPECT_TRUE(!vector || p.keep_float32) << p.name;
     for (int64_t i = 0; i < p.shape.numel() && vector; ++i) {
       const double x = get(p.value, i);
       if (p.name.ends_with("dt_bias")) {

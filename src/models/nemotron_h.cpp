@@ -162,7 +162,8 @@ Config preset_of(const std::string&) {
 
 }  // namespace
 
-const Architecture kNemotronH = {
-    "nemotron_h", claims, read, [] { return std::vector<std::string>{"nemotron-h-8b"}; }, preset_of};
+const Architecture kNemotronH = {"nemotron_h", claims, read,
+                                 [] { return std::vector<std::string>{"nemotron-h-8b"}; },
+                                 preset_of};
 
 }  // namespace krait::models

@@ -166,8 +166,7 @@ void copy_bytes(const Tensor& from, const Tensor& to, Stream stream) {
     return download(from, to.data, stream);
   }
   if (from.device.type == Device::cuda) {
-    cuda::copy(from.data, to.data, from.bytes(), from.device.index,
-               stream);
+    cuda::copy(from.data, to.data, from.bytes(), from.device.index, stream);
   } else {
     std::memcpy(to.data, from.data, from.bytes());
   }

@@ -74,7 +74,8 @@ class OwnStream {
  public:
   explicit OwnStream(Device device) : device_(device), stream_(make_stream(device)) {}
   ~OwnStream() { destroy_stream(device_, stream_); }
-  OwnStream(OwnStream&& o) noexcept : device_(o.device_), stream_(std::exchange(o.stream_, nullptr)) {}
+  OwnStream(OwnStream&& o) noexcept
+      : device_(o.device_), stream_(std::exchange(o.stream_, nullptr)) {}
   OwnStream& operator=(OwnStream&&) = delete;
   operator Stream() const { return stream_; }
 

@@ -45,8 +45,8 @@ void train_as_the_rule_says(const fs::path& folder, bool recompute) {
   SCOPED_TRACE(folder.filename().string() + (recompute ? ", recomputing" : ""));
   const Json json = read_json(folder / "train.json");
   const TrainOptions o = options_of(JsonView(json, "train.json"), recompute);
-  const LoadedModel loaded = load_model(
-      folder / "model", {nn::Purpose::training, DType::f32, testing::test_device()});
+  const LoadedModel loaded =
+      load_model(folder / "model", {nn::Purpose::training, DType::f32, testing::test_device()});
   const TokenStream stream = tokens_of(folder, loaded.model->config().vocab_size);
   Trainer trainer(*loaded.model, stream, o);
 

@@ -62,9 +62,9 @@ models::Pass Trainer::training_pass(int64_t micro_batch) {
 // The arena is made for batches without document borders; others may need more.
 void Trainer::reserve(const Batch& batch, const models::Pass& pass, bool training) {
   const Context like = context(training);
-  const size_t bytes =
-      plan(like, training, [&](Context& c) { run_pass(c, model_, batch, staging_, pass, 1.0f);
-      }).bytes;
+  const size_t bytes = plan(like, training, [&](Context& c) {
+                         run_pass(c, model_, batch, staging_, pass, 1.0f);
+                       }).bytes;
   if (bytes <= arena_.capacity()) return;
   arena_ = Arena(0);
   arena_ = Arena(bytes, device());

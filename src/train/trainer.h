@@ -69,7 +69,7 @@ class Trainer {
   Staging staging_;
   nn::State states_[2];  // in and out take turns
   Arena scalars_memory_;
-  Tensor scalars_;  // see ops::StepScalar
+  Tensor scalars_;             // see ops::StepScalar
   std::vector<float> router_;  // of models with experts: see Pass::router
   int64_t steps_done_ = 0;
 };

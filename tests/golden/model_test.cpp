@@ -70,7 +70,8 @@ class RouterReport {
 TEST_P(GoldenModel, LogitsLossAndStates) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
-  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
+  const LoadedModel loaded =
+      load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
   const models::LanguageModel& model = *loaded.model;
   std::vector<int32_t> ids = g.ids("input_ids");
   const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
@@ -132,7 +133,8 @@ TEST_P(GoldenModel, EveryGradient) {
                    [](const NamedTensor& t) { return t.name.starts_with("grad."); }))
     GTEST_SKIP() << "no gradients in this case";
   for (const bool recompute : {false, true}) {
-    const LoadedModel loaded = load_model(g.model, {nn::Purpose::training, DType::f32, testing::test_device()});
+    const LoadedModel loaded =
+        load_model(g.model, {nn::Purpose::training, DType::f32, testing::test_device()});
     models::LanguageModel& model = *loaded.model;
     std::vector<int32_t> ids = g.ids("input_ids"), targets(ids.begin() + 1, ids.end());
     targets.push_back(-1);
@@ -187,7 +189,8 @@ TEST_P(GoldenModel, EveryGradient) {
 TEST_P(GoldenModel, GreedyTokens) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
-  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
+  const LoadedModel loaded =
+      load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
   if (!g.json.contains("greedy")) GTEST_SKIP() << "no greedy tokens in this case";
   const std::vector<int32_t> prompt = g.ids("greedy.prompt"), expected = g.ids("greedy.tokens");
   // Twice side by side, so that a batch is seen to change nothing.
@@ -207,7 +210,8 @@ TEST_P(GoldenModel, GreedyTokens) {
 TEST_P(GoldenModel, T19_T20_ChunksStepsAndForksGiveTheSameLogits) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
-  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
+  const LoadedModel loaded =
+      load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
   const models::LanguageModel& model = *loaded.model;
   const std::vector<int32_t> ids = g.ids("input_ids");
   const int64_t B = g.data.at("input_ids").size(0), L = g.data.at("input_ids").size(1);
@@ -240,7 +244,8 @@ TEST_P(GoldenModel, LongSequence) {
   KRAIT_GOLDEN_LANGUAGE_MODEL(GetParam());
   const GoldenCase g(GetParam());
   if (!g.json.contains("long")) GTEST_SKIP() << "no long sequence in this case";
-  const LoadedModel loaded = load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
+  const LoadedModel loaded =
+      load_model(g.model, {nn::Purpose::inference, DType::f32, testing::test_device()});
   const models::LanguageModel& model = *loaded.model;
   const std::vector<int32_t> ids = g.ids("long.input_ids");
   const Json& about = g.json.at("long");

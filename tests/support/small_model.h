@@ -6,8 +6,8 @@
 
 #include "krait/base/rng.h"
 #include "krait/infer/session.h"
-#include "krait/testing/op_test.h"
 #include "krait/models/mamba1.h"
+#include "krait/testing/op_test.h"
 
 namespace krait::testing {
 

@@ -70,10 +70,10 @@ TEST(Adamw, TenStepsWithinTwiceAPlainRun) {
           random_values(q.tensors[i].grad.numel(), static_cast<uint64_t>(k) * 100 + i, 1e-3);
       for (size_t j = 0; j < g.size(); ++j) set(q.tensors[i].grad, static_cast<int64_t>(j), g[j]);
       const Values seen = to_double(q.tensors[i].grad);
-      reference::adamw<double>(exact[i], seen, clip, q.tensors[i].rate * lr, q.options.beta1, q.options.beta2,
-                               q.options.eps, q.tensors[i].decay);
-      reference::adamw<float>(plain[i], to_float(seen), clip, q.tensors[i].rate * lr, q.options.beta1, q.options.beta2,
-                              q.options.eps, q.tensors[i].decay);
+      reference::adamw<double>(exact[i], seen, clip, q.tensors[i].rate * lr, q.options.beta1,
+                               q.options.beta2, q.options.eps, q.tensors[i].decay);
+      reference::adamw<float>(plain[i], to_float(seen), clip, q.tensors[i].rate * lr,
+                              q.options.beta1, q.options.beta2, q.options.eps, q.tensors[i].decay);
     }
     q.step(k, lr, clip);
   }

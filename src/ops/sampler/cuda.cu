@@ -53,7 +53,7 @@ struct Cut {
 };
 
 struct Row {
-  const float* x;  // after the penalty
+  const float* x;      // after the penalty
   int64_t begin, end;  // of this thread
   float most, sharpness;
 
@@ -184,8 +184,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleTask t, Sa
     // Below a temperature of 1e-6 only ties with the largest logit are left anyway.
     row.sharpness = 1 / fmaxf(t.temperature, 1e-6f);
     Cut cut;
-    if (t.top_k > 0 && t.top_k < t.valid)
-      cut = row.select(true, static_cast<Weight>(t.top_k), cut);
+    if (t.top_k > 0 && t.top_k < t.valid) cut = row.select(true, static_cast<Weight>(t.top_k), cut);
     if (t.top_p < 1) {
       const double share = static_cast<double>(t.top_p) * static_cast<double>(row.sum(cut, 0));
       cut = row.select(false, static_cast<Weight>(ceil(share)), cut);

@@ -10,10 +10,10 @@ struct SampleTask {
   int B;
   float temperature, top_p, min_p, penalty;
   int64_t top_k;
-  const double* uniform;                  // (B) of [0, 1)
-  const int32_t* history;                 // of all rows, one behind the other; null without a penalty
-  const int64_t* history_begin;           // (B + 1)
-  float* penalised;                       // scratch (B, valid); null without a penalty
+  const double* uniform;         // (B) of [0, 1)
+  const int32_t* history;        // of all rows, one behind the other; null without a penalty
+  const int64_t* history_begin;  // (B + 1)
+  float* penalised;              // scratch (B, valid); null without a penalty
 };
 
 // `token` below 0 says what was wrong with a row.

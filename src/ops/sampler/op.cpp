@@ -169,21 +169,20 @@ std::vector<Sampled> sample_on_gpu(Context& c, const Tensor& logits, int64_t val
     upload(begin.data(), borders, c.stream);
   }
   const auto* const where = static_cast<const float*>(logits.data);
-  KRAIT_WITH_CUDA(
-      cuda::sample({.logits = where,
-                    .stride = logits.row_stride(),
-                    .valid = valid,
-                    .B = static_cast<int>(B),
-                    .temperature = o.temperature,
-                    .top_p = o.top_p,
-                    .min_p = o.min_p,
-                    .penalty = o.repetition_penalty,
-                    .top_k = o.top_k,
-                    .uniform = u.as<double>(),
-                    .history = penalty ? ids.as<int32_t>() : nullptr,
-                    .history_begin = penalty ? borders.as<int64_t>() : nullptr,
-                    .penalised = penalty ? penalised.as<float>() : nullptr},
-                   static_cast<cuda::SampleOut*>(out.data), c.stream));
+  KRAIT_WITH_CUDA(cuda::sample({.logits = where,
+                                .stride = logits.row_stride(),
+                                .valid = valid,
+                                .B = static_cast<int>(B),
+                                .temperature = o.temperature,
+                                .top_p = o.top_p,
+                                .min_p = o.min_p,
+                                .penalty = o.repetition_penalty,
+                                .top_k = o.top_k,
+                                .uniform = u.as<double>(),
+                                .history = penalty ? ids.as<int32_t>() : nullptr,
+                                .history_begin = penalty ? borders.as<int64_t>() : nullptr,
+                                .penalised = penalty ? penalised.as<float>() : nullptr},
+                               static_cast<cuda::SampleOut*>(out.data), c.stream));
   static_assert(sizeof(Sampled) == sizeof(cuda::SampleOut));
   download(out, result.data(), c.stream);
   for (size_t b = 0; b < result.size(); ++b)

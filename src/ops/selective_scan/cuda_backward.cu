@@ -359,8 +359,7 @@ Work plan(const CudaProblem& p, float* scratch, int64_t* floats) {
   const bool varying = !p.constant_B || !p.constant_C;
   const auto tiles = [](int64_t tokens) { return ceil_div(tokens, S::kTile) * S::kTile; };
   const int64_t whole = tiles(std::max<int64_t>(p.begin ? p.tokens : p.L, 1));
-  const int64_t fitting =
-      tiles(kMostParts / (sets * std::max<int64_t>(p.sequences, 1) * S::kRow));
+  const int64_t fitting = tiles(kMostParts / (sets * std::max<int64_t>(p.sequences, 1) * S::kRow));
   k.span = p.begin || !varying ? whole : std::min(whole, std::max<int64_t>(fitting, 16 * S::kTile));
   k.part_rows = p.begin ? p.tokens : p.sequences * k.span;
   k.dstates = take(p.state_in || k.span < whole ? p.sequences * states : 0);
