@@ -59,9 +59,12 @@ void expect_same_state(const Snapshot& a, const Snapshot& b, const std::string& 
   EXPECT_EQ(a.tokens, b.tokens);
   for (size_t p = 0; p < a.state.parts().size(); ++p) {
     double worst = 0, largest = 0;
-    for (int64_t i = 0; i < a.state.tensor(p).numel(); ++i) {
-      worst = std::max(worst, std::abs(get(a.state.tensor(p), i) - get(b.state.tensor(p), i)));
-      largest = std::max(largest, std::abs(get(b.state.tensor(p), i)));
+    const testing::Values x = testing::to_double(a.state.tensor(p)),
+                          y = testing::to_double(b.state.tensor(p));
+    ASSERT_EQ(x.size(), y.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+      worst = std::max(worst, std::abs(x[i] - y[i]));
+      largest = std::max(largest, std::abs(y[i]));
     }
     EXPECT_LE(worst, 2 * kTolerance * largest) << what << " " << a.state.parts()[p].name;
   }
