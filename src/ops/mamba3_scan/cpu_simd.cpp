@@ -68,7 +68,7 @@ struct Adjoint {
   float* dangle;            // (T)
   float *own, *ds, *drift;  // a number a row: <dy, v>·<k, q>, d s, <dq, q> of the state's part
   float *out, *dz, *dx;     // (P)
-  float *row, *sum;         // (N)
+  float* sum;               // (N)
 
   Adjoint(Area& area, const Padded& n) {
     for (float** p : {&dq, &dk}) *p = area.take(m3::kRows * n.RN);
@@ -76,7 +76,7 @@ struct Adjoint {
     dangle = area.take(n.T);
     for (float** p : {&own, &ds, &drift}) *p = area.take(m3::kRows + kPad);
     for (float** p : {&out, &dz, &dx}) *p = area.take(n.P);
-    for (float** p : {&row, &sum}) *p = area.take(n.N);
+    sum = area.take(n.N);
   }
 };
 
@@ -176,21 +176,24 @@ static void value_gradients(const m3::Head& h, const m3::HeadGrads& g, int64_t t
 
 // Back through the rotation of one row (N): adds to a.sum what the angles of its pairs are given, and the
 // gradient of the input to `sums` and `bias`.
-static void turn_back(const m3::Head& h, const float* turned, const float* dturned, const Chunk& c,
-                      int64_t t, const Adjoint& a, float* sums, float* bias) {
-  const int64_t N = h.size.N, Np = c.n.N;
-  float* row = a.row;
-  swap_pairs(turned, N, h.halves, c.swapped);
-  for_row(Np, [&](int64_t i) {
-    put(hn::MulAdd(at(dturned, i), at(c.swapped, i), at(a.sum, i)), a.sum, i);
-    put(hn::Mul(at(dturned, i), at(c.sin + t * Np, i)), row, i);
+static void turn_back(const float* turned, const float* dturned, const Chunk& c, int64_t t,
+                      const Adjoint& a, float* sums, float* bias) {
+  const int64_t at_row = t * (c.n.N / 2);
+  for_lanes(0, c.pairs.count(), [&](auto tag, int64_t i) {
+    const auto cos = load(tag, c.cos + at_row + i), sin = load(tag, c.sin + at_row + i);
+    Vec<decltype(tag)> x, y, dx, dy;
+    c.pairs.load(tag, turned, i, x, y);
+    c.pairs.load(tag, dturned, i, dx, dy);
+    const auto torque = hn::NegMulAdd(y, dx, hn::Mul(x, dy));
+    store(tag, hn::Add(load(tag, a.sum + i), torque), a.sum + i);
+    c.pairs.store(tag, hn::MulAdd(dy, sin, hn::Mul(dx, cos)),
+                  hn::NegMulAdd(dx, sin, hn::Mul(dy, cos)), c.row, i);
   });
-  swap_pairs(row, N, h.halves, c.swapped);
-  for_row(Np, [&](int64_t i) {
-    put(hn::MulAdd(at(dturned, i), at(c.cos + t * Np, i), at(c.swapped, i)), row, i);
-    put(hn::Add(at(bias, i), at(row, i)), bias, i);
+  for_lanes(0, c.pairs.N, [&](auto tag, int64_t i) {
+    const auto value = load(tag, c.row + i);
+    store(tag, hn::Add(load(tag, bias + i), value), bias + i);
+    store(tag, hn::Add(load(tag, sums + i), value), sums + i);
   });
-  for (int64_t i = 0; i < N; ++i) sums[i] += row[i];
 }
 
 // One chunk of one head. `start` is the state before it, `d_end` the gradient of that after it, which
@@ -258,14 +261,13 @@ static void backward_chunk(const m3::Backward& w, int head, int64_t t0, Chunk& c
     fill(0, n.N, a.sum);
     for (int64_t r = 0; r < R; ++r) {
       const int64_t i = t * n.RN + r * n.N, to = ((t - 1) * R + r) * N;
-      turn_back(h, c.k + i, a.dk + i, c, t, a, dB + to, g.sums.B_bias + r * n.N);
-      turn_back(h, c.q + i, a.dq + i, c, t, a, dC + to, g.sums.C_bias + r * n.N);
+      turn_back(c.k + i, a.dk + i, c, t, a, dB + to, g.sums.B_bias + r * n.N);
+      turn_back(c.q + i, a.dq + i, c, t, a, dC + to, g.sums.C_bias + r * n.N);
     }
     float turned = 0;  // Σ tanh Θ
     const float* tanh = c.tanh + t * n.T;
-    const int64_t other = h.halves ? N / 2 : 1, step = h.halves ? 1 : 2;
     for (int64_t i = 0; i < T; ++i) {
-      d_end.angle[i] += a.sum[i * step + other] - a.sum[i * step];
+      d_end.angle[i] += a.sum[i];
       turned += tanh[i] * d_end.angle[i];
       a.dangle[i] = kPi * c.dt[t] * (1 - tanh[i] * tanh[i]) * d_end.angle[i];
       dangle[(t - 1) * T + i] += a.dangle[i];

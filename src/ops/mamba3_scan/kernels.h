@@ -116,21 +116,21 @@ static constexpr int64_t carry_size(const Sizes& s) {
 constexpr int64_t kRows = kChunk + 1;  // of a chunk: the token before it, and its own
 static constexpr int64_t chunk_size(const Sizes& s) {
   return kRows * (2 * s.R * padded(s.N)         // k, q
-                  + 2 * padded(s.N)             // cos, sin
+                  + padded(s.N)                 // cos, sin
                   + 4 * s.R * padded(s.P)       // v, w, y, gate
                   + 2 * padded(s.P)             // x, z
                   + padded(s.T))                // tanh
          + 8 * (kRows + kPad)                   // a number a token
          + 3 * s.R * padded(s.P) + padded(s.P)  // mimo_*, norm
-         + 2 * padded(s.T) + 2 * padded(s.N) + kPad;
+         + padded(s.N);                         // a row
 }
 static constexpr int64_t forward_scratch(const Sizes& s) { return carry_size(s) + chunk_size(s); }
 static constexpr int64_t backward_scratch(const Sizes& s) {
   return (kHeadsOfSet + 1) * carry_size(s) + chunk_size(s) +
-         kRows * 2 * s.R * (padded(s.N) + padded(s.P))       // dq, dk; dy, u
-         + kChunk * (2 * s.R * s.N + s.T)                    // dB, dC, dangle of a set
-         + 3 * (kRows + kPad)                                // a number a token
-         + padded(s.T) + 2 * padded(s.N) + 3 * padded(s.P);  // single rows
+         kRows * 2 * s.R * (padded(s.N) + padded(s.P))   // dq, dk; dy, u
+         + kChunk * (2 * s.R * s.N + s.T)                // dB, dC, dangle of a set
+         + 3 * (kRows + kPad)                            // a number a token
+         + padded(s.T) + padded(s.N) + 3 * padded(s.P);  // single rows
 }
 
 struct Kernels {

@@ -82,6 +82,7 @@ static void load_saved(const float* from, const m3::Head& h, int64_t t0, const C
 struct Chunk {
   Padded n;
   int64_t tokens = 0;
+  Pairs pairs;
   float *k, *q, *cos, *sin;  // (rows, R, N) twice, (rows, N) twice
   float *v, *w, *y, *gate;   // (rows, R, P): mimo_x x, s v, what is read of the state, silu
   float *x, *z, *tanh;       // (rows, P) twice, (rows, T)
@@ -90,24 +91,24 @@ struct Chunk {
   // the next token's β together (section 3.3). back: exp(adt) of the next row.
   float *dt, *alpha, *lambda, *mu, *gamma, *next, *s, *back;
   float *mimo_x, *mimo_z, *mimo_o, *norm;  // (R, P), (P)
-  float *c_row, *s_row, *row, *swapped;
+  float* row;                              // (N)
 
   Chunk(Area& area, const m3::Sizes& size) : n(size) {
     const int64_t rows = m3::kRows, numbers = m3::kRows + kPad;
     for (float** p : {&k, &q}) *p = area.take(rows * n.RN);
-    for (float** p : {&cos, &sin}) *p = area.take(rows * n.N);
+    for (float** p : {&cos, &sin}) *p = area.take(rows * (n.N / 2));
     for (float** p : {&v, &w, &y, &gate}) *p = area.take(rows * n.RP);
     for (float** p : {&x, &z}) *p = area.take(rows * n.P);
     tanh = area.take(rows * n.T);
     for (float** p : {&dt, &alpha, &lambda, &mu, &gamma, &next, &s, &back}) *p = area.take(numbers);
     for (float** p : {&mimo_x, &mimo_z, &mimo_o}) *p = area.take(n.RP);
     norm = area.take(n.P);
-    for (float** p : {&c_row, &s_row}) *p = area.take(n.T);
-    for (float** p : {&row, &swapped}) *p = area.take(n.N);
+    row = area.take(n.N);
   }
 
   // The parameters that are the same for all chunks of a head.
   void set_head(const m3::Head& h) {
+    pairs = {h.size.N, h.halves};
     for (int64_t r = 0; r < n.R; ++r) {
       const auto load_one = [&](const float* from, float* to) {
         load_vector(from ? from + r * h.size.P : nullptr, h.size.P, 1, to + r * n.P);
@@ -167,38 +168,39 @@ inline void Chunk::turn(const m3::Rows& in, const float* bias, const m3::Head& h
                         int64_t at_row, float* to) {
   for (int64_t r = 0; r < n.R; ++r) {
     load_row(in, token, r * h.rank_stride, h.size.N, row);
-    for (int64_t i = 0; i < h.size.N; ++i) row[i] += bias[r * h.size.N + i];
-    swap_pairs(row, h.size.N, h.halves, swapped);
-    for_row(n.N, [&](int64_t i) {
-      put(hn::MulAdd(at(row, i), at(cos + at_row * n.N, i),
-                     hn::Mul(at(swapped, i), at(sin + at_row * n.N, i))),
-          to + r * n.N, i);
+    for_lanes(0, h.size.N, [&](auto tag, int64_t i) {
+      store(tag, hn::Add(load(tag, row + i), load(tag, bias + r * h.size.N + i)), row + i);
     });
+    turn_pairs(pairs, row, cos + at_row * (n.N / 2), sin + at_row * (n.N / 2), to + r * n.N);
+    for (int64_t i = h.size.N; i < n.N; ++i) to[r * n.N + i] = 0;
   }
 }
 
 inline void Chunk::prepare(const m3::Head& h, int64_t t0, int64_t count, const Carry& carry) {
   tokens = count;
   set_numbers(h, t0);
-  fill(0, n.N, swapped);
   copy(carry.k, n.RN, k);
   fill(0, n.RN, q);
   copy(carry.x, n.P, x);
   for (int64_t t = 1; t <= tokens; ++t) {
     const int64_t token = t0 + t - 1;
     load_row(h.angle, token, 0, h.size.T, tanh + t * n.T);
-    for_row(n.T, [&](int64_t i) {
-      const V a = Tanh(at(tanh + t * n.T, i));
-      const auto now =
-          hn::Add(hn::LoadU(di, carry.turns() + i), turns_of_half(hn::Mul(a, hn::Set(d, dt[t]))));
-      V sine, cosine;
-      SinCos(now, sine, cosine);
+    float *c = cos + t * (n.N / 2), *s_of = sin + t * (n.N / 2);
+    fill(1, n.N / 2, c);
+    fill(0, n.N / 2, s_of);
+    const auto turn_angles = [&](auto tag, int64_t i) {
+      const auto a = Tanh(tag, load(tag, tanh + t * n.T + i));
+      const hn::RebindToSigned<decltype(tag)> di;
+      const auto now = hn::Add(hn::LoadU(di, carry.turns() + i),
+                               turns_of_half(tag, hn::Mul(a, hn::Set(tag, dt[t]))));
+      Vec<decltype(tag)> sine, cosine;
+      SinCos(tag, now, sine, cosine);
       hn::StoreU(now, di, carry.turns() + i);
-      put(a, tanh + t * n.T, i);
-      put(sine, s_row, i);
-      put(cosine, c_row, i);
-    });
-    spread(c_row, s_row, h.size.T, h.size.N, h.halves, cos + t * n.N, sin + t * n.N);
+      store(tag, a, tanh + t * n.T + i);
+      store(tag, sine, s_of + i);
+      store(tag, cosine, c + i);
+    };
+    for_lanes(0, h.size.T, turn_angles);
     turn(h.B, h.B_bias, h, token, t, k + t * n.RN);
     turn(h.C, h.C_bias, h, token, t, q + t * n.RN);
     load_row(h.x, token, 0, h.size.P, x + t * n.P);

@@ -96,14 +96,15 @@ static HWY_INLINE void put_number(const m3::GradRows& out, int64_t t, float valu
   to = out.add ? to + value : value;
 }
 
-static HWY_INLINE V Tanh(V x) {
-  const V e = Exp(d, hn::Mul(hn::Set(d, -2.0f), hn::Abs(x))), one = hn::Set(d, 1.0f);
+template <class D>
+HWY_INLINE Vec<D> Tanh(D tag, Vec<D> x) {
+  const auto e = Exp(tag, hn::Mul(hn::Set(tag, -2.0f), hn::Abs(x))), one = hn::Set(tag, 1.0f);
   return hn::CopySign(hn::Div(hn::Sub(one, e), hn::Add(one, e)), x);
 }
 
 // Angles are counted in turns of 2^32, which wrap by themselves.
-using Turns = hn::RebindToSigned<Lane>;
-constexpr Turns di;
+template <class D>
+using Turns = hn::Vec<hn::RebindToSigned<D>>;
 
 static int32_t turns_of(float angle) {
   const double turns = static_cast<double>(angle) * 0.15915494309189535;
@@ -119,59 +120,77 @@ static float angle_of(int32_t turns) {
 }
 
 // The fraction of a turn `half` / 2; any size.
-static HWY_INLINE hn::Vec<Turns> turns_of_half(V half) {
-  V turn = hn::Mul(half, hn::Set(d, 0.5f));
+template <class D>
+HWY_INLINE Turns<D> turns_of_half(D tag, Vec<D> half) {
+  const hn::RebindToSigned<D> di;
+  auto turn = hn::Mul(half, hn::Set(tag, 0.5f));
   turn = hn::Sub(turn, hn::Round(turn));
-  return hn::ConvertTo(di, hn::Mul(turn, hn::Set(d, 0x1p32f)));
+  return hn::ConvertTo(di, hn::Mul(turn, hn::Set(tag, 0x1p32f)));
 }
 
 // The quarter turn around a multiple of one: exact. Polynomials through the Chebyshev nodes, absolute error
 // 3e-9 beside the roundings.
-static HWY_INLINE void SinCos(hn::Vec<Turns> turns, V& sin, V& cos) {
+template <class D>
+HWY_INLINE void SinCos(D tag, Turns<D> turns, Vec<D>& sin, Vec<D>& cos) {
+  const hn::RebindToSigned<D> di;
   const auto quarter = hn::ShiftRight<30>(hn::Add(turns, hn::Set(di, 1 << 29)));
-  const V u =
-      hn::Mul(hn::ConvertTo(d, hn::Sub(turns, hn::ShiftLeft<30>(quarter))), hn::Set(d, 0x1p-29f));
-  const V t = hn::Mul(u, u);
-  V s = hn::MulAdd(t, hn::Set(d, -3.5954290723279945e-05f), hn::Set(d, 0.002490006801489351f));
-  s = hn::MulAdd(s, t, hn::Set(d, -0.08074543470810011f));
-  s = hn::Mul(u, hn::MulAdd(s, t, hn::Set(d, 0.7853981609766182f)));
-  V c = hn::MulAdd(t, hn::Set(d, 3.541952717316077e-06f), hn::Set(d, -0.0003259613803265038f));
-  c = hn::MulAdd(c, t, hn::Set(d, 0.015854338147307873f));
-  c = hn::MulAdd(c, t, hn::Set(d, -0.30842513734355304f));
-  c = hn::MulAdd(c, t, hn::Set(d, 1.0f));
-  const auto odd = hn::RebindMask(d, hn::Ne(hn::And(quarter, hn::Set(di, 1)), hn::Zero(di)));
+  const auto u = hn::Mul(hn::ConvertTo(tag, hn::Sub(turns, hn::ShiftLeft<30>(quarter))),
+                         hn::Set(tag, 0x1p-29f));
+  const auto t = hn::Mul(u, u);
+  auto s =
+      hn::MulAdd(t, hn::Set(tag, -3.5954290723279945e-05f), hn::Set(tag, 0.002490006801489351f));
+  s = hn::MulAdd(s, t, hn::Set(tag, -0.08074543470810011f));
+  s = hn::Mul(u, hn::MulAdd(s, t, hn::Set(tag, 0.7853981609766182f)));
+  auto c =
+      hn::MulAdd(t, hn::Set(tag, 3.541952717316077e-06f), hn::Set(tag, -0.0003259613803265038f));
+  c = hn::MulAdd(c, t, hn::Set(tag, 0.015854338147307873f));
+  c = hn::MulAdd(c, t, hn::Set(tag, -0.30842513734355304f));
+  c = hn::MulAdd(c, t, hn::Set(tag, 1.0f));
+  const auto odd = hn::RebindMask(tag, hn::Ne(hn::And(quarter, hn::Set(di, 1)), hn::Zero(di)));
   const auto second = hn::And(quarter, hn::Set(di, 2));
   const auto next = hn::And(hn::Add(quarter, hn::Set(di, 1)), hn::Set(di, 2));
-  sin = hn::Xor(hn::IfThenElse(odd, c, s), hn::BitCast(d, hn::ShiftLeft<30>(second)));
-  cos = hn::Xor(hn::IfThenElse(odd, s, c), hn::BitCast(d, hn::ShiftLeft<30>(next)));
+  sin = hn::Xor(hn::IfThenElse(odd, c, s), hn::BitCast(tag, hn::ShiftLeft<30>(second)));
+  cos = hn::Xor(hn::IfThenElse(odd, s, c), hn::BitCast(tag, hn::ShiftLeft<30>(next)));
 }
 
-// to[n] = from[the dimension turned together with n]; rows of n floats.
-static HWY_INLINE void swap_pairs(const float* HWY_RESTRICT from, int64_t n, bool halves,
-                                  float* HWY_RESTRICT to) {
-  if (halves) {
-    copy(from + n / 2, n / 2, to);
-    copy(from, n / 2, to + n / 2);
-  } else {
-    for (int64_t i = 0; i + 1 < n; i += 2) {
-      to[i] = from[i + 1];
-      to[i + 1] = from[i];
+// The pairs of dimensions that are turned together, in padded rows of N: (2i, 2i+1), or (i, i + N/2). An odd last
+// dimension is paired with the padding, and never turned.
+struct Pairs {
+  int64_t N = 0;
+  bool halves = false;
+
+  int64_t count() const { return halves ? N / 2 : (N + 1) / 2; }
+
+  template <class D>
+  HWY_INLINE void load(D tag, const float* row, int64_t i, Vec<D>& a, Vec<D>& b) const {
+    if (halves) {
+      a = hn::LoadU(tag, row + i);
+      b = hn::LoadU(tag, row + N / 2 + i);
+    } else {
+      hn::LoadInterleaved2(tag, row + 2 * i, a, b);
     }
   }
-}
 
-// Spreads the cosines and signed sines of T angles over the N dimensions.
-static HWY_INLINE void spread(const float* HWY_RESTRICT c, const float* HWY_RESTRICT s, int64_t T,
-                              int64_t N, bool halves, float* HWY_RESTRICT cos,
-                              float* HWY_RESTRICT sin) {
-  fill(1, padded(N), cos);
-  fill(0, padded(N), sin);
-  const int64_t other = halves ? N / 2 : 1, step = halves ? 1 : 2;
-  for (int64_t i = 0; i < T; ++i) {
-    cos[i * step] = cos[i * step + other] = c[i];
-    sin[i * step] = -s[i];
-    sin[i * step + other] = s[i];
+  template <class D>
+  HWY_INLINE void store(D tag, Vec<D> a, Vec<D> b, float* row, int64_t i) const {
+    if (halves) {
+      hn::StoreU(a, tag, row + i);
+      hn::StoreU(b, tag, row + N / 2 + i);
+    } else {
+      hn::StoreInterleaved2(a, b, tag, row + 2 * i);
+    }
   }
+};
+
+// to = row turned by the angles of these cosines and sines, one a pair.
+static HWY_INLINE void turn_pairs(const Pairs& pairs, const float* row, const float* cos,
+                                  const float* sin, float* to) {
+  for_lanes(0, pairs.count(), [&](auto tag, int64_t i) {
+    const auto c = load(tag, cos + i), s = load(tag, sin + i);
+    Vec<decltype(tag)> a, b;
+    pairs.load(tag, row, i, a, b);
+    pairs.store(tag, hn::NegMulAdd(b, s, hn::Mul(a, c)), hn::MulAdd(b, c, hn::Mul(a, s)), to, i);
+  });
 }
 
 }  // namespace krait::KRAIT_ISA::mamba3
