@@ -32,6 +32,22 @@ constexpr Small kSmall[] = {
     {"mamba3_mimo", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {
                    "layer": "Mamba3", "d_state": 8, "headdim": 16, "is_mimo": true, "mimo_rank": 2,
                    "rope_fraction": 1.0, "is_outproj_norm": true}})"},
+    {"transformerpp", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "d_intermediate": 40,
+                   "attn_layer_idx": [0, 1, 2], "attn_cfg": {"causal": true, "num_heads": 4,
+                   "num_heads_kv": 2, "head_dim": 10, "rotary_emb_dim": 6,
+                   "rotary_emb_interleaved": true}})"},
+    {"mamba2attn", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {
+                   "layer": "Mamba2", "d_state": 5, "headdim": 6}, "attn_layer_idx": [1],
+                   "attn_cfg": {"causal": true, "num_heads": 3, "d_conv": 4,
+                   "rotary_emb_dim": 4}})"},
+    {"llama", R"({"model_type": "llama", "hidden_size": 24, "num_hidden_layers": 3,
+                   "vocab_size": 37, "num_attention_heads": 4, "num_key_value_heads": 2,
+                   "head_dim": 6, "intermediate_size": 40, "attention_bias": true})"},
+    {"mistral", R"({"model_type": "mistral", "hidden_size": 24, "num_hidden_layers": 3,
+                   "vocab_size": 37, "num_attention_heads": 4, "num_key_value_heads": 2,
+                   "intermediate_size": 40, "sliding_window": 5})"},
+    {"gpt_neox", R"({"model_type": "gpt_neox", "hidden_size": 24, "num_hidden_layers": 3,
+                   "vocab_size": 37, "num_attention_heads": 3, "intermediate_size": 40})"},
 };
 
 Config config_of(const Small& small) {
@@ -56,6 +72,13 @@ std::unique_ptr<LanguageModel> small_model(const Small& small, nn::Purpose purpo
     testing::set_values(p.value, v);
   }
   return model;
+}
+
+// With room for every sequence here, and zeros behind the tokens held, so that whole tensors compare.
+nn::State state_of(const LanguageModel& model, int64_t batch) {
+  nn::State state = model.make_state(batch, kLength + 3);
+  for (size_t p = 0; p < state.parts().size(); ++p) zero_bytes(state.tensor(p));
+  return state;
 }
 
 std::vector<int32_t> random_tokens(int64_t n, uint64_t seed) {
@@ -117,7 +140,7 @@ TEST_P(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
                                            {1, 1, 1, 20},
                                            {7, 3, 5, 8},
                                            std::vector<int64_t>(kLength, 1)}) {
-    nn::State state = model->make_state(1);
+    nn::State state = state_of(*model, 1);
     std::vector<float> pieces;
     int64_t at = 0;
     size_t cut = 0;
@@ -170,13 +193,13 @@ TEST_P(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
   const std::vector<int64_t> lengths = {3, 1, 11, 2, 6};
   PackedIds packed(lengths);
   std::vector<int32_t> ids = random_tokens(kLength, 3);
-  nn::State ends = model->make_state(packed.packing.n);
+  nn::State ends = state_of(*model, packed.packing.n);
   const auto together =
       run(*model, as_tensor(ids, {1, kLength}), {&packed.packing, nullptr, &ends});
   const int64_t V = model->config().padded_vocab();
   for (size_t s = 0; s < lengths.size(); ++s) {
     std::vector<int32_t> part(ids.begin() + packed.begin[s], ids.begin() + packed.begin[s + 1]);
-    nn::State end = model->make_state(1);
+    nn::State end = state_of(*model, 1);
     const auto alone = run(*model, as_tensor(part, {1, lengths[s]}), {nullptr, nullptr, &end});
     const std::vector<float> mine(together.begin() + packed.begin[s] * V,
                                   together.begin() + packed.begin[s + 1] * V);
@@ -195,7 +218,7 @@ TEST_P(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
 TEST_P(Algebra, AForkGoesItsOwnWay) {
   const auto model = small_model(GetParam(), nn::Purpose::inference);
   std::vector<int32_t> ids = random_tokens(kLength, 4), left = {1, 2, 3}, right = {9, 8, 7};
-  nn::State state = model->make_state(1);
+  nn::State state = state_of(*model, 1);
   run(*model, as_tensor(ids, {1, kLength}), {nullptr, nullptr, &state});
   nn::State fork = state.clone();
   const auto first = run(*model, as_tensor(left, {1, 3}), {nullptr, &state, &state});
@@ -287,7 +310,7 @@ TEST_P(Training, GradientsFlowThroughTheStateBetweenTwoCalls) {
   Tape tape;
   c.arena = &arena;
   c.tape = &tape;
-  nn::State middle = model->make_state(1);
+  nn::State middle = state_of(*model, 1);
   const Tensor tokens = as_tensor(ids, {1, L}), goals = as_tensor(targets, {1, L});
   const auto part = [&](int64_t from, int64_t to, const Pass& pass) {
     const Tensor h = model->hidden(c, tokens.slice(1, from, to), pass);
