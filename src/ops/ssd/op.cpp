@@ -11,7 +11,19 @@
 namespace krait::ops {
 namespace {
 
-using namespace ssd_cpu;
+using ssd_cpu::Backward;
+using ssd_cpu::backward_scratch;
+using ssd_cpu::Forward;
+using ssd_cpu::forward_scratch;
+using ssd_cpu::GradRows;
+using ssd_cpu::kChunk;
+using ssd_cpu::Kernels;
+using ssd_cpu::kHeadSet;
+using ssd_cpu::kShort;
+using ssd_cpu::padded;
+using ssd_cpu::Piece;
+using ssd_cpu::Rows;
+using ssd_cpu::sums_size;
 
 const Kernels& kernels() { return KRAIT_PICK_ISA(ssd_kernels); }
 
