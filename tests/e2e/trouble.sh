@@ -5,7 +5,7 @@ set -euo pipefail
 : "${KRAIT:?the program to test}"
 work=$(mktemp -d)
 pid=
-trap 'kill -KILL $pid 2>/dev/null; chmod -R u+w "$work"; rm -rf "$work"' EXIT
+trap 'kill -KILL $pid 2>/dev/null || true; chmod -R u+w "$work"; rm -rf "$work"' EXIT
 chmod 755 "$work"
 cd "$work"
 cp "$KRAIT" krait # where any user can run it
