@@ -38,6 +38,9 @@ struct CudaSum {
   bool add = false;
 };
 
+// One step of every sequence, nothing saved: a case of cuda_scan_forward.
+void cuda_scan_step(const CudaForward& w, void* stream);
+
 struct CudaBackward {
   CudaProblem p;
   const float* saved = nullptr;

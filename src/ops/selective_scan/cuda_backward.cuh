@@ -70,7 +70,7 @@ __device__ inline void sum_parts(const Work& k, const Place& place, int64_t n, c
 template <class S, bool kFast>
 struct Helper {
   static constexpr int kBatch = S::kPasses < 2 ? S::kPasses : 2;
-  using BC = StagedBC<S, kFast>;
+  using BC = StagedBC<S>;
   struct Rows4 {
     Quad u[kBatch], dt[kBatch], z[kBatch], dy[kBatch];
   };

@@ -62,8 +62,8 @@ __device__ inline float exp2_exact(float x) {
   return nothing ? 0.0f : __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
 }
 
-// What bfloat16 tensors (kFast) need of the functions below is far from their last places; float32 ones get
-// them to about one.
+// What bfloat16 rows (kFast) need of the functions below is far from their last places; others get them to
+// about one.
 template <bool kFast>
 __device__ inline float exp2_of(float x) {
   return kFast ? exp2_fast(x) : exp2_exact(x);
@@ -272,7 +272,7 @@ __device__ inline Place place_of(const CudaProblem& p, int64_t group, int64_t bl
 
 // B and C of a tile on their way to shared memory: rows [lane of the channel][B: NS, C: NS], zero beyond the
 // sequence and beyond N.
-template <class S, bool kFast>
+template <class S>
 struct StagedBC {
   static constexpr int kQuadsOfN = S::NP / 4, kStep = S::kHelpers / kQuadsOfN;  // steps of one pass
   static_assert(S::kHelpers % kQuadsOfN == 0);
@@ -285,15 +285,15 @@ struct StagedBC {
     const int left = static_cast<int>(s.tokens - t0 < S::kTile ? s.tokens - t0 : S::kTile) - t;
     const int valid = p.N > n ? static_cast<int>(p.N) - n : 0;
     const int64_t token = s.begin + t0 + t;
-    const char* at_b = element(p.B, kFast || p.B.bf16, token, place.group * p.B.group + n);
-    const char* at_c = element(p.C, kFast || p.C.bf16, token, place.group * p.C.group + n);
-    const int64_t step_b = bytes_of_rows(p.B, kFast || p.B.bf16, kStep),
-                  step_c = bytes_of_rows(p.C, kFast || p.C.bf16, kStep);
+    const char* at_b = element(p.B, p.B.bf16, token, place.group * p.B.group + n);
+    const char* at_c = element(p.C, p.C.bf16, token, place.group * p.C.group + n);
+    const int64_t step_b = bytes_of_rows(p.B, p.B.bf16, kStep),
+                  step_c = bytes_of_rows(p.C, p.C.bf16, kStep);
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const int there = j * kStep < left ? valid : 0;
-      b[j] = load_quad<kFast>(p.B, at_b + j * step_b, p.constant_B ? 0 : there);
-      c[j] = load_quad<kFast>(p.C, at_c + j * step_c, p.constant_C ? 0 : there);
+      b[j] = load_quad<false>(p.B, at_b + j * step_b, p.constant_B ? 0 : there);
+      c[j] = load_quad<false>(p.C, at_c + j * step_c, p.constant_C ? 0 : there);
     }
   }
   __device__ void store(const CudaProblem& p, int helper, int first, float* to) const {
@@ -302,9 +302,9 @@ struct StagedBC {
     for (int j = 0; j < kBatch; ++j) {
       if (t + j * kStep >= S::kTile) return;
       float x[4];
-      to_floats<kFast>(b[j], p.B.bf16, x);
+      to_floats<false>(b[j], p.B.bf16, x);
       put(to + (t + j * kStep) * S::kRow, n, 0, x);
-      to_floats<kFast>(c[j], p.C.bf16, x);
+      to_floats<false>(c[j], p.C.bf16, x);
       put(to + (t + j * kStep) * S::kRow, n, 1, x);
     }
   }
@@ -366,17 +366,17 @@ inline bool by4(const CudaRows& r) {
   return reinterpret_cast<uintptr_t>(r.data) % bytes == 0 && r.stride % 4 == 0 && r.group % 4 == 0;
 }
 
-// Which of the rows can be moved by fours. True where all are bfloat16 and can.
+// Which of the rows can be moved by fours. True where all but B and C are bfloat16 and can.
 inline bool align(CudaProblem& p, std::initializer_list<CudaRows*> others) {
   const bool channels = p.E / p.G % 4 == 0;
-  bool fast = !p.constant_B && !p.constant_C && p.N % 4 == 0;
-  const auto look = [&](CudaRows& r, bool columns) {
-    r.by4 = columns && by4(r);
+  bool fast = !p.constant_B && !p.constant_C;
+  const auto look = [&](CudaRows& r) {
+    r.by4 = channels && by4(r);
     if (r.data) fast = fast && r.by4 && r.bf16;
   };
-  for (CudaRows* r : {&p.u, &p.dt, &p.z}) look(*r, channels);
-  for (CudaRows* r : others) look(*r, channels);
-  look(p.B, true), look(p.C, true);
+  for (CudaRows* r : {&p.u, &p.dt, &p.z}) look(*r);
+  for (CudaRows* r : others) look(*r);
+  p.B.by4 = by4(p.B), p.C.by4 = by4(p.C);
   return fast;
 }
 
