@@ -38,7 +38,7 @@ struct CudaSum {
   bool add = false;
 };
 
-// One step of every sequence, nothing saved: a case of cuda_scan_forward.
+// One step of every sequence, after which there is nothing to save: a case of cuda_scan_forward.
 void cuda_scan_step(const CudaForward& w, void* stream);
 
 struct CudaBackward {

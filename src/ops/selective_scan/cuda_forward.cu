@@ -371,7 +371,7 @@ void cuda_scan_forward(const CudaForward& unaligned, void* stream) {
   const bool fast = align(w.p, {&w.y});
   const CudaProblem& p = w.p;
   if (p.sequences == 0 || p.E == 0 || p.N == 0) return;
-  if (!p.begin && p.L == 1 && !w.saved) return cuda_scan_step(w, stream);
+  if (!p.begin && p.L == 1) return cuda_scan_step(w, stream);
   if (p.constant_B || p.constant_C) return launch_any<true>(w, stream);
   if (p.N > 16) return launch_any<false>(w, stream);
   fast ? launch_for_16<true>(w, stream) : launch_for_16<false>(w, stream);
