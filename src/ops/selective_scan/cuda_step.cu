@@ -1,20 +1,20 @@
 // selective_scan of one step on NVIDIA GPUs. kLanes threads share a channel; bound by the states, read and
-// written once.
+// written once. Lanes and states are summed in the order of the kernel for few channels.
 #include "krait/ops/selective_scan/cuda_device.cuh"
 
 namespace krait::ops::scan {
 namespace {
 
-constexpr int kLanes = 4, kThreads = 128;
+constexpr int kLanes = 8, kThreads = 128;
 
 __device__ float value(const CudaRows& r, int64_t at) {
   return r.bf16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(r.data)[at])
                 : static_cast<const float*>(r.data)[at];
 }
 
-__device__ void load4(const float* from, float (&to)[4]) {
-  const float4 v = *reinterpret_cast<const float4*>(from);
-  to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+__device__ void load2(const float* from, float (&to)[2]) {
+  const float2 v = *reinterpret_cast<const float2*>(from);
+  to[0] = v.x, to[1] = v.y;
 }
 
 template <bool kFast>
@@ -35,30 +35,30 @@ __global__ void __launch_bounds__(kThreads) scan_step(const __grid_constant__ Cu
   const int64_t at_B = p.constant_B ? e * p.N : s * p.B.stride + in_group * p.B.group,
                 at_C = p.constant_C ? e * p.N : s * p.C.stride + in_group * p.C.group;
   float y = 0;
-  const bool fours = p.N % 4 == 0;  // contiguous (E, N): then each four are at a multiple of 16 bytes
-  for (int64_t n0 = lane * 4; n0 < p.N; n0 += kLanes * 4) {
-    float A[4] = {}, h[4] = {};
-    if (fours) {
-      load4(p.A + e * p.N + n0, A);
-      if (before) load4(before + n0, h);
+  const bool pairs = p.N % 2 == 0;  // contiguous (E, N): then each two are at a multiple of 8 bytes
+  for (int64_t n0 = lane * 2; n0 < p.N; n0 += kLanes * 2) {
+    float A[2] = {}, h[2] = {};
+    if (pairs) {
+      load2(p.A + e * p.N + n0, A);
+      if (before) load2(before + n0, h);
     } else {
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
+      for (int k = 0; k < 2; ++k)
         if (n0 + k < p.N) A[k] = p.A[e * p.N + n0 + k], h[k] = before ? before[n0 + k] : 0.0f;
     }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < 2; ++k) {
       if (n0 + k >= p.N) break;
       const float a = exp2_of<kFast>(delta * scaled_A(A[k], p.a_is_log));
       h[k] = fmaf(a, h[k], x * value(p.B, at_B + n0 + k));
       y = fmaf(value(p.C, at_C + n0 + k), h[k], y);
     }
     if (!after || !there) continue;
-    if (fours) {
-      *reinterpret_cast<float4*>(after + n0) = {h[0], h[1], h[2], h[3]};
+    if (pairs) {
+      *reinterpret_cast<float2*>(after + n0) = {h[0], h[1]};
     } else {
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
+      for (int k = 0; k < 2; ++k)
         if (n0 + k < p.N) after[n0 + k] = h[k];
     }
   }
