@@ -137,7 +137,7 @@ static void backward(Context& c, const Problem& p, const Mamba3Result& result,
                        into(p.in.trap),   into(p.in.angle),  into(p.in.D),      into(p.in.norm),
                        into(p.in.mimo_x), into(p.in.mimo_z), into(p.in.mimo_o), into(p.from.angle),
                        into(p.from.ssm),  into(p.from.k),    into(p.from.v)};
-  const auto [P, N, R, T] = p.size;
+  const int64_t P = p.size.P, N = p.size.N, R = p.size.R, T = p.size.T;
   const int64_t n = p.sequences(), sets = p.sets();
   const int64_t pieces = std::clamp<int64_t>(32 / sets, 1, std::max<int64_t>(n, 1));
 
