@@ -5,8 +5,7 @@
 
 #include "krait/nn/hippo.h"
 #include "krait/ops/dropout/dropout.h"
-#include "krait/ops/gelu/gelu.h"
-#include "krait/ops/glu/glu.h"
+#include "krait/ops/gate/gate.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/long_conv/long_conv.h"
 #include "krait/ops/s4_scan/s4_scan.h"
@@ -113,9 +112,12 @@ Tensor S4::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall&
     const Tensor K = ops::s4_kernel(c, parameters(), options_, x.size(1));  // (1 or 2, H, L)
     y = ops::long_conv(c, x, K, D_->value, call.packing);
   }
-  const Tensor gates =
-      ops::linear(c, ops::gelu(c, y), weight_->value, bias_->value, c.activation);  // (B, L, 2H)
-  return ops::dropout_add(c, ops::glu(c, gates), stream, call.dropout);             // (B, L, H)
+  const int64_t H = config_.d_model;
+  const Tensor halves = ops::linear(c, ops::gate(c, ops::Gate::gelu, y), weight_->value,
+                                    bias_->value, c.activation);  // (B, L, 2H)
+  const Tensor out = ops::gate(c, ops::Gate::sigmoid, halves.slice(-1, H, 2 * H),
+                               halves.slice(-1, 0, H));  // (B, L, H)
+  return ops::dropout_add(c, out, stream, call.dropout);
 }
 
 }  // namespace krait::nn

@@ -1,8 +1,7 @@
 // S4 and S4D layers against state-spaces/s4: kernel, output, gradients, steps, states, attuning; and the
 // initial systems.
 #include "krait/nn/hippo.h"
-#include "krait/ops/gelu/gelu.h"
-#include "krait/ops/glu/glu.h"
+#include "krait/ops/gate/gate.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/long_conv/long_conv.h"
 #include "krait/ops/s4_scan/s4_scan.h"
@@ -79,7 +78,11 @@ struct Layer {
     return 4 * g.json.at("tolerance").at(key).get<double>();
   }
   Tensor out(const Tensor& y) {
-    return ops::glu(test.c, ops::linear(test.c, ops::gelu(test.c, y), w, b, DType::f32));
+    const Tensor halves =
+        ops::linear(test.c, ops::gate(test.c, ops::Gate::gelu, y), w, b, DType::f32);
+    const int64_t H = halves.size(-1) / 2;
+    return ops::gate(test.c, ops::Gate::sigmoid, halves.slice(-1, H, 2 * H),
+                     halves.slice(-1, 0, H));
   }
   void expect_output(const Tensor& y, const std::string& name) {
     EXPECT_LE(max_abs_error(to_double(y), to_double(g.data.at(name))),

@@ -54,6 +54,9 @@ template <Gate kind, class D>
 HWY_INLINE Point<D> at(D d, Vec<D> x) {
   if constexpr (kind == Gate::silu) {
     return {Silu(d, x), SiluSlope(d, x)};
+  } else if constexpr (kind == Gate::sigmoid) {
+    const auto s = Sigmoid(d, x);
+    return {s, hn::Mul(s, Sigmoid(d, hn::Neg(x)))};  // 1 - s would cancel
   } else if constexpr (kind == Gate::gelu) {
     return gelu(d, x);
   } else if constexpr (kind == Gate::gelu_tanh) {
@@ -123,6 +126,7 @@ void pick(const GateProblem& p, bool forward, int64_t begin, int64_t end) {
 void pick(const GateProblem& p, bool forward, int64_t begin, int64_t end) {
   switch (static_cast<Gate>(p.kind)) {
     case Gate::silu: return pick<Gate::silu>(p, forward, begin, end);
+    case Gate::sigmoid: return pick<Gate::sigmoid>(p, forward, begin, end);
     case Gate::gelu: return pick<Gate::gelu>(p, forward, begin, end);
     case Gate::gelu_tanh: return pick<Gate::gelu_tanh>(p, forward, begin, end);
     case Gate::relu: return pick<Gate::relu>(p, forward, begin, end);

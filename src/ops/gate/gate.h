@@ -5,6 +5,7 @@
 //   silu       g / (1 + e^-g)                  Elfwing et al. 2017; with u: SwiGLU, Shazeer 2020
 //   gelu       g Φ(g), Φ the normal distribution      Hendrycks and Gimpel 2016
 //   gelu_tanh  g/2 (1 + tanh(sqrt(2/π) (g + 0.044715 g³)))      its approximation there
+//   sigmoid    1 / (1 + e^-g)                  with u: GLU, Dauphin et al. 2016
 //   relu       max(g, 0)
 //   relu2      max(g, 0)²                      So et al. 2021
 //
@@ -17,7 +18,7 @@
 
 namespace krait::ops {
 
-enum class Gate { silu, gelu, gelu_tanh, relu, relu2 };
+enum class Gate { silu, sigmoid, gelu, gelu_tanh, relu, relu2 };
 
 Tensor gate(Context& c, Gate kind, const Tensor& g, const Tensor& u = {});
 

@@ -26,6 +26,7 @@ template <class T>
 T gate_reference(Gate kind, const T& g) {
   switch (kind) {
     case Gate::silu: return g / (T(1) + std::exp(-g));
+    case Gate::sigmoid: return T(1) / (T(1) + std::exp(-g));
     case Gate::gelu: return g * normal_distribution(g);
     case Gate::gelu_tanh:
       return g / T(2) * (T(1) + std::tanh(T(std::sqrt(2 / M_PI)) * (g + T(0.044715) * g * g * g)));

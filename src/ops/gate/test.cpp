@@ -7,7 +7,8 @@ namespace {
 
 using namespace krait::testing;
 
-constexpr Gate kKinds[] = {Gate::silu, Gate::gelu, Gate::gelu_tanh, Gate::relu, Gate::relu2};
+constexpr Gate kKinds[] = {Gate::silu,      Gate::sigmoid, Gate::gelu,
+                           Gate::gelu_tanh, Gate::relu,    Gate::relu2};
 
 struct Outcome {
   Values g, u, y, dy, dg, du;
@@ -68,6 +69,73 @@ TEST(Gate, MatchesReferenceWithGradients) {
             expect_close(o.dg, dg, dg_plain, dtype, "dg");
             if (with_u) expect_close(o.du, du, du_plain, dtype, "du");
           }
+}
+
+// Values and slopes near and far from zero, to the house bound.
+TEST(Gate, GeluAndSigmoidWithinTwiceAPlainRun) {
+  for (const Gate kind : {Gate::gelu, Gate::sigmoid})
+    for (const DType dtype : {DType::f32, DType::bf16})
+      for (const int64_t n : {1, 7, 97, 20000})
+        for (const double scale : {0.1, 1.0, 4.0}) {
+          SCOPED_TRACE(fmt::format("kind {} n={} {} scale={}", static_cast<int>(kind), n,
+                                   name_of(dtype), scale));
+          TestContext test(true);
+          const Tensor g = test.random({n}, dtype, 1, {.scale = scale});
+          const Tensor y = gate(test.c, kind, g);
+          test.seed_grad(y, random_values(n, 2));
+          const Values at = to_double(g), dy = to_double(test.tape.grad(y));
+          test.tape.backward(test.c);
+          Values value, value_plain, dg, dg_plain;
+          for (size_t i = 0; i < at.size(); ++i) {
+            value.push_back(gate_reference(kind, at[i]));
+            value_plain.push_back(gate_reference(kind, static_cast<float>(at[i])));
+            dg.push_back(slope<double>(kind, at[i]) * dy[i]);
+            dg_plain.push_back(slope<float>(kind, at[i]) * static_cast<float>(dy[i]));
+          }
+          expect_within_twice_plain(to_double(y), value, value_plain, dtype, "y");
+          expect_within_twice_plain(to_double(test.tape.grad(g)), dg, dg_plain, dtype, "dg");
+        }
+}
+
+// a σ(b) of the halves of one tensor, b the second (GLU).
+template <class T>
+std::vector<T> glu_reference(int64_t H, const std::vector<T>& x) {
+  std::vector<T> y;
+  for (size_t row = 0; row < x.size(); row += static_cast<size_t>(2 * H))
+    for (size_t i = row; i < row + static_cast<size_t>(H); ++i)
+      y.push_back(x[i] * gate_reference(Gate::sigmoid, x[i + static_cast<size_t>(H)]));
+  return y;
+}
+
+TEST(Gate, GluOfTheHalvesOfOneTensorAndItsGradient) {
+  for (const int64_t H : {1, 5, 33})
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(H);
+      TestContext test(true);
+      const Tensor x = test.random({2, 9, 2 * H}, dtype, 1, {.scale = 2});
+      const Tensor y = gate(test.c, Gate::sigmoid, x.slice(-1, H, 2 * H), x.slice(-1, 0, H));
+      expect_within_twice_plain(to_double(y), glu_reference(H, to_double(x)),
+                                to_double(glu_reference(H, to_float(x))), dtype, "y");
+      const Values cotangent(static_cast<size_t>(y.numel()), 0.5);
+      test.seed_grad(y, cotangent);
+      test.tape.backward(test.c);
+      const Values exact = complex_step_gradient(
+          [&](const ComplexValues& v) { return dot(glu_reference(H, v), cotangent); },
+          to_double(x));
+      EXPECT_LE(max_abs_error(to_double(test.tape.grad(x)), exact),
+                4 * rounding(dtype) * max_abs(exact));
+    }
+}
+
+TEST(Gate, GeluFarOutIsIdentityOrZero) {
+  TestContext test;
+  const Tensor x = test.from({-1e30, -50, 50, 1e30, std::nan("")}, {5}, DType::f32);
+  const Values y = to_double(gate(test.c, Gate::gelu, x));
+  EXPECT_EQ(y[0], 0);
+  EXPECT_EQ(y[1], 0);
+  EXPECT_EQ(y[2], 50);
+  EXPECT_EQ(y[3], get(x, 3));
+  EXPECT_TRUE(std::isnan(y[4]));
 }
 
 // Far from zero, where the tails are of another size than the rest: relative to each value.
