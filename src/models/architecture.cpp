@@ -99,6 +99,11 @@ void write_eos(OrderedJson& j, const Config& c) {
   j["bos_token_id"] = j["pad_token_id"] = c.eos_ids.empty() ? none : OrderedJson(c.eos_ids[0]);
 }
 
+int64_t expanded(double expand, int64_t D) {
+  const double E = expand * static_cast<double>(D);
+  return E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;
+}
+
 double shortest(float value) { return std::stod(fmt::format("{}", value)); }
 
 }  // namespace krait::models

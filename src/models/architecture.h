@@ -63,6 +63,7 @@ void follow_weights(const char* what, bool& value, bool found, std::vector<std::
 // Keys that several architectures share.
 std::vector<int32_t> eos_ids(const JsonView& config);     // "eos_token_id": one, several or none
 void write_eos(OrderedJson& json, const Config& config);  // and "bos_token_id", "pad_token_id"
+int64_t expanded(double expand, int64_t D);               // expand · D, rounded down; 0: no size
 double shortest(float value);  // 1e-5f -> 1e-05, not 9.99999974737875e-06
 
 }  // namespace krait::models

@@ -29,9 +29,7 @@ class BambaBody : public Body {
     const Sizes& s = sizes_;
     nn::check(s.mamba);
     check_size("intermediate_size", s.mlp.d_inner, 1, 1 << 22);
-    check_size("num_attention_heads", s.attention.heads, 1, 512);
-    check_size("num_key_value_heads", s.attention.key_heads, 1, s.attention.heads);
-    check_size("hidden_size / num_attention_heads", s.attention.head_dim, 1, 256);
+    nn::check(s.attention);
     for (const int64_t i : s.attends) check_size("attn_layer_indices", i, 0, c.n_layer - 1);
   }
 

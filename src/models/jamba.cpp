@@ -2,6 +2,7 @@
 // attn_layer_period-th, and experts in place of the MLP in every expert_layer_period-th. Hugging Face layout.
 #include "krait/base/error.h"
 #include "krait/models/architecture.h"
+#include "krait/models/mamba1.h"
 #include "krait/nn/attention.h"
 #include "krait/nn/mamba1.h"
 #include "krait/nn/mlp.h"
@@ -40,9 +41,7 @@ class JambaBody : public Body {
     check_size("mamba_dt_rank", s.mamba.dt_rank, 1, 1 << 20);
     check_size("mamba_expand", s.mamba.d_inner, 1, 1 << 22);
     check_size("intermediate_size", s.mlp.d_inner, 1, 1 << 22);
-    check_size("num_attention_heads", s.attention.heads, 1, 512);
-    check_size("num_key_value_heads", s.attention.key_heads, 1, s.attention.heads);
-    check_size("hidden_size / num_attention_heads", s.attention.head_dim, 1, 256);
+    nn::check(s.attention);
     check_size("num_experts", s.moe.n_experts, 1, 1 << 12);
     check_size("num_experts_per_tok", s.moe.k, 1, s.moe.n_experts);
     for (const Every& e : {s.attends, s.routes}) {
@@ -157,8 +156,7 @@ Config read(const JsonView& j, Layout) {
   s.balance = j.number("router_aux_loss_coef", s.balance);
   s.balanced = j.boolean("output_router_logits", false);
   nn::Mamba1Config& m = s.mamba;
-  const Json* rank = j.find("mamba_dt_rank");
-  m.dt_rank = !rank || rank->is_string() ? (c.d_model + 15) / 16 : j.integer("mamba_dt_rank");
+  m.dt_rank = read_dt_rank(j, "mamba_dt_rank", c.d_model);
   m.d_state = j.integer("mamba_d_state", 16);
   m.d_conv = j.integer("mamba_d_conv", 4);
   m.d_inner = j.integer("mamba_expand", 2) * c.d_model;

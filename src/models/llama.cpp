@@ -23,11 +23,7 @@ class LlamaBody : public Body {
   void check(const Config&) const override {
     const nn::AttentionConfig& a = sizes_.attention;
     check_size("intermediate_size", sizes_.mlp.d_inner, 1, 1 << 22);
-    check_size("num_attention_heads", a.heads, 1, 512);
-    check_size("num_key_value_heads", a.key_heads, 1, a.heads);
-    require(a.heads % a.key_heads == 0,
-            "config: num_key_value_heads: expected a divisor of {}, got {}", a.heads, a.key_heads);
-    check_size("head_dim", a.head_dim, 2, 256);
+    nn::check(a);
     require(a.head_dim % 2 == 0, "config: head_dim: expected an even number, got {}", a.head_dim);
     check_size("sliding_window", a.window, 0, 1 << 24);
   }

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "krait/base/error.h"
-#include "krait/models/architecture.h"
+#include "krait/models/original.h"
 
 namespace krait::models {
 
@@ -23,14 +23,12 @@ class Mamba1Body : public Body {
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
-    const std::string name = fmt::format("backbone.layers.{}", i);
     nn::Mamba1Config m = mixer;
     m.d_model = c.d_model;
     m.out_rescale = std::sqrt(static_cast<double>(c.n_layer));
-    auto block = std::make_unique<nn::PreNorm>();
-    const nn::Norm norm = nn::Norm::make(params, name + ".norm", c.norm, c.d_model, c.norm_eps);
-    block->add(norm, std::make_unique<nn::Mamba1>(params, name + ".mixer", m));
-    return block;
+    return original_layer(params, c, i, {}, [&](nn::ParamSet& p, const std::string& name) {
+      return std::make_unique<nn::Mamba1>(p, name, m);
+    });
   }
 
   OrderedJson json(const Config& c, Layout layout) const override {
@@ -46,25 +44,11 @@ class Mamba1Body : public Body {
 
 int64_t default_rank(int64_t D) { return (D + 15) / 16; }
 
-// E = expand · D, rounded down; 0, which check() refuses, where that is no size.
-int64_t expanded(double expand, int64_t D) {
-  const double E = expand * static_cast<double>(D);
-  return E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;
-}
-
 void read_dt(const JsonView& j, const char* prefix, nn::Mamba1Config& m) {
   const auto key = [&](const char* name) { return std::string(prefix) + name; };
   m.dt_min = j.number(key("_min"), m.dt_min);
   m.dt_max = j.number(key("_max"), m.dt_max);
   m.dt_scale = j.number(key("_scale"), m.dt_scale);
-}
-
-int64_t rank_or_auto(const JsonView& j, const std::string& key, int64_t D) {
-  const Json* v = j.find(key);
-  if (!v || (v->is_string() && v->get<std::string>() == "auto")) return default_rank(D);
-  const int64_t rank = j.integer(key);
-  if (rank <= 0) j.wrong(key, "\"auto\" or a positive integer");
-  return rank;
 }
 
 bool is_constant(const JsonView& j, const std::string& key) {
@@ -90,7 +74,7 @@ Config read_huggingface(const JsonView& j) {
   m.d_state = j.integer("state_size", 16);
   m.d_conv = j.integer("conv_kernel", 4);
   m.d_inner = j.integer("intermediate_size", expanded(j.number("expand", 2), c.d_model));
-  m.dt_rank = rank_or_auto(j, "time_step_rank", c.d_model);
+  m.dt_rank = read_dt_rank(j, "time_step_rank", c.d_model);
   m.conv_bias = j.boolean("use_conv_bias", true);
   m.proj_bias = j.boolean("use_bias", false);
   read_dt(j, "time_step", m);
@@ -100,13 +84,7 @@ Config read_huggingface(const JsonView& j) {
 }
 
 Config read_original(const JsonView& j) {
-  Config c;
-  c.d_model = j.integer("d_model");
-  c.n_layer = j.integer("n_layer");
-  c.vocab_size = j.integer("vocab_size");
-  c.vocab_multiple = j.integer("pad_vocab_size_multiple", 8);
-  c.norm = j.boolean("rms_norm", true) ? ops::NormKind::rms : ops::NormKind::layer;
-  c.tie_embeddings = j.boolean("tie_embeddings", true);
+  const Config c = read_original_shell(j);
   if (j.integer("d_intermediate", 0) != 0)
     j.wrong("d_intermediate", "0: Mamba-1 has no MLP layers");
   if (const Json* attention = j.find("attn_layer_idx"); attention && !attention->empty())
@@ -119,7 +97,7 @@ Config read_original(const JsonView& j) {
     m.d_state = s.integer("d_state", m.d_state);
     m.d_conv = s.integer("d_conv", m.d_conv);
     expand = s.number("expand", expand);
-    m.dt_rank = rank_or_auto(s, "dt_rank", c.d_model);
+    m.dt_rank = read_dt_rank(s, "dt_rank", c.d_model);
     m.conv_bias = s.boolean("conv_bias", m.conv_bias);
     m.proj_bias = s.boolean("bias", m.proj_bias);
     read_dt(s, "dt", m);
@@ -174,8 +152,6 @@ OrderedJson Mamba1Body::original(const Config& c) const {
   const nn::Mamba1Config& m = mixer;
   require(m.inner_norm == nn::InnerNorm::none,
           "the original layout has no norms of dt, B and C, as Falcon-Mamba has");
-  require(c.norm_eps == 1e-5f,
-          "the original layout has norms with epsilon 1e-5 only; this model's is {}", c.norm_eps);
   // Only what differs from the defaults, as published files do.
   OrderedJson s = OrderedJson::object();
   const nn::Mamba1Config usual;
@@ -190,17 +166,7 @@ OrderedJson Mamba1Body::original(const Config& c) const {
   if (m.dt_scale != usual.dt_scale) s["dt_scale"] = m.dt_scale;
   if (m.dt_floor != usual.dt_floor) s["dt_init_floor"] = m.dt_floor;
   if (m.dt_constant) s["dt_init"] = "constant";
-  OrderedJson j;
-  j["d_model"] = c.d_model;
-  j["n_layer"] = c.n_layer;
-  j["vocab_size"] = c.vocab_size;
-  j["ssm_cfg"] = s;
-  j["rms_norm"] = c.norm == ops::NormKind::rms;
-  j["residual_in_fp32"] = true;
-  j["fused_add_norm"] = true;
-  j["pad_vocab_size_multiple"] = c.vocab_multiple;
-  j["tie_embeddings"] = c.tie_embeddings;
-  return j;
+  return write_original(c, {}, s);
 }
 
 bool claims(const JsonView& j, Layout layout) {
@@ -301,6 +267,14 @@ const nn::Mamba1Config& mamba1_of(const Config& config) {
   require(body != nullptr, "expected a Mamba-1 model, got the architecture \"{}\"",
           config.architecture);
   return body->mixer;
+}
+
+int64_t read_dt_rank(const JsonView& j, const std::string& key, int64_t D) {
+  const Json* v = j.find(key);
+  if (!v || (v->is_string() && v->get<std::string>() == "auto")) return default_rank(D);
+  const int64_t rank = j.integer(key);
+  if (rank <= 0) j.wrong(key, "\"auto\" or a positive integer");
+  return rank;
 }
 
 Config with_mamba1(Config config, const nn::Mamba1Config& mixer) {

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "krait/base/error.h"
-#include "krait/models/architecture.h"
+#include "krait/models/original.h"
 
 namespace krait::models {
 
@@ -19,14 +19,12 @@ class Mamba2Body : public Body {
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
-    const std::string name = fmt::format("backbone.layers.{}", i);
     nn::Mamba2Config m = mixer;
     m.d_model = c.d_model;
     m.out_rescale = std::sqrt(static_cast<double>(c.n_layer));
-    auto block = std::make_unique<nn::PreNorm>();
-    const nn::Norm norm = nn::Norm::make(params, name + ".norm", c.norm, c.d_model, c.norm_eps);
-    block->add(norm, std::make_unique<nn::Mamba2>(params, name + ".mixer", m));
-    return block;
+    return original_layer(params, c, i, {}, [&](nn::ParamSet& p, const std::string& name) {
+      return std::make_unique<nn::Mamba2>(p, name, m);
+    });
   }
 
   OrderedJson json(const Config& c, Layout layout) const override {
@@ -39,12 +37,6 @@ class Mamba2Body : public Body {
   OrderedJson huggingface(const Config& c) const;
   OrderedJson original(const Config& c) const;
 };
-
-// expand · D, rounded down; 0, which check() refuses, where that is no size.
-int64_t expanded(double expand, int64_t D) {
-  const double E = expand * static_cast<double>(D);
-  return E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;
-}
 
 // The numbers of a list of two, which may be infinite.
 std::pair<double, double> pair_of(const JsonView& j, const char* key,
@@ -88,13 +80,7 @@ Config read_huggingface(const JsonView& j) {
 }
 
 Config read_original(const JsonView& j) {
-  Config c;
-  c.d_model = j.integer("d_model");
-  c.n_layer = j.integer("n_layer");
-  c.vocab_size = j.integer("vocab_size");
-  c.vocab_multiple = j.integer("pad_vocab_size_multiple", 8);
-  c.norm = j.boolean("rms_norm", true) ? ops::NormKind::rms : ops::NormKind::layer;
-  c.tie_embeddings = j.boolean("tie_embeddings", true);
+  const Config c = read_original_shell(j);
   return with_mamba2(c, read_original_mamba2(j.object("ssm_cfg"), c.d_model));
 }
 

@@ -27,9 +27,7 @@ class NemotronBody : public Body {
     const Sizes& s = sizes_;
     nn::check(s.mamba);
     check_size("intermediate_size", s.mlp.d_inner, 1, 1 << 22);
-    check_size("num_attention_heads", s.attention.heads, 1, 512);
-    check_size("num_key_value_heads", s.attention.key_heads, 1, s.attention.heads);
-    check_size("head_dim", s.attention.head_dim, 1, 256);
+    nn::check(s.attention);
     require(s.pattern.find_first_not_of("M*-") == std::string::npos &&
                 static_cast<int64_t>(s.pattern.size()) == c.n_layer,
             "config: hybrid_override_pattern: expected {} of M, * and -, got \"{}\"", c.n_layer,

@@ -7,6 +7,18 @@
 
 namespace krait::nn {
 
+void check(const AttentionConfig& g) {
+  const auto size = [](const char* what, int64_t v, int64_t most) {
+    require(v >= 1 && v <= most, "config: {}: expected a number from 1 to {}, got {}", what, most,
+            v);
+  };
+  size("num_attention_heads", g.heads, 512);
+  size("num_key_value_heads", g.key_heads, g.heads);
+  require(g.heads % g.key_heads == 0,
+          "config: num_key_value_heads: expected a divisor of {}, got {}", g.heads, g.key_heads);
+  size("head_dim", g.head_dim, 256);
+}
+
 Attention::Attention(ParamSet& params, const std::string& name, const AttentionConfig& g)
     : config_(g) {
   const int64_t D = g.d_model, P = g.head_dim;
@@ -15,12 +27,9 @@ Attention::Attention(ParamSet& params, const std::string& name, const AttentionC
   require(g.layout != QkvLayout::heads || g.heads == g.key_heads,
           "attention: q, k, v head by head need as many key heads as heads, got {} and {}",
           g.key_heads, g.heads);
-  const auto drawn = [&](int64_t fan_in, double divide) {
-    const double a = 1.0 / std::sqrt(static_cast<double>(fan_in)) / divide;
-    return g.deviation > 0 ? normal(g.deviation) : uniform(-a, a);
-  };
   const auto matrix = [&](const std::string& part, int64_t rows, int64_t columns, double divide) {
-    Param& p = params.add(name + "." + part + ".weight", {rows, columns}, drawn(columns, divide));
+    Param& p = params.add(name + "." + part + ".weight", {rows, columns},
+                          g.deviation > 0 ? normal(g.deviation) : fan_in(columns, divide));
     p.decay = true;
     return &p;
   };
@@ -41,12 +50,11 @@ Attention::Attention(ParamSet& params, const std::string& name, const AttentionC
     input(g.qkv, g.channels());
   }
   if (g.d_conv > 0) {
-    const double a = 1.0 / std::sqrt(static_cast<double>(g.d_conv));
-    Param& k = params.add(name + ".conv1d.weight", {g.channels(), 1, g.d_conv}, uniform(-a, a));
+    Param& k = params.add(name + ".conv1d.weight", {g.channels(), 1, g.d_conv}, fan_in(g.d_conv));
     k.keep_float32 = true;
     k.decay = true;
     conv_ = &k;
-    if (g.conv_bias) conv_bias_ = bias("conv1d", g.channels(), uniform(-a, a));
+    if (g.conv_bias) conv_bias_ = bias("conv1d", g.channels(), fan_in(g.d_conv));
   }
   out_ = matrix(g.out, D, g.heads * P, g.out_rescale);
   if (g.out_bias) out_bias_ = bias(g.out, D, constant(0.0f));

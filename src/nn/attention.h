@@ -32,6 +32,9 @@ struct AttentionConfig {
   int64_t channels() const { return (heads + 2 * key_heads) * head_dim; }  // q, k and v
 };
 
+// Throws Error for counts and sizes of heads that cannot be, in the words of Hugging Face configs.
+void check(const AttentionConfig& config);
+
 // States: conv (channels, W) where there is one: inputs of the convolution; k and v (Hkv·P) per token, keys
 // rotated, or with a window a ring of (window, Hkv·P); length (1).
 class Attention : public Mixer {

@@ -56,11 +56,6 @@ Mamba2::Mamba2(ParamSet& params, const std::string& name, const Mamba2Config& g)
     p.keep_float32 = true;
     return &p;
   };
-  // The default of a linear layer: uniform within 1/sqrt(fan in).
-  const auto fan_in = [](int64_t n, double divide = 1.0) {
-    const double a = 1.0 / std::sqrt(static_cast<double>(n)) / divide;
-    return uniform(-a, a);
-  };
   dt_bias_ = vector("dt_bias", {H}, inverse_softplus(g.dt_min, g.dt_max, g.dt_floor));
   A_log_ = vector("A_log", {H}, log_of_uniform(g.A_min, g.A_max));
   D_ = vector("D", {g.D_per_channel ? E : H}, constant(1.0f));

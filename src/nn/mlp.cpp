@@ -1,18 +1,15 @@
 #include "krait/nn/mlp.h"
 
-#include <cmath>
-
 #include "krait/ops/linear/linear.h"
 
 namespace krait::nn {
 
 Mlp::Mlp(ParamSet& params, const std::string& name, const MlpConfig& g) : config_(g) {
   const auto linear = [&](const std::string& part, int64_t rows, int64_t columns, double divide) {
-    const double a = 1.0 / std::sqrt(static_cast<double>(columns)) / divide;
     const std::string full = name + "." + part;
     Linear l;
     Param& w = params.add(full + ".weight", {rows, columns},
-                          g.deviation > 0 ? normal(g.deviation) : uniform(-a, a));
+                          g.deviation > 0 ? normal(g.deviation) : fan_in(columns, divide));
     w.decay = true;
     l.weight = &w;
     if (g.bias) {
