@@ -47,7 +47,8 @@ class LanguageModel {
   // (..., D) -> logits (..., V) float32.
   Tensor logits(Context& c, const Tensor& hidden) const;
 
-  // scale · Σ cross-entropy against targets (B, L) int32 (-1: not counted); see linear_cross_entropy.
+  // scale · Σ cross-entropy against targets (B, L) int32 (-1: not counted); see linear_cross_entropy. Backward
+  // gives its memory back with that of the layers: read or copy the loss before.
   ops::CrossEntropyResult loss(Context& c, const Tensor& hidden, const Tensor& targets,
                                float scale) const;
 
