@@ -12,6 +12,10 @@ namespace krait {
 // A whole file as bytes. Errors name the path and the system's reason.
 std::string read_file(const std::filesystem::path& path);
 
+inline std::string_view as_text(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 // A read-only memory map; the span is valid while the object lives. Empty files give an empty span. What
 // cannot be mapped, as a pipe, is read into memory.
 class MappedFile {

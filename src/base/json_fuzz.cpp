@@ -1,3 +1,4 @@
+#include "krait/base/file.h"
 #include "krait/base/json.h"
 #include "krait/testing/fuzz.h"
 

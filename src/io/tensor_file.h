@@ -74,8 +74,4 @@ void stream_bytes(const Tensor& t, const std::function<void(std::span<const std:
 // Error where `tensors` cannot be written to `path`: not on the CPU, or a name given twice.
 void require_writable(std::span<const NamedTensor> tensors, const std::filesystem::path& path);
 
-inline std::string_view as_text(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 }  // namespace krait

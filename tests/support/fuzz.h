@@ -7,7 +7,6 @@
 #include <span>
 
 #include "krait/base/error.h"
-#include "krait/io/tensor_file.h"
 
 namespace krait::fuzz {
 
@@ -20,8 +19,10 @@ inline int run(const uint8_t* data, size_t size,
   return 0;
 }
 
-// Reads every element, so that a view outside of the file's memory is found.
-inline void touch(const TensorFile& file) {
+// Reads every element, so that a view outside of the file's memory is found. A template: the layers below io
+// have fuzz targets too, and no TensorFile.
+template <class TensorFile>
+void touch(const TensorFile& file) {
   volatile double last = 0;
   for (const auto& [name, t] : file)
     for (int64_t i = 0; i < t.numel(); ++i) last = get(t, i);

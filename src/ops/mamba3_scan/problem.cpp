@@ -50,7 +50,7 @@ Problem::Problem(const Context& c, const Mamba3Inputs& inputs, const Packing* pa
   require(G >= 1 && H % G == 0, "[mamba3_scan] {} heads cannot be cut into {} groups of B and C", H,
           G);
   size = {in.x.size(2) / H, in.B.size(4), in.B.size(2), in.angle.size(-1)};
-  const auto [P, N, R, T] = size;
+  const int64_t P = size.P, N = size.N, R = size.R, T = size.T;
   require(N >= 1 && R >= 1, "[mamba3_scan] B: expected a rank and a state of at least one, got {}",
           in.B.shape);
   require(T >= 1 && T <= N / 2 && (!in.halves || N % 2 == 0),
