@@ -77,7 +77,8 @@ printf a >one.txt
 printf ab >two.txt
 refused 1 'nothing to predict' "$K" eval whole/last --data empty.txt
 refused 1 'nothing to predict' "$K" eval whole/last --data one.txt
-"$K" eval whole/last --data two.txt --json | grep -q '"tokens":2' || die "eval of two bytes"
+"$K" eval whole/last --data two.txt --json >two.json
+grep -q '"tokens":2' two.json || die "eval of two bytes"
 refused 1 'no tokens in empty.txt' "$K" train --model byte-tiny --data empty.txt --out none --steps 1
 refused 1 'needs 2' "$K" train --model byte-tiny --data one.txt --out none --steps 1 --seq-len 1 --batch-size 1
 "$K" train --model byte-tiny --data two.txt --out two --steps 1 --seq-len 1 --batch-size 1 --quiet >/dev/null ||
