@@ -27,7 +27,9 @@
 // shapes and lengths: the same bits for any number of threads.
 //
 // A call with one token a sequence reads every key and value once, in order, cut into pieces of 512
-// positions. On the CPU only; what a packing and a length hold is checked.
+// positions. What a packing and a length hold is checked on the CPU; on a GPU, where the host does not know it,
+// a sequence that outgrows its cache would overwrite its oldest rows. There bfloat16 calls with P <= 128, a
+// multiple of 8, run on tensor cores: weights and cached keys and values are rounded to bfloat16 as factors.
 #pragma once
 #include "krait/ops/packing.h"
 #include "krait/tensor/context.h"

@@ -52,7 +52,6 @@ void CacheCall::check(const char* name, const KeyCache& cache, int64_t window) c
 }
 
 void CacheCall::check_values() const {
-  const bool in_place = from_ && from_.k.data == to_.k.data;
   if (packed_) {
     const int64_t* begin = packing_.begin.as<int64_t>();
     require(begin[0] == 0 && begin[packing_.n] == tokens(),
@@ -71,7 +70,7 @@ void CacheCall::check_values() const {
       require(in < (from_ ? from_.k.size(0) : in + 1) && out < (to_ ? to_.k.size(0) : out + 1),
               "[attention] packing: sequence {} names cache rows {} and {}, outside of the caches",
               i, in, out);
-      require(!in_place || in < 0 || in == out,
+      require(!in_place() || in < 0 || in == out,
               "[attention] packing: sequence {} moves row {} to row {} inside one cache; use two",
               i, in, out);
     }

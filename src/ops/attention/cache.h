@@ -5,6 +5,12 @@
 
 namespace krait::ops {
 
+// The distance between tokens, where all B·L of them stand at one; -1 where they do not.
+inline int64_t token_distance(const Tensor& t) {
+  const bool even = t.size(0) <= 1 || t.stride[0] == t.size(1) * t.stride[1];
+  return even ? t.stride[1] : -1;
+}
+
 struct CachedSequence {
   int64_t begin = 0, end = 0;  // its tokens
   int64_t in = -1, out = -1;   // rows of the caches, -1: none
@@ -18,7 +24,7 @@ class CacheCall {
   // Checks shapes.
   CacheCall(int64_t B, int64_t L, int64_t Hkv, int64_t P, int64_t window, const Packing* packing,
             const KeyCache& from, const KeyCache& to);
-  // What the packing and the lengths hold. Error where a sequence would outgrow its cache.
+  // What the packing and the lengths hold, on the CPU. Error where a sequence would outgrow its cache.
   void check_values() const;
 
   int64_t tokens() const { return B_ * L_; }
@@ -28,6 +34,9 @@ class CacheCall {
   int64_t most_positions() const;
   CachedSequence operator[](int64_t s) const;
   const KeyCache& from() const { return from_; }
+  const KeyCache& to() const { return to_; }
+  bool in_place() const { return from_ && to_ && from_.k.data == to_.k.data; }
+  const Packing* packing() const { return packed_ ? &packing_ : nullptr; }
 
   // The cached positions of a sequence in order: 0, 1 or, where the ring wraps, 2 runs.
   int runs(const CachedSequence& s, KeyRun* to) const;

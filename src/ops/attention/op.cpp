@@ -4,6 +4,7 @@
 #include "krait/base/threads.h"
 #include "krait/ops/attention/attention.h"
 #include "krait/ops/attention/cache.h"
+#include "krait/ops/attention/gpu.h"
 #include "krait/ops/attention/kernels.h"
 #include "krait/tensor/memory.h"
 
@@ -12,11 +13,7 @@ namespace {
 
 constexpr int64_t kStepPositions = 512;  // of one piece of a one-token call
 
-// The distance between tokens, where all B·L of them stand at one; -1 where they do not.
-int64_t token_distance(const Tensor& t) {
-  const bool even = t.size(0) <= 1 || t.stride[0] == t.size(1) * t.stride[1];
-  return even ? t.stride[1] : -1;
-}
+bool on_gpu(const Context& c) { return c.device.type == Device::cuda; }
 
 void check_rows(const char* name, const Tensor& t, const Tensor& q, int64_t heads) {
   require(t.rank() == 4 && t.dtype == q.dtype && t.stride[3] == 1 && t.size(0) == q.size(0) &&
@@ -62,7 +59,6 @@ struct Call {
 
 Call check(Context& c, const AttentionInputs& in, const Packing* packing, const KeyCache& from,
            const KeyCache& to) {
-  require(c.device.type == Device::cpu, "[attention] runs on the CPU only");
   const Tensor& q = in.q;
   require(q.rank() == 4 && (q.dtype == DType::f32 || q.dtype == DType::bf16) &&
               q.size(3) <= kAttentionMaxHead && q.size(2) <= kAttentionMaxHeads && q.size(3) > 0,
@@ -90,13 +86,13 @@ Call check(Context& c, const AttentionInputs& in, const Packing* packing, const 
   p.q_token = token_distance(q);
   p.q_head = q.stride[2];
   call.cache = CacheCall(q.size(0), q.size(1), Hkv, p.P, in.window, packing, from, to);
-  if (!c.planning()) call.cache.check_values();
+  if (!c.planning() && !on_gpu(c)) call.cache.check_values();
   return call;
 }
 
 // Pairs of a query and a key of one head: as far as lengths are known.
 double pairs(Context& c, const Call& q) {
-  if (c.planning()) {
+  if (c.planning() || on_gpu(c)) {
     const double tokens = static_cast<double>(q.cache.tokens()),
                  longest = static_cast<double>(q.cache.longest());
     return q.in.causal ? tokens * (longest + 1) / 2 : tokens * longest;
@@ -194,11 +190,14 @@ void backward(Context& b, const Call& q, const Saved& saved) {
   const Tensor dk_in = cleared(b, b.tape->grad_into(b, q.cache.from().k));
   const Tensor dv_in = cleared(b, b.tape->grad_into(b, q.cache.from().v));
   const AttentionProblem& p = q.problem;
+  b.cost("attention.backward", 3 * moved_bytes(q),
+         10 * pairs(b, q) * static_cast<double>(p.H * p.P));
+  if (on_gpu(b))
+    return backward_on_gpu(b, {q.in, q.cache, saved.y, saved.norm},
+                           {dy, dk_out, dv_out, dk_in, dv_in, dq, dk, dv});
   Scratch scratch(b);
   const Tensor delta = b.scratch({q.cache.tokens(), p.H}, DType::f32);
   const Tensor dq_sum = b.scratch({q.cache.tokens(), p.H, p.padded()}, DType::f32);
-  b.cost("attention.backward", 3 * moved_bytes(q),
-         10 * pairs(b, q) * static_cast<double>(p.H * p.P));
   if (b.planning()) return;
 
   const auto run = [&](int64_t i, int64_t head) {
@@ -245,8 +244,12 @@ AttentionResult attention(Context& c, const AttentionInputs& in, const Packing* 
                          {to.k.detach(), to.v.detach(), to.length.detach()}};
   const Tensor norm = recorded ? c.alloc({q.cache.tokens(), p.H, 2}, DType::f32) : Tensor();
   c.cost("attention", moved_bytes(q), 4 * pairs(c, q) * static_cast<double>(p.H * p.P));
-  run_forward(c, q, result.y, norm);
-  if (to && !c.planning()) q.cache.append(in.k, in.v);
+  if (on_gpu(c)) {
+    forward_on_gpu(c, {in, q.cache, result.y, norm});
+  } else {
+    run_forward(c, q, result.y, norm);
+    if (to && !c.planning()) q.cache.append(in.k, in.v);
+  }
   if (recorded) {
     c.tape->watch(result.y);
     if (to) {

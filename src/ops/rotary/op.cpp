@@ -3,6 +3,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/rotary/cuda.h"
 #include "krait/ops/rotary/kernels.h"
 #include "krait/ops/rotary/rotary.h"
 
@@ -35,7 +36,6 @@ bool even_tokens(const Tensor& t) {
 }
 
 void check(const Context& c, const Call& q) {
-  require(c.device.type == Device::cpu, "[rotary] runs on the CPU only");
   const Tensor& x = q.x;
   require(x.rank() == 4 && (x.dtype == DType::f32 || x.dtype == DType::bf16) && x.stride[3] == 1 &&
               even_tokens(x),
@@ -44,6 +44,9 @@ void check(const Context& c, const Call& q) {
           name_of(x.dtype), x.shape);
   require(q.rotation.R >= 0 && q.rotation.R % 2 == 0 && q.rotation.R <= x.size(3),
           "[rotary] R: expected an even number of at most P={} elements, got {}", x.size(3),
+          q.rotation.R);
+  require(c.device.type == Device::cpu || q.rotation.R <= 2 * cuda::kRotaryMaxPairs,
+          "[rotary] R: expected at most {} elements on a GPU, got {}", 2 * cuda::kRotaryMaxPairs,
           q.rotation.R);
   require(
       !q.packed || (q.packing.begin.shape == Shape{q.packing.n + 1} &&
@@ -100,7 +103,39 @@ void rotate_tokens(const Call& q, const double* angles, const double* rests, dou
   }
 }
 
+void run_on_gpu([[maybe_unused]] Context& c, const Call& q, const Tensor& from, const Tensor& to,
+                bool back, bool add) {
+  cuda::RotaryCall r;
+  r.bf16 = from.dtype == DType::bf16;
+  r.interleaved = q.rotation.interleaved;
+  r.add = add;
+  r.tokens = q.tokens();
+  r.L = from.size(1);
+  r.H = from.size(2);
+  r.P = from.size(3);
+  r.R = q.rotation.R;
+  r.sequences = q.sequences();
+  if (q.packed) {
+    r.begin = q.packing.begin.as<int64_t>();
+    r.row_in = q.packing.state_in.as<int32_t>();
+  }
+  r.start = q.start ? q.start.as<float>() : nullptr;
+  r.from = from.data;
+  r.to = to.data;
+  r.from_row = from.stride[1];
+  r.from_head = from.stride[2];
+  r.to_row = to.stride[1];
+  r.to_head = to.stride[2];
+  r.sign = back ? -1 : 1;
+  fill_angles(q.rotation, r.angle);
+  KRAIT_WITH_CUDA(cuda::rotary(r, c.stream));
+}
+
 void run(Context& c, const Call& q, const Tensor& from, const Tensor& to, bool back, bool add) {
+  if (c.device.type == Device::cuda) {
+    if (!c.planning()) run_on_gpu(c, q, from, to, back, add);
+    return;
+  }
   const int64_t half = q.rotation.R / 2, T = q.tokens(), pieces = (T + kRun - 1) / kRun;
   Scratch scratch(c);
   const Tensor angles = c.scratch({half}, DType::f64);
