@@ -22,6 +22,8 @@ const std::vector<const Architecture*>& architectures() {
       &kJamba,
       &kBamba,
       &kNemotronH,
+      &kFalconH1,
+      &kZamba2,
       &kS4,
   };
   // clang-format on
@@ -47,6 +49,16 @@ std::vector<std::string> preset_names() {
   for (const Architecture* a : architectures())
     for (const std::string& name : a->presets()) all.push_back(name);
   return all;
+}
+
+std::vector<std::unique_ptr<nn::Block>> Body::layers(nn::ParamSet& params, const Config& c) const {
+  std::vector<std::unique_ptr<nn::Block>> all;
+  for (int64_t i = 0; i < c.n_layer; ++i) all.push_back(layer(params, c, i));
+  return all;
+}
+
+std::unique_ptr<nn::Block> Body::layer(nn::ParamSet&, const Config& c, int64_t i) const {
+  fail("{}: layer {} is not made by itself", c.architecture, i);
 }
 
 void check_size(const char* what, int64_t value, int64_t least, int64_t most) {
@@ -97,6 +109,18 @@ void write_eos(OrderedJson& j, const Config& c) {
                       : c.eos_ids.size() == 1 ? OrderedJson(c.eos_ids[0])
                                               : OrderedJson(c.eos_ids);
   j["bos_token_id"] = j["pad_token_id"] = c.eos_ids.empty() ? none : OrderedJson(c.eos_ids[0]);
+}
+
+std::vector<double> numbers(const JsonView& j, const char* key, std::vector<double> fallback) {
+  const Json* v = j.find(key);
+  if (!v) return fallback;
+  if (!v->is_array() || v->size() != fallback.size())
+    j.wrong(key, fmt::format("a list of {} numbers", fallback.size()));
+  for (size_t i = 0; i < fallback.size(); ++i) {
+    const Json named = {{"number", v->at(i)}};
+    fallback[i] = JsonView(named, fmt::format("{}: \"{}\"", j.where(), key)).number("number");
+  }
+  return fallback;
 }
 
 int64_t expanded(double expand, int64_t D) {

@@ -14,11 +14,17 @@ class Body {
  public:
   virtual ~Body() = default;
   virtual void check(const Config&) const = 0;  // Error for sizes that cannot be
-  // Layer i; registers its parameters under the names of published files.
-  virtual std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& config,
-                                           int64_t i) const = 0;
+  // All layers, first to last: each by itself, unless they share parameters. They are registered under the
+  // names of published files.
+  virtual std::vector<std::unique_ptr<nn::Block>> layers(nn::ParamSet& params,
+                                                         const Config& config) const;
   // The config.json of a layout, "torch_dtype" left out. Error where the layout cannot say it.
   virtual OrderedJson json(const Config& config, Layout layout) const = 0;
+
+ protected:
+  // Layer i. A body overrides this or `layers`.
+  virtual std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& config,
+                                           int64_t i) const;
 };
 
 // The shape of a stored tensor, or null.
@@ -50,6 +56,8 @@ extern const Architecture kMamba2Hybrid;
 extern const Architecture kJamba;
 extern const Architecture kBamba;
 extern const Architecture kNemotronH;
+extern const Architecture kFalconH1;
+extern const Architecture kZamba2;
 // clang-format on
 
 const std::vector<const Architecture*>& architectures();
@@ -63,7 +71,9 @@ void follow_weights(const char* what, bool& value, bool found, std::vector<std::
 // Keys that several architectures share.
 std::vector<int32_t> eos_ids(const JsonView& config);     // "eos_token_id": one, several or none
 void write_eos(OrderedJson& json, const Config& config);  // and "bos_token_id", "pad_token_id"
-int64_t expanded(double expand, int64_t D);               // expand · D, rounded down; 0: no size
-double shortest(float value);  // 1e-5f -> 1e-05, not 9.99999974737875e-06
+// As many numbers as the fallback has, which may be infinite.
+std::vector<double> numbers(const JsonView& config, const char* key, std::vector<double> fallback);
+int64_t expanded(double expand, int64_t D);  // expand · D, rounded down; 0: no size
+double shortest(float value);                // 1e-5f -> 1e-05, not 9.99999974737875e-06
 
 }  // namespace krait::models

@@ -3,7 +3,8 @@
 #include <algorithm>
 
 #include "krait/base/error.h"
-#include "krait/models/mamba2.h"
+#include "krait/models/architecture.h"
+#include "krait/models/mamba_keys.h"
 #include "krait/models/rotary_keys.h"
 #include "krait/nn/attention.h"
 #include "krait/nn/mlp.h"
@@ -75,15 +76,7 @@ class BambaBody : public Body {
     j["rope_theta"] = s.attention.rotation.base;
     j["partial_rotary_factor"] =
         static_cast<double>(s.attention.rotation.R) / static_cast<double>(s.attention.head_dim);
-    j["mamba_n_heads"] = s.mamba.heads();
-    j["mamba_d_head"] = s.mamba.headdim;
-    j["mamba_d_state"] = s.mamba.d_state;
-    j["mamba_n_groups"] = s.mamba.groups;
-    j["mamba_d_conv"] = s.mamba.d_conv;
-    j["mamba_expand"] = static_cast<double>(s.mamba.d_ssm) / static_cast<double>(c.d_model);
-    j["mamba_conv_bias"] = s.mamba.conv_bias;
-    j["mamba_proj_bias"] = s.mamba.proj_bias;
-    j["time_step_limit"] = dt_limits(s.mamba);
+    write_mamba_keys(j, s.mamba);
     j["tie_word_embeddings"] = c.tie_embeddings;
     write_eos(j, c);
     return j;
@@ -144,23 +137,7 @@ Config read(const JsonView& j, Layout) {
   s.attention.qkv_bias = s.attention.out_bias = j.boolean("attention_bias", false);
   const RotaryKeys rotary = rotary_keys(j, {10000, 0.5});
   s.attention.rotation.base = rotary.base;
-  nn::Mamba2Config& m = s.mamba;
-  const int64_t heads = j.integer("mamba_n_heads", 128);
-  check_size("mamba_n_heads", heads, 1, 1 << 20);
-  const Json* head = j.find("mamba_d_head");
-  m.headdim =
-      !head || head->is_string()
-          ? static_cast<int64_t>(j.number("mamba_expand", 2) * static_cast<double>(c.d_model)) /
-                heads
-          : j.integer("mamba_d_head");
-  check_size("mamba_d_head", m.headdim, 1, 1 << 20);
-  m.d_ssm = heads * m.headdim;
-  m.d_state = j.integer("mamba_d_state", 256);
-  m.groups = j.integer("mamba_n_groups", 1);
-  m.d_conv = j.integer("mamba_d_conv", 4);
-  m.conv_bias = j.boolean("mamba_conv_bias", true);
-  m.proj_bias = j.boolean("mamba_proj_bias", false);
-  read_dt_limits(j, "time_step_limit", m);
+  s.mamba = mamba_keys(j, c.d_model);
   return finish(c, s, rotary.fraction);
 }
 

@@ -32,6 +32,8 @@ struct Config {
   ops::NormKind norm = ops::NormKind::rms;
   float norm_eps = 1e-5f;
   std::vector<int32_t> eos_ids;
+  float embedding_factor = 1,
+        head_factor = 1;  // constants that embeddings and logits are multiplied by (muP)
   TensorName embedding = {"backbone.embeddings.weight", "backbone.embedding.weight"};
   int64_t positions = 0;  // tokens that a learned table of positions has room for; 0: no such table
   TensorName position_table = {"backbone.positions.weight", ""};

@@ -8,6 +8,7 @@
 #include "krait/ops/embedding/embedding.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/positions/positions.h"
+#include "krait/ops/scale/scale.h"
 
 namespace krait::models {
 
@@ -23,10 +24,10 @@ LanguageModel::LanguageModel(const Config& config) : config_(config) {
     positions_->decay = true;
     parts_.push_back({"state.position", {1}});
   }
-  for (int64_t i = 0; i < config.n_layer; ++i) {
-    blocks_.push_back(config.body->layer(params_, config, i));
+  blocks_ = config.body->layers(params_, config);
+  for (size_t i = 0; i < blocks_.size(); ++i) {
     first_part_.push_back(parts_.size());
-    for (nn::StatePart part : blocks_.back()->state_parts()) {
+    for (nn::StatePart part : blocks_[i]->state_parts()) {
       part.name = fmt::format("state.{}.{}", i, part.name);
       parts_.push_back(part);
     }
@@ -43,16 +44,22 @@ LanguageModel::LanguageModel(const Config& config) : config_(config) {
 }
 
 Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass) const {
+  const auto embed = [&] {
+    return ops::scale(c, ops::embedding(c, tokens, embedding_->value), config_.embedding_factor);
+  };
+  // Looked up twice where layers read it: the stream is not the same variable (Tape::watch_sum).
+  Tensor embedded;
+  if (any_block(&nn::Block::reads_embeddings)) embedded = embed();
   SegmentOptions options;
   options.recompute = pass.recompute;
   options.replace_from = c.arena->low();
-  Tensor r = ops::embedding(c, tokens, embedding_->value);
+  Tensor r = embed();
   if (positions_)
     r = ops::add_positions(c, r, positions_->value, pass.packing,
                            pass.state_in ? pass.state_in->tensor(0) : Tensor(),
                            pass.state_out ? pass.state_out->tensor(0) : Tensor());
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    nn::BlockCall call{pass.packing, {}, pass.dropout, pass.balance_gradient, {}};
+    nn::BlockCall call{pass.packing, {}, pass.dropout, pass.balance_gradient, {}, {}};
     if (pass.router) call.router = pass.router.select(0, static_cast<int64_t>(i));
     const size_t end = i + 1 < blocks_.size() ? first_part_[i + 1] : parts_.size();
     for (size_t p = first_part_[i]; p < end; ++p) {
@@ -60,6 +67,10 @@ Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass)
       if (pass.state_out) call.state.out.push_back(pass.state_out->tensor(p));
     }
     Tensors inputs = {r};
+    if (blocks_[i]->reads_embeddings()) {
+      call.embedded = embedded;
+      inputs.push_back(embedded);
+    }
     inputs.insert(inputs.end(), call.state.in.begin(), call.state.in.end());
     const auto ends =
         std::make_shared<Tensors>();  // the block's states, as variables where recorded
@@ -74,12 +85,15 @@ Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass)
     for (size_t k = 0; k < ends->size(); ++k)
       pass.state_out->tensor(first_part_[i] + k) = (*ends)[k];
   }
-  return config_.norm_f.empty() ? r : norm_f_(c, r, c.activation);
+  const Tensor h = config_.norm_f.empty() ? r : norm_f_(c, r, c.activation);
+  return ops::scale(c, h, config_.head_factor);
 }
 
-bool LanguageModel::routes() const {
-  return std::any_of(blocks_.begin(), blocks_.end(), [](const auto& b) { return b->routes(); });
+bool LanguageModel::any_block(bool (nn::Block::*has)() const) const {
+  return std::any_of(blocks_.begin(), blocks_.end(), [=](const auto& b) { return (*b.*has)(); });
 }
+
+bool LanguageModel::routes() const { return any_block(&nn::Block::routes); }
 
 Tensor LanguageModel::logits(Context& c, const Tensor& hidden) const {
   return ops::linear(c, hidden, head_->value, {}, DType::f32);

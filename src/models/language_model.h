@@ -56,6 +56,8 @@ class LanguageModel {
   void check_tokens(const int32_t* tokens, int64_t n) const;
 
  private:
+  bool any_block(bool (nn::Block::*has)() const) const;
+
   Config config_;
   nn::ParamSet params_;
   nn::Param* embedding_;

@@ -48,6 +48,22 @@ constexpr Small kSmall[] = {
                    "intermediate_size": 40, "sliding_window": 5})"},
     {"gpt_neox", R"({"model_type": "gpt_neox", "hidden_size": 24, "num_hidden_layers": 3,
                    "vocab_size": 37, "num_attention_heads": 3, "intermediate_size": 40})"},
+    {"falcon_h1", R"({"model_type": "falcon_h1", "hidden_size": 24, "num_hidden_layers": 3,
+                   "vocab_size": 37, "num_attention_heads": 3, "num_key_value_heads": 1,
+                   "head_dim": 10, "attention_bias": true, "intermediate_size": 40,
+                   "mamba_n_heads": 6, "mamba_d_ssm": 36, "mamba_d_state": 5, "mamba_n_groups": 2,
+                   "mamba_rms_norm": true, "mamba_proj_bias": true, "embedding_multiplier": 2.5,
+                   "lm_head_multiplier": 0.6, "key_multiplier": 0.5, "mlp_bias": true,
+                   "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.9,
+                   "ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.8,
+                   "ssm_multipliers": [0.7, 0.9, 1.2, 1.1, 0.6],
+                   "mlp_multipliers": [0.8, 1.4]})"},
+    {"zamba2", R"({"model_type": "zamba2", "hidden_size": 24, "num_hidden_layers": 3,
+                   "vocab_size": 37, "layers_block_type": ["hybrid", "mamba", "hybrid"],
+                   "adapter_rank": 3, "num_attention_heads": 4, "use_mem_rope": true,
+                   "use_shared_attention_adapter": true, "intermediate_size": 40,
+                   "n_mamba_heads": 8, "mamba_headdim": 6, "mamba_d_state": 5,
+                   "mamba_ngroups": 2})"},
 };
 
 Config config_of(const Small& small) {

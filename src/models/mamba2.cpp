@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cmath>
-#include <tuple>
 
 #include "krait/base/error.h"
 #include "krait/models/original.h"
@@ -37,17 +36,6 @@ class Mamba2Body : public Body {
   OrderedJson huggingface(const Config& c) const;
   OrderedJson original(const Config& c) const;
 };
-
-// The numbers of a list of two, which may be infinite.
-std::pair<double, double> pair_of(const JsonView& j, const char* key,
-                                  std::pair<double, double> fallback) {
-  const Json* v = j.find(key);
-  if (!v) return fallback;
-  if (!v->is_array() || v->size() != 2) j.wrong(key, "a list of two numbers");
-  const Json named = {{"first", v->at(0)}, {"second", v->at(1)}};
-  const JsonView two(named, fmt::format("{}: \"{}\"", j.where(), key));
-  return {two.number("first"), two.number("second")};
-}
 
 Config read_huggingface(const JsonView& j) {
   Config c;
@@ -215,7 +203,8 @@ nn::Mamba2Config read_original_mamba2(const JsonView& s, int64_t d_model) {
   m.dt_min = s.number("dt_min", m.dt_min);
   m.dt_max = s.number("dt_max", m.dt_max);
   m.dt_floor = s.number("dt_init_floor", m.dt_floor);
-  std::tie(m.A_min, m.A_max) = pair_of(s, "A_init_range", {m.A_min, m.A_max});
+  const std::vector<double> A = numbers(s, "A_init_range", {m.A_min, m.A_max});
+  m.A_min = A[0], m.A_max = A[1];
   return m;
 }
 
@@ -276,8 +265,8 @@ Config with_mamba2(Config config, const nn::Mamba2Config& mixer) {
 }
 
 void read_dt_limits(const JsonView& j, const char* key, nn::Mamba2Config& m) {
-  const auto [low, high] = pair_of(j, key, {m.dt_low, m.dt_high});
-  m.dt_low = static_cast<float>(low), m.dt_high = static_cast<float>(high);
+  const std::vector<double> limits = numbers(j, key, {m.dt_low, m.dt_high});
+  m.dt_low = static_cast<float>(limits[0]), m.dt_high = static_cast<float>(limits[1]);
 }
 
 OrderedJson dt_limits(const nn::Mamba2Config& m) {

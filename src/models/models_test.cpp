@@ -16,7 +16,7 @@ TEST(Presets, HaveThePublishedParameterCounts) {
       {"mamba-2.8b", 2768345600},         {"mambabyte-353m", 353628160},
       {"mambabyte-972m", 973387520},      {"falcon-mamba-7b", 7272665088},
       {"transformerpp-2.7b", 2666457600}, {"mamba2attn-2.7b", 2697590880},
-      {"pythia-160m", 162322944}};
+      {"pythia-160m", 162322944},         {"zamba2-1.2b", 1215064704}};
   for (const auto& [name, count] : published) {
     const LanguageModel model(preset(name));
     EXPECT_EQ(model.params().numel(), count) << name;

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
-#include "krait/ops/linear/linear.h"
+#include "krait/ops/scale/scale.h"
 
 namespace krait::nn {
 
@@ -21,7 +21,7 @@ void check(const AttentionConfig& g) {
 
 Attention::Attention(ParamSet& params, const std::string& name, const AttentionConfig& g)
     : config_(g) {
-  const int64_t D = g.d_model, P = g.head_dim;
+  const int64_t D = g.d_model, K = g.width(), P = g.head_dim;
   require(g.d_conv == 0 || g.layout == QkvLayout::rows,
           "attention: a convolution needs q, k, v as rows of one matrix");
   require(g.layout != QkvLayout::heads || g.heads == g.key_heads,
@@ -39,7 +39,7 @@ Attention::Attention(ParamSet& params, const std::string& name, const AttentionC
     return &p;
   };
   const auto input = [&](const std::string& part, int64_t rows) {
-    in_.push_back(matrix(part, rows, D, 1));
+    in_.push_back(matrix(part, rows, K, 1));
     if (g.qkv_bias) in_bias_.push_back(bias(part, rows, constant(0.0f)));
   };
   if (g.layout == QkvLayout::separate) {
@@ -80,8 +80,7 @@ Attention::Qkv Attention::project(Context& c, const Tensor& x, BlockCall& call,
   const AttentionConfig& g = config_;
   const int64_t B = x.size(0), L = x.size(1), P = g.head_dim;
   const auto linear = [&](size_t i) {
-    return ops::linear(c, x, in_[i]->value, in_bias_.empty() ? Tensor() : in_bias_[i]->value,
-                       c.activation);
+    return adapted_linear(c, x, *in_[i], in_bias_.empty() ? nullptr : in_bias_[i], adapters_[i]);
   };
   if (g.layout == QkvLayout::separate)
     return {linear(0).reshape({B, L, g.heads, P}), linear(1).reshape({B, L, g.key_heads, P}),
@@ -117,7 +116,7 @@ Tensor Attention::forward(Context& c, const Tensor& x, const Tensor& stream,
     return v.empty() ? ops::KeyCache() : ops::KeyCache{v[0], v[1], v[2]};
   };
   Tensor conv_end;
-  Qkv p = project(c, x, call, conv_end);
+  Qkv p = project(c, ops::scale(c, x, g.in_factor), call, conv_end);
   const ops::KeyCache from = cache(call.state.in), to = cache(call.state.out);
   if (g.rotation.R > 0) {
     p.q = ops::rotary(c, p.q, g.rotation, call.packing, from.length);
@@ -135,7 +134,7 @@ Tensor Attention::forward(Context& c, const Tensor& x, const Tensor& stream,
     if (conv_) call.state.out.insert(call.state.out.begin(), conv_end);
   }
   const Tensor y = a.y.reshape({x.size(0), x.size(1), g.heads * g.head_dim});
-  return project_and_add(c, y, *out_, out_bias_, stream, call.dropout);
+  return project_and_add(c, y, *out_, out_bias_, stream, call.dropout, g.out_factor);
 }
 
 }  // namespace krait::nn

@@ -1,9 +1,11 @@
 #include "krait/nn/block.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "krait/ops/dropout/dropout.h"
 #include "krait/ops/linear/linear.h"
+#include "krait/ops/scale/scale.h"
 
 namespace krait::nn {
 
@@ -29,8 +31,11 @@ Tensor Norm::operator()(Context& c, const Tensor& x, DType out) const {
 }
 
 void PreNorm::add(const Norm& norm, std::unique_ptr<Mixer> mixer) {
-  const size_t states = mixer->state_parts().size();
-  parts_.push_back({norm, std::move(mixer), states});
+  parts_.push_back({norm, std::move(mixer)});
+}
+
+void PreNorm::add_beside(std::unique_ptr<Mixer> mixer) {
+  parts_.push_back({std::nullopt, std::move(mixer)});
 }
 
 std::vector<StatePart> PreNorm::state_parts() const {
@@ -47,33 +52,46 @@ bool PreNorm::routes() const {
 Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
   std::vector<Tensor> normed;
   if (parallel_)
-    for (const Part& p : parts_) normed.push_back(p.norm(c, r, c.activation));
-  Tensor stream = r;
-  BlockState left = std::move(call.state);  // of the mixers still to come
-  call.state = {};                          // the ends are collected in it
-  const auto take = [](std::vector<Tensor>& from, size_t n) {
+    for (const Part& p : parts_)
+      normed.push_back(p.norm ? (*p.norm)(c, r, c.activation) : normed.back());
+  Tensor stream = r, x;
+  BlockState left = std::exchange(call.state, {});  // of the mixers still to come
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const Part& p = parts_[i];
+    if (parallel_) {
+      x = normed[i];
+    } else if (p.norm) {
+      x = (*p.norm)(c, stream, c.activation);
+    }
+    stream = forward_part(c, *p.mixer, x, stream, call, left);
+  }
+  return stream;
+}
+
+Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
+                    BlockCall& call, BlockState& left) {
+  const size_t n = mixer.state_parts().size();
+  const auto take = [n](std::vector<Tensor>& from) {
     if (from.empty()) return from;
     const auto end = from.begin() + static_cast<std::ptrdiff_t>(n);
     std::vector<Tensor> taken(from.begin(), end);
     from.erase(from.begin(), end);
     return taken;
   };
-  for (size_t i = 0; i < parts_.size(); ++i) {
-    const Part& p = parts_[i];
-    const Tensor x = parallel_ ? normed[i] : p.norm(c, stream, c.activation);
-    BlockCall inner = call;
-    inner.state = {take(left.in, p.states), take(left.out, p.states)};
-    stream = p.mixer->forward(c, x, stream, inner);
-    for (const Tensor& end : inner.state.out) call.state.out.push_back(end);
-  }
-  return stream;
+  BlockCall inner = call;
+  inner.state = {take(left.in), take(left.out)};
+  const Tensor y = mixer.forward(c, x, stream, inner);
+  for (const Tensor& end : inner.state.out) call.state.out.push_back(end);
+  return y;
 }
 
 Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,
-                       const Tensor& stream, float dropout) {
-  const Tensor b = bias ? bias->value : Tensor();
-  if (dropout == 0.0f || !c.training) return ops::linear_add(c, y, w.value, b, stream);
-  return ops::dropout_add(c, ops::linear(c, y, w.value, b, c.activation), stream, dropout);
+                       const Tensor& stream, float dropout, float factor) {
+  const Tensor x = ops::scale(c, y, factor);
+  const Tensor b = bias ? ops::scale(c, bias->value, factor) : Tensor();
+  if (!stream) return ops::linear(c, x, w.value, b, c.activation);
+  if (dropout == 0.0f || !c.training) return ops::linear_add(c, x, w.value, b, stream);
+  return ops::dropout_add(c, ops::linear(c, x, w.value, b, c.activation), stream, dropout);
 }
 
 }  // namespace krait::nn

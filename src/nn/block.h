@@ -3,6 +3,7 @@
 // one-token steps.
 #pragma once
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "krait/nn/param.h"
@@ -19,6 +20,7 @@ struct BlockCall {
   // Of experts: see ops::RouteOptions::balance_gradient and the report of ops::route.
   float balance_gradient = 1;
   Tensor router;
+  Tensor embedded;  // (B, L, D) float32: the embeddings, for blocks that read them
 };
 
 // The norm in front of a mixer, and the last one of a model.
@@ -41,7 +43,7 @@ class Mixer {
   virtual std::vector<StatePart> state_parts() const { return {}; }
   virtual bool routes() const { return false; }  // it has experts: BlockCall::router is written
   // x (B, L, D), normed, in the activation type -> stream (B, L, D) float32 + what the mixer adds (see
-  // project_and_add). The stream must not be used again (Tape::watch_sum).
+  // project_and_add). The stream must not be used again (Tape::watch_sum). No stream: what it adds alone.
   virtual Tensor forward(Context& c, const Tensor& x, const Tensor& stream,
                          BlockCall& call) const = 0;
 };
@@ -51,6 +53,7 @@ class Block {
   virtual ~Block() = default;
   virtual std::vector<StatePart> state_parts() const = 0;
   virtual bool routes() const { return false; }
+  virtual bool reads_embeddings() const { return false; }  // BlockCall::embedded is needed
   // r (B, L, D) float32 -> (B, L, D) float32; r must not be used again.
   virtual Tensor forward(Context& c, const Tensor& r, BlockCall& call) const = 0;
 };
@@ -60,6 +63,8 @@ class PreNorm : public Block {
  public:
   explicit PreNorm(bool parallel = false) : parallel_(parallel) {}
   void add(const Norm& norm, std::unique_ptr<Mixer> mixer);
+  // One more mixer on the normed stream that the last one reads; what both add is summed.
+  void add_beside(std::unique_ptr<Mixer> mixer);
 
   std::vector<StatePart> state_parts() const override;
   bool routes() const override;
@@ -67,16 +72,20 @@ class PreNorm : public Block {
 
  private:
   struct Part {
-    Norm norm;
+    std::optional<Norm> norm;  // none: it reads what the part before reads
     std::unique_ptr<Mixer> mixer;
-    size_t states;  // of the mixer
   };
   bool parallel_;
   std::vector<Part> parts_;
 };
 
-// What a mixer adds to the stream: stream + dropout(y Wᵀ + b).
+// Runs `mixer` with the next of the states that are left; the ends are added to those of `call`.
+Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
+                    BlockCall& call, BlockState& left);
+
+// What a mixer adds to the stream: stream + dropout(factor (y Wᵀ + b)); without a stream y Wᵀ + b alone, in the
+// activation type.
 Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,
-                       const Tensor& stream, float dropout);
+                       const Tensor& stream, float dropout, float factor = 1);
 
 }  // namespace krait::nn

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "krait/ops/average/average.h"
+#include "krait/ops/add/add.h"
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/selective_scan/selective_scan.h"
@@ -133,7 +133,7 @@ BiMamba::BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& 
 
 Tensor BiMamba::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
   const Tensor xz = ops::linear(c, x, in_proj_->value, {}, c.activation);  // (B, L, 2E)
-  const Tensor y = ops::average(c, forward_.forward(c, xz, call), backward_.forward(c, xz, call));
+  const Tensor y = ops::add(c, forward_.forward(c, xz, call), backward_.forward(c, xz, call), 0.5f);
   return project_and_add(c, y, *out_proj_, nullptr, stream, call.dropout);  // (B, L, D)
 }
 

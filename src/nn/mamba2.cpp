@@ -8,6 +8,7 @@
 #include "krait/ops/gate/gate.h"
 #include "krait/ops/gated_norm/gated_norm.h"
 #include "krait/ops/linear/linear.h"
+#include "krait/ops/scale/scale.h"
 #include "krait/ops/ssd/ssd.h"
 
 namespace krait::nn {
@@ -83,7 +84,11 @@ Tensor Mamba2::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
   };
 
   // (B, L, 2M + 2E + 2GN + H): z and x of the MLP, then z, xBC, dt
-  const Tensor all = ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);
+  const auto& f = g.zxBCdt_factors;
+  const Tensor all = ops::scale(
+      c,
+      ops::linear(c, ops::scale(c, x, g.in_factor), in_proj_->value, value(in_bias_), c.activation),
+      {{2 * M, 1}, {E, f[0]}, {E, f[1]}, {GN, f[2]}, {GN, f[3]}, {g.heads(), f[4]}});
   const int64_t xBC = 2 * M + E, dt = xBC + g.d_xBC();
   const ops::ConvResult conv = ops::conv1d_causal(
       c, all.slice(-1, xBC, dt), conv_->value.reshape({g.d_xBC(), g.d_conv}), value(conv_bias_),
@@ -111,7 +116,8 @@ Tensor Mamba2::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
   if (M > 0)
     y = ops::concat(c, ops::gate(c, ops::Gate::silu, all.slice(-1, 0, M), all.slice(-1, M, 2 * M)),
                     y);
-  return project_and_add(c, y, *out_proj_, out_bias_, stream, call.dropout);  // (B, L, D)
+  return project_and_add(c, y, *out_proj_, out_bias_, stream, call.dropout,
+                         g.out_factor);  // (B, L, D)
 }
 
 }  // namespace krait::nn

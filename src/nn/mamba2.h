@@ -1,6 +1,7 @@
 // The Mamba-2 mixer (Dao and Gu 2024, section 7): one projection gives gate, input, B, C and Δ at once; a
 // causal convolution over x, B, C; ssd; a gated norm; out_proj.
 #pragma once
+#include <array>
 #include <limits>
 
 #include "krait/nn/block.h"
@@ -22,6 +23,9 @@ struct Mamba2Config {
   bool norm_before_gate = false;
   float norm_eps = 1e-5f;
   float dt_low = 0, dt_high = std::numeric_limits<float>::infinity();  // limits of Δ
+  // Constant factors (muP): of the input, of z, x, B, C and Δ behind in_proj, of the output.
+  float in_factor = 1, out_factor = 1;
+  std::array<float, 5> zxBCdt_factors = {1, 1, 1, 1, 1};
   // Initial values only.
   double dt_min = 1e-3, dt_max = 0.1, dt_floor = 1e-4, A_min = 1, A_max = 16;
   double out_rescale = 1.0;  // out_proj is drawn this many times smaller: sqrt(n_layer)

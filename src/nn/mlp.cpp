@@ -1,6 +1,6 @@
 #include "krait/nn/mlp.h"
 
-#include "krait/ops/linear/linear.h"
+#include "krait/ops/scale/scale.h"
 
 namespace krait::nn {
 
@@ -25,21 +25,19 @@ Mlp::Mlp(ParamSet& params, const std::string& name, const MlpConfig& g) : config
   down_ = linear(g.down, g.d_model, g.d_inner, g.out_rescale);
 }
 
-Tensor Mlp::project(Context& c, const Tensor& x, const Linear& l) const {
-  return ops::linear(c, x, l.weight->value, l.bias ? l.bias->value : Tensor(), c.activation);
-}
-
 Tensor Mlp::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
   const int64_t F = config_.d_inner;
-  Tensor gate, up = project(c, x, up_);  // (B, L, F), or both halves
+  Tensor gate,
+      up = adapted_linear(c, x, *up_.weight, up_.bias, adapter_);  // (B, L, F), or both halves
   switch (config_.layout) {
     case MlpLayout::plain: gate = up, up = Tensor(); break;
-    case MlpLayout::separate: gate = project(c, x, gate_); break;
+    case MlpLayout::separate: gate = adapted_linear(c, x, *gate_.weight, gate_.bias, {}); break;
     case MlpLayout::gate_last: gate = up.slice(-1, F, 2 * F), up = up.slice(-1, 0, F); break;
     case MlpLayout::gate_first: gate = up.slice(-1, 0, F), up = up.slice(-1, F, 2 * F); break;
   }
-  const Tensor y = ops::gate(c, config_.gate_kind, gate, up);  // (B, L, F)
-  return project_and_add(c, y, *down_.weight, down_.bias, stream, call.dropout);
+  const Tensor y = ops::gate(c, config_.gate_kind, ops::scale(c, gate, config_.gate_factor),
+                             up);  // (B, L, F)
+  return project_and_add(c, y, *down_.weight, down_.bias, stream, call.dropout, config_.out_factor);
 }
 
 }  // namespace krait::nn

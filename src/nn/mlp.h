@@ -3,6 +3,7 @@
 //   plain      down(f(up(x)))
 //   gated      down(f(gate(x)) · up(x)); gate and up are two matrices, or the halves of one
 #pragma once
+#include "krait/nn/adapter.h"
 #include "krait/nn/block.h"
 #include "krait/ops/gate/gate.h"
 
@@ -17,6 +18,8 @@ struct MlpConfig {
   ops::Gate gate_kind = ops::Gate::silu;
   MlpLayout layout = MlpLayout::separate;
   bool bias = false;
+  float gate_factor = 1,
+        out_factor = 1;  // constants that gate(x) and the output are multiplied by (muP)
   // Under the mixer's name; `gate` for separate matrices only.
   std::string up = "up_proj", gate = "gate_proj", down = "down_proj";
   // Initial values: normal with this deviation, or 0: uniform within 1/sqrt(fan in), down divided by
@@ -25,9 +28,11 @@ struct MlpConfig {
   double out_rescale = 1;
 };
 
+// A copy shares the parameters.
 class Mlp : public Mixer {
  public:
   Mlp(ParamSet& params, const std::string& name, const MlpConfig& config);
+  void set_up_adapter(const Adapter& adapter) { adapter_ = adapter; }  // corrects the matrix `up`
 
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
 
@@ -35,10 +40,9 @@ class Mlp : public Mixer {
   struct Linear {
     const Param *weight = nullptr, *bias = nullptr;
   };
-  Tensor project(Context& c, const Tensor& x, const Linear& l) const;
-
   MlpConfig config_;
   Linear up_, gate_, down_;
+  Adapter adapter_;
 };
 
 }  // namespace krait::nn

@@ -31,6 +31,8 @@ inline bool is_language_model(const std::string& system) {
       "jamba",
       "bamba",
       "nemotron-h",
+      "falcon-h1",
+      "zamba2",
   };
   // clang-format on
   return known.count(system) > 0;

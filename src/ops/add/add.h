@@ -1,13 +1,13 @@
-// average: y = (a + b) / 2.
+// add: y = factor (a + b).
 //
 //   a, b, y (...)   float32 or bfloat16, the same type and shape, contiguous; float32 inside, rounded once
 //
-// Gradients for a and b. Saved for backward: nothing. CPU.
+// Gradients for a and b, each its own (compare Tape::watch_sum). Saved for backward: nothing. CPU.
 #pragma once
 #include "krait/tensor/context.h"
 
 namespace krait::ops {
 
-Tensor average(Context& c, const Tensor& a, const Tensor& b);
+Tensor add(Context& c, const Tensor& a, const Tensor& b, float factor = 1);
 
 }  // namespace krait::ops
