@@ -31,7 +31,7 @@ class ThreadScratch {
   Tensor all_;
 };
 
-// The block of channels `b` of the tokens from `token` on.
+// The block of channels `b` of the tokens of `s`; A2: of its channels.
 static Block block_at(const Problem& p, const float* A2, int64_t b, const Sequence& s) {
   const auto [group, first, channels] = p.block(b);
   Block w;
@@ -46,7 +46,7 @@ static Block block_at(const Problem& p, const float* A2, int64_t b, const Sequen
   w.z = p.rows(p.in.z, s, first);
   w.B = p.constant_B ? rows_at(p.in.B, first, 0) : p.grouped_rows(p.in.B, s, group);
   w.C = p.constant_C ? rows_at(p.in.C, first, 0) : p.grouped_rows(p.in.C, s, group);
-  w.A2 = A2 + first * p.N;
+  w.A2 = A2;
   w.D = floats_at(p.in.D, first);
   w.dt_bias = floats_at(p.in.dt_bias, first);
   w.state_in = s.in < 0 ? nullptr : floats_at(p.state_in, (s.in * p.E + first) * p.N);
@@ -66,16 +66,17 @@ static Tensor scaled_A(Context& c, const Problem& p) {
 static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
   if (c.device.type == Device::cuda) return forward_on_gpu(c, p, y, saved);
   Scratch scratch(c);
-  const Tensor A2 = scaled_A(c, p);
-  const ThreadScratch areas(c, forward_scratch(p.N));
+  const ThreadScratch areas(c, forward_scratch(p.N) + p.N * kBlock);
   if (c.planning()) return;
   const int64_t n = p.sequences(), items = p.blocks() * n;
-  const auto run = [&](int64_t item) {
+  const auto run = [&](int64_t item, bool new_block, float* A2) {
     const int64_t b = item / n;
+    const auto [group, first, channels] = p.block(b);
+    if (new_block)
+      kernels().scale_A(floats_at(p.in.A, first * p.N), channels * p.N, p.in.a_is_log, A2);
     const Sequence s = p.sequence(item % n);
     Forward w;
-    w.block = block_at(p, static_cast<const float*>(A2.data), b, s);
-    const int64_t first = p.block(b).first;
+    w.block = block_at(p, A2, b, s);
     const Rows to = p.rows(y, s, first);
     w.y = {const_cast<void*>(to.data), to.stride, to.bf16, false};
     if (s.out >= 0 && p.state_out)
@@ -85,13 +86,14 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
       w.saved =
           static_cast<float*>(saved.data) + (s.begin / kChunk) * w.saved_stride + b * p.N * kBlock;
     }
-    w.scratch = areas.mine();
+    w.scratch = A2 + p.N * kBlock;
     (s.tokens <= kShort ? kernels().scan_step : kernels().scan_chunked)(w);
   };
-  // Pieces of at least some 30 microseconds.
+  // Pieces of some 8 microseconds at least, so that threads end at about the same time.
   const int64_t work = std::max<int64_t>(1, p.tokens / std::max<int64_t>(1, n)) * kBlock * p.N;
-  parallel_ranges(items, std::max<int64_t>(1, 65536 / work), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) run(i);
+  parallel_ranges(items, std::max<int64_t>(1, 16384 / work), [&](int64_t begin, int64_t end) {
+    float* const A2 = areas.mine();
+    for (int64_t i = begin; i < end; ++i) run(i, i == begin || i % n == 0, A2);
   });
 }
 
@@ -218,7 +220,7 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
       // A sequence belongs to the piece of the tokens that holds its first.
       if (std::min(s.begin * pieces / std::max<int64_t>(p.tokens, 1), pieces - 1) != piece)
         continue;
-      w.block = block_at(p, static_cast<const float*>(A2.data), b, s);
+      w.block = block_at(p, floats_at(A2, first * p.N), b, s);
       w.dy = p.rows(dy, s, first);
       w.du = grad_rows(p, g.u, s, first);
       w.ddt = grad_rows(p, g.dt, s, first);

@@ -126,55 +126,6 @@ void Problem::check_packing(const Context& c) const {
   }
 }
 
-Sequence Problem::sequence(int64_t s) const {
-  if (!packed) return {s * L, L, state_in ? s : -1, state_out ? s : -1};
-  const int64_t* begin = static_cast<const int64_t*>(packing.begin.data);
-  const auto row = [s](const Tensor& t) { return int64_t{static_cast<const int32_t*>(t.data)[s]}; };
-  return {begin[s], begin[s + 1] - begin[s], state_in ? row(packing.state_in) : -1,
-          state_out ? row(packing.state_out) : -1};
-}
-
-BlockPlace Problem::block(int64_t b) const {
-  const int64_t group = b / blocks_of_group(), first = (b % blocks_of_group()) * kBlock,
-                in_group = E / G;
-  return {group, group * in_group + first, in_group - first < kBlock ? in_group - first : kBlock};
-}
-
-static Rows rows_with(const Tensor& t, int64_t stride, int64_t offset) {
-  if (!t) return {};
-  return {static_cast<const std::byte*>(t.data) + offset * static_cast<int64_t>(size_of(t.dtype)),
-          stride, t.dtype == DType::bf16};
-}
-
-Rows rows_at(const Tensor& t, int64_t row, int64_t column) {
-  if (!t) return {};
-  return rows_with(t, t.row_stride(), row * t.row_stride() + column);
-}
-
-Rows grouped_rows_at(const Tensor& t, int64_t token, int64_t group) {
-  if (!t) return {};
-  const bool grouped = t.rank() == 4;
-  const int64_t step = t.size(1) > 1 ? t.stride[1] : t.stride[0];  // (B, 1, ...): rows are steps
-  return rows_with(t, step, token * step + (grouped ? group * t.stride[2] : 0));
-}
-
-static Rows turned(Rows r, const Sequence& s) {
-  const int64_t bytes = (s.tokens - 1) * r.stride * (r.bf16 ? 2 : 4);
-  if (r.data && s.tokens > 0) r.data = static_cast<const std::byte*>(r.data) + bytes;
-  r.stride = -r.stride;
-  return r;
-}
-
-Rows Problem::rows(const Tensor& t, const Sequence& s, int64_t column) const {
-  const Rows r = rows_at(t, s.begin, column);
-  return in.reverse ? turned(r, s) : r;
-}
-
-Rows Problem::grouped_rows(const Tensor& t, const Sequence& s, int64_t group) const {
-  const Rows r = grouped_rows_at(t, s.begin, group);
-  return in.reverse ? turned(r, s) : r;
-}
-
 int64_t Problem::place(int64_t t) const {
   if (!in.reverse) return t;
   if (!packed) return t / L * 2 * L + L - 1 - t;
