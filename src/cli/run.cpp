@@ -5,6 +5,7 @@
 #include "krait/base/threads.h"
 #include "krait/cli/command.h"
 #include "krait/cli/config_file.h"
+#include "krait/cli/self_check.h"
 #include "krait/cli/signals.h"
 #include "krait/cli/version.h"
 
@@ -50,6 +51,9 @@ int dispatch(std::vector<std::string> args) {
   Common common;
   CLI::App app("Krait trains, runs and remembers state-space models (the Mamba family).", "krait");
   app.set_version_flag("--version", version_text(), "version, commit, devices, libraries");
+  app.add_flag_callback(
+      "--selftest", [] {}, "every op on every device, against float64; exit 0: all are right");
+  if (args == std::vector<std::string>{"--selftest"}) return selftest();
   app.require_subcommand(1);
   const CLI::App* chosen = nullptr;
   Work work;

@@ -27,6 +27,10 @@ common=(--data train.txt --seq-len 64 --batch-size 4 --lr 3e-3 --seed 1 --quiet)
 same "$(wc -l <run/log.jsonl)" 12 "lines of the log"
 model=run/last
 
+# ---- the machine itself
+"$KRAIT" --selftest >selftest.txt || die "--selftest: $(cat selftest.txt)"
+grep -q 'selective_scan .*bfloat16 .*ok' selftest.txt || die "--selftest leaves the scan out"
+
 # ---- inspect
 "$KRAIT" inspect "$model" --json >inspect.json
 same "$(key inspect.json architecture)" '"mamba"' architecture
