@@ -3,6 +3,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/moe/gpu.h"
 #include "krait/ops/moe/moe.h"
 #include "krait/tensor/device.h"
 #include "krait/tensor/memory.h"
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int64_t kRows = 16;  // of one piece
 
+bool on_gpu(const Context& c) { return c.device.type == Device::cuda; }
 int64_t rows_of(const Routing& r) { return r.token.numel(); }
 int64_t experts_of(const Routing& r) { return r.begin.numel() - 1; }
 
@@ -102,6 +104,13 @@ void linear_backward(Context& c, const Tensor& x, const Tensor& w, const Routing
          4.0 * static_cast<double>(x.numel() * dy.size(1)));
   Scratch s(c);
   const Tensor dy_ready = in_type(c, dy, w.dtype), x_ready = in_type(c, x, w.dtype);
+  if (on_gpu(c)) {
+    if (dx.grad) product_on_gpu(c, r, dy_ready, w, !in_first, dx.grad, dx.add);
+    if (dw.grad)
+      weight_gradient_on_gpu(c, r, in_first ? x_ready : dy_ready, in_first ? dy_ready : x_ready,
+                             dw);
+    return;
+  }
   if (dx.grad) {
     each_expert(c, r, dy_ready, dx.grad, [&](const Tensor& d, const Tensor& to, int64_t e) {
       multiply(c, matrix(d), weights(w, e, in_first).transposed(), to, {.add = dx.add});
@@ -167,7 +176,7 @@ Tensor dispatch(Context& c, const Tensor& x, const Routing& r) {
           "[moe] x: expected {} rows at one distance, got {}", r.row.size(0), x.shape);
   Tensor y = c.alloc({rows_of(r), x.size(-1)}, x.dtype);
   c.cost("moe.dispatch", 2.0 * static_cast<double>(y.bytes()), 0);
-  if (!c.planning()) gather(x, r, y);
+  if (!c.planning()) on_gpu(c) ? dispatch_on_gpu(c, r, x, y) : gather(x, r, y);
   if (c.tape && x.var) {
     c.tape->watch(y);
     c.tape->record([=](Context& b) {
@@ -175,7 +184,7 @@ Tensor dispatch(Context& c, const Tensor& x, const Routing& r) {
       if (!dy) return;
       const GradTarget dx = b.tape->grad_into(b, x);
       b.cost("moe.dispatch backward", 2.0 * static_cast<double>(y.bytes()), 0);
-      if (!b.planning()) scatter(dy, r, dx);
+      if (!b.planning()) on_gpu(b) ? undo_dispatch_on_gpu(b, r, dy, dx) : scatter(dy, r, dx);
     });
   }
   return y;
@@ -195,10 +204,12 @@ Tensor expert_linear(Context& c, const Tensor& x, const Tensor& w, const Routing
   {
     Scratch s(c);
     const Tensor ready = in_type(c, x, w.dtype);
-    each_expert(c, r, ready, y, [&](const Tensor& from, const Tensor& to, int64_t e) {
-      multiply(c, matrix(from), weights(w, e, in_first), to);
-    });
-    if (!c.planning()) zero_unused_rows(y, r);
+    if (on_gpu(c)) product_on_gpu(c, r, ready, w, in_first, y, false);
+    if (!on_gpu(c))
+      each_expert(c, r, ready, y, [&](const Tensor& from, const Tensor& to, int64_t e) {
+        multiply(c, matrix(from), weights(w, e, in_first), to);
+      });
+    if (!c.planning() && !on_gpu(c)) zero_unused_rows(y, r);
   }
   if (c.tape && needs_grad({x, w})) {
     c.tape->watch(y);
@@ -219,7 +230,8 @@ Tensor combine(Context& c, const Tensor& y, const Routing& r, const Tensor& stre
   Tensor out = c.alloc(stream.shape, DType::f32);
   c.cost("moe.combine", static_cast<double>(y.bytes() + 2 * out.bytes()),
          2.0 * static_cast<double>(y.numel()));
-  if (!c.planning()) combine_forward(y, r, stream, out);
+  if (!c.planning())
+    on_gpu(c) ? combine_on_gpu(c, r, y, stream, out) : combine_forward(y, r, stream, out);
   if (c.tape && needs_grad({y, r.weight, stream})) {
     c.tape->watch_sum(out, stream);
     c.tape->record([=](Context& b) {
@@ -227,7 +239,9 @@ Tensor combine(Context& c, const Tensor& y, const Routing& r, const Tensor& stre
         const GradTarget dy = b.tape->grad_into(b, y), dweight = b.tape->grad_into(b, r.weight);
         b.cost("moe.combine backward", static_cast<double>(2 * y.bytes() + dout.bytes()),
                4.0 * static_cast<double>(y.numel()));
-        if (!b.planning()) combine_backward(y, r, dout, dy, dweight);
+        if (!b.planning())
+          on_gpu(b) ? undo_combine_on_gpu(b, r, y, dout, dy, dweight)
+                    : combine_backward(y, r, dout, dy, dweight);
       }
       b.tape->uncover(out);
     });

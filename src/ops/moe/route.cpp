@@ -4,6 +4,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/moe/gpu.h"
 #include "krait/ops/moe/moe.h"
 #include "krait/tensor/products.h"
 
@@ -106,14 +107,54 @@ Matrix router(const Tensor& w, bool in_first) {
   return in_first ? matrix(w) : matrix(w).transposed();
 }
 
+int64_t capacity_of(const Sizes& z, const RouteOptions& o) {
+  const double room = o.capacity_factor * static_cast<double>(z.T * z.k) / static_cast<double>(z.n);
+  return o.capacity_factor > 0 ? std::min(static_cast<int64_t>(room), z.T) : z.T;
+}
+
+cuda::MoeRoute on_gpu(const Sizes& z, const RouteOptions& o, const Routing& r, const Tensor& p,
+                      const Tensor& slope) {
+  cuda::MoeRoute q;
+  q.r = gpu_routing(r);
+  q.renormalize = o.renormalize;
+  q.capacity = capacity_of(z, o);
+  q.balance = o.balance;
+  q.p = p.as<float>();
+  q.slope = slope.as<double>();
+  return q;
+}
+
+// p, now scores, and the routing; slope (n) float64: see cuda.h.
+void route_on_gpu(Context& c, const Sizes& z, const RouteOptions& o, const Routing& r,
+                  const Tensor& p, const Tensor& slope, const Tensor& report) {
+  Scratch s(c);
+  const Shape parts{cuda::moe_pieces(z.T), z.n};
+  const Tensor counts = c.scratch(parts, DType::i64), sums = c.scratch(parts, DType::f64);
+  if (c.planning()) return;
+  cuda::MoeRoute q = on_gpu(z, o, r, p, slope);
+  q.counts = counts.as<int64_t>();
+  q.sums = sums.as<double>();
+  q.report = report ? report.as<float>() : nullptr;
+  KRAIT_WITH_CUDA(cuda::moe_route(q, c.stream));
+}
+
 void backward(Context& c, const Sizes& z, const RouteOptions& o, const Routing& r, const Tensor& x,
-              const Tensor& w, bool in_first, const Tensor& p, const Tensor& dweight) {
+              const Tensor& w, bool in_first, const Tensor& p, const Tensor& slope,
+              const Tensor& dweight) {
   const GradTarget dx = c.tape->grad_into(c, x), dw = c.tape->grad_into(c, w);
   c.cost("moe.route backward", static_cast<double>(2 * x.bytes()),
          4.0 * static_cast<double>(x.numel() * z.n));
   Scratch s(c);
   const Tensor dlogits = c.scratch({z.T, z.n}, DType::f32);
-  if (!c.planning()) logits_gradient(z, o, r, p, dweight, dlogits);
+  if (c.planning()) {
+  } else if (slope) {
+    KRAIT_WITH_CUDA(cuda::moe_route_backward(
+        {on_gpu(z, o, r, p, slope), dweight ? dweight.as<float>() : nullptr,
+         o.balance * o.balance_gradient, dlogits.as<float>()},
+        c.stream));
+  } else {
+    logits_gradient(z, o, r, p, dweight, dlogits);
+  }
   if (dx.grad)
     multiply(c, matrix(dlogits), router(w, in_first).transposed(), dx.grad, {.add = dx.add});
   if (!dw.grad) return;
@@ -125,7 +166,6 @@ void backward(Context& c, const Sizes& z, const RouteOptions& o, const Routing& 
 
 Routing route(Context& c, const Tensor& x, const Tensor& w, bool in_first, const RouteOptions& o,
               const Tensor& report) {
-  require(c.device.type == Device::cpu, "[moe] experts run on the CPU only");
   require(w.dtype == DType::f32 && w.contiguous() && w.rank() == 2 && x.rank() >= 1 &&
               x.row_strided() && x.size(-1) == w.size(in_first ? 0 : 1),
           "[moe] router: x {} and w {} {} do not fit: expected (..., D) and contiguous float32 {}",
@@ -139,13 +179,17 @@ Routing route(Context& c, const Tensor& x, const Tensor& w, bool in_first, const
   r.row = c.alloc({z.T, z.k}, DType::i32);
   r.token = c.alloc({z.T * z.k}, DType::i32);
   r.begin = c.alloc({z.n + 1}, DType::i64);
+  const bool gpu = c.device.type == Device::cuda;
   const Tensor p = c.alloc({z.T, z.n}, DType::f32);
+  const Tensor slope = gpu ? c.alloc({z.n}, DType::f64) : Tensor();
   c.cost("moe.route", static_cast<double>(x.bytes()), 2.0 * static_cast<double>(x.numel() * z.n));
   {
     Scratch s(c);
     multiply(c, matrix(in_type(c, x, DType::f32)), router(w, in_first), p);
   }
-  if (!c.planning()) {
+  if (gpu) {
+    route_on_gpu(c, z, o, r, p, slope, report);
+  } else if (!c.planning()) {
     parallel_ranges(z.T, kTokens, [&](int64_t t, int64_t end) {
       for (; t < end; ++t) {
         float* pt = p.as<float>() + t * z.n;
@@ -154,11 +198,7 @@ Routing route(Context& c, const Tensor& x, const Tensor& w, bool in_first, const
                r.weight.as<float>() + t * z.k);
       }
     });
-    const double room =
-        o.capacity_factor * static_cast<double>(z.T * z.k) / static_cast<double>(z.n);
-    const int64_t capacity =
-        o.capacity_factor > 0 ? std::min(static_cast<int64_t>(room), z.T) : z.T;
-    const int64_t dropped = sort_by_expert(z, capacity, r);
+    const int64_t dropped = sort_by_expert(z, capacity_of(z, o), r);
     if (report) {
       report.as<float>()[0] =
           o.balance * static_cast<float>(balance_loss(z, p.as<float>(), r.expert.as<int32_t>()));
@@ -169,7 +209,7 @@ Routing route(Context& c, const Tensor& x, const Tensor& w, bool in_first, const
     c.tape->watch(r.weight);
     c.tape->record([=](Context& b) {
       const Tensor dweight = b.tape->grad(r.weight);
-      if (dweight || o.balance != 0) backward(b, z, o, r, x, w, in_first, p, dweight);
+      if (dweight || o.balance != 0) backward(b, z, o, r, x, w, in_first, p, slope, dweight);
     });
   }
   return r;
