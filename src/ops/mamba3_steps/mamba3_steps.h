@@ -10,7 +10,7 @@
 //
 // arXiv 2603.15569, section 3; f as in the published code from commit c69aaab on, softplus in its first
 // release. Gradients for all three inputs, recomputed from them; none through A where it is cut at -floor.
-// ddt_bias is summed over fixed pieces: the same bits for any number of threads. Runs on the CPU.
+// ddt_bias is summed over fixed pieces: the same bits for any number of threads.
 #pragma once
 #include "krait/tensor/context.h"
 

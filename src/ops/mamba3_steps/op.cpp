@@ -2,15 +2,17 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/mamba3_steps/cuda.h"
 #include "krait/ops/mamba3_steps/mamba3_steps.h"
 #include "krait/ops/mamba3_steps/reference.h"
+#include "krait/tensor/cuda/rows.h"
 
 namespace krait::ops {
 namespace {
 
 namespace formula = mamba3_steps_reference;
 
-constexpr int64_t kRows = 64;  // of a piece
+constexpr int64_t kRows = cuda::kStepsRows;  // of a piece
 
 struct Call {
   Tensor raw_dt, raw_A, dt_bias, dt, adt;
@@ -23,6 +25,22 @@ struct Call {
     return t ? static_cast<float*>(t.data) + i * t.row_stride() : nullptr;
   }
 };
+
+cuda::StepRows gpu_rows(const Tensor& t, bool add = false) {
+  return t ? cuda::StepRows{t.as<float>(), t.row_stride(), add} : cuda::StepRows();
+}
+
+cuda::StepsCall gpu_call(const Call& q) {
+  return {.rows = q.rows(),
+          .H = q.H(),
+          .raw_dt = gpu_rows(q.raw_dt),
+          .raw_A = gpu_rows(q.raw_A),
+          .dt = gpu_rows(q.dt),
+          .adt = gpu_rows(q.adt),
+          .dt_bias = q.dt_bias.as<float>(),
+          .floor = q.floor,
+          .heavy_tailed = q.kind == DecayKind::heavy_tailed};
+}
 
 void forward(const Call& q) {
   parallel_ranges(q.rows(), kRows, [&](int64_t begin, int64_t end) {
@@ -54,7 +72,21 @@ void backward(Context& c, const Call& q) {
   const int64_t H = q.H(), pieces = (q.rows() + kRows - 1) / kRows;
   Scratch scratch(c);
   const Tensor sums = c.scratch({pieces, H}, DType::f32);
+  const Tensor parts = c.scratch({cuda::parts_of_sum(pieces), H}, DType::f32);
   if (c.planning()) return;
+  if (c.device.type == Device::cuda) {
+    const cuda::StepsBackward b{gpu_call(q),
+                                gpu_rows(ddt),
+                                gpu_rows(dadt),
+                                gpu_rows(g_dt.grad, g_dt.add),
+                                gpu_rows(g_A.grad, g_A.add),
+                                sums.as<float>()};
+    KRAIT_WITH_CUDA(cuda::mamba3_steps_backward(b, c.stream));
+    if (g_bias.grad)
+      KRAIT_WITH_CUDA(cuda::sum_rows(sums.data, false, H, pieces, H, g_bias.grad.as<float>(),
+                                     g_bias.add, parts.as<float>(), c.stream));
+    return;
+  }
   const auto put = [](const GradTarget& g, int64_t t, int64_t h, float value) {
     if (!g.grad) return;
     float& to = Call::row(g.grad, t)[h];
@@ -88,7 +120,6 @@ void backward(Context& c, const Call& q) {
 
 Mamba3Steps mamba3_steps(Context& c, const Tensor& raw_dt, const Tensor& raw_A,
                          const Tensor& dt_bias, float floor, DecayKind kind) {
-  require(c.device.type == Device::cpu, "[mamba3_steps] runs on the CPU only");
   require(raw_dt.rank() == 3, "[mamba3_steps] raw_dt: expected (B, L, H), got {}", raw_dt.shape);
   for (const auto& [name, t] : {std::pair("raw_dt", raw_dt), {"raw_A", raw_A}})
     require(t.shape == raw_dt.shape && t.dtype == DType::f32 && t.row_strided(),
@@ -102,7 +133,12 @@ Mamba3Steps mamba3_steps(Context& c, const Tensor& raw_dt, const Tensor& raw_A,
       floor,  kind};
   const double bytes = static_cast<double>(4 * raw_dt.bytes());
   c.cost("mamba3_steps", bytes, 12 * static_cast<double>(raw_dt.numel()));
-  if (!c.planning()) forward(q);
+  if (c.planning()) {
+  } else if (c.device.type == Device::cuda) {
+    KRAIT_WITH_CUDA(cuda::mamba3_steps(gpu_call(q), c.stream));
+  } else {
+    forward(q);
+  }
   if (c.tape && needs_grad({raw_dt, raw_A, dt_bias})) {
     c.tape->watch(q.dt);
     c.tape->watch(q.adt);

@@ -33,7 +33,6 @@ struct Outcome {
 class Mamba3StepsTest : public ::testing::TestWithParam<std::tuple<DecayKind, int64_t, bool>> {};
 
 TEST_P(Mamba3StepsTest, ValuesAndGradients) {
-  KRAIT_ONLY_ON_CPU("mamba3_steps runs on the CPU only");
   const auto [kind, L, strided] = GetParam();
   const int64_t B = 2, H = 5;
   Outcome one_thread;
