@@ -41,7 +41,7 @@
 // threads, and from run to run.
 //
 // θ is kept as a 32-bit fraction of a turn: its error does not grow with the position. One token or many take
-// the same code. Runs on the CPU.
+// the same code. On a GPU what a packing holds is not checked.
 //
 // Throws Error where shapes, types or the packing do not fit.
 #pragma once

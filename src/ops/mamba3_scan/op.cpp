@@ -5,6 +5,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/mamba3_scan/gpu.h"
 #include "krait/ops/mamba3_scan/kernels.h"
 #include "krait/ops/mamba3_scan/problem.h"
 
@@ -46,6 +47,7 @@ static GradRows grad_rows(const Tensor& t, bool add, int64_t token, int64_t colu
 }
 
 static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
+  if (c.device.type == Device::cuda) return forward_on_gpu(c, p, y, saved);
   Scratch scratch(c);
   const ThreadScratch areas(c, forward_scratch(p.size));
   if (c.planning()) return;
@@ -62,11 +64,6 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
     kernels().forward(w);
   });
 }
-
-struct Gradients {
-  GradTarget x, z, B, C, B_bias, C_bias, dt, adt, trap, angle, D, norm, mimo_x, mimo_z, mimo_o;
-  GradTarget from_angle, from_ssm, from_k, from_v;
-};
 
 // (H, rows, n) = the sums over the pieces of padded rows.
 static void sum_pieces(const Problem& p, const float* first, int64_t pieces, int64_t rows,
@@ -137,6 +134,7 @@ static void backward(Context& c, const Problem& p, const Mamba3Result& result,
                        into(p.in.trap),   into(p.in.angle),  into(p.in.D),      into(p.in.norm),
                        into(p.in.mimo_x), into(p.in.mimo_z), into(p.in.mimo_o), into(p.from.angle),
                        into(p.from.ssm),  into(p.from.k),    into(p.from.v)};
+  if (c.device.type == Device::cuda) return backward_on_gpu(c, p, dy, dto, saved, g);
   const int64_t P = p.size.P, N = p.size.N, R = p.size.R, T = p.size.T;
   const int64_t n = p.sequences(), sets = p.sets();
   const int64_t pieces = std::clamp<int64_t>(32 / sets, 1, std::max<int64_t>(n, 1));

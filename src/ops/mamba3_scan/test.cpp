@@ -236,7 +236,6 @@ constexpr size_t kDt = 5;
 // The bound of values: twice the error of a plain float32 run, and a few roundings: the decay, the turns and the
 // gate are a unit in the last place less exact than those of the C library, for all elements of a head alike.
 TEST_P(Mamba3Scan, MatchesReference) {
-  KRAIT_ONLY_ON_CPU("mamba3_scan runs on the CPU only");
   const Case& k = GetParam();
   const Outcome got = run(k, true);
   expect_same(got, run(k, false), "recorded and unrecorded");
@@ -288,7 +287,6 @@ Case large(int64_t R) {
 }
 
 TEST(Mamba3ScanAlgebra, T16_AnyNumberOfThreads) {
-  KRAIT_ONLY_ON_CPU("mamba3_scan runs on the CPU only");
   for (const int64_t R : {1, 3}) {
     Case k = large(R);
     for (const bool packed : {false, true}) {
@@ -304,7 +302,6 @@ TEST(Mamba3ScanAlgebra, T16_AnyNumberOfThreads) {
 }
 
 TEST(Mamba3ScanAlgebra, Bfloat16IsRoundedOnce) {
-  KRAIT_ONLY_ON_CPU("mamba3_scan runs on the CPU only");
   for (const int64_t R : {1, 2}) {
     Case k = large(R);
     k.dtype = DType::bf16;
@@ -339,7 +336,6 @@ Given part_of(const Given& whole, int64_t from, int64_t to, testing::TestContext
 
 // In pieces, the last of single tokens, from the state that each leaves.
 TEST(Mamba3ScanAlgebra, T20_PiecesAndStepsAreTheWhole) {
-  KRAIT_ONLY_ON_CPU("mamba3_scan runs on the CPU only");
   for (const int64_t R : {1, 4}) {
     const Case k = large(R);
     testing::TestContext t;
@@ -366,7 +362,6 @@ TEST(Mamba3ScanAlgebra, T20_PiecesAndStepsAreTheWhole) {
 
 // θ does not drift: after 200,000 equal steps it is where one multiplication puts it.
 TEST(Mamba3ScanAlgebra, T12_AnglesKeepTheirPlace) {
-  KRAIT_ONLY_ON_CPU("mamba3_scan runs on the CPU only");
   Case k;
   k.B = k.H = k.P = k.T = 1, k.N = 2, k.L = 200000, k.z = k.D = false;
   testing::TestContext t(false, size_t{8} << 20);
@@ -384,7 +379,6 @@ TEST(Mamba3ScanAlgebra, T12_AnglesKeepTheirPlace) {
 }
 
 TEST(Mamba3ScanChecks, SayWhatIsWrong) {
-  KRAIT_ONLY_ON_CPU("mamba3_scan runs on the CPU only");
   testing::TestContext t;
   const Case k;
   const auto message = [&](auto change) {
