@@ -12,7 +12,7 @@
 // With a Packing each sequence is convolved alone; its states are not used.
 //
 // By FFT in float64, two sequences in one complex transform; O(L log L). Gradients for u, K, D from y;
-// those of K and D are summed over sequences in a fixed order. Saved for backward: u, K. CPU.
+// those of K and D are summed over sequences in a fixed order. Saved for backward: u, K.
 // Gu, Goel, Ré 2021, section 2.4.
 #pragma once
 #include "krait/ops/packing.h"

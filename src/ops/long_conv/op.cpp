@@ -3,6 +3,7 @@
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
 #include "krait/ops/fft.h"
+#include "krait/ops/long_conv/cuda.h"
 #include "krait/ops/long_conv/long_conv.h"
 
 namespace krait::ops {
@@ -25,7 +26,6 @@ struct Call {
 };
 
 Call check(Context& c, const Tensor& u, const Tensor& K, const Tensor& D, const Packing* packing) {
-  require(c.device.type == Device::cpu, "[long_conv] runs on the CPU only");
   require(u.rank() == 3 && u.row_strided() && (u.dtype == DType::f32 || u.dtype == DType::bf16),
           "[long_conv] u: expected float32 or bfloat16 (B, L, H) with rows at one distance, got {} "
           "{}",
@@ -48,7 +48,7 @@ Call check(Context& c, const Tensor& u, const Tensor& K, const Tensor& D, const 
   q.taps[0] = std::min(K.size(2), longest);
   q.taps[1] = q.directions == 2 ? std::min(K.size(2), longest - 1) : 0;
   q.n = good_fft_size(std::max<int64_t>(2 * longest - 1, 1));
-  if (packing && !c.planning()) {
+  if (packing && !c.planning() && c.device.type == Device::cpu) {
     const int64_t* begin = packing->begin.as<int64_t>();
     require(begin[0] == 0 && begin[packing->n] == q.B * q.L,
             "[long_conv] packing: expected to cover tokens 0 to {}, covers {} to {}", q.B * q.L,
@@ -170,17 +170,70 @@ void run_forward(const Call& q, const Tensor& work, const Tensor& y) {
   });
 }
 
+cuda::ConvRows gpu_rows(const Tensor& t, bool add = false) {
+  if (!t) return {};
+  return {t.data, t.row_stride(), t.dtype == DType::bf16, add};
+}
+
+cuda::LongConvCall gpu_call(const Call& q, const Tensor& y) {
+  cuda::LongConvCall c;
+  c.H = q.H;
+  c.L = q.L;
+  c.longest = q.packed ? q.packing.longest : q.L;
+  c.sequences = q.sequences();
+  if (q.packed) c.begin = q.packing.begin.as<int64_t>();
+  c.u = gpu_rows(q.u);
+  c.y = gpu_rows(y);
+  c.K = q.K.as<float>();
+  c.D = q.D.as<float>();
+  c.Lk = q.K.size(2);
+  c.directions = q.directions;
+  std::copy_n(q.taps, 2, c.taps);
+  return c;
+}
+
+// Scratch of a call on a GPU, where it needs any.
+void take_gpu_work(Context& c, cuda::LongConvCall& call, bool backward) {
+  int64_t doubles = 0;
+  KRAIT_WITH_CUDA(doubles = cuda::long_conv_scratch(call, backward));
+  if (doubles > 0) call.scratch = c.scratch({doubles}, DType::f64).as<double>();
+}
+
+void forward_on_gpu(Context& c, const Call& q, const Tensor& y) {
+  cuda::LongConvCall call = gpu_call(q, y);
+  Scratch scratch(c);
+  take_gpu_work(c, call, false);
+  if (!c.planning()) KRAIT_WITH_CUDA(cuda::long_conv(call, c.stream));
+}
+
+void backward_on_gpu(Context& c, const Call& q, const Tensor& dy, const GradTarget& du,
+                     const GradTarget& dK, const GradTarget& dD) {
+  cuda::LongConvBackward b;
+  b.c = gpu_call(q, {});
+  Scratch scratch(c);
+  take_gpu_work(c, b.c, true);
+  if (c.planning()) return;
+  b.dy = gpu_rows(dy);
+  b.du = gpu_rows(du.grad, du.add);
+  b.dK = dK.grad ? dK.grad.as<float>() : nullptr;
+  b.dD = dD.grad ? dD.grad.as<float>() : nullptr;
+  b.add_K = dK.add;
+  b.add_D = dD.add;
+  KRAIT_WITH_CUDA(cuda::long_conv_backward(b, c.stream));
+}
+
 void backward(Context& b, const Call& q, const Tensor& y) {
   const Tensor dy = b.tape->grad(y);
   if (!dy) return;
   const GradTarget du = b.tape->grad_into(b, q.u);
   const GradTarget dK = b.tape->grad_into(b, q.K);
   const GradTarget dD = b.tape->grad_into(b, q.D);
+  b.cost("long_conv.backward", 3.0 * static_cast<double>(q.u.bytes()),
+         flops(q, static_cast<int>(3 * ((q.sequences() + 1) / 2) + 2)));
+  if (b.device.type == Device::cuda) return backward_on_gpu(b, q, dy, du, dK, dD);
   Scratch scratch(b);
   // dy's columns and spectra, u's columns, the kernels' spectra, and their gradients
   const Tensor work = take_work(b, q, 4 * kBlock + 2);
-  b.cost("long_conv.backward", 3.0 * static_cast<double>(q.u.bytes()),
-         flops(q, static_cast<int>(3 * ((q.sequences() + 1) / 2) + 2)));
   if (b.planning()) return;
   const int64_t n = q.n, Lk = q.K.size(2);
   for_blocks(q, work, [&](int64_t h0, int64_t h1, Complex* dy_columns) {
@@ -238,7 +291,9 @@ Tensor long_conv(Context& c, const Tensor& u, const Tensor& K, const Tensor& D,
   Tensor y = c.alloc(u.shape, u.dtype);
   c.cost("long_conv", 2.0 * static_cast<double>(u.bytes()),
          flops(q, static_cast<int>(2 * ((q.sequences() + 1) / 2) + 1)));
-  {
+  if (c.device.type == Device::cuda) {
+    forward_on_gpu(c, q, y);
+  } else {
     Scratch scratch(c);
     const Tensor work = take_work(c, q, 2 * kBlock + 1);
     if (!c.planning()) run_forward(q, work, y);

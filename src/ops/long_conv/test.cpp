@@ -61,7 +61,6 @@ void expect_matches_reference(const Case& k) {
 }
 
 TEST(LongConv, MatchesDouble) {
-  KRAIT_ONLY_ON_CPU("long_conv has no CUDA kernel");
   for (int64_t directions : {1, 2}) {
     for (int64_t L : {1, 2, 3, 17, 64})
       for (int64_t Lk : {1, 2, 16, 17, 100})
@@ -100,7 +99,6 @@ void expect_gradients(const Case& k) {
 }
 
 TEST(LongConv, Gradients) {
-  KRAIT_ONLY_ON_CPU("long_conv has no CUDA kernel");
   for (int64_t directions : {1, 2}) {
     for (int64_t Lk : {3, 7, 12})
       expect_gradients({.B = 3, .L = 7, .H = 3, .Lk = Lk, .directions = directions});
@@ -110,7 +108,6 @@ TEST(LongConv, Gradients) {
 }
 
 TEST(LongConv, SameBitsForAnyNumberOfThreads) {
-  KRAIT_ONLY_ON_CPU("long_conv has no CUDA kernel");
   Values first;
   for (int n : {1, 4}) {
     const ThreadCount threads(n);
