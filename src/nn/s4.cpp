@@ -9,6 +9,7 @@
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/long_conv/long_conv.h"
 #include "krait/ops/s4_scan/s4_scan.h"
+#include "krait/tensor/graph.h"
 
 namespace krait::nn {
 
@@ -84,14 +85,20 @@ ops::S4Params S4::parameters() const {
           B_->value,      C_->value,      P_ ? P_->value : Tensor()};
 }
 
-std::shared_ptr<const ops::S4Steps> S4::steps() const {
+std::shared_ptr<const ops::S4Steps> S4::steps(const Context& c) const {
   const ops::S4Params p = parameters();
-  std::vector<float> now;
-  for (const Tensor& t : {p.inv_dt, p.A_real, p.A_imag, p.B, p.C, p.P})
-    if (t) now.insert(now.end(), t.as<float>(), t.as<float>() + t.numel());
   const std::lock_guard lock(mutex_);
+  // Nothing can be read while a graph is recorded; the step before it has seen these parameters.
+  if (steps_ && is_recording(c.device, c.stream)) return steps_;
+  std::vector<float> now;
+  std::vector<std::byte> buffer;
+  for (const Tensor& t : {p.inv_dt, p.A_real, p.A_imag, p.B, p.C, p.P}) {
+    if (!t) continue;
+    const Tensor here = on_host(t, buffer);
+    now.insert(now.end(), here.as<float>(), here.as<float>() + here.numel());
+  }
   if (!steps_ || now != stepped_) {
-    steps_ = std::make_shared<ops::S4Steps>(ops::s4_steps(p, options_));
+    steps_ = std::make_shared<ops::S4Steps>(ops::s4_steps(p, options_, steps_.get()));
     stepped_ = std::move(now);
   }
   return steps_;
@@ -103,7 +110,7 @@ Tensor S4::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall&
   Tensor y;  // (B, L, H)
   if (!config_.bidirectional && (states || too_long)) {
     const auto part = [](const std::vector<Tensor>& v) { return v.empty() ? Tensor() : v[0]; };
-    const auto now = c.planning() ? nullptr : steps();
+    const auto now = c.planning() ? nullptr : steps(c);
     const ops::S4ScanResult scan = ops::s4_scan(c, x, now.get(), D_->value, call.packing,
                                                 part(call.state.in), part(call.state.out));
     if (!call.state.out.empty()) call.state.out = {scan.state};

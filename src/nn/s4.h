@@ -42,7 +42,7 @@ class S4 : public Mixer {
  private:
   ops::S4Params parameters() const;
   // The recurrent form of the parameters as they are now; made again where they have changed.
-  std::shared_ptr<const ops::S4Steps> steps() const;
+  std::shared_ptr<const ops::S4Steps> steps(const Context& c) const;
 
   S4Config config_;
   ops::S4Options options_;

@@ -21,4 +21,8 @@ Graph::~Graph() {
 
 void Graph::replay(Stream stream) const { cuda::launch_graph(handle_, stream); }
 
+bool is_recording(Device device, Stream stream) {
+  return device.type == Device::cuda && stream && cuda::is_recording(stream);
+}
+
 }  // namespace krait

@@ -27,4 +27,7 @@ class Graph {
   void* handle_ = nullptr;
 };
 
+// Whether what is queued on the stream becomes part of a graph now.
+bool is_recording(Device device, Stream stream);
+
 }  // namespace krait

@@ -3,6 +3,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/s4_kernel/cuda.h"
 #include "krait/ops/s4_kernel/s4_kernel.h"
 #include "krait/ops/s4_kernel/system.h"
 
@@ -46,6 +47,35 @@ void sum_over_heads(const GradTarget& to, const s4::Sizes& z, int64_t parts, con
   });
 }
 
+const float* floats_of(const Tensor& t) { return t ? t.as<float>() : nullptr; }
+
+cuda::S4Call gpu_call(const S4Params& p, const S4Options& o, const s4::Sizes& z, int64_t L) {
+  cuda::S4Call c;
+  c.H = z.H;
+  c.S = z.S;
+  c.N = z.N;
+  c.channels = z.channels;
+  c.L = L;
+  c.T = o.length;
+  c.dplr = z.dplr;
+  c.softplus_dt = o.softplus_dt;
+  c.positive_imag = o.positive_imag;
+  c.bilinear = o.bilinear;
+  c.inv_dt = floats_of(p.inv_dt);
+  c.A_real = floats_of(p.A_real);
+  c.A_imag = floats_of(p.A_imag);
+  c.B = floats_of(p.B);
+  c.C = floats_of(p.C);
+  c.P = floats_of(p.P);
+  return c;
+}
+
+void take_gpu_work(Context& c, cuda::S4Call& call, bool backward) {
+  int64_t doubles = 0;
+  KRAIT_WITH_CUDA(doubles = cuda::s4_kernel_scratch(call, backward));
+  call.scratch = c.scratch({doubles}, DType::f64).as<double>();
+}
+
 void backward(Context& b, const S4Params& p, const S4Options& o, const s4::Sizes& z,
               const Tensor& K) {
   const Tensor dK = b.tape->grad(K);
@@ -57,10 +87,29 @@ void backward(Context& b, const S4Params& p, const S4Options& o, const s4::Sizes
   const GradTarget dC = b.tape->grad_into(b, p.C);
   const GradTarget dP = b.tape->grad_into(b, p.P);
   const int64_t L = K.size(2), N = z.N, H = z.H;
+  b.cost("s4_kernel.backward", static_cast<double>(K.bytes()), 3 * flops_of(z, o, L));
   Scratch scratch(b);
+  if (b.device.type == Device::cuda) {
+    cuda::S4Backward g;
+    g.c = gpu_call(p, o, z, L);
+    take_gpu_work(b, g.c, true);
+    g.heads = b.scratch({H, 3, N, 2}, DType::f64).as<double>();
+    if (b.planning()) return;
+    const auto sum = [](const GradTarget& t) {
+      return cuda::S4Sum{t.grad ? t.grad.as<float>() : nullptr, t.add};
+    };
+    g.dK = floats_of(dK);
+    g.inv_dt = sum(d_dt);
+    g.A_real = sum(dA_real);
+    g.A_imag = sum(dA_imag);
+    g.B = sum(dB);
+    g.C = sum(dC);
+    g.P = sum(dP);
+    KRAIT_WITH_CUDA(cuda::s4_kernel_backward(g, b.stream));
+    return;
+  }
   const Tensor work = work_of(b, z, o, L);
   const Tensor heads = b.scratch({H, 3, N, 2}, DType::f64);  // A, B, P of each head
-  b.cost("s4_kernel.backward", static_cast<double>(K.bytes()), 3 * flops_of(z, o, L));
   if (b.planning()) return;
   for_heads(H, work, [&](int64_t h, double* own) {
     s4::Complex C[2 * s4::kMaxStates];
@@ -102,7 +151,6 @@ void backward(Context& b, const S4Params& p, const S4Options& o, const s4::Sizes
 
 Tensor s4_kernel(Context& c, const S4Params& p, const S4Options& o, int64_t L) {
   const s4::Sizes z = s4::check(p, o);
-  require(c.device.type == Device::cpu, "[s4_kernel] runs on the CPU only");
   require(!z.dplr || o.length >= std::max<int64_t>(L, 1),
           "[s4_kernel] C is attuned to sequences of {} steps, these have {}; attune it first "
           "(s4_attune)",
@@ -112,8 +160,14 @@ Tensor s4_kernel(Context& c, const S4Params& p, const S4Options& o, int64_t L) {
   c.cost("s4_kernel", static_cast<double>(K.bytes()), flops_of(z, o, L));
   {
     Scratch scratch(c);
-    const Tensor work = work_of(c, z, o, L);
-    if (!c.planning())
+    const bool gpu = c.device.type == Device::cuda;
+    if (gpu) {
+      cuda::S4Call call = gpu_call(p, o, z, L);
+      take_gpu_work(c, call, false);
+      if (!c.planning()) KRAIT_WITH_CUDA(cuda::s4_kernel(call, K.as<float>(), c.stream));
+    }
+    const Tensor work = gpu ? Tensor() : work_of(c, z, o, L);
+    if (!gpu && !c.planning())
       for_heads(z.H, work, [&](int64_t h, double* own) {
         const s4::Rows rows{K.as<float>() + h * L, z.H * L};
         (z.dplr ? s4::dplr_forward : s4::diagonal_forward)(p, o, z, h, L, rows, own);

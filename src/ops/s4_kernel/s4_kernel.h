@@ -19,9 +19,10 @@
 //   K (channels, H, L)             float32
 //
 // Computed in float64, rounded once. Gradients for all parameters, summed over heads in a fixed order; a
-// complex one is dL/dre + i dL/dim. Saved for backward: nothing but the inputs. CPU.
+// complex one is dL/dre + i dL/dim. Saved for backward: nothing but the inputs.
 // Gu, Goel, Ré 2021 (S4), section 3; Gu, Gupta, Goel, Ré 2022 (S4D), section 3.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "krait/tensor/context.h"
@@ -42,7 +43,7 @@ struct S4Options {
 Tensor s4_kernel(Context& c, const S4Params& p, const S4Options& o, int64_t L);
 
 // C (DPLR) in place from attuned to length `from` (0: to none) to `to`, a multiple of `from`:
-// C (I - Ā^from)^-1 (I - Ā^to). Any host float32 tensors; float64 inside.
+// C (I - Ā^from)^-1 (I - Ā^to). float64 inside, on the host.
 void s4_attune(const S4Params& p, const S4Options& o, int64_t to);
 
 // One step of each head: what ops/s4_scan runs. Diagonal: h' = Ā h + B̄ u, y = 2 Re Σ C h'. DPLR: with
@@ -54,10 +55,13 @@ struct S4Steps {
   int64_t row = 0;             // N rounded up to a multiple of 8
   std::vector<double> system;  // (H, rows, 2, row); diagonal: Ā, B̄; DPLR: E, P, F, G, R
   std::vector<double> C;       // (channels, H, 2, row), not attuned
+  std::shared_ptr<DeviceMemory>
+      memory;  // of a GPU, where the parameters are on one: `system`, then `C`
 
   int64_t rows() const { return dplr ? 5 : 2; }
 };
 
-S4Steps s4_steps(const S4Params& p, const S4Options& o);
+// On a GPU in the memory of those `before`, if given and of the same sizes.
+S4Steps s4_steps(const S4Params& p, const S4Options& o, const S4Steps* before = nullptr);
 
 }  // namespace krait::ops

@@ -82,7 +82,23 @@ Row row_of(const S4Params& p, const s4::Sizes& z, int64_t channel, int64_t h) {
   return c;
 }
 
-void store(const Complex* from, const S4Steps& r, double*& to) {
+// The parameters in the host's memory, wherever they are.
+class OnHost {
+ public:
+  explicit OnHost(const S4Params& p) {
+    const Tensor* from[] = {&p.inv_dt, &p.A_real, &p.A_imag, &p.B, &p.C, &p.P};
+    Tensor* to[] = {&params.inv_dt, &params.A_real, &params.A_imag,
+                    &params.B,      &params.C,      &params.P};
+    for (size_t i = 0; i < std::size(from); ++i)
+      if (*from[i]) *to[i] = on_host(*from[i], buffers_[i]);
+  }
+  S4Params params;
+
+ private:
+  std::vector<std::byte> buffers_[6];
+};
+
+void store_vector(const Complex* from, const S4Steps& r, double*& to) {
   for (int64_t n = 0; n < r.N; ++n) {
     to[n] = from[n].real();
     to[r.row + n] = from[n].imag();
@@ -90,10 +106,27 @@ void store(const Complex* from, const S4Steps& r, double*& to) {
   to += 2 * r.row;
 }
 
+// Into the memory of the steps before these, where there is room: graphs may have its address.
+void put_on_device(S4Steps& r, Device device, const S4Steps* before) {
+  const size_t bytes = (r.system.size() + r.C.size()) * sizeof(double);
+  if (before && before->memory && before->memory->bytes() == bytes) {
+    r.memory = before->memory;
+  } else {
+    r.memory = std::make_shared<DeviceMemory>(device, bytes);
+  }
+  auto* at = reinterpret_cast<double*>(r.memory->data());
+  for (const std::vector<double>* part : {&r.system, &r.C}) {
+    upload(part->data(), Tensor(at, DType::f64, {static_cast<int64_t>(part->size())}, device));
+    at += part->size();
+  }
+}
+
 }  // namespace
 
-void s4_attune(const S4Params& p, const S4Options& o, int64_t to) {
-  const s4::Sizes z = s4::check(p, o);
+void s4_attune(const S4Params& given, const S4Options& o, int64_t to) {
+  const s4::Sizes z = s4::check(given, o);
+  const OnHost here(given);
+  const S4Params& p = here.params;
   require(z.dplr, "[s4_attune] only kernels with P are attuned to a length");
   require(to >= 1 && to <= (int64_t{1} << 30) && o.length >= 0,
           "[s4_attune] expected a length from 1 to 2^30, got {}", to);
@@ -112,10 +145,13 @@ void s4_attune(const S4Params& p, const S4Options& o, int64_t to) {
       }
     }
   });
+  if (p.C.data != given.C.data) store(p.C, given.C.detach());
 }
 
-S4Steps s4_steps(const S4Params& p, const S4Options& o) {
-  const s4::Sizes z = s4::check(p, o);
+S4Steps s4_steps(const S4Params& given, const S4Options& o, const S4Steps* before) {
+  const s4::Sizes z = s4::check(given, o);
+  const OnHost here(given);
+  const S4Params& p = here.params;
   S4Steps r;
   r.dplr = z.dplr;
   r.H = z.H;
@@ -135,11 +171,12 @@ S4Steps s4_steps(const S4Params& p, const S4Options& o) {
         decay[n] = d.decay;
         drive[n] = d.q * s.B[n];
       }
-      store(decay, r, to);
-      store(drive, r, to);
+      store_vector(decay, r, to);
+      store_vector(drive, r, to);
     } else {
       const DplrStep step(s, z.N);
-      for (const Complex* part : {step.E, step.P, step.F, step.G, step.R}) store(part, r, to);
+      for (const Complex* part : {step.E, step.P, step.F, step.G, step.R})
+        store_vector(part, r, to);
     }
     Eigen::PartialPivLU<Matrix> lu;
     if (z.dplr && o.length > 0)
@@ -153,6 +190,7 @@ S4Steps s4_steps(const S4Params& p, const S4Options& o) {
       }
     }
   });
+  if (given.C.device.type == Device::cuda) put_on_device(r, given.C.device, before);
   return r;
 }
 

@@ -77,7 +77,6 @@ void expect_gradients(const S4Case& k, bool dplr, bool with_B = true) {
 }
 
 TEST(S4Kernel, DiagonalMatchesDouble) {
-  KRAIT_ONLY_ON_CPU("s4_kernel has no CUDA kernel");
   for (int64_t L : {1, 2, 63, 64, 65, 300})
     for (int64_t N : {1, 3, 32}) expect_kernel({.H = 4, .S = 2, .N = N, .L = L}, false);
   expect_kernel({.H = 18, .S = 18, .N = 5, .channels = 2, .L = 70, .options = {.bilinear = true}},
@@ -88,7 +87,6 @@ TEST(S4Kernel, DiagonalMatchesDouble) {
 }
 
 TEST(S4Kernel, DiagonalGradients) {
-  KRAIT_ONLY_ON_CPU("s4_kernel has no CUDA kernel");
   expect_gradients({.H = 4, .S = 2, .N = 3, .L = 70}, false);
   expect_gradients({.H = 3, .S = 3, .N = 2, .L = 9, .options = {.positive_imag = true}}, false,
                    false);
@@ -98,7 +96,6 @@ TEST(S4Kernel, DiagonalGradients) {
 }
 
 TEST(S4Kernel, DplrMatchesDouble) {
-  KRAIT_ONLY_ON_CPU("s4_kernel has no CUDA kernel");
   for (int64_t length : {1, 2, 3, 10, 31, 64})
     for (int64_t N : {1, 4, 9})
       expect_kernel({.H = 4, .S = 2, .N = N, .L = (length + 1) / 2, .options = {.length = length}},
@@ -107,7 +104,6 @@ TEST(S4Kernel, DplrMatchesDouble) {
 }
 
 TEST(S4Kernel, DplrGradients) {
-  KRAIT_ONLY_ON_CPU("s4_kernel has no CUDA kernel");
   expect_gradients({.H = 4, .S = 2, .N = 3, .L = 12, .options = {.length = 12}}, true);
   expect_gradients({.H = 2, .S = 1, .N = 2, .channels = 2, .L = 7, .options = {.length = 9}}, true);
 }
@@ -115,7 +111,6 @@ TEST(S4Kernel, DplrGradients) {
 // The response to one impulse, step by step, is the kernel: of C as it is for diagonal models, of C before
 // it was attuned for DPLR ones; attuning from one length to a multiple is attuning to that at once.
 TEST(S4Kernel, IsTheImpulseResponseOfTheSteps) {
-  KRAIT_ONLY_ON_CPU("s4_kernel has no CUDA kernel");
   for (const bool dplr : {false, true})
     for (const bool bilinear : {false, true}) {
       const int64_t L = 40, H = 5;
@@ -148,7 +143,6 @@ TEST(S4Kernel, IsTheImpulseResponseOfTheSteps) {
 }
 
 TEST(S4Kernel, SameBitsForAnyNumberOfThreads) {
-  KRAIT_ONLY_ON_CPU("s4_kernel has no CUDA kernel");
   for (const bool dplr : {false, true}) {
     Values first;
     for (int n : {1, 4}) {
@@ -169,7 +163,6 @@ TEST(S4Kernel, SameBitsForAnyNumberOfThreads) {
 }
 
 TEST(S4Kernel, RefusesWhatDoesNotFit) {
-  KRAIT_ONLY_ON_CPU("s4_kernel has no CUDA kernel");
   Problem s({.H = 4, .S = 2, .N = 3, .L = 12, .options = {.length = 10}}, true);
   EXPECT_THROW(s.run(), Error);  // longer than what C is attuned to
   s.k.L = 10;

@@ -2,6 +2,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/s4_scan/cuda.h"
 #include "krait/ops/s4_scan/kernels.h"
 #include "krait/ops/s4_scan/s4_scan.h"
 #include "krait/tensor/memory.h"
@@ -36,11 +37,40 @@ void store_state(const double* h, int64_t N, int64_t row, float* to) {
   }
 }
 
+void run_on_gpu([[maybe_unused]] Context& c, const Tensor& u, const S4Steps& steps, const Tensor& D,
+                const Packing* packing, const Tensor& state_in, const Tensor& state_out,
+                const Tensor& y) {
+  require(static_cast<bool>(steps.memory),
+          "[s4_scan] steps: expected those of parameters on a GPU");
+  const auto* const system = reinterpret_cast<const double*>(steps.memory->data());
+  cuda::S4ScanCall q;
+  q.dplr = steps.dplr;
+  q.H = steps.H;
+  q.N = steps.N;
+  q.row = steps.row;
+  q.system = system;
+  q.C = system + steps.system.size();
+  q.D = D.as<float>();
+  q.sequences = packing ? packing->n : u.size(0);
+  q.L = u.size(1);
+  if (packing) {
+    q.begin = packing->begin.as<int64_t>();
+    q.row_in = packing->state_in.as<int32_t>();
+    q.row_out = packing->state_out.as<int32_t>();
+  }
+  q.bf16 = u.dtype == DType::bf16;
+  q.u = u.data;
+  q.u_stride = u.row_stride();
+  q.y = y.data;
+  q.state_in = state_in ? state_in.as<float>() : nullptr;
+  q.state_out = state_out ? state_out.as<float>() : nullptr;
+  KRAIT_WITH_CUDA(cuda::s4_scan(q, c.stream));
+}
+
 }  // namespace
 
 S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Tensor& D,
                      const Packing* packing, const Tensor& state_in, const Tensor& state_out) {
-  require(c.device.type == Device::cpu, "[s4_scan] runs on the CPU only");
   require(u.rank() == 3 && u.row_strided() && (u.dtype == DType::f32 || u.dtype == DType::bf16),
           "[s4_scan] u: expected float32 or bfloat16 (B, L, H) with rows at one distance, got {} "
           "{}",
@@ -63,6 +93,10 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
   c.cost("s4_scan", static_cast<double>(steps->system.size() * sizeof(double)),
          static_cast<double>(u.numel() * N) * (steps->dplr ? 40 : 12));
 
+  if (c.device.type == Device::cuda) {
+    run_on_gpu(c, u, *steps, D, packing, state_in, state_out, result.y);
+    return result;
+  }
   const int64_t sequences = packing ? packing->n : B, blocks = (H + kHeads - 1) / kHeads;
   const S4ScanKernels& kernels = KRAIT_PICK_ISA(s4_scan_kernels);
   const auto bytes = static_cast<int64_t>(size_of(u.dtype));

@@ -11,7 +11,7 @@
 //
 // S is B, or with a Packing any number of rows. Float64 inside, rounded once; a state is rounded where it
 // is handed out. For inference: refuses to be recorded. Same y as s4_kernel and long_conv, in O(L N).
-// CPU. Gu, Goel, Ré 2021, sections 2.3 and C.2; Gu, Gupta, Goel, Ré 2022.
+// Gu, Goel, Ré 2021, sections 2.3 and C.2; Gu, Gupta, Goel, Ré 2022.
 #pragma once
 #include "krait/ops/packing.h"
 #include "krait/ops/s4_kernel/s4_kernel.h"

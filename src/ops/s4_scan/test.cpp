@@ -27,7 +27,6 @@ struct Model {
 
 // y of the plain recurrence h' = Āh + B̄u in double, and its last state.
 TEST(S4Scan, DiagonalMatchesDouble) {
-  KRAIT_ONLY_ON_CPU("s4_scan has no CUDA kernel");
   for (int64_t N : {1, 7, 8, 33}) {
     const int64_t B = 2, L = 19, H = 18;
     Model m(H, N, false);
@@ -63,7 +62,6 @@ TEST(S4Scan, DiagonalMatchesDouble) {
 
 // Whole = chunked = stepped, states in place; a state is rounded to float32 between calls.
 TEST(S4Scan, WholeIsChunkedIsSteppedIsPacked) {
-  KRAIT_ONLY_ON_CPU("s4_scan has no CUDA kernel");
   for (const bool dplr : {false, true}) {
     const int64_t L = 24, H = 5, N = 6;
     Model m(H, N, dplr);

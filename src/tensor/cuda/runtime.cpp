@@ -105,6 +105,12 @@ void abandon_recording(Stream stream) {
   cudaGetLastError();
 }
 
+bool is_recording(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(as_stream(stream), &status), "asking whether a graph is recorded");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 void launch_graph(void* graph, Stream stream) {
   check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), as_stream(stream)),
         "launching a graph");

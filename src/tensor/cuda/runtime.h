@@ -22,6 +22,7 @@ void copy(const void* from, void* to, size_t bytes, int device, Stream stream);
 void begin_recording(int device, Stream stream);
 void* end_recording(Stream stream);  // a graph that can be launched
 void abandon_recording(Stream stream);
+bool is_recording(Stream stream);
 void launch_graph(void* graph, Stream stream);
 void destroy_graph(void* graph);
 void zero(void* p, size_t bytes, int device, Stream stream);
