@@ -25,8 +25,13 @@ Trainer::Trainer(models::LanguageModel& model, const TokenStream& data, const Tr
       stream_(model.params().device()),
       scalars_memory_(ops::kStepScalars * sizeof(float), model.params().device()),
       scalars_(scalars_memory_.take_low(ops::kStepScalars * sizeof(float)), DType::f32,
-               {ops::kStepScalars}, model.params().device()),
-      router_(model.routes() ? static_cast<size_t>(2 * model.config().n_layer) : 0) {
+               {ops::kStepScalars}, model.params().device()) {
+  if (model.routes()) {
+    const Shape shape{model.config().n_layer, 2};
+    router_memory_ = DeviceMemory(device(), static_cast<size_t>(shape.numel()) * sizeof(float));
+    router_ = Tensor(router_memory_.data(), DType::f32, shape, device());
+    zero_bytes(router_);
+  }
   arena_ = Arena(plan_training(model, options).step, device());
   if (options.carry_state)
     for (nn::State& s : states_) s = model.make_state(options.batch_size);
@@ -49,8 +54,7 @@ models::Pass Trainer::training_pass(int64_t micro_batch) {
   models::Pass pass;
   pass.recompute = options_.recompute;
   pass.dropout = options_.dropout;
-  if (!router_.empty())
-    pass.router = Tensor(router_.data(), DType::f32, {model_.config().n_layer, 2});
+  pass.router = router_;
   pass.balance_gradient = 1.0f / static_cast<float>(options_.grad_accum);
   if (options_.carry_state) {
     pass.state_in = &states_[micro_batch % 2];
@@ -90,9 +94,11 @@ StepResult Trainer::step() {
     c.rng.stream = kDropoutStream + (static_cast<uint64_t>(first + k) << kDropoutStreamsLog2);
     const Batch& batch = batches[static_cast<size_t>(k)];
     loss += number(run_pass(c, model_, batch, staging_, training_pass(first + k), scale).loss);
-    for (size_t i = 0; i < router_.size(); i += 2) {
-      loss += static_cast<double>(router_[i]) / static_cast<double>(K);
-      dropped += static_cast<double>(router_[i + 1]);
+    std::vector<std::byte> buffer;
+    const Tensor routed = on_host(router_, buffer);
+    for (int64_t i = 0; routed && i < routed.size(0); ++i) {
+      loss += get(routed, 2 * i) / static_cast<double>(K);
+      dropped += get(routed, 2 * i + 1);
     }
   }
   StepResult r;

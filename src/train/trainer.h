@@ -69,8 +69,9 @@ class Trainer {
   Staging staging_;
   nn::State states_[2];  // in and out take turns
   Arena scalars_memory_;
-  Tensor scalars_;             // see ops::StepScalar
-  std::vector<float> router_;  // of models with experts: see Pass::router
+  Tensor scalars_;              // see ops::StepScalar
+  DeviceMemory router_memory_;  // of models with experts: see Pass::router
+  Tensor router_;
   int64_t steps_done_ = 0;
 };
 

@@ -156,7 +156,6 @@ struct Layer {
 class S4Layers : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(S4Layers, GoldenWholeSteppedAttuned) {
-  KRAIT_ONLY_ON_CPU("the ops of S4 have no CUDA kernels");
   KRAIT_GOLDEN_OR_SKIP(folder);
   const std::vector<S4Golden> found = cases(folder, GetParam());
   EXPECT_GE(found.size(), 1u);

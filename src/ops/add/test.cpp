@@ -8,7 +8,6 @@ namespace {
 using namespace krait::testing;
 
 TEST(Add, IsRoundedOnceAndGivesBothTheirGradient) {
-  KRAIT_ONLY_ON_CPU("add has no CUDA kernel");
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const float factor : {1.0f, 0.5f}) {
       TestContext t(true);
@@ -25,7 +24,6 @@ TEST(Add, IsRoundedOnceAndGivesBothTheirGradient) {
 }
 
 TEST(Add, OfATensorWithItselfHasItsWholeGradient) {
-  KRAIT_ONLY_ON_CPU("add has no CUDA kernel");
   TestContext t(true);
   const Tensor a = t.random({8}, DType::f32, 1);
   const Tensor y = add(t.c, a, a, 0.5f);

@@ -4,6 +4,7 @@
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
 #include "krait/ops/scale/scale.h"
+#include "krait/tensor/cuda/rows.h"
 
 namespace krait::ops {
 namespace {
@@ -29,7 +30,30 @@ void run(const Tensor& from, const Tensor& to, const std::vector<Stretch>& stret
   });
 }
 
-void run(const Tensor& from, const Tensor& to, const std::vector<Stretch>& stretches, bool add) {
+void run_on_gpu([[maybe_unused]] Context& c, const Tensor& from, const Tensor& to,
+                const std::vector<Stretch>& stretches, bool add) {
+  const bool bf = from.dtype == DType::bf16;
+  int64_t column = 0;
+  for (const Stretch& s : stretches) {
+    const int64_t bytes = column * static_cast<int64_t>(size_of(from.dtype));
+    cuda::RowsToConvert r{};
+    r.from = static_cast<const std::byte*>(from.data) + bytes;
+    r.from_bf16 = r.to_bf16 = bf;
+    r.from_step = from.row_stride();
+    r.to = static_cast<std::byte*>(to.data) + bytes;
+    r.to_step = to.row_stride();
+    r.rows = from.shape.rows();
+    r.cols = s.columns;
+    r.add = add;
+    r.factor = s.factor;
+    KRAIT_WITH_CUDA(cuda::convert_rows(r, c.stream));
+    column += s.columns;
+  }
+}
+
+void run(Context& c, const Tensor& from, const Tensor& to, const std::vector<Stretch>& stretches,
+         bool add) {
+  if (c.device.type == Device::cuda) return run_on_gpu(c, from, to, stretches, add);
   from.dtype == DType::bf16 ? run<bf16>(from, to, stretches, add)
                             : run<float>(from, to, stretches, add);
 }
@@ -50,11 +74,10 @@ Tensor scale(Context& c, const Tensor& x, const std::vector<Stretch>& stretches)
   if (std::all_of(stretches.begin(), stretches.end(),
                   [](const Stretch& s) { return s.factor == 1 || s.columns == 0; }))
     return x;
-  require(c.device.type == Device::cpu, "[scale] runs on the CPU only");
   Tensor y = c.alloc(x.shape, x.dtype);
   const auto n = static_cast<double>(x.numel());
   c.cost("scale", 2 * static_cast<double>(y.bytes()), n);
-  if (!c.planning()) run(x, y, stretches, false);
+  if (!c.planning()) run(c, x, y, stretches, false);
   if (c.tape && needs_grad({x})) {
     c.tape->watch(y);
     c.tape->record([=](Context& b) {
@@ -62,7 +85,7 @@ Tensor scale(Context& c, const Tensor& x, const std::vector<Stretch>& stretches)
       if (!dy) return;
       const GradTarget dx = b.tape->grad_into(b, x);
       b.cost("scale.backward", (dx.add ? 3 : 2) * static_cast<double>(y.bytes()), n);
-      if (!b.planning()) run(dy, dx.grad, stretches, dx.add);
+      if (!b.planning()) run(b, dy, dx.grad, stretches, dx.add);
     });
   }
   return y;

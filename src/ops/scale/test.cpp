@@ -8,7 +8,6 @@ namespace {
 using namespace krait::testing;
 
 TEST(Scale, EachStretchHasItsFactor) {
-  KRAIT_ONLY_ON_CPU("scale has no CUDA kernel");
   const std::vector<Stretch> stretches = {{3, 0.5f}, {0, 9.0f}, {5, 1.0f}, {2, -3.0f}};
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const bool strided : {false, true}) {
@@ -39,7 +38,6 @@ TEST(Scale, ByOneIsTheTensorItself) {
 }
 
 TEST(Scale, GradientsOfTwoUsesAreSummed) {
-  KRAIT_ONLY_ON_CPU("scale has no CUDA kernel");
   TestContext t(true);
   const Tensor x = t.random({8}, DType::f32, 1);
   const Tensor a = scale(t.c, x, 2.0f), b = scale(t.c, x, 0.25f);

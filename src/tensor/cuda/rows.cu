@@ -19,7 +19,8 @@ __global__ void convert_kernel(const RowsToConvert r) {
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) {
     const int64_t row = i / r.cols, col = i % r.cols;
     To& to = static_cast<To*>(r.to)[row * r.to_step + col];
-    const float x = static_cast<float>(static_cast<const From*>(r.from)[row * r.from_step + col]);
+    const float x =
+        r.factor * static_cast<float>(static_cast<const From*>(r.from)[row * r.from_step + col]);
     to = static_cast<To>(r.add ? static_cast<float>(to) + x : x);
   }
 }

@@ -12,7 +12,8 @@ struct RowsToConvert {
   bool to_bf16;
   int64_t to_step;
   int64_t rows, cols;
-  bool add;  // to += from, rounded once
+  bool add;          // to += from, rounded once
+  float factor = 1;  // of `from`
 };
 
 void convert_rows(const RowsToConvert& r, void* stream);
