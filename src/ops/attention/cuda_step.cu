@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   using Row = Lane<kWidth, kPasses>;
   constexpr int kElements = Row::kElements;
   __shared__ float of_largest[kWarps][kHeads], of_sum[kWarps][kHeads];
-  __shared__ float of_y[kWarps][kHeads][32 * kElements];
+  __shared__ alignas(16) float of_y[kWarps][kHeads][32 * kElements];
   const int64_t blocks_of_head = (c.group() + kHeads - 1) / kHeads;
   const int64_t head = blockIdx.y / blocks_of_head,
                 h0 = head * c.group() + blockIdx.y % blocks_of_head * kHeads,

@@ -14,7 +14,7 @@ using bfloat16 = __nv_bfloat16;
 constexpr int kTile = 64, kDepth = 16, kThreads = 256, kEach = kTile / 16;
 
 // A (kDepth, kTile) strip each of both factors in shared memory, and 16 x 16 threads with 4 x 4 sums.
-struct Strips {
+struct alignas(16) Strips {
   float a[kDepth][kTile + 4], b[kDepth][kTile + 4];
 };
 
