@@ -21,7 +21,7 @@ static Tensors run_and_forget(Context& c, const Body& body, size_t replace_from)
   Tensors results;
   for (const Tensor& t : inside) {
     results.push_back(c.alloc(t.shape, t.dtype));
-    copy(c, t, results.back());
+    if (t.data != results.back().data) copy(c, t, results.back());  // not where it is in place
   }
   c.arena->set_high(mark);
   return results;

@@ -49,27 +49,9 @@ bool PreNorm::routes() const {
   return std::any_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.mixer->routes(); });
 }
 
-Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
-  std::vector<Tensor> normed;
-  if (parallel_)
-    for (const Part& p : parts_)
-      normed.push_back(p.norm ? (*p.norm)(c, r, c.activation) : normed.back());
-  Tensor stream = r, x;
-  BlockState left = std::exchange(call.state, {});  // of the mixers still to come
-  for (size_t i = 0; i < parts_.size(); ++i) {
-    const Part& p = parts_[i];
-    if (parallel_) {
-      x = normed[i];
-    } else if (p.norm) {
-      x = (*p.norm)(c, stream, c.activation);
-    }
-    stream = forward_part(c, *p.mixer, x, stream, call, left);
-  }
-  return stream;
-}
-
-Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
-                    BlockCall& call, BlockState& left) {
+// run(call) with the next of the states that are left; the ends are added to those of `call`.
+template <class Run>
+static Tensor with_states(const Mixer& mixer, BlockCall& call, BlockState& left, const Run& run) {
   const size_t n = mixer.state_parts().size();
   const auto take = [n](std::vector<Tensor>& from) {
     if (from.empty()) return from;
@@ -80,9 +62,46 @@ Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tenso
   };
   BlockCall inner = call;
   inner.state = {take(left.in), take(left.out)};
-  const Tensor y = mixer.forward(c, x, stream, inner);
+  const Tensor y = run(inner);
   for (const Tensor& end : inner.state.out) call.state.out.push_back(end);
   return y;
+}
+
+// One token of each sequence, and states that are overwritten: nobody will run this again.
+static bool in_place(const Context& c, const Tensor& stream, const BlockCall& call) {
+  if (c.tape || c.training || call.packing || stream.size(1) != 1) return false;
+  const BlockState& s = call.state;
+  return !s.in.empty() && !s.out.empty() && s.in[0] && s.in[0].data == s.out[0].data;
+}
+
+Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
+  std::vector<Tensor> normed;
+  if (parallel_)
+    for (const Part& p : parts_)
+      normed.push_back(p.norm ? (*p.norm)(c, r, c.activation) : normed.back());
+  Tensor stream = r, x;
+  BlockState left = std::exchange(call.state, {});  // of the mixers still to come
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const Part& p = parts_[i];
+    const bool alone = !parallel_ && p.norm && (i + 1 == parts_.size() || parts_[i + 1].norm);
+    stream = with_states(*p.mixer, call, left, [&](BlockCall& inner) {
+      if (alone && in_place(c, stream, inner))
+        if (const Tensor next = p.mixer->step(c, *p.norm, stream, inner)) return next;
+      if (parallel_) {
+        x = normed[i];
+      } else if (p.norm) {
+        x = (*p.norm)(c, stream, c.activation);
+      }
+      return p.mixer->forward(c, x, stream, inner);
+    });
+  }
+  return stream;
+}
+
+Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
+                    BlockCall& call, BlockState& left) {
+  return with_states(mixer, call, left,
+                     [&](BlockCall& inner) { return mixer.forward(c, x, stream, inner); });
 }
 
 Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,

@@ -46,6 +46,9 @@ class Mixer {
   // project_and_add). The stream must not be used again (Tape::watch_sum). No stream: what it adds alone.
   virtual Tensor forward(Context& c, const Tensor& x, const Tensor& stream,
                          BlockCall& call) const = 0;
+  // One token of each sequence with its norm, stream (B, 1, D) -> (B, 1, D), states overwritten, nothing
+  // recorded: a faster way to the same numbers. Empty, with nothing done, where there is none.
+  virtual Tensor step(Context&, const Norm&, const Tensor&, BlockCall&) const { return {}; }
 };
 
 class Block {

@@ -111,8 +111,19 @@ Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call) c
   return scan.y;
 }
 
+void SelectiveBranch::describe(ops::Mamba1Layer& layer) const {
+  layer.conv = conv_->value.reshape({config_.d_inner, config_.d_conv});
+  layer.conv_bias = value(conv_bias_);
+  layer.x_proj = x_proj_->value;
+  layer.dt_proj = dt_proj_->value;
+  layer.dt_bias = dt_bias_->value;
+  layer.A_log = A_log_->value;
+  layer.D = D_->value;
+}
+
 Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g)
-    : in_proj_(in_proj(params, name, g)),
+    : steps_(g.inner_norm == InnerNorm::none && !g.proj_bias),
+      in_proj_(in_proj(params, name, g)),
       in_bias_(proj_bias(params, name + ".in_proj.bias", g, 2 * g.d_inner)),
       branch_(params, name, g),
       out_proj_(out_proj(params, name, g)),
@@ -123,6 +134,17 @@ Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
       ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);      // (B, L, 2E)
   const Tensor y = branch_.forward(c, xz, call);                              // (B, L, E)
   return project_and_add(c, y, *out_proj_, out_bias_, stream, call.dropout);  // (B, L, D)
+}
+
+Tensor Mamba1::step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const {
+  if (!steps_ || norm.kind != ops::NormKind::rms || !norm.weight || norm.bias) return {};
+  ops::Mamba1Layer layer;
+  layer.norm = norm.weight->value;
+  layer.eps = norm.eps;
+  layer.in_proj = in_proj_->value;
+  layer.out_proj = out_proj_->value;
+  branch_.describe(layer);
+  return ops::mamba1_step(c, layer, stream, call.state.in[0], call.state.in[1]);
 }
 
 BiMamba::BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& g)

@@ -2,6 +2,7 @@
 // selective scan with skip and gate, out_proj.
 #pragma once
 #include "krait/nn/block.h"
+#include "krait/ops/mamba1_step/mamba1_step.h"
 
 namespace krait::nn {
 
@@ -39,6 +40,8 @@ class SelectiveBranch {
   std::vector<StatePart> state_parts() const;  // conv (E, W), ssm (E, N)
   // xz (B, L, 2E) -> y (B, L, E)
   Tensor forward(Context& c, const Tensor& xz, BlockCall& call) const;
+  // Its part of a layer's step.
+  void describe(ops::Mamba1Layer& layer) const;
 
  private:
   Mamba1Config config_;
@@ -54,8 +57,10 @@ class Mamba1 : public Mixer {
 
   std::vector<StatePart> state_parts() const override { return branch_.state_parts(); }
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
+  Tensor step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const override;
 
  private:
+  bool steps_;  // ops::mamba1_step is this mixer
   Param *in_proj_, *in_bias_;
   SelectiveBranch branch_;
   Param *out_proj_, *out_bias_;

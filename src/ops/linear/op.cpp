@@ -5,6 +5,7 @@
 #include "krait/ops/linear/kernels.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/tensor/cpu/convert.h"
+#include "krait/tensor/cuda/few_rows.h"
 #include "krait/tensor/cuda/rows.h"
 #include "krait/tensor/products.h"
 
@@ -85,6 +86,32 @@ void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
   });
 }
 
+// False where the kernel does not fit: nothing was done.
+bool few_rows_on_gpu(Context& c, const Sizes& z, const Tensor& x, const Tensor& w,
+                     const Tensor& bias, const Tensor& y, const Tensor& stream) {
+  const bool bf16 = w.dtype == DType::bf16;
+  bool here = false;
+  KRAIT_WITH_CUDA(here = cuda::has_few_rows(c.device.index));
+  if (!here || z.M > cuda::most_few_rows(bf16) ||
+      !cuda::in_few_rows_form(w.data, x.data, x.row_stride(), z.K))
+    return false;
+  const Tensor ready = in_type(c, x, w.dtype);
+  if (c.planning()) return true;
+  KRAIT_WITH_CUDA(cuda::few_rows({.w = w.data,
+                                  .x = ready.data,
+                                  .x_step = ready.row_stride(),
+                                  .bf16 = bf16,
+                                  .M = z.M,
+                                  .N = z.N,
+                                  .K = z.K},
+                                 {.y = y.data,
+                                  .bf16 = y.dtype == DType::bf16,
+                                  .bias = bias ? bias.as<float>() : nullptr,
+                                  .plus = stream ? stream.as<float>() : nullptr},
+                                 c.stream));
+  return true;
+}
+
 void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias,
              const Tensor& y, const Tensor& stream) {
   if (y.numel() == 0) return;
@@ -93,6 +120,7 @@ void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const
     few_rows(c, z, x, w, bias, y, stream);
     return;
   }
+  if (c.device.type == Device::cuda && few_rows_on_gpu(c, z, x, w, bias, y, stream)) return;
   const Tensor ready = in_type(c, x, w.dtype);
   std::optional<Matrix> plus;
   if (stream) plus = matrix(stream);

@@ -46,6 +46,13 @@ std::vector<Case> cases() {
     all.push_back({2, 1025, 1025, t, t, t});
     all.push_back({97, 1025, 257, t, t, kF32, true, true});
     all.push_back({300, 2100, 33, t, t, t});
+    // On both sides of the borders between a GPU's kernels, some with blocks that share out K.
+    for (int64_t M : {1, 8, 9, 16, 17, 64, 65, 128, 129})
+      for (auto [N, K] : {std::pair<int64_t, int64_t>{97, 64}, {40, 1032}, {530, 264}})
+        all.push_back({M, N, K, t, t, M % 2 ? t : kF32, M % 3 == 0, M % 2 == 0});
+    all.push_back({2, 24, 4096, t, t, kF32});
+    all.push_back({33, 3300, 96, t, t, t});
+    all.push_back({64, 6200, 40, t, t, t});
     for (Case c : {Case{0, 5, 7}, Case{3, 0, 7}}) {
       c.x = c.w = t;
       all.push_back(c);

@@ -1,0 +1,33 @@
+// Private to this room: the kernels of a layer's step. Device pointers; sizes as in mamba1_step.h.
+#pragma once
+#include "krait/tensor/cuda/few_rows.h"
+
+namespace krait::cuda {
+
+constexpr int kStepTaps = 4, kStepStates = 16, kStepMostRank = 256;
+
+// u, z (M, E) from the norm of the stream (M, D) float32, or where `norm` is null from what is normed already, in
+// the type of in_proj. conv_state (M, E, 4) moves on.
+struct StepInProj {
+  FewRows product;
+  const float* norm = nullptr;
+  float eps = 0;
+  const float *taps = nullptr, *bias = nullptr;  // bias may be null
+  float* state = nullptr;
+  void *u = nullptr, *z = nullptr;  // in the type of in_proj
+};
+void step_in_proj(const StepInProj& p, void* stream);
+
+// y (M, E) from dt_B_C (M, R + 2N) float32, u and z; state (M, E, N) moves on.
+struct StepScan {
+  int64_t M = 0, E = 0, R = 0;
+  bool bf16 = false;  // dt_proj, u, z, y; else float32
+  const void* dt_proj = nullptr;
+  const float *dt_B_C = nullptr, *dt_bias = nullptr, *A_log = nullptr, *D = nullptr;
+  const void *u = nullptr, *z = nullptr;
+  float* state = nullptr;
+  void* y = nullptr;
+};
+void step_scan(const StepScan& p, void* stream);
+
+}  // namespace krait::cuda

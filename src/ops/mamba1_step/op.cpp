@@ -1,0 +1,168 @@
+#include "krait/ops/conv1d_causal/conv1d_causal.h"
+#include "krait/ops/linear/linear.h"
+#include "krait/ops/mamba1_step/cuda.h"
+#include "krait/ops/mamba1_step/mamba1_step.h"
+#include "krait/ops/norm/norm.h"
+#include "krait/ops/selective_scan/selective_scan.h"
+
+namespace krait::ops {
+
+namespace {
+
+struct Sizes {
+  int64_t B, D, E, N, R, W;
+};
+
+Sizes check(const Mamba1Layer& l, const Tensor& stream, const Tensor& conv_state,
+            const Tensor& ssm_state) {
+  const auto matrix = [](const char* name, const Tensor& t) {
+    require(t.rank() == 2, "[mamba1_step] {}: expected a matrix, got {}", name, t.shape);
+  };
+  const auto of_shape = [](const char* name, const Tensor& t, const Shape& s) {
+    require(t.shape == s && t.contiguous(), "[mamba1_step] {}: expected contiguous {}, got {}",
+            name, s, t.shape);
+  };
+  const auto floats = [&](const char* name, const Tensor& t, const Shape& s) {
+    of_shape(name, t, s);
+    require(t.dtype == DType::f32, "[mamba1_step] {}: expected float32, got {}", name,
+            name_of(t.dtype));
+  };
+  matrix("in_proj", l.in_proj);
+  matrix("dt_proj", l.dt_proj);
+  matrix("A_log", l.A_log);
+  matrix("conv", l.conv);
+  const Sizes z = {.B = stream.rank() > 0 ? stream.size(0) : 0,
+                   .D = l.in_proj.size(1),
+                   .E = l.dt_proj.size(0),
+                   .N = l.A_log.size(1),
+                   .R = l.dt_proj.size(1),
+                   .W = l.conv.size(1)};
+  floats("stream", stream, {z.B, 1, z.D});
+  floats("norm", l.norm, {z.D});
+  of_shape("in_proj", l.in_proj, {2 * z.E, z.D});
+  floats("conv", l.conv, {z.E, z.W});
+  if (l.conv_bias) floats("conv_bias", l.conv_bias, {z.E});
+  of_shape("x_proj", l.x_proj, {z.R + 2 * z.N, z.E});
+  of_shape("dt_proj", l.dt_proj, {z.E, z.R});
+  floats("dt_bias", l.dt_bias, {z.E});
+  floats("A_log", l.A_log, {z.E, z.N});
+  floats("D", l.D, {z.E});
+  of_shape("out_proj", l.out_proj, {z.D, z.E});
+  floats("conv_state", conv_state, {z.B, z.E, z.W});
+  floats("ssm_state", ssm_state, {z.B, z.E, z.N});
+  return z;
+}
+
+Tensor composed(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& stream,
+                const Tensor& conv_state, const Tensor& ssm_state) {
+  const Tensor x = norm(c, NormKind::rms, stream, l.norm, {}, l.eps, c.activation).y;
+  const Tensor xz = linear(c, x, l.in_proj, {}, c.activation);
+  const Tensor u = conv1d_causal(c, xz.slice(-1, 0, s.E), l.conv, l.conv_bias, true, nullptr,
+                                 conv_state, conv_state)
+                       .y;
+  const Tensor dt_B_C = linear(c, u, l.x_proj, {}, DType::f32);
+  ScanInputs in;
+  in.u = u;
+  in.dt = linear(c, dt_B_C.slice(-1, 0, s.R), l.dt_proj, {}, c.activation);
+  in.A = l.A_log;
+  in.a_is_log = true;
+  in.B = dt_B_C.slice(-1, s.R, s.R + s.N);
+  in.C = dt_B_C.slice(-1, s.R + s.N, s.R + 2 * s.N);
+  in.D = l.D;
+  in.z = xz.slice(-1, s.E, 2 * s.E);
+  in.dt_bias = l.dt_bias;
+  const Tensor y = selective_scan(c, in, nullptr, ssm_state, ssm_state).y;
+  return linear_add(c, y, l.out_proj, {}, stream);
+}
+
+// The sizes, types and addresses that the kernels are made for.
+bool fits(const Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& stream) {
+  if (c.device.type == Device::cpu) return false;
+  for (const Tensor* w : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj})
+    if (w->dtype != c.activation) return false;
+  const bool bf16 = c.activation == DType::bf16;
+  bool here = false;
+  KRAIT_WITH_CUDA(here = cuda::has_few_rows(c.device.index));
+  return here && s.B > 0 && s.B <= cuda::most_few_rows(bf16) && s.W == cuda::kStepTaps &&
+         s.N == cuda::kStepStates && s.R <= cuda::kStepMostRank && s.R % 8 == 0 &&
+         cuda::in_few_rows_form(l.in_proj.data, stream.data, s.D, s.D) &&
+         cuda::in_few_rows_form(l.x_proj.data, l.out_proj.data, s.E, s.E) &&
+         cuda::in_few_rows_form(l.dt_proj.data, l.conv.data, s.R, s.R) &&
+         cuda::in_few_rows_form(l.A_log.data, l.norm.data, s.N, s.N);
+}
+
+Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& stream,
+             const Tensor& conv_state, const Tensor& ssm_state) {
+  const DType type = c.activation;
+  const bool bf16 = type == DType::bf16, norms = s.B <= cuda::kMostNormedRows;
+  const Tensor x = norms ? stream : norm(c, NormKind::rms, stream, l.norm, {}, l.eps, type).y;
+  Scratch scratch(c);
+  const Tensor u = c.scratch({s.B, s.E}, type), z = c.scratch({s.B, s.E}, type),
+               dt_B_C = c.scratch({s.B, s.R + 2 * s.N}, DType::f32),
+               y = c.scratch({s.B, s.E}, type);
+  if (c.planning()) return stream;
+  const auto product = [&](const Tensor& from, const Tensor& w) {
+    return cuda::FewRows{.w = w.data,
+                         .x = from.data,
+                         .x_step = w.size(1),
+                         .bf16 = bf16,
+                         .M = s.B,
+                         .N = w.size(0),
+                         .K = w.size(1)};
+  };
+  KRAIT_WITH_CUDA(cuda::step_in_proj({.product = product(x, l.in_proj),
+                                      .norm = norms ? l.norm.as<float>() : nullptr,
+                                      .eps = l.eps,
+                                      .taps = l.conv.as<float>(),
+                                      .bias = l.conv_bias ? l.conv_bias.as<float>() : nullptr,
+                                      .state = conv_state.as<float>(),
+                                      .u = u.data,
+                                      .z = z.data},
+                                     c.stream));
+  KRAIT_WITH_CUDA(cuda::few_rows(product(u, l.x_proj), {.y = dt_B_C.data}, c.stream));
+  KRAIT_WITH_CUDA(cuda::step_scan({.M = s.B,
+                                   .E = s.E,
+                                   .R = s.R,
+                                   .bf16 = bf16,
+                                   .dt_proj = l.dt_proj.data,
+                                   .dt_B_C = dt_B_C.as<float>(),
+                                   .dt_bias = l.dt_bias.as<float>(),
+                                   .A_log = l.A_log.as<float>(),
+                                   .D = l.D.as<float>(),
+                                   .u = u.data,
+                                   .z = z.data,
+                                   .state = ssm_state.as<float>(),
+                                   .y = y.data},
+                                  c.stream));
+  KRAIT_WITH_CUDA(cuda::few_rows(product(y, l.out_proj),
+                                 {.y = stream.data, .plus = stream.as<float>()}, c.stream));
+  return stream;
+}
+
+// Weights and states once, and what the kernels hand to each other.
+void add_cost(Context& c, const Mamba1Layer& l, const Sizes& s) {
+  double weights = 0, bytes = 0;
+  for (const Tensor* w : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj}) {
+    weights += static_cast<double>(w->numel());
+    bytes += static_cast<double>(w->bytes());
+  }
+  const auto B = static_cast<double>(s.B), E = static_cast<double>(s.E);
+  const double states = B * E * static_cast<double>(s.N + s.W);
+  c.cost("mamba1_step",
+         bytes + static_cast<double>(l.A_log.bytes()) + 8 * states + 12 * B * E +
+             8 * B * static_cast<double>(s.D),
+         2 * B * weights + 7 * states);
+}
+
+}  // namespace
+
+Tensor mamba1_step(Context& c, const Mamba1Layer& layer, const Tensor& stream,
+                   const Tensor& conv_state, const Tensor& ssm_state) {
+  require(!c.tape, "[mamba1_step] it cannot be recorded for backward");
+  const Sizes s = check(layer, stream, conv_state, ssm_state);
+  if (!fits(c, layer, s, stream)) return composed(c, layer, s, stream, conv_state, ssm_state);
+  add_cost(c, layer, s);
+  return fused(c, layer, s, stream, conv_state, ssm_state);
+}
+
+}  // namespace krait::ops

@@ -1,0 +1,145 @@
+#include "krait/ops/mamba1_step/mamba1_step.h"
+#include "krait/ops/mamba1_step/reference.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::testing {
+namespace {
+
+using ops::Mamba1Layer;
+
+struct Case {
+  int64_t B, D, E, R;
+  DType type = DType::f32;
+  int64_t N = 16, W = 4;
+  bool conv_bias = true;
+
+  std::string name() const {
+    return fmt::format("B{} D{} E{} R{} N{} W{} {}{}", B, D, E, R, N, W, name_of(type),
+                       conv_bias ? "" : " without conv_bias");
+  }
+};
+
+struct Step {
+  explicit Step(const Case& k) : q(k) {
+    t.c.activation = k.type;
+    const auto matrix = [&](int64_t n, int64_t m, uint64_t seed) {
+      return t.random({n, m}, k.type, seed, {.scale = 1 / std::sqrt(static_cast<double>(m))});
+    };
+    l.norm = t.random({k.D}, DType::f32, 1, {.mean = 1, .scale = 0.3});
+    l.in_proj = matrix(2 * k.E, k.D, 2);
+    l.conv = t.random({k.E, k.W}, DType::f32, 3, {.scale = 0.5});
+    if (k.conv_bias) l.conv_bias = t.random({k.E}, DType::f32, 4);
+    l.x_proj = matrix(k.R + 2 * k.N, k.E, 5);
+    l.dt_proj = matrix(k.E, k.R, 6);
+    l.dt_bias = t.random({k.E}, DType::f32, 7, {.mean = -2});
+    l.A_log = t.random({k.E, k.N}, DType::f32, 8, {.mean = 1});
+    l.D = t.random({k.E}, DType::f32, 9);
+    l.out_proj = matrix(k.D, k.E, 10);
+    stream = t.random({k.B, 1, k.D}, DType::f32, 11, {.mean = 0.1, .scale = 3});
+    conv_state = t.random({k.B, k.E, k.W}, DType::f32, 12);
+    ssm_state = t.random({k.B, k.E, k.N}, DType::f32, 13);
+  }
+
+  template <class T>
+  ops::reference::Mamba1Values<T> values() const {
+    const auto of = [](const Tensor& tensor) {
+      const Values v = to_double(tensor);
+      return std::vector<T>(v.begin(), v.end());
+    };
+    return {of(l.norm),    of(l.in_proj),
+            of(l.conv),    of(l.conv_bias),
+            of(l.x_proj),  of(l.dt_proj),
+            of(l.dt_bias), of(l.A_log),
+            of(l.D),       of(l.out_proj),
+            of(stream),    of(conv_state),
+            of(ssm_state), q.B,
+            q.D,           q.E,
+            q.N,           q.R,
+            q.W,           static_cast<T>(l.eps)};
+  }
+
+  Values step() {
+    const Tensor next = mamba1_step(t.c, l, stream, conv_state, ssm_state);
+    Values all = to_double(next);
+    for (const Tensor& s : {conv_state, ssm_state}) {
+      const Values v = to_double(s);
+      all.insert(all.end(), v.begin(), v.end());
+    }
+    return all;
+  }
+
+  Case q;
+  TestContext t{false, size_t{4} << 20};
+  Mamba1Layer l;
+  Tensor stream, conv_state, ssm_state;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const DType type : {DType::f32, DType::bf16}) {
+    // Rows on both sides of every border between kernels, widths off their tiles.
+    for (const int64_t B : {1, 2, 7, 8, 9, 15, 16, 17, 33, 64, 65, 100, 128, 130})
+      all.push_back({B, 40, 88, 24, type});
+    for (const int64_t R : {8, 64, 72, 128, 136, 256})
+      all.push_back({R % 3, 64, 128, R, type, 16, 4, R % 16 == 0});
+    all.push_back({1, 768, 1536, 48, type});  // mamba-130m
+    all.push_back({3, 512, 1024, 32, type});
+    all.push_back({20, 320, 1032, 24, type});  // with blocks that share out K
+    // What the kernels are not made for.
+    all.push_back({2, 33, 66, 3, type});
+    all.push_back({2, 32, 64, 8, type, 8});
+    all.push_back({2, 32, 64, 8, type, 16, 3});
+    all.push_back({0, 32, 64, 8, type});
+  }
+  return all;
+}
+
+TEST(Mamba1Step, WithinTwiceAPlainRun) {
+  for (const Case& q : cases()) {
+    Step r(q);
+    const auto exact_values = r.values<double>();
+    const auto plain_values = r.values<float>();
+    const Values exact = ops::reference::mamba1_step(exact_values, [](double x) { return x; });
+    const bool rounds = q.type == DType::bf16;
+    const std::vector<float> plain = ops::reference::mamba1_step(
+        plain_values, [&](float x) { return rounds ? static_cast<float>(bf16(x)) : x; });
+    const Values got = r.step();
+    ASSERT_EQ(got.size(), exact.size());
+    const auto part = [](const auto& v, int64_t begin, int64_t end) {
+      return Values(v.begin() + begin, v.begin() + end);
+    };
+    const int64_t borders[] = {0, q.B * q.D, q.B * (q.D + q.E * q.W),
+                               q.B * (q.D + q.E * (q.W + q.N))};
+    const char* names[] = {" stream", " conv_state", " ssm_state"};
+    for (int i = 0; i < 3; ++i) {
+      const int64_t begin = borders[i], end = borders[i + 1];
+      expect_within_twice_plain(part(got, begin, end), part(exact, begin, end),
+                                part(plain, begin, end), q.type, q.name() + names[i]);
+    }
+  }
+}
+
+TEST(Mamba1Step, TwiceTheSameBits) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const int64_t B : {1, 8, 33}) {
+      Step a({B, 128, 1024, 16, type}), b({B, 128, 1024, 16, type});
+      const ThreadCount one(1);
+      const Values first = a.step();
+      const ThreadCount two(2);
+      expect_same_bits(first, b.step(), a.q.name());
+    }
+}
+
+TEST(Mamba1Step, NamesWhatDoesNotFit) {
+  Step r({2, 32, 64, 8});
+  r.l.D = r.t.random({32}, DType::f32, 1);
+  try {
+    r.step();
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "[mamba1_step] D: expected contiguous (64,), got (32,)");
+  }
+}
+
+}  // namespace
+}  // namespace krait::testing

@@ -1,0 +1,414 @@
+// The kernel behind few_rows.h, for any use of what comes out. A block has kStrip * MT rows of W, and 8 * NT
+// rows of x; its eight warps, and up to eight blocks of a cluster, share out K. A chunk is 32 elements of K:
+// lane 4 g + t has elements 8 t to 8 t + 7 of rows g and g + 8 of a strip, and of row g of x. As both factors
+// have their elements in the same places, tensor cores may take them in whatever order they come. Sums run
+// over warps, then over blocks, always in the same order. The weights' first chunks are on their way before
+// the kernel waits for the one that makes x.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+
+#include "krait/tensor/cuda/few_rows.h"
+#include "krait/tensor/cuda/launch_dependent.cuh"
+#include "krait/tensor/cuda/math.h"
+
+namespace krait::cuda {
+
+constexpr int kStrip = 16, kChunk = 32, kFewWarps = 8;
+
+struct Normed {  // x = stream * w / rms(stream): the stream is float32, whatever the type of W
+  const float* w;
+  float eps;
+};
+
+// Eight neighbouring elements in registers.
+template <class T>
+struct Eight {
+  uint4 v[sizeof(T) / 2];
+};
+
+// 16 bytes of weights, which no kernel writes, or zeros. Volatile: it stays in front of wait_for_previous.
+__device__ inline uint4 load_weights_16(const void* p, bool valid) {
+  uint4 v;
+  asm volatile(
+      "{ .reg .pred there; setp.ne.s32 there, %5, 0;\n"
+      "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+      "@there ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(p), "r"(static_cast<int>(valid)));
+  return v;
+}
+
+// The same of what another kernel may just have written.
+__device__ inline uint4 load_written_16(const void* p, bool valid) {
+  uint4 v;
+  asm volatile(
+      "{ .reg .pred there; setp.ne.s32 there, %5, 0;\n"
+      "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+      "@there ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(p), "r"(static_cast<int>(valid))
+      : "memory");
+  return v;
+}
+
+template <class T>
+__device__ inline Eight<T> load_weights(const T* p, bool valid) {
+  Eight<T> e;
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T) / 2; ++i)
+    e.v[i] = load_weights_16(reinterpret_cast<const uint4*>(p) + i, valid);
+  return e;
+}
+
+template <class T>
+__device__ inline Eight<T> load_written(const T* p, bool valid) {
+  Eight<T> e;
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T) / 2; ++i)
+    e.v[i] = load_written_16(reinterpret_cast<const uint4*>(p) + i, valid);
+  return e;
+}
+
+__device__ inline void as_floats(const Eight<float>& e, float (&to)[8]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    to[4 * i] = __uint_as_float(e.v[i].x), to[4 * i + 1] = __uint_as_float(e.v[i].y);
+    to[4 * i + 2] = __uint_as_float(e.v[i].z), to[4 * i + 3] = __uint_as_float(e.v[i].w);
+  }
+}
+
+__device__ inline unsigned two_bf16(float low, float high) {
+  const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&v);
+}
+
+__device__ inline void multiply_tile(float (&c)[4], unsigned a0, unsigned a1, unsigned a2,
+                                     unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ inline unsigned rank_in_cluster() {
+#if __CUDA_ARCH__ >= 900
+  unsigned r;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+#else
+  return 0;
+#endif
+}
+
+// What the blocks wrote into their shared memory can be seen by the others after it.
+__device__ inline void synchronize_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// No block leaves before all have come here.
+__device__ inline void leave_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
+// The float at `p`, an address in this block's shared memory, of the cluster's block `rank`.
+__device__ inline float of_block(const float* p, unsigned rank) {
+  float x = 0;
+#if __CUDA_ARCH__ >= 900
+  unsigned at;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(at)
+      : "r"(static_cast<unsigned>(__cvta_generic_to_shared(p))), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(at) : "memory");
+#endif
+  return x;
+}
+
+template <int MT, int NT>
+struct FewRowsLayout {
+  static constexpr int kRows = kStrip * MT, kColumns = 8 * NT;
+  // Floats between rows of a warp's sums: pairs that lanes write at once fall into different banks.
+  static constexpr int kStep = NT % 2 ? kColumns : kColumns + 8;
+  static constexpr int kSums = kRows * kStep;
+  static constexpr size_t kBytes = sizeof(float) * kFewWarps * (kSums + kColumns);
+};
+
+// Sums of one warp. In bfloat16 of tiles as tensor cores leave them; in float32 MT = NT = 1.
+template <class W, int MT, int NT>
+struct WarpSums {
+  float c[MT][NT][4] = {};
+
+  // x: row g of the tile.
+  __device__ void add(const Eight<W> (&w)[MT][2], int tile, const float (&x)[8]) {
+    Eight<W> rounded;
+    rounded.v[0] = {two_bf16(x[0], x[1]), two_bf16(x[2], x[3]), two_bf16(x[4], x[5]),
+                    two_bf16(x[6], x[7])};
+    add(w, tile, rounded);
+  }
+  __device__ void add(const Eight<W> (&w)[MT][2], int tile, const Eight<W>& x) {
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      const uint4 &low = w[m][0].v[0], &high = w[m][1].v[0], &b = x.v[0];
+      multiply_tile(c[m][tile], low.x, high.x, low.y, high.y, b.x, b.y);
+      multiply_tile(c[m][tile], low.z, high.z, low.w, high.w, b.z, b.w);
+    }
+  }
+  __device__ void finish(int) {}
+};
+
+template <>
+struct WarpSums<float, 1, 1> {
+  float c[1][1][4], rows[2][8] = {};
+
+  __device__ void add(const Eight<float> (&w)[1][2], int column, const float (&x)[8]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float of_w[8];
+      as_floats(w[0][r], of_w);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) rows[r][column] = fmaf(of_w[i], x[i], rows[r][column]);
+    }
+  }
+  // Sums over the four lanes of a row, into the places where tensor cores would have them.
+  __device__ void finish(int t) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int m = 0; m < 8; ++m) {
+        float& sum = rows[r][m];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (m / 2 == t) c[0][0][2 * r + m % 2] = sum;
+      }
+  }
+};
+
+// Blocks that fit on a multiprocessor at the least: the next kernel's wait beside this one's.
+template <class W, bool kNormed>
+constexpr unsigned few_rows_blocks(int MT, int NT) {
+  if (MT * NT > 8) return 1;
+  return MT * NT > 1 || kNormed || sizeof(W) > 2 ? 2 : 3;
+}
+
+// Calls end(n, m, Σ_k x[m, k] w[n, k]) once for each element of the product.
+template <class W, bool kNormed, int MT, int NT, int kAhead, class End>
+__global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT, NT))
+    few_rows_kernel(const __grid_constant__ FewRows p, const __grid_constant__ Normed norm,
+                    const __grid_constant__ End end, const int split) {
+  using Layout = FewRowsLayout<MT, NT>;
+  using X = std::conditional_t<kNormed, float, W>;
+  constexpr bool kFloat = std::is_same_v<W, float>;
+  extern __shared__ float sums[];
+  float* const squares = sums + kFewWarps * Layout::kSums;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int K = static_cast<int>(p.K), chunks = (K + kChunk - 1) / kChunk;
+  const unsigned rank = split > 1 ? rank_in_cluster() : 0;
+  const int64_t n0 = static_cast<int64_t>(blockIdx.x / split) * Layout::kRows;
+  const int m0 = static_cast<int>(blockIdx.y) * Layout::kColumns, M = static_cast<int>(p.M);
+  const int last = static_cast<int>(int64_t{chunks} * (rank + 1) / split);
+  int chunk = static_cast<int>(int64_t{chunks} * rank / split) + warp;
+
+  const W* of_row[MT]
+                 [2];  // rows behind the last one repeat it; what they give is left out at the end
+#pragma unroll
+  for (int i = 0; i < MT * 2; ++i)
+    of_row[i / 2][i % 2] = static_cast<const W*>(p.w) + min(n0 + i * 8 + g, p.N - 1) * p.K + 8 * t;
+  Eight<W> w[kAhead][MT][2];
+  const auto fetch = [&](Eight<W>(&to)[MT][2], int c) {
+    const bool valid = c < last && c * kChunk + 8 * t < K;
+#pragma unroll
+    for (int i = 0; i < MT * 2; ++i)
+      to[i / 2][i % 2] = load_weights(of_row[i / 2][i % 2] + int64_t{c} * kChunk, valid);
+  };
+#pragma unroll
+  for (int a = 0; a < kAhead; ++a) fetch(w[a], chunk + a * kFewWarps);
+  let_next_start();
+  wait_for_previous();
+
+  WarpSums<W, MT, NT> acc;
+  float square[NT] = {};
+  const X* const x0 = static_cast<const X*>(p.x) + 8 * t;
+  struct Inputs {  // of x, for one chunk: in float32 every row, in bfloat16 row g of each tile
+    Eight<X> x[kFloat ? 8 : NT];
+    Eight<float> scale;  // of the norm
+  };
+  const auto read = [&](Inputs& in, int c) {
+    const int64_t k = int64_t{c} * kChunk;
+    const bool there = c < last && k + 8 * t < K;
+    if constexpr (kNormed) in.scale = load_weights(norm.w + k + 8 * t, there);
+#pragma unroll
+    for (int i = 0; i < (kFloat ? 8 : NT); ++i) {
+      const int m = m0 + (kFloat ? i : i * 8 + g);
+      in.x[i] = load_written(x0 + m * p.x_step + k, there && m < M);
+    }
+  };
+  const auto multiply = [&](const Eight<W>(&weights)[MT][2], const Inputs& in) {
+    float scale[8];
+    if constexpr (kNormed) as_floats(in.scale, scale);
+#pragma unroll
+    for (int i = 0; i < (kFloat ? 8 : NT); ++i) {
+      if constexpr (kFloat || kNormed) {
+        float x[8];
+        as_floats(in.x[i], x);
+        if constexpr (kNormed) {
+#pragma unroll
+          for (int j = 0; j < 8; ++j) {
+            if (!kFloat || i == g)
+              square[kFloat ? 0 : i] = fmaf(x[j], x[j], square[kFloat ? 0 : i]);
+            x[j] *= scale[j];
+          }
+        }
+        acc.add(weights, i, x);
+      } else {
+        acc.add(weights, i, in.x[i]);
+      }
+    }
+  };
+  // Few inputs are read for several chunks at once.
+  constexpr int kTogether = !kFloat && NT <= 2 ? kAhead : 1;
+#pragma unroll 1
+  for (; chunk < last; chunk += kAhead * kFewWarps) {
+#pragma unroll
+    for (int first = 0; first < kAhead; first += kTogether) {
+      Inputs in[kTogether];
+#pragma unroll
+      for (int a = 0; a < kTogether; ++a) read(in[a], chunk + (first + a) * kFewWarps);
+#pragma unroll
+      for (int a = 0; a < kTogether; ++a) multiply(w[first + a], in[a]);
+#pragma unroll
+      for (int a = 0; a < kTogether; ++a)
+        fetch(w[first + a], chunk + (kAhead + first + a) * kFewWarps);
+    }
+  }
+  acc.finish(t);
+
+  float* const mine = sums + warp * Layout::kSums;
+#pragma unroll
+  for (int m = 0; m < MT; ++m)
+#pragma unroll
+    for (int tile = 0; tile < NT; ++tile)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<float2*>(mine + (m * kStrip + half * 8 + g) * Layout::kStep + tile * 8 +
+                                   2 * t) = {acc.c[m][tile][2 * half],
+                                             acc.c[m][tile][2 * half + 1]};
+  if constexpr (kNormed) {
+#pragma unroll
+    for (int tile = 0; tile < NT; ++tile) {
+      square[tile] += __shfl_xor_sync(~0u, square[tile], 1);
+      square[tile] += __shfl_xor_sync(~0u, square[tile], 2);
+      if (t == 0) squares[warp * Layout::kColumns + tile * 8 + g] = square[tile];
+    }
+  }
+  __syncthreads();
+
+  const int columns = min(Layout::kColumns, M - m0), elements = columns * Layout::kRows;
+  const auto over_warps = [&](const float* at, int step) {
+    float sum = at[0];
+#pragma unroll
+    for (int i = 1; i < kFewWarps; ++i) sum += at[i * step];
+    return sum;
+  };
+  const auto over_blocks = [&](const float* at) {
+    float sum = of_block(at, 0);
+    for (int r = 1; r < split; ++r) sum += of_block(at, static_cast<unsigned>(r));
+    return sum;
+  };
+  if (split >
+      1) {  // each sum over warps takes the first warp's place, where the other blocks find it
+    for (int i = threadIdx.x; i < elements; i += blockDim.x) {
+      float* const at = sums + i % Layout::kRows * Layout::kStep + i / Layout::kRows;
+      *at = over_warps(at, Layout::kSums);
+    }
+    if (kNormed)
+      for (int m = threadIdx.x; m < columns; m += blockDim.x)
+        squares[m] = over_warps(squares + m, Layout::kColumns);
+    synchronize_cluster();
+  }
+  for (int i = threadIdx.x + static_cast<int>(rank * blockDim.x); i < elements;
+       i += split * static_cast<int>(blockDim.x)) {
+    const int row = i % Layout::kRows, m = i / Layout::kRows;
+    const float* const at = sums + row * Layout::kStep + m;
+    float value = split > 1 ? over_blocks(at) : over_warps(at, Layout::kSums);
+    if constexpr (kNormed) {
+      const float all =
+          split > 1 ? over_blocks(squares + m) : over_warps(squares + m, Layout::kColumns);
+      value *= 1.0f / sqrtf(all / static_cast<float>(K) + norm.eps);
+    }
+    if (n0 + row < p.N) end(n0 + row, m0 + m, value);
+  }
+  if (split > 1) leave_cluster();  // another block may still read this one's memory
+}
+
+constexpr int64_t kBlocksWanted = 264;  // two for each multiprocessor of an H100
+
+// Blocks of a cluster: as many as K gives two chunks a warp for, while the card is not full.
+inline int split_of(int64_t blocks, int64_t K) {
+  int split = 1;
+  while (split < 8 && blocks * split * 2 <= kBlocksWanted &&
+         ceil_div(K, kChunk) >= split * 2 * kFewWarps * 2)
+    split *= 2;
+  return split;
+}
+
+template <class W, bool kNormed, int MT, int NT, int kAhead, class End>
+void launch_few_rows(const FewRows& p, const Normed& norm, const End& end, void* stream) {
+  using Layout = FewRowsLayout<MT, NT>;
+  const auto kernel = few_rows_kernel<W, kNormed, MT, NT, kAhead, End>;
+  const int64_t strips = ceil_div(p.N, Layout::kRows), tiles = ceil_div(p.M, Layout::kColumns);
+  const int split = split_of(strips * tiles, p.K);
+  if (Layout::kBytes > size_t{48} << 10)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(Layout::kBytes));
+  launch_dependent(
+      "few_rows", kernel, dim3(static_cast<unsigned>(strips * split), static_cast<unsigned>(tiles)),
+      kFewWarps * 32, Layout::kBytes, static_cast<unsigned>(split), stream, p, norm, end, split);
+}
+
+// Rows of W a block has where x has up to 64 rows: the more, the less often x is read; but the card is filled.
+inline int strips_for(int64_t N, int64_t K) {
+  for (const int strips : {4, 2}) {
+    const int64_t blocks = ceil_div(N, int64_t{kStrip} * strips);
+    if (blocks * split_of(blocks, K) >= 96) return strips;
+  }
+  return 1;
+}
+
+// The product of x as it is, both factors W; `end` as few_rows_kernel calls it. M is at most most_few_rows.
+template <class W, class End>
+void few_rows_into(const FewRows& p, const End& end, void* stream) {
+  const Normed none{};
+  if constexpr (std::is_same_v<W, float>) {
+    launch_few_rows<W, false, 1, 1, 1>(p, none, end, stream);
+  } else if (p.M <= 8) {
+    launch_few_rows<W, false, 1, 1, 4>(p, none, end, stream);
+  } else if (p.M <= 16) {
+    launch_few_rows<W, false, 1, 2, 4>(p, none, end, stream);
+  } else {
+    switch (strips_for(p.N, p.K)) {
+      case 4: return launch_few_rows<W, false, 4, 8, 1>(p, none, end, stream);
+      case 2: return launch_few_rows<W, false, 2, 8, 2>(p, none, end, stream);
+      default: return launch_few_rows<W, false, 1, 8, 1>(p, none, end, stream);
+    }
+  }
+}
+
+// The product of the norm of p.x (M, K) float32; M is at most kMostNormedRows.
+template <class W, class End>
+void normed_few_rows_into(const FewRows& p, const Normed& norm, const End& end, void* stream) {
+  if constexpr (std::is_same_v<W, float>) {
+    launch_few_rows<W, true, 1, 1, 1>(p, norm, end, stream);
+  } else if (p.M <= 8) {
+    launch_few_rows<W, true, 1, 1, 3>(p, norm, end, stream);
+  } else {
+    launch_few_rows<W, true, 1, 2, 4>(p, norm, end, stream);
+  }
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,45 @@
+// Kernels that start while the one before them in the stream still runs (sm_90 on; elsewhere one after the
+// other). What such a kernel reads before wait_for_previous() must be nothing that any kernel of the same
+// stream writes: weights. After it, all kernels queued before are complete and what they wrote can be seen;
+// it is read past the first-level cache (__ldcg), and nothing is written before.
+#pragma once
+#include "krait/tensor/cuda/launch.h"
+
+namespace krait::cuda {
+
+// The next kernel may start as soon as every block of this one has come here.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// `cluster` blocks along x share their memory (1: none do); grid.x is a multiple of it.
+template <class... Parameters, class... Arguments>
+void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                      size_t shared_bytes, unsigned cluster, void* stream,
+                      const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = grid;
+  launch.blockDim = dim3(threads);
+  launch.dynamicSmemBytes = shared_bytes;
+  launch.stream = static_cast<cudaStream_t>(stream);
+  launch.attrs = attributes;
+  launch.numAttrs = cluster > 1 ? 2 : 1;
+  cudaLaunchKernelEx(&launch, kernel, arguments...);
+  check_launch(name);
+}
+
+}  // namespace krait::cuda
