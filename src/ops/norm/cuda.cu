@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -17,6 +18,8 @@ constexpr int64_t kSharedFloats =
 
 template <class X, class Y, int V>
 __global__ void forward_kernel(const NormProblem p, const bool keep) {
+  let_next_start();
+  wait_for_previous();
   extern __shared__ float kept[];
   const int64_t row = blockIdx.x, first = int64_t{threadIdx.x} * V, step = int64_t{blockDim.x} * V;
   const X* const x = static_cast<const X*>(p.x) + row * p.x_stride;
@@ -201,13 +204,12 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
     using X = decltype(x);
     using Y = decltype(y);
     const auto launch = [&](auto kernel, int V) {
-      kernel<<<static_cast<unsigned>(rows), threads_for(p.D, V), shared,
-               static_cast<cudaStream_t>(stream)>>>(p, keep);
+      launch_dependent("norm_forward", kernel, dim3(static_cast<unsigned>(rows)),
+                       threads_for(p.D, V), shared, 1, stream, p, keep);
     };
     in_fours(p, nullptr, nullptr) ? launch(forward_kernel<X, Y, 4>, 4)
                                   : launch(forward_kernel<X, Y, 1>, 1);
   });
-  check_launch("norm_forward");
 }
 
 void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream) {
