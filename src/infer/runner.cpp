@@ -11,13 +11,14 @@ namespace krait {
 namespace {
 
 // A state of `batch` sequences without memory, for planning.
-nn::State planned_state(const models::LanguageModel& model, int64_t batch, int64_t capacity,
+nn::State planned_state(const models::LanguageModel& model, const PassLimits& limits,
                         Arena& nowhere) {
   nn::State state(model.state_parts(), 0);
   for (size_t p = 0; p < state.parts().size(); ++p) {
     Tensor& t = state.tensor(p);
-    const Shape shape = nn::shape_of(state.parts()[p], batch, capacity);
-    t = Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * sizeof(float)), t.dtype, shape,
+    const Shape shape = nn::shape_of(state.parts()[p], limits.sequences, limits.context);
+    const DType type = nn::type_of(state.parts()[p], limits.activation);
+    t = Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * size_of(type)), type, shape,
                model.params().device());
   }
   return state;
@@ -34,7 +35,7 @@ size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
   like.arena = &small;
   like.activation = limits.activation;
   const auto measure = [&](int64_t rows, int64_t length, const ops::Packing* packing) {
-    nn::State state = planned_state(model, limits.sequences, limits.context, nowhere);
+    nn::State state = planned_state(model, limits, nowhere);
     const Tensor tokens(nowhere.take_low(static_cast<size_t>(rows * length) * 4), DType::i32,
                         {rows, length}, like.device);
     return plan(like, false,

@@ -36,7 +36,7 @@ nn::State checked_state(const models::LanguageModel& model, const SessionOptions
                              o.batch, bytes_text(p.weights), bytes_text(p.state),
                              bytes_text(p.logits), bytes_text(p.working)),
                  device);
-  return model.make_state(o.batch, o.context);
+  return model.make_state(o.batch, o.context, o.activation);
 }
 
 }  // namespace
@@ -46,8 +46,8 @@ Snapshot copy_of(const Snapshot& s) { return {s.state.clone(), s.logits, s.token
 SessionPlan plan_session(const models::LanguageModel& model, const SessionOptions& options) {
   SessionPlan p;
   for (const nn::Param& param : model.params()) p.weights += param.value.bytes();
-  p.state =
-      static_cast<size_t>(options.batch) * nn::state_bytes(model.state_parts(), options.context);
+  p.state = static_cast<size_t>(options.batch) *
+            nn::state_bytes(model.state_parts(), options.context, options.activation);
   p.logits = static_cast<size_t>(options.batch * model.config().padded_vocab()) * sizeof(float);
   p.working = plan_passes(model, limits_of(options), last_logits(model, options.batch));
   return p;
@@ -140,7 +140,7 @@ void Session::step(std::span<const int32_t> tokens) {
 
 Snapshot Session::snapshot(int64_t row) const {
   Snapshot s;
-  s.state = model_.make_state(1, tokens_read(row));
+  s.state = model_.make_state(1, tokens_read(row), options_.activation);
   s.state.copy_row(0, state_, row);
   s.tokens = tokens_read(row);
   if (s.tokens > 0) {
@@ -189,7 +189,8 @@ void Session::restart(int64_t n) {
 void Session::make_room(int64_t tokens) {
   if (tokens <= all_.capacity() || !nn::grows(all_.parts())) return;
   const int64_t capacity = std::max(tokens, 2 * all_.capacity());
-  require_memory(static_cast<size_t>(options_.batch) * nn::state_bytes(all_.parts(), capacity),
+  require_memory(static_cast<size_t>(options_.batch) *
+                     nn::state_bytes(all_.parts(), capacity, options_.activation),
                  fmt::format("{} sequences of {} tokens: states with room for {}", options_.batch,
                              tokens, capacity),
                  context().device);

@@ -33,9 +33,10 @@ class LanguageModel {
   const nn::ParamSet& params() const { return params_; }
   bool routes() const;  // has experts
   const std::vector<nn::StatePart>& state_parts() const { return parts_; }
-  // Zeros, on the device of the parameters; with room for `capacity` tokens where it grows with them.
-  nn::State make_state(int64_t batch, int64_t capacity = 0) const {
-    return nn::State(parts_, batch, capacity, params_.device());
+  // Zeros, on the device of the parameters; with room for `capacity` tokens where it grows with them. For
+  // passes in `activation` alone: others take and leave float32.
+  nn::State make_state(int64_t batch, int64_t capacity = 0, DType activation = DType::f32) const {
+    return nn::State(parts_, batch, capacity, params_.device(), activation);
   }
 
   // tokens (B, L) int32 -> what the head reads, (B, L, D) in the activation type. Tokens must be in

@@ -63,8 +63,11 @@ Attention::Attention(ParamSet& params, const std::string& name, const AttentionC
 std::vector<StatePart> Attention::state_parts() const {
   const int64_t width = config_.key_heads * config_.head_dim;
   const auto cache = [&](const char* name) {
-    return config_.window > 0 ? StatePart{name, {config_.window, width}}
-                              : StatePart{name, {width}, /*per_token=*/true};
+    const bool ring = config_.window > 0;
+    return StatePart{.name = name,
+                     .shape = ring ? Shape{config_.window, width} : Shape{width},
+                     .per_token = !ring,
+                     .activations = true};
   };
   std::vector<StatePart> parts;
   if (config_.d_conv > 0) parts.push_back({"conv", {config_.channels(), config_.d_conv}});
@@ -106,7 +109,8 @@ Attention::Qkv Attention::project(Context& c, const Tensor& x, BlockCall& call,
   }
   const Tensor rows = qkv.reshape({B, L, g.heads + 2 * g.key_heads, P});
   return {rows.slice(2, 0, g.heads), rows.slice(2, g.heads, g.heads + g.key_heads),
-          rows.slice(2, g.heads + g.key_heads, g.heads + 2 * g.key_heads)};
+          rows.slice(2, g.heads + g.key_heads, g.heads + 2 * g.key_heads),
+          rows.slice(2, 0, g.heads + g.key_heads)};
 }
 
 Tensor Attention::forward(Context& c, const Tensor& x, const Tensor& stream,
@@ -118,7 +122,11 @@ Tensor Attention::forward(Context& c, const Tensor& x, const Tensor& stream,
   Tensor conv_end;
   Qkv p = project(c, ops::scale(c, x, g.in_factor), call, conv_end);
   const ops::KeyCache from = cache(call.state.in), to = cache(call.state.out);
-  if (g.rotation.R > 0) {
+  if (g.rotation.R > 0 && p.qk) {
+    const Tensor turned = ops::rotary(c, p.qk, g.rotation, call.packing, from.length);
+    p.q = turned.slice(2, 0, g.heads);
+    p.k = turned.slice(2, g.heads, g.heads + g.key_heads);
+  } else if (g.rotation.R > 0) {
     p.q = ops::rotary(c, p.q, g.rotation, call.packing, from.length);
     p.k = ops::rotary(c, p.k, g.rotation, call.packing, from.length);
   }

@@ -55,6 +55,7 @@ class Attention : public Mixer {
  private:
   struct Qkv {
     Tensor q, k, v;  // (B, L, heads, P)
+    Tensor qk;       // the heads of both side by side, where they lie so
   };
   Qkv project(Context& c, const Tensor& x, BlockCall& call, Tensor& conv_end) const;
 

@@ -4,10 +4,12 @@
 
 namespace krait::nn {
 
-size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity) {
-  int64_t n = 0;
-  for (const StatePart& p : parts) n += p.shape.numel() * (p.per_token ? capacity : 1);
-  return static_cast<size_t>(n) * sizeof(float);
+size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity, DType activation) {
+  size_t n = 0;
+  for (const StatePart& p : parts)
+    n += static_cast<size_t>(p.shape.numel() * (p.per_token ? capacity : 1)) *
+         size_of(type_of(p, activation));
+  return n;
 }
 
 bool grows(const std::vector<StatePart>& parts) {
@@ -21,20 +23,23 @@ Shape shape_of(const StatePart& part, int64_t batch, int64_t capacity) {
   return out;
 }
 
-State::State(const std::vector<StatePart>& parts, int64_t batch, int64_t capacity, Device device)
-    : parts_(parts), batch_(batch), capacity_(capacity) {
+State::State(const std::vector<StatePart>& parts, int64_t batch, int64_t capacity, Device device,
+             DType activation)
+    : parts_(parts), batch_(batch), capacity_(capacity), activation_(activation) {
   size_t total = 0;
   const auto rounded = [](size_t n) {
     return (n + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign;
   };
   for (const StatePart& p : parts_)
-    total += rounded(static_cast<size_t>(shape_of(p, batch, capacity).numel()) * sizeof(float));
+    total += rounded(static_cast<size_t>(shape_of(p, batch, capacity).numel()) *
+                     size_of(type_of(p, activation)));
   memory_ = Arena(total, device);
   bytes_ = total;
   for (const StatePart& p : parts_) {
     const Shape s = shape_of(p, batch, capacity);
-    tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * sizeof(float)),
-                          DType::f32, s, device);
+    const DType type = type_of(p, activation);
+    tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * size_of(type)), type, s,
+                          device);
     if (!p.per_token) zero_bytes(tensors_.back());
   }
 }
@@ -44,6 +49,7 @@ State State::first(int64_t rows) const {
   s.parts_ = parts_;
   s.batch_ = rows;
   s.capacity_ = capacity_;
+  s.activation_ = activation_;
   for (const Tensor& t : tensors_) {
     s.tensors_.push_back(t.slice(0, 0, rows));
     s.bytes_ += s.tensors_.back().bytes();
@@ -52,14 +58,14 @@ State State::first(int64_t rows) const {
 }
 
 State State::clone() const {
-  State s(parts_, batch_, capacity_, tensors_.empty() ? Device{} : tensors_[0].device);
+  State s(parts_, batch_, capacity_, tensors_.empty() ? Device{} : tensors_[0].device, activation_);
   for (size_t i = 0; i < tensors_.size(); ++i) copy_bytes(tensors_[i], s.tensors_[i]);
   return s;
 }
 
 void State::reserve(int64_t capacity) {
   if (capacity <= capacity_ || !grows(parts_)) return;
-  State larger(parts_, batch_, capacity, tensors_[0].device);
+  State larger(parts_, batch_, capacity, tensors_[0].device, activation_);
   for (int64_t row = 0; row < batch_; ++row) larger.copy_row(row, *this, row);
   *this = std::move(larger);
 }
@@ -71,7 +77,12 @@ void State::copy_row(int64_t to, const State& from, int64_t from_row) {
   for (size_t i = 0; i < tensors_.size(); ++i) {
     Tensor a = from.tensors_[i].select(0, from_row), b = tensors_[i].select(0, to);
     if (parts_[i].per_token) a = a.slice(0, 0, held), b = b.slice(0, 0, held);
-    copy_bytes(a, b);
+    if (a.dtype == b.dtype) {
+      copy_bytes(a, b);
+    } else {
+      std::vector<std::byte> buffer;
+      store(on_host(a, buffer), b);
+    }
   }
 }
 

@@ -18,12 +18,18 @@ struct StatePart {
   std::string name;  // "state.<layer>.conv", as in the golden files
   Shape shape;       // of one sequence; where per_token, of one token
   bool per_token = false;
+  bool activations = false;  // holds nothing but activations: may have their type
 };
 
-// Of one sequence, float32, with room for `capacity` tokens in the parts that grow.
-size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity = 0);
+// Of one sequence, with room for `capacity` tokens in the parts that grow; float32, but parts that hold
+// activations have that type.
+size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity = 0,
+                   DType activation = DType::f32);
 bool grows(const std::vector<StatePart>& parts);                         // any part is per_token
 Shape shape_of(const StatePart& part, int64_t batch, int64_t capacity);  // of its tensor
+inline DType type_of(const StatePart& part, DType activation) {
+  return part.activations ? activation : DType::f32;
+}
 
 // What a block is handed: its own parts of the state coming in and of the one going out, in the order in
 // which it declared them. Empty tensors: start from zero, or drop the end.
@@ -36,13 +42,13 @@ class State {
   State() = default;
   // Zeros: before any token. Room for `capacity` tokens is memory that is not touched yet.
   State(const std::vector<StatePart>& parts, int64_t batch, int64_t capacity = 0,
-        Device device = {});
+        Device device = {}, DType activation = DType::f32);
 
   State first(int64_t rows) const;  // a view of rows [0, rows): nothing is owned
   State clone() const;              // a fork: nothing is shared
   // Room for `capacity` tokens from now on; nothing is lost, but views and tensors handed out are void.
   void reserve(int64_t capacity);
-  // Of parts that grow as many tokens as both have room for.
+  // Of parts that grow as many tokens as both have room for. The types may differ.
   void copy_row(int64_t to, const State& from, int64_t from_row);
   void zero_row(int64_t row);
 
@@ -50,7 +56,7 @@ class State {
   int64_t capacity() const { return capacity_; }  // of parts that grow
   size_t bytes() const { return bytes_; }
   const std::vector<StatePart>& parts() const { return parts_; }
-  // (B, ...) float32; part index in declaration order over all layers.
+  // (B, ...); part index in declaration order over all layers.
   const Tensor& tensor(size_t part) const { return tensors_[part]; }
   Tensor& tensor(size_t part) { return tensors_[part]; }
 
@@ -59,6 +65,7 @@ class State {
   std::vector<Tensor> tensors_;
   Arena memory_ = Arena(0);
   int64_t batch_ = 0, capacity_ = 0;
+  DType activation_ = DType::f32;
   size_t bytes_ = 0;
 };
 

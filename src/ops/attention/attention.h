@@ -12,8 +12,8 @@
 //   k, v (B, L, Hkv, P)    dtype of q; H a multiple of Hkv; not rotated here (see krait/ops/rotary)
 //   y (B, L, H, P)         dtype of q; everything in float32 inside, rounded once
 //
-// A cache is what a sequence has read, as a state: k and v (S, C, Hkv·P) float32, the key and value of
-// position p in row p mod C, and length (S, 1) float32, the count of tokens read. C bounds the tokens of a
+// A cache is what a sequence has read, as a state: k and v (S, C, Hkv·P), float32 or, where nothing is
+// recorded, in the dtype of q, the key and value of position p in row p mod C, and length (S, 1) float32, the count of tokens read. C bounds the tokens of a
 // sequence, but with a window: then C >= window is enough for any length, the oldest rows are overwritten.
 // Rows that hold no token may hold anything. Only causal attention takes a cache.
 //

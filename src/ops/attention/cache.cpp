@@ -7,7 +7,7 @@
 
 namespace krait::ops {
 
-CacheCall::CacheCall(int64_t B, int64_t L, int64_t Hkv, int64_t P, int64_t window,
+CacheCall::CacheCall(int64_t B, int64_t L, int64_t Hkv, int64_t P, DType dtype, int64_t window,
                      const Packing* packing, const KeyCache& from, const KeyCache& to)
     : B_(B),
       L_(L),
@@ -27,26 +27,30 @@ CacheCall::CacheCall(int64_t B, int64_t L, int64_t Hkv, int64_t P, int64_t windo
             n, n + 1, n, n, packing_.begin.shape, packing_.state_in.shape,
             packing_.state_out.shape);
   }
-  check("from", from, window);
-  check("to", to, window);
+  check("from", from, dtype);
+  check("to", to, dtype);
+  require(!from || !to || from.k.dtype == to.k.dtype,
+          "[attention] to: expected the type of from, {}, got {}", name_of(from.k.dtype),
+          name_of(to.k.dtype));
 }
 
-void CacheCall::check(const char* name, const KeyCache& cache, int64_t window) const {
+void CacheCall::check(const char* name, const KeyCache& cache, DType dtype) const {
   if (!cache) return;
   const int64_t S = cache.k.size(0);
   for (const Tensor& t : {cache.k, cache.v})
-    require(t.dtype == DType::f32 && t.contiguous() && t.rank() == 3 && t.size(0) == S &&
-                t.size(1) == rows(cache) && t.size(2) == width_,
-            "[attention] {}: expected contiguous float32 (S, C, Hkv*P={}) for keys and values, got "
-            "{} {}",
-            name, width_, name_of(t.dtype), t.shape);
+    require((t.dtype == DType::f32 || t.dtype == dtype) && t.dtype == cache.k.dtype &&
+                t.contiguous() && t.rank() == 3 && t.size(0) == S && t.size(1) == rows(cache) &&
+                t.size(2) == width_,
+            "[attention] {}: expected contiguous float32 or {} (S, C, Hkv*P={}) for keys and "
+            "values, got {} {}",
+            name, name_of(dtype), width_, name_of(t.dtype), t.shape);
   require(cache.length.dtype == DType::f32 && cache.length.shape == Shape({S, 1}) &&
               cache.length.contiguous(),
           "[attention] {}: expected lengths float32 ({}, 1), got {} {}", name, S,
           name_of(cache.length.dtype), cache.length.shape);
-  require(window == 0 || rows(cache) >= window,
+  require(window_ == 0 || rows(cache) >= window_,
           "[attention] {}: expected at least {} rows for a window of that size, got {}", name,
-          window, rows(cache));
+          window_, rows(cache));
   require(packed_ || S == B_, "[attention] {}: expected {} rows, one a sequence, got {}", name, B_,
           S);
 }
@@ -105,6 +109,10 @@ CachedSequence CacheCall::operator[](int64_t s) const {
   return c;
 }
 
+static std::byte* element(const Tensor& t, int64_t i) {
+  return static_cast<std::byte*>(t.data) + i * static_cast<int64_t>(size_of(t.dtype));
+}
+
 int CacheCall::runs(const CachedSequence& s, KeyRun* to) const {
   if (!from_ || s.length == 0) return 0;
   const int64_t C = rows(from_);
@@ -116,8 +124,9 @@ int CacheCall::runs(const CachedSequence& s, KeyRun* to) const {
     const int64_t at = (s.in * C + begin % C) * width_;
     r.begin = begin;
     r.end = end;
-    r.k = from_.k.as<float>() + at;
-    r.v = from_.v.as<float>() + at;
+    r.bf16 = from_.k.dtype == DType::bf16;
+    r.k = element(from_.k, at);
+    r.v = element(from_.v, at);
     r.k_row = r.v_row = width_;
     r.k_head = r.v_head = P_;
   };
@@ -126,30 +135,37 @@ int CacheCall::runs(const CachedSequence& s, KeyRun* to) const {
   return n;
 }
 
+// Calls f(a value of the first type, one of the second), each float32 or bfloat16.
+template <class F>
+static void with_types(DType a, DType b, const F& f) {
+  const auto with_b = [&](auto first) { b == DType::bf16 ? f(first, bf16()) : f(first, 0.0f); };
+  a == DType::bf16 ? with_b(bf16()) : with_b(0.0f);
+}
+
 void CacheCall::append(const CachedSequence& s, const Tensor& from, const Tensor& cache_in,
                        const Tensor& cache_out) const {
   const int64_t C = rows(to_), total = s.length + s.tokens();
   const int64_t oldest = std::max<int64_t>(0, total - C);  // the first position that is kept
   const auto row_out = [&](int64_t position) {
-    return cache_out.as<float>() + (s.out * C + position % C) * width_;
+    return element(cache_out, (s.out * C + position % C) * width_);
   };
   if (cache_in && cache_in.data != cache_out.data) {
     const int64_t C_in = rows(from_);
     for (int64_t i = std::max(oldest, s.length - C_in); i < s.length; ++i)
-      std::memcpy(row_out(i), cache_in.as<float>() + (s.in * C_in + i % C_in) * width_,
-                  static_cast<size_t>(width_) * sizeof(float));
+      std::memcpy(row_out(i), element(cache_in, (s.in * C_in + i % C_in) * width_),
+                  static_cast<size_t>(width_) * size_of(cache_in.dtype));
   }
-  const int64_t distance = from.stride[1];
   for (int64_t i = std::max(oldest, s.length); i < total; ++i) {
-    const int64_t token = (s.begin + i - s.length) * distance;
-    float* to = row_out(i);
-    for (int64_t h = 0; h < from.size(2); ++h) {
-      const int64_t at = token + h * from.stride[2];
-      for (int64_t d = 0; d < P_; ++d)
-        to[h * P_ + d] = from.dtype == DType::bf16
-                             ? static_cast<float>(static_cast<const bf16*>(from.data)[at + d])
-                             : static_cast<const float*>(from.data)[at + d];
-    }
+    const std::byte* const token = element(from, (s.begin + i - s.length) * from.stride[1]);
+    with_types(from.dtype, cache_out.dtype, [&](auto read, auto write) {
+      using From = decltype(read);
+      using To = decltype(write);
+      const auto* const values = reinterpret_cast<const From*>(token);
+      auto* const to = reinterpret_cast<To*>(row_out(i));
+      for (int64_t h = 0; h < from.size(2); ++h)
+        for (int64_t d = 0; d < P_; ++d)
+          to[h * P_ + d] = To(static_cast<float>(values[h * from.stride[2] + d]));
+    });
   }
 }
 

@@ -22,8 +22,8 @@ class CacheCall {
  public:
   CacheCall() = default;
   // Checks shapes.
-  CacheCall(int64_t B, int64_t L, int64_t Hkv, int64_t P, int64_t window, const Packing* packing,
-            const KeyCache& from, const KeyCache& to);
+  CacheCall(int64_t B, int64_t L, int64_t Hkv, int64_t P, DType dtype, int64_t window,
+            const Packing* packing, const KeyCache& from, const KeyCache& to);
   // What the packing and the lengths hold, on the CPU. Error where a sequence would outgrow its cache.
   void check_values() const;
 
@@ -50,7 +50,7 @@ class CacheCall {
                      AttentionSequence& to) const;
 
  private:
-  void check(const char* name, const KeyCache& cache, int64_t window) const;
+  void check(const char* name, const KeyCache& cache, DType dtype) const;
   void append(const CachedSequence& s, const Tensor& from, const Tensor& cache_in,
               const Tensor& cache_out) const;
   int64_t rows(const KeyCache& cache) const { return cache.k.size(1); }

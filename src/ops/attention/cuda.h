@@ -23,9 +23,12 @@ struct AttentionCall {
   void* y = nullptr;      // (tokens, H, P)
   float* norm = nullptr;  // (tokens, H, 2): the largest score, 1 / Σ exp(score - largest); or null
   // Caches (rows, C, Hkv·P), lengths (rows); null: none
-  const float *from_k = nullptr, *from_v = nullptr, *from_length = nullptr;
+  bool cache_bf16 = false;  // k and v of both; only where bf16, and not for backward
+  const void *from_k = nullptr, *from_v = nullptr;
+  const float* from_length = nullptr;
   int64_t from_C = 0, from_rows = 0;
-  float *to_k = nullptr, *to_v = nullptr, *to_length = nullptr;
+  void *to_k = nullptr, *to_v = nullptr;
+  float* to_length = nullptr;
   int64_t to_C = 0;
   bool in_place = false;
 

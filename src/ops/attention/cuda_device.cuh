@@ -31,27 +31,40 @@ __device__ inline Sequence sequence(const AttentionCall& c, int64_t s) {
   return q;
 }
 
-// Rows of keys or values by position: own ones of type T, cached ones in float32, of one head.
+// Rows of keys or values by position, of one head: own ones of type T, cached ones of that or float32.
 template <class T>
 struct KeysOf {
-  const T* own;         // of position `first`
-  const float* cached;  // row 0 of the ring
+  const T* own;        // of position `first`
+  const void* cached;  // row 0 of the ring
+  bool cached_bf16;
   int64_t own_row, cached_row, first, wrap, C;
 
   __device__ KeysOf(const AttentionCall& c, const Sequence& s, const HeadRows& rows,
-                    const float* cache, int64_t head)
+                    const void* cache, int64_t head)
       : own(static_cast<const T*>(rows.data) + s.begin * rows.row + head * rows.head),
-        cached(cache && s.in >= 0 ? cache + (s.in * c.from_C * c.Hkv + head) * c.P : nullptr),
+        cached(nullptr),
+        cached_bf16(c.cache_bf16),
         own_row(rows.row),
         cached_row(c.Hkv * c.P),
         first(s.first),
         wrap(s.wrap),
-        C(c.from_C) {}
+        C(c.from_C) {
+    if (cache && s.in >= 0)
+      cached =
+          static_cast<const char*>(cache) + (s.in * C * c.Hkv + head) * c.P * (cached_bf16 ? 2 : 4);
+  }
 
   __device__ bool is_cached(int64_t position) const { return position < first; }
   __device__ const T* own_at(int64_t position) const { return own + (position - first) * own_row; }
-  __device__ const float* cached_at(int64_t position) const {
-    return cached + (position >= wrap ? position - wrap : position - wrap + C) * cached_row;
+  template <class S>
+  __device__ const S* cached_at(int64_t position) const {
+    return static_cast<const S*>(cached) +
+           (position >= wrap ? position - wrap : position - wrap + C) * cached_row;
+  }
+  __device__ float value(int64_t position, int i) const {
+    if (!is_cached(position)) return static_cast<float>(own_at(position)[i]);
+    return cached_bf16 ? static_cast<float>(cached_at<bfloat16>(position)[i])
+                       : cached_at<float>(position)[i];
   }
 };
 

@@ -30,10 +30,7 @@ struct Plain {
   template <class T>
   __device__ void fill_keys(float* to, const KeysOf<T>& keys, int64_t position, int64_t count,
                             int64_t P) const {
-    fill(to, count, P, [&](int row, int i) {
-      const int64_t at = position + row;
-      return keys.is_cached(at) ? keys.cached_at(at)[i] : static_cast<float>(keys.own_at(at)[i]);
-    });
+    fill(to, count, P, [&](int row, int i) { return keys.value(position + row, i); });
   }
 
   // s[i][j] = Σ a[row i] b[row of column j]

@@ -1,6 +1,6 @@
 // attention of one token a sequence. Its keys are cut into pieces, a block each, so that one sequence fills the
 // card; the heads that share a head of keys are taken together, so that keys and values are read once. A warp has
-// every fourth run of kRun keys: a key is a row of the warp's lanes. And the cache: what is appended to it.
+// every fourth run of keys: a key is a row of the warp's lanes. And the cache: what is appended to it.
 #include <type_traits>
 
 #include "krait/ops/attention/cuda_plain.cuh"
@@ -11,7 +11,7 @@ namespace krait::cuda {
 namespace attention {
 namespace {
 
-constexpr int kWarps = 4, kRun = 8;
+constexpr int kWarps = 4, kRun = 8;  // kRun: keys of a run, at most
 constexpr int64_t kFewestPositions = 64, kBlocksWanted = 4096;
 
 // The most positions that a token sees, by the shapes.
@@ -120,12 +120,13 @@ struct Running {
   }
 };
 
-// Blocks: pieces of sequences, for kHeads heads of one head of keys.
-template <class T, int kHeads, int kWidth, int kPasses>
+// Blocks: pieces of sequences, for kHeads heads of one head of keys. S: type of the cache.
+template <class T, class S, int kHeads, int kWidth, int kPasses>
 __global__ void __launch_bounds__(32 * kWarps)
     step_kernel(const AttentionCall c, const Parts parts, int64_t positions) {
   using Row = Lane<kWidth, kPasses>;
-  constexpr int kElements = Row::kElements;
+  // As many keys at once as the registers hold.
+  constexpr int kElements = Row::kElements, kKeys = kElements > 4 ? kRun / 2 : kRun;
   __shared__ float of_largest[kWarps][kHeads], of_sum[kWarps][kHeads];
   __shared__ alignas(16) float of_y[kWarps][kHeads][32 * kElements];
   const int64_t blocks_of_head = (c.group() + kHeads - 1) / kHeads;
@@ -151,15 +152,15 @@ __global__ void __launch_bounds__(32 * kWarps)
     }
     const KeysOf<T> k_rows(c, s, c.k, c.from_k, head), v_rows(c, s, c.v, c.from_v, head);
     const int64_t cached_end = min(end, s.first);
-    for (int64_t key = begin + warp * kRun; key < cached_end; key += kWarps * kRun) {
-      float k[kRun][kElements], v[kRun][kElements];
+    for (int64_t key = begin + warp * kKeys; key < cached_end; key += kWarps * kKeys) {
+      float k[kKeys][kElements], v[kKeys][kElements];
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) {
+      for (int j = 0; j < kKeys; ++j) {
         const int64_t at = min(key + j, cached_end - 1);
-        row.read(k_rows.cached_at(at), c.P, k[j]);
-        row.read(v_rows.cached_at(at), c.P, v[j]);
+        row.read(k_rows.template cached_at<S>(at), c.P, k[j]);
+        row.read(v_rows.template cached_at<S>(at), c.P, v[j]);
       }
-      running.template add<kRun>(q, k, v, cached_end - key);
+      running.template add<kKeys>(q, k, v, cached_end - key);
     }
     if (end > s.first && warp == 0) {  // its own key
       float k[1][kElements], v[1][kElements];
@@ -208,24 +209,27 @@ __device__ void append_row(const AttentionCall& c, const Sequence& s, int64_t i)
   const int64_t position = first + i, width = c.Hkv * c.P;
   if (position >= s.total()) return;
   const int64_t to = (s.out * c.to_C + position % c.to_C) * width;
+  const auto value = [](const void* p, bool bf16, int64_t i) {
+    return bf16 ? static_cast<float>(static_cast<const bfloat16*>(p)[i])
+                : static_cast<const float*>(p)[i];
+  };
+  const auto put = [&](void* p, int64_t i, float v) {
+    if (c.cache_bf16) {
+      static_cast<bfloat16*>(p)[i] = static_cast<bfloat16>(v);
+    } else {
+      static_cast<float*>(p)[i] = v;
+    }
+  };
   for (int64_t at = threadIdx.x; at < width; at += blockDim.x) {
-    float k, v;
     if (position < s.first) {
       const int64_t from = (s.in * c.from_C + position % c.from_C) * width + at;
-      k = c.from_k[from];
-      v = c.from_v[from];
+      put(c.to_k, to + at, value(c.from_k, c.cache_bf16, from));
+      put(c.to_v, to + at, value(c.from_v, c.cache_bf16, from));
     } else {
       const int64_t token = s.begin + position - s.first, head = at / c.P, e = at % c.P;
-      const auto read = [&](const HeadRows& r) {
-        const int64_t from = token * r.row + head * r.head + e;
-        return c.bf16 ? static_cast<float>(static_cast<const bfloat16*>(r.data)[from])
-                      : static_cast<const float*>(r.data)[from];
-      };
-      k = read(c.k);
-      v = read(c.v);
+      put(c.to_k, to + at, value(c.k.data, c.bf16, token * c.k.row + head * c.k.head + e));
+      put(c.to_v, to + at, value(c.v.data, c.bf16, token * c.v.row + head * c.v.head + e));
     }
-    c.to_k[to + at] = k;
-    c.to_v[to + at] = v;
   }
 }
 
@@ -286,11 +290,12 @@ bool in_width(const AttentionCall& c, int64_t V) {
   const auto fits = [&](const HeadRows& r) {
     return in_runs(r.data, r.row, bytes, V) && r.head % V == 0;
   };
-  return c.P % V == 0 && fits(c.q) && fits(c.k) && fits(c.v) && in_runs(c.from_k, 0, 4, V) &&
-         in_runs(c.from_v, 0, 4, V);
+  const int64_t of_cache = c.cache_bf16 ? 2 : 4;
+  return c.P % V == 0 && fits(c.q) && fits(c.k) && fits(c.v) && in_runs(c.from_k, 0, of_cache, V) &&
+         in_runs(c.from_v, 0, of_cache, V);
 }
 
-template <class T, int kHeads>
+template <class T, class S, int kHeads>
 void launch_step(const AttentionCall& c, const Parts& parts, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(c.sequences * parts.pieces),
                   static_cast<unsigned>(c.Hkv * ceil_div(c.group(), kHeads)));
@@ -299,11 +304,13 @@ void launch_step(const AttentionCall& c, const Parts& parts, cudaStream_t stream
     kernel<<<grid, 32 * kWarps, 0, stream>>>(c, parts, positions);
   };
   if (c.P <= 64 && in_width(c, 2)) {
-    launch(step_kernel<T, kHeads, 2, 1>);
+    launch(step_kernel<T, S, kHeads, 2, 1>);
   } else if (c.P <= 128 && in_width(c, 4)) {
-    launch(step_kernel<T, kHeads, 4, 1>);
+    launch(step_kernel<T, S, kHeads, 4, 1>);
+  } else if (in_width(c, 4)) {
+    launch(step_kernel<T, S, kHeads, 4, 2>);
   } else {
-    launch(step_kernel<T, kHeads, 1, 8>);
+    launch(step_kernel<T, S, kHeads, 1, 8>);
   }
 }
 
@@ -318,12 +325,17 @@ void attention_step(const AttentionCall& c, float* parts, void* stream) {
   if (c.sequences == 0) return;
   const auto s = static_cast<cudaStream_t>(stream);
   const attention::Parts at = attention::parts_at(c, parts);
-  const auto step = [&](auto type) {
+  const auto step = [&](auto type, auto of_cache) {
     using T = decltype(type);
-    c.group() == 1 ? attention::launch_step<T, 1>(c, at, s)
-                   : attention::launch_step<T, 4>(c, at, s);
+    using S = decltype(of_cache);
+    c.group() == 1 ? attention::launch_step<T, S, 1>(c, at, s)
+                   : attention::launch_step<T, S, 4>(c, at, s);
   };
-  c.bf16 ? step(__nv_bfloat16()) : step(0.0f);
+  if (c.cache_bf16) {
+    step(__nv_bfloat16(), __nv_bfloat16());
+  } else {
+    c.bf16 ? step(__nv_bfloat16(), 0.0f) : step(0.0f, 0.0f);
+  }
   check_launch("attention step");
   const dim3 grid(static_cast<unsigned>(c.sequences),
                   static_cast<unsigned>(c.H + (c.to_k && c.in_place ? 1 : 0)));

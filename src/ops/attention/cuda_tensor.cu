@@ -37,8 +37,9 @@ struct Tile {
       const int r = at / kChunks, i = at % kChunks * 8;
       const bool there = r < count && i < P;
       bfloat16* const place = to + r * kStep + i;
-      if (there && keys.is_cached(position + r)) {
-        const float* const from = keys.cached_at(position + r) + i;
+      const bool is_cached = there && keys.is_cached(position + r);
+      if (is_cached && !keys.cached_bf16) {
+        const float* const from = keys.cached_at<float>(position + r) + i;
         float left[4], right[4];
         load<4>(from, left);
         load<4>(from + 4, right);
@@ -49,7 +50,10 @@ struct Tile {
         v.w = pack_bf16(right[2], right[3]);
         *reinterpret_cast<uint4*>(place) = v;
       } else {
-        copy_async(place, there ? keys.own_at(position + r) + i : keys.own, there);
+        const bfloat16* const from = is_cached ? keys.cached_at<bfloat16>(position + r)
+                                     : there   ? keys.own_at(position + r)
+                                               : keys.own - i;
+        copy_async(place, from + i, there);
       }
     }
   }
@@ -437,8 +441,8 @@ bool in_chunks(const HeadRows& r) { return in_runs(r.data, r.row, 2, 8) && r.hea
 
 bool fits_tensor_cores(const AttentionCall& c) {
   return c.bf16 && c.P % 8 == 0 && c.P <= 128 && in_chunks(c.q) && in_chunks(c.k) &&
-         in_chunks(c.v) && in_runs(c.y, 0, 2, 8) && in_runs(c.from_k, 0, 4, 4) &&
-         in_runs(c.from_v, 0, 4, 4);
+         in_chunks(c.v) && in_runs(c.y, 0, 2, 8) && in_runs(c.from_k, 0, 2, 8) &&
+         in_runs(c.from_v, 0, 2, 8);
 }
 
 void tensor_forward(const AttentionCall& c, void* stream) {

@@ -41,15 +41,17 @@ cuda::AttentionCall call_of(const GpuAttention& q) {
   c.y = q.y.data;
   c.norm = floats_of(q.norm);
   if (const KeyCache& from = q.cache.from()) {
-    c.from_k = floats_of(from.k);
-    c.from_v = floats_of(from.v);
+    c.cache_bf16 = from.k.dtype == DType::bf16;
+    c.from_k = from.k.data;
+    c.from_v = from.v.data;
     c.from_length = floats_of(from.length);
     c.from_rows = from.k.size(0);
     c.from_C = from.k.size(1);
   }
   if (const KeyCache& to = q.cache.to()) {
-    c.to_k = floats_of(to.k);
-    c.to_v = floats_of(to.v);
+    c.cache_bf16 = to.k.dtype == DType::bf16;
+    c.to_k = to.k.data;
+    c.to_v = to.v.data;
     c.to_length = floats_of(to.length);
     c.to_C = to.k.size(1);
   }

@@ -85,7 +85,7 @@ Call check(Context& c, const AttentionInputs& in, const Packing* packing, const 
   p.bf16 = q.dtype == DType::bf16;
   p.q_token = token_distance(q);
   p.q_head = q.stride[2];
-  call.cache = CacheCall(q.size(0), q.size(1), Hkv, p.P, in.window, packing, from, to);
+  call.cache = CacheCall(q.size(0), q.size(1), Hkv, p.P, q.dtype, in.window, packing, from, to);
   if (!c.planning() && !on_gpu(c)) call.cache.check_values();
   return call;
 }
@@ -239,6 +239,8 @@ AttentionResult attention(Context& c, const AttentionInputs& in, const Packing* 
   require(!recorded || !from || from.k.data != to.k.data,
           "[attention] to: expected memory of its own while recording for backward, got that of "
           "from");
+  require(!recorded || ((!from || from.k.dtype == DType::f32) && (!to || to.k.dtype == DType::f32)),
+          "[attention] recording for backward: expected float32 caches");
   const AttentionProblem& p = q.problem;
   AttentionResult result{c.alloc(in.q.shape, in.q.dtype),
                          {to.k.detach(), to.v.detach(), to.length.detach()}};

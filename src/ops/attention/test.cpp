@@ -237,6 +237,41 @@ TEST(Attention, T20_ChunksAndStepsEqualTheWhole) {
   }
 }
 
+// A cache in bfloat16 holds keys and values that are bfloat16 as exactly as one in float32.
+TEST(Attention, Bfloat16CachesAreExact) {
+  for (const int64_t P : {20, 64})
+    for (const int64_t window : {0, 40}) {
+      AttentionCase k;
+      k.B = 2, k.L = 70, k.H = 4, k.Hkv = 2, k.P = P, k.window = window, k.dtype = DType::bf16;
+      testing::TestContext t;
+      const AttentionSetup setup(t, k);
+      std::vector<Values> first;
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        const Shape rows{k.B, window > 0 ? window : k.L, k.Hkv * k.P};
+        KeyCache cache{t.tensor(rows, dtype), t.tensor(rows, dtype),
+                       t.tensor({k.B, 1}, DType::f32)};
+        for (int64_t b = 0; b < k.B; ++b) set(cache.length, b, 0);
+        std::vector<Values> all;
+        for (int64_t at = 0; at < k.L;) {
+          const int64_t length = at < 60 ? 30 : 1;
+          AttentionInputs in = setup.in;
+          for (Tensor* x : {&in.q, &in.k, &in.v}) {
+            const Tensor part = t.tensor({k.B, length, x->size(2), k.P}, k.dtype);
+            copy_host(x->slice(1, at, at + length), part);
+            *x = part;
+          }
+          all.push_back(testing::to_double(attention(t.c, in, nullptr, cache, cache).y));
+          at += length;
+        }
+        all.push_back(without_nan(testing::to_double(cache.k)));
+        all.push_back(without_nan(testing::to_double(cache.v)));
+        if (first.empty()) first = all;
+        for (size_t i = 0; i < all.size(); ++i)
+          testing::expect_same_bits(all[i], first[i], fmt::format("{} of P={}", i, P));
+      }
+    }
+}
+
 template <class F>
 void expect_error(const F& f, const std::string& part) {
   try {

@@ -62,7 +62,7 @@ __device__ void output_rows(const Head& h, const Chunk& c, int64_t t0, const Gra
   });
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     forward_kernel(const CudaCall c, const GradRows y, int64_t floats) {
   for (int64_t item = blockIdx.x; item < c.sequences * c.H; item += gridDim.x) {
     const int64_t h = item % c.H;
@@ -459,7 +459,7 @@ __device__ void backward_chunk(const CudaBackward& b, const Head& h, const HeadG
   step_gradients(h, g, t0, c, a, d_end, drift);
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(const CudaBackward b, const Results to, const Cut cut, int64_t floats) {
   const CudaCall& c = b.c;
   const Sizes& n = c.size;

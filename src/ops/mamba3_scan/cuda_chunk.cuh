@@ -385,7 +385,7 @@ struct Sweep {
 };
 
 template <int kOfRow>
-__device__ void sweep(const Sweep& s) {
+__device__ __noinline__ void sweep(const Sweep& s) {  // else its registers crowd out others'
   constexpr int kRuns = 8, kA = kThreads / kOfRow, kB = kOfRow * kRuns * 4;
   __syncthreads();
   const int part = static_cast<int>(threadIdx.x) % kOfRow;
