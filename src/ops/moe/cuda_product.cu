@@ -1,13 +1,13 @@
-// Products of the rows of each expert with its matrix, all experts in one launch: tiles of kTile rows none of
-// which has two experts. Expert e has the tiles from begin[e] / kTile + e on, which is room enough.
+// Products of the rows of each expert with its matrix, all experts in one launch, in float32 arithmetic.
 #include <type_traits>
 
-#include "krait/ops/moe/cuda.h"
-#include "krait/tensor/cuda/math.h"
+#include "krait/ops/moe/cuda_product.cuh"
 
 namespace krait::cuda {
 
 namespace {
+
+using moe::put;
 
 using bfloat16 = __nv_bfloat16;
 
@@ -43,29 +43,13 @@ __device__ void fill(float (&strip)[kDepth][kTile + 4], const F& value) {
   }
 }
 
-__device__ void put(const MoeRows& c, int64_t at, float value) {
-  if (c.bf16) {
-    bfloat16& to = static_cast<bfloat16*>(c.data)[at];
-    to = static_cast<bfloat16>(c.add ? static_cast<float>(to) + value : value);
-  } else {
-    float& to = static_cast<float*>(c.data)[at];
-    to = c.add ? to + value : value;
-  }
-}
-
 // kAlong: the columns of b are dense.
 template <class T, bool kAlong>
 __global__ void __launch_bounds__(kThreads) product_kernel(const MoeProduct p) {
   __shared__ Strips strips;
-  const int64_t tile = blockIdx.x, col0 = int64_t{blockIdx.y} * kTile;
-  // The last expert, n, is nobody.
-  int64_t e = 0, high = p.n + 1;
-  while (high - e > 1) {
-    const int64_t middle = (e + high) / 2;
-    (p.begin[middle] / kTile + middle <= tile ? e : high) = middle;
-  }
-  const int64_t row0 = p.begin[e] + (tile - p.begin[e] / kTile - e) * kTile;
-  const int64_t end = e < p.n ? p.begin[e + 1] : p.M;
+  const moe::RowTile tile = moe::row_tile(p, blockIdx.x, kTile);
+  const int64_t e = tile.expert, row0 = tile.row, end = tile.end,
+                col0 = int64_t{blockIdx.y} * kTile;
   if (row0 >= end || (e == p.n && p.c.add)) return;
   const T* const a = static_cast<const T*>(p.a);
   const T* const b = static_cast<const T*>(p.b) + (e < p.n ? e : 0) * p.b_expert;
@@ -128,8 +112,8 @@ __global__ void __launch_bounds__(kThreads) weight_kernel(const MoeWeightGradien
 
 void moe_product(const MoeProduct& p, void* stream) {
   if (p.M == 0 || p.N == 0) return;
-  const dim3 grid(static_cast<unsigned>(p.M / kTile + p.n + 1),
-                  static_cast<unsigned>(ceil_div(p.N, kTile)));
+  if (moe::tensor_product(p, stream)) return;
+  const dim3 grid(moe::row_tiles(p, kTile), static_cast<unsigned>(ceil_div(p.N, kTile)));
   const auto launch = [&](auto kernel) {
     kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
   };
@@ -143,7 +127,7 @@ void moe_product(const MoeProduct& p, void* stream) {
 }
 
 void moe_weight_gradient(const MoeWeightGradient& p, void* stream) {
-  if (p.n == 0 || p.N == 0 || p.K == 0) return;
+  if (p.n == 0 || p.N == 0 || p.K == 0 || moe::tensor_weight_gradient(p, stream)) return;
   const dim3 grid(static_cast<unsigned>(ceil_div(p.K, kTile)),
                   static_cast<unsigned>(ceil_div(p.N, kTile)), static_cast<unsigned>(p.n));
   const auto launch = [&](auto kernel) {

@@ -29,14 +29,17 @@ Values swapped(const Values& w, int64_t n, int64_t N, int64_t K) {
 }
 
 struct MoeRun {
-  explicit MoeRun(const Case& q) : t(true) {
+  // With the values of x and w, where given.
+  explicit MoeRun(const Case& q, const Values& x_values = {}, const Values& w_values = {})
+      : t(true) {
     const MoeSizes& z = q.z;
     const double scale = 2 / std::sqrt(static_cast<double>(z.D));
     gate =
         t.random(q.in_first ? Shape{z.D, z.n} : Shape{z.n, z.D}, DType::f32, 1, {.scale = scale});
-    x = t.random({1, z.T, z.D}, q.dtype, 2);
+    x = x_values.empty() ? t.random({1, z.T, z.D}, q.dtype, 2)
+                         : t.from(x_values, {1, z.T, z.D}, q.dtype);
     const Shape shape = q.in_first ? Shape{z.n, z.D, z.F} : Shape{z.n, z.F, z.D};
-    w = t.random(shape, q.dtype, 3);
+    w = w_values.empty() ? t.random(shape, q.dtype, 3) : t.from(w_values, shape, q.dtype);
     w.var->grad_dtype = DType::f32;
     stream = t.random({1, z.T, z.F}, DType::f32, 4);
     report = t.tensor({2}, DType::f32);
@@ -58,6 +61,8 @@ std::vector<Case> cases() {
           {{33, 5, 31, 17}, options(1, false, 1.0, 0.01f)},
           {{40, 6, 9, 20}, options(2, true, 0.5, 0.1f), DType::f32, true},
           {{97, 16, 64, 33}, options(2), bf16},
+          {{300, 3, 72, 136}, options(2), bf16},
+          {{150, 4, 40, 24}, options(1, false, 0.8), bf16, true},
           {{65, 1, 32, 32}, options(1)},
           {{5, 300, 4, 4}, options(4, true, 0, 0.01f)}};
 }
@@ -140,6 +145,27 @@ TEST(Moe, SameBitsForAnyNumberOfThreads) {
     if (n == 1) first = now;
     for (size_t i = 0; i < now.size(); ++i)
       expect_same_bits(now[i], first[i], fmt::format("{} threads, result {}", n, i));
+  }
+}
+
+// In bfloat16 the gradients of x and w are those of a float32 run on the same values, but for the roundings of
+// what is bfloat16.
+TEST(Moe, Bfloat16GradientsAreThoseOfFloat32) {
+  for (const bool in_first : {false, true}) {
+    Case q{{200, 3, 72, 136}, options(2), DType::bf16, in_first};
+    MoeRun r(q);
+    const Values dy = random_values(q.z.T * q.z.F, 9);
+    r.t.seed_grad(r.y, dy);
+    r.t.tape.backward(r.t.c);
+    Case same = q;
+    same.dtype = DType::f32;
+    MoeRun f(same, to_double(r.x), to_double(r.w));
+    f.t.seed_grad(f.y, dy);
+    f.t.tape.backward(f.t.c);
+    for (const auto& [name, a, b] : {std::tuple("x", r.x, f.x), {"w", r.w, f.w}}) {
+      const Values exact = to_double(f.t.tape.grad(b));
+      expect_relative(to_double(r.t.tape.grad(a)), exact, 0x1p-6, name);
+    }
   }
 }
 

@@ -44,6 +44,12 @@ __device__ inline void load_a(uint32_t (&a)[4], const __nv_bfloat16* tile, int s
   load_matrices(a, tile + lane % 16 * step + lane / 16 * 8);
 }
 
+// The same from a tile stored by columns: row k of it holds the 16.
+__device__ inline void load_a_columns(uint32_t (&a)[4], const __nv_bfloat16* tile, int step) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  load_matrices_transposed(a, tile + (lane / 16 * 8 + lane % 8) * step + lane / 8 % 2 * 8);
+}
+
 // Two B next to each other (b[0..1], b[2..3]), (16 k, 16 n), from a tile stored by columns: row n of it holds
 // the k.
 __device__ inline void load_b(uint32_t (&b)[4], const __nv_bfloat16* tile, int step) {
