@@ -14,6 +14,7 @@ using Weight = unsigned long long;  // in units of 2^-40
 
 constexpr int kThreads = 1024;
 constexpr float kUnits = 0x1p40f;
+constexpr int64_t kMostKept = 56 * 1024;  // logits of a row that a block keeps in its own memory
 constexpr int kDigit = 256;  // values of the byte that a pass of the selection looks at
 
 // Larger for larger numbers.
@@ -130,19 +131,24 @@ __device__ float penalised_logit(float x, float penalty) {
   return fminf(fmaxf(y, -FLT_MAX), FLT_MAX);
 }
 
-__global__ void __launch_bounds__(kThreads) sample_kernel(const SampleTask t, SampleOut* out) {
+__global__ void __launch_bounds__(kThreads)
+    sample_kernel(const SampleTask t, SampleOut* out, const bool keep) {
+  extern __shared__ float kept[];
   __shared__ int chosen;
   const int b = blockIdx.x;
   const float* const raw = t.logits + b * t.stride;
   const int64_t each = (t.valid + kThreads - 1) / kThreads;
   Row row;
-  row.x = raw;
+  row.x = keep ? kept : raw;
   row.begin = min(t.valid, threadIdx.x * each), row.end = min(t.valid, row.begin + each);
   float most = -INFINITY;
   bool nan = false;
+#pragma unroll 8
   for (int64_t i = threadIdx.x; i < t.valid; i += kThreads) {
-    nan = nan || isnan(raw[i]);
-    most = fmaxf(most, raw[i]);
+    const float x = raw[i];
+    if (keep) kept[i] = x;
+    nan |= isnan(x);
+    most = fmaxf(most, x);
   }
   nan = __syncthreads_or(nan);
   most = block_max(most);
@@ -152,8 +158,9 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleTask t, Sa
     return;
   }
   double total = 0;
+#pragma unroll 4
   for (int64_t i = threadIdx.x; i < t.valid; i += kThreads)
-    total += static_cast<double>(expf(raw[i] - most));
+    total += static_cast<double>(expf(row.x[i] - most));
   total = block_sum(total);
   const double log_total = static_cast<double>(most) + log(total);
 
@@ -207,8 +214,14 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleTask t, Sa
 }  // namespace
 
 void sample(const SampleTask& task, SampleOut* out, void* stream) {
-  sample_kernel<<<static_cast<unsigned>(task.B), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      task, out);
+  // A GPU whose blocks may not have as much reads the row where it is.
+  bool keep = task.valid <= kMostKept;
+  const size_t bytes = keep ? static_cast<size_t>(task.valid) * sizeof(float) : 0;
+  keep = keep && cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(kMostKept * sizeof(float))) == cudaSuccess;
+  if (!keep) cudaGetLastError();
+  sample_kernel<<<static_cast<unsigned>(task.B), kThreads, keep ? bytes : 0,
+                  static_cast<cudaStream_t>(stream)>>>(task, out, keep);
   check_launch("sampler");
 }
 

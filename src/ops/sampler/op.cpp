@@ -163,7 +163,7 @@ std::vector<Sampled> sample_on_gpu(Context& c, const Tensor& logits, int64_t val
   }
   std::vector<Sampled> result(rows.size());
   if (c.planning() || B == 0) return result;
-  upload(uniform.data(), u, c.stream);
+  if (o.temperature > 0) upload(uniform.data(), u, c.stream);
   if (penalty) {
     upload(history.data(), ids.slice(0, 0, begin.back()), c.stream);
     upload(begin.data(), borders, c.stream);
