@@ -220,6 +220,7 @@ __device__ void append_row(const AttentionCall& c, const Sequence& s, int64_t i)
       static_cast<float*>(p)[i] = v;
     }
   };
+#pragma unroll 4
   for (int64_t at = threadIdx.x; at < width; at += blockDim.x) {
     if (position < s.first) {
       const int64_t from = (s.in * c.from_C + position % c.from_C) * width + at;
@@ -245,9 +246,13 @@ __global__ void lengths_kernel(const AttentionCall c) {
   if (s.out >= 0) c.to_length[s.out] = static_cast<float>(s.total());
 }
 
-// A block: the pieces of a head together. One block more a sequence appends to the cache in place.
-__global__ void __launch_bounds__(128) join_kernel(const AttentionCall c, const Parts parts) {
-  extern __shared__ float weights[];  // (pieces)
+constexpr int kJoinThreads = 512;
+
+// A block: the pieces of a head together, an element of y a thread, and as many threads an element as there
+// are. One block more a sequence appends to the cache in place.
+__global__ void __launch_bounds__(kJoinThreads)
+    join_kernel(const AttentionCall c, const Parts parts) {
+  extern __shared__ float weights[];  // (pieces), then (kJoinThreads)
   const int64_t index = blockIdx.x, h = blockIdx.y;
   if (h == c.H) {
     const Sequence s = sequence(c, index);
@@ -268,10 +273,17 @@ __global__ void __launch_bounds__(128) join_kernel(const AttentionCall c, const 
     sum += weights[i] * parts.sum[place(i)];
   }
   const float over = 1.0f / block_sum(sum);  // with a barrier: the weights are there
-  for (int64_t e = threadIdx.x; e < c.P; e += blockDim.x) {
-    float y = 0;
+  float* const shares = weights + parts.pieces;
+  const int width = static_cast<int>(c.P), of_element = kJoinThreads / width;
+  const int e = static_cast<int>(threadIdx.x) % width, part = static_cast<int>(threadIdx.x) / width;
+  float y = 0;
 #pragma unroll 4
-    for (int64_t i = 0; i < parts.pieces; ++i) y = fmaf(weights[i], parts.y[place(i) * c.P + e], y);
+  for (int64_t i = part; part < of_element && i < parts.pieces; i += of_element)
+    y = fmaf(weights[i], parts.y[place(i) * c.P + e], y);
+  shares[threadIdx.x] = y;
+  __syncthreads();
+  if (part == 0) {
+    for (int i = 1; i < of_element; ++i) y += shares[i * width + e];
     const int64_t to = (token * c.H + h) * c.P + e;
     if (c.bf16) {
       static_cast<bfloat16*>(c.y)[to] = static_cast<bfloat16>(y * over);
@@ -339,7 +351,8 @@ void attention_step(const AttentionCall& c, float* parts, void* stream) {
   check_launch("attention step");
   const dim3 grid(static_cast<unsigned>(c.sequences),
                   static_cast<unsigned>(c.H + (c.to_k && c.in_place ? 1 : 0)));
-  attention::join_kernel<<<grid, 128, static_cast<size_t>(at.pieces) * sizeof(float), s>>>(c, at);
+  const size_t floats = static_cast<size_t>(at.pieces) + attention::kJoinThreads;
+  attention::join_kernel<<<grid, attention::kJoinThreads, floats * sizeof(float), s>>>(c, at);
   check_launch("attention step, pieces together");
 }
 
