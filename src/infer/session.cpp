@@ -12,6 +12,12 @@ namespace krait {
 
 namespace {
 
+// Enough rows for products at their best speed.
+SessionOptions complete(const models::LanguageModel& model, SessionOptions o) {
+  if (o.chunk == 0) o.chunk = model.params().device().type == Device::cpu ? 512 : 4096;
+  return o;
+}
+
 PassLimits limits_of(const SessionOptions& o) {
   return {o.activation, o.chunk, o.batch, o.context};
 }
@@ -43,7 +49,8 @@ nn::State checked_state(const models::LanguageModel& model, const SessionOptions
 
 Snapshot copy_of(const Snapshot& s) { return {s.state.clone(), s.logits, s.tokens}; }
 
-SessionPlan plan_session(const models::LanguageModel& model, const SessionOptions& options) {
+SessionPlan plan_session(const models::LanguageModel& model, const SessionOptions& given) {
+  const SessionOptions options = complete(model, given);
   SessionPlan p;
   for (const nn::Param& param : model.params()) p.weights += param.value.bytes();
   p.state = static_cast<size_t>(options.batch) *
@@ -55,18 +62,18 @@ SessionPlan plan_session(const models::LanguageModel& model, const SessionOption
 
 Session::Session(const models::LanguageModel& model, const SessionOptions& options)
     : model_(model),
-      options_(options),
+      options_(complete(model, options)),
       vocab_(model.config().padded_vocab()),
-      all_(checked_state(model, options)),
+      all_(checked_state(model, options_)),
       state_(all_.first(options.batch)),
       logits_memory_(model.params().device(),
                      static_cast<size_t>(options.batch * vocab_) * sizeof(float)),
       logits_(logits_of(0, options.batch)),
       tokens_read_(static_cast<size_t>(options.batch), 0),
-      runner_(model, limits_of(options),
+      runner_(model, limits_of(options_),
               [this](Context& c, const Tensor& h) { take_logits(c, h); }) {
   for (auto* v : {&ends_, &end_rows_}) v->reserve(static_cast<size_t>(options.batch));
-  pass_tokens_.reserve(static_cast<size_t>(options.chunk));
+  pass_tokens_.reserve(static_cast<size_t>(options_.chunk));
   pass_sequences_.reserve(static_cast<size_t>(options.batch));
   fill(context(), logits_, std::numeric_limits<float>::quiet_NaN());
 }

@@ -71,7 +71,7 @@ template <class T, int kRuns, int kRows>
 __global__ void __launch_bounds__(kScanThreads)
     step_scan_kernel(const __grid_constant__ StepScan p) {
   constexpr bool kFast = !std::is_same_v<T, float>;
-  extern __shared__ float rows[];  // of dt_B_C
+  extern __shared__ __align__(16) float rows[];  // of dt_B_C
   const int lane = threadIdx.x % kLanes, R = static_cast<int>(p.R), width = R + 2 * kStepStates;
   const int64_t channel = int64_t{blockIdx.x} * kChannels + threadIdx.x / kLanes;
   const bool there = channel < p.E;

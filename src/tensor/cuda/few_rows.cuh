@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT
   using Layout = FewRowsLayout<MT, NT>;
   using X = std::conditional_t<kNormed, float, W>;
   constexpr bool kFloat = std::is_same_v<W, float>;
-  extern __shared__ float sums[];
+  extern __shared__ __align__(16) float sums[];
   float* const squares = sums + kFewWarps * Layout::kSums;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int K = static_cast<int>(p.K), chunks = (K + kChunk - 1) / kChunk;
