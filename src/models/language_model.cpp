@@ -95,6 +95,11 @@ bool LanguageModel::any_block(bool (nn::Block::*has)() const) const {
 
 bool LanguageModel::routes() const { return any_block(&nn::Block::routes); }
 
+int64_t LanguageModel::longest() const {
+  const int64_t n = config_.body->longest(config_);
+  return positions_ ? std::min(n, config_.positions) : n;
+}
+
 Tensor LanguageModel::logits(Context& c, const Tensor& hidden) const {
   return ops::linear(c, hidden, head_->value, {}, DType::f32);
 }

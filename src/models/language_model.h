@@ -31,7 +31,10 @@ class LanguageModel {
   const Config& config() const { return config_; }
   nn::ParamSet& params() { return params_; }
   const nn::ParamSet& params() const { return params_; }
-  bool routes() const;  // has experts
+  bool routes() const;      // has experts
+  int64_t longest() const;  // tokens of the longest sequence that can be trained on
+  // A sequence may go on for ever: its state does not grow and its positions do not run out.
+  bool endless() const { return !nn::grows(parts_) && positions_ == nullptr; }
   const std::vector<nn::StatePart>& state_parts() const { return parts_; }
   // Zeros, on the device of the parameters; with room for `capacity` tokens where it grows with them. For
   // passes in `activation` alone: others take and leave float32.
