@@ -7,7 +7,7 @@
 //   positions (..., M+1, D)   float32
 //   y (B, M+1, D)          float32: the start of the residual stream
 //
-// Gradients for x, cls, positions; sums over b in a fixed order. Saved for backward: nothing. CPU.
+// Gradients for x, cls, positions; sums over b in a fixed order. Saved for backward: nothing.
 // Zhu et al. 2024 (Vision Mamba), section 3.2: the token stands in the middle.
 #pragma once
 #include "krait/tensor/context.h"

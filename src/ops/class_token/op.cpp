@@ -1,12 +1,13 @@
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
 #include "krait/ops/class_token/class_token.h"
+#include "krait/ops/class_token/cuda.h"
+#include "krait/tensor/device.h"
 
 namespace krait::ops {
 
 Tensor class_token(Context& c, const Tensor& x, const Tensor& cls, const Tensor& positions,
                    int64_t at) {
-  require(c.device.type == Device::cpu, "[class_token] runs on the CPU only");
   require(x.dtype == DType::f32 && x.contiguous() && x.rank() == 3,
           "[class_token] x: expected contiguous float32 (B, M, D), got {} {}", name_of(x.dtype),
           x.shape);
@@ -21,7 +22,12 @@ Tensor class_token(Context& c, const Tensor& x, const Tensor& cls, const Tensor&
   require(at >= 0 && at <= M, "[class_token] at: expected a place from 0 to {}, got {}", M, at);
   Tensor y = c.alloc({B, M + 1, D}, DType::f32);
   c.cost("class_token", 2.0 * static_cast<double>(y.bytes()), static_cast<double>(y.numel()));
-  if (!c.planning())
+  const cuda::ClassToken sizes = {B, M, D, at};
+  const bool gpu = c.device.type == Device::cuda;
+  if (!c.planning() && gpu) {
+    KRAIT_WITH_CUDA(cuda::class_token_forward(sizes, x.as<float>(), cls.as<float>(),
+                                              positions.as<float>(), y.as<float>(), c.stream));
+  } else if (!c.planning()) {
     parallel_for(B * (M + 1), [&](int64_t row) {
       const int64_t b = row / (M + 1), t = row % (M + 1);
       const float* from =
@@ -29,6 +35,7 @@ Tensor class_token(Context& c, const Tensor& x, const Tensor& cls, const Tensor&
       for (int64_t i = 0; i < D; ++i)
         y.as<float>()[row * D + i] = from[i] + positions.as<float>()[t * D + i];
     });
+  }
   if (c.tape && needs_grad({x, cls, positions})) {
     c.tape->watch(y);
     c.tape->record([=](Context& back) {
@@ -39,6 +46,14 @@ Tensor class_token(Context& c, const Tensor& x, const Tensor& cls, const Tensor&
       back.cost("class_token.backward", 3.0 * static_cast<double>(y.bytes()),
                 2.0 * static_cast<double>(y.numel()));
       if (back.planning()) return;
+      if (gpu) {
+        const auto sum = [](const GradTarget& g) {
+          return cuda::ClassTokenGradient{g.grad ? g.grad.as<float>() : nullptr, g.add};
+        };
+        KRAIT_WITH_CUDA(cuda::class_token_backward(sizes, dy.as<float>(), sum(dx), sum(dcls),
+                                                   sum(dpos), back.stream));
+        return;
+      }
       const auto put = [](const GradTarget& to, int64_t i, float g) {
         float& v = to.grad.as<float>()[i];
         v = to.add ? v + g : g;

@@ -8,7 +8,6 @@ namespace {
 using namespace krait::testing;
 
 TEST(ClassToken, StandsAtItsPlaceAndHearsFromThere) {
-  KRAIT_ONLY_ON_CPU("class_token has no CUDA kernel");
   for (const int64_t at : {0, 3, 6}) {
     const int64_t B = 2, M = 6, D = 5;
     TestContext t(true);

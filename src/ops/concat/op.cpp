@@ -3,6 +3,8 @@
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
 #include "krait/ops/concat/concat.h"
+#include "krait/tensor/cuda/rows.h"
+#include "krait/tensor/device.h"
 
 namespace krait::ops {
 namespace {
@@ -15,8 +17,15 @@ std::byte* row_of(const Tensor& t, int64_t row) {
 }
 
 // to = from, or to += from; rows at one distance, equal shapes and types.
-void copy_rows(const Tensor& from, const Tensor& to, bool add) {
+void copy_rows(const Context& c, const Tensor& from, const Tensor& to, bool add) {
   const int64_t n = from.size(-1);
+  if (c.device.type == Device::cuda) {
+    const bool half = from.dtype == DType::bf16;
+    const cuda::RowsToConvert rows = {from.data,       half, from.row_stride(),  to.data, half,
+                                      to.row_stride(), from.shape.rows(), n, add};
+    KRAIT_WITH_CUDA(cuda::convert_rows(rows, c.stream));
+    return;
+  }
   parallel_ranges(from.shape.rows(), kRows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       std::byte *const a = row_of(from, row), *const b = row_of(to, row);
@@ -38,7 +47,6 @@ void copy_rows(const Tensor& from, const Tensor& to, bool add) {
 }  // namespace
 
 Tensor concat(Context& c, const Tensor& a, const Tensor& b) {
-  require(c.device.type == Device::cpu, "[concat] runs on the CPU only");
   require(a.rank() >= 1 && a.row_strided() && (a.dtype == DType::f32 || a.dtype == DType::bf16),
           "[concat] a: expected float32 or bfloat16 with rows at one distance, got {} {}",
           name_of(a.dtype), a.shape);
@@ -51,8 +59,8 @@ Tensor concat(Context& c, const Tensor& a, const Tensor& b) {
   const int64_t M = a.size(-1), N = b.size(-1);
   c.cost("concat", 2 * static_cast<double>(y.bytes()), 0);
   if (!c.planning()) {
-    copy_rows(a, y.slice(-1, 0, M), false);
-    copy_rows(b, y.slice(-1, M, M + N), false);
+    copy_rows(c, a, y.slice(-1, 0, M), false);
+    copy_rows(c, b, y.slice(-1, M, M + N), false);
   }
   if (c.tape && needs_grad({a, b})) {
     c.tape->watch(y);
@@ -62,8 +70,8 @@ Tensor concat(Context& c, const Tensor& a, const Tensor& b) {
       const GradTarget da = later.tape->grad_into(later, a), db = later.tape->grad_into(later, b);
       later.cost("concat backward", 2 * static_cast<double>(dy.bytes()), 0);
       if (later.planning()) return;
-      if (da.grad) copy_rows(dy.slice(-1, 0, M), da.grad, da.add);
-      if (db.grad) copy_rows(dy.slice(-1, M, M + N), db.grad, db.add);
+      if (da.grad) copy_rows(later, dy.slice(-1, 0, M), da.grad, da.add);
+      if (db.grad) copy_rows(later, dy.slice(-1, M, M + N), db.grad, db.add);
     });
   }
   return y;

@@ -8,7 +8,6 @@ namespace {
 using namespace krait::testing;
 
 TEST(Concat, CopiesBothAndSplitsTheGradient) {
-  KRAIT_ONLY_ON_CPU("concat has no kernels for this device");
   for (const DType dtype : {DType::f32, DType::bf16})
     for (const bool strided : {false, true})
       for (const bool add : {false, true}) {
@@ -36,7 +35,6 @@ TEST(Concat, CopiesBothAndSplitsTheGradient) {
 }
 
 TEST(Concat, RefusesWhatDoesNotFit) {
-  KRAIT_ONLY_ON_CPU("concat has no kernels for this device");
   TestContext t;
   const Tensor a = t.random({2, 5}, DType::f32, 1);
   EXPECT_THROW(concat(t.c, a, t.random({3, 5}, DType::f32, 1)), Error);

@@ -14,7 +14,7 @@
 //                          packed sequences then start from zero or from the row they write.
 //
 // `reverse`: time runs backwards, each sequence starts at its last token and looks ahead. The tokens stay
-// where they are; CPU only.
+// where they are.
 //
 // Gradients for x, k, bias, state_in, from y and state_out. dk, dbias summed in a fixed order. Saved for
 // backward: x (the activation is computed again).

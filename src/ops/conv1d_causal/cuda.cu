@@ -21,11 +21,14 @@ constexpr int64_t kSliceTokens = kConvBackwardTokens / kSlices;
 
 struct Sequence {
   int64_t begin, end, in, out;
+  bool reverse;
+
+  __device__ int64_t row(int64_t t) const { return reverse ? begin + end - 1 - t : t; }
 };
 
 __device__ Sequence sequence(const ConvSequences& c, int64_t s) {
-  if (!c.begin) return {s * c.length, (s + 1) * c.length, s, s};
-  return {c.begin[s], c.begin[s + 1], c.in[s], c.out[s]};
+  if (!c.begin) return {s * c.length, (s + 1) * c.length, s, s, c.reverse};
+  return {c.begin[s], c.begin[s + 1], c.in[s], c.out[s], c.reverse};
 }
 
 // The sequence that holds `token`.
@@ -55,8 +58,8 @@ struct Window {
     if (p.bias) load<V>(p.bias + e, bias);
   }
 
-  __device__ void input(int64_t t, float (&to)[V]) const {
-    load<V>(static_cast<const T*>(p.x) + t * p.x_stride + e, to);
+  __device__ void input(const Sequence& q, int64_t t, float (&to)[V]) const {
+    load<V>(static_cast<const T*>(p.x) + q.row(t) * p.x_stride + e, to);
   }
 
   // The inputs before token t of sequence q: of the sequence, of its state, or zero.
@@ -68,7 +71,7 @@ struct Window {
       for (int v = 0; v < V; ++v) x[j][v] = 0;
       if (j < skip) continue;
       if (time >= q.begin) {
-        input(time, x[j]);
+        input(q, time, x[j]);
       } else if (state_in && q.in >= 0) {
         for (int v = 0; v < V; ++v)
           x[j][v] = state_in[(q.in * p.E + e + v) * p.K + p.K + time - q.begin];
@@ -107,13 +110,13 @@ __global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const
   const int64_t e = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * V;
   if (e >= p.E) return;
   Window<T, V, W> window(p, e);
-  const auto step = [&](int64_t t, const float(&now)[V]) {
+  const auto step = [&](const Sequence& q, int64_t t, const float(&now)[V]) {
     float y[V];
     window.sum(now, y);
     if (p.silu)
       for (int v = 0; v < V; ++v) y[v] *= sigmoid(y[v]);
     window.push(now);
-    store<V>(static_cast<T*>(p.y) + t * p.E + e, y);
+    store<V>(static_cast<T*>(p.y) + q.row(t) * p.E + e, y);
   };
   int64_t t = blockIdx.x * kForwardTokens;
   const int64_t to = min(c.tokens, t + kForwardTokens);
@@ -125,14 +128,14 @@ __global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const
     for (; t + kAtOnce <= end; t += kAtOnce) {
       float now[kAtOnce][V];
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) window.input(t + i, now[i]);
+      for (int i = 0; i < kAtOnce; ++i) window.input(q, t + i, now[i]);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) step(t + i, now[i]);
+      for (int i = 0; i < kAtOnce; ++i) step(q, t + i, now[i]);
     }
     for (; t < end; ++t) {
       float now[V];
-      window.input(t, now);
-      step(t, now);
+      window.input(q, t, now);
+      step(q, t, now);
     }
   }
 }
@@ -149,7 +152,7 @@ __global__ void states_kernel(const ConvProblem p, const ConvSequences c, const 
   float* const to = state_out + (q.out * p.E + e) * p.K;
   for (int64_t j = 0; j < p.K; ++j) {
     const int64_t t = q.end - p.K + j;
-    to[j] = t >= q.begin ? static_cast<float>(static_cast<const T*>(p.x)[t * p.x_stride + e])
+    to[j] = t >= q.begin ? static_cast<float>(static_cast<const T*>(p.x)[q.row(t) * p.x_stride + e])
             : from       ? from[p.K + t - q.begin]
                          : 0.0f;
   }
@@ -162,7 +165,7 @@ __device__ void write_input_gradient(const ConvProblem& p, const ConvBackward& b
   const int64_t column = p.K - (q.end - u);  // of state_out, where this input was left
   if (b.dstate_out && q.out >= 0 && column >= 0)
     for (int v = 0; v < V; ++v) dx[v] += b.dstate_out[(q.out * p.E + e + v) * p.K + column];
-  T* const at = static_cast<T*>(p.dx) + u * p.dx_stride + e;
+  T* const at = static_cast<T*>(p.dx) + q.row(u) * p.dx_stride + e;
   if (p.dx_add) {
     float old[V];
     load<V>(at, old);
@@ -238,8 +241,8 @@ __global__ void __launch_bounds__(32 * kSlices, 2)
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
           if (t + i >= min(end + W - 1, q.end)) continue;
-          window.input(t + i, now[i]);
-          if (p.dy) load<V>(static_cast<const T*>(p.dy) + (t + i) * p.E + e, dy[i]);
+          window.input(q, t + i, now[i]);
+          if (p.dy) load<V>(static_cast<const T*>(p.dy) + q.row(t + i) * p.E + e, dy[i]);
         }
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) step(t + i, now[i], dy[i]);

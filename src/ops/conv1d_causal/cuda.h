@@ -9,6 +9,7 @@ struct ConvSequences {
   int64_t n = 0, tokens = 0, length = 0;
   const int64_t* begin = nullptr;
   const int32_t *in = nullptr, *out = nullptr;  // rows of the states
+  bool reverse = false;  // step t of a sequence stands at row begin + end - 1 - t
 };
 
 // y, then state_out (or null), which may be state_in's memory.

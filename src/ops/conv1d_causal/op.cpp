@@ -143,8 +143,6 @@ void check_packing_values(const Call& q) {
 
 Call check(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, bool silu,
            const Packing* packing, const Tensor& state_in, const Tensor& state_out, bool reverse) {
-  require(!reverse || c.device.type == Device::cpu,
-          "[conv1d_causal] backwards in time it runs on the CPU only");
   require(x.rank() == 3 && x.row_strided() && (x.dtype == DType::f32 || x.dtype == DType::bf16),
           "[conv1d_causal] x: expected float32 or bfloat16 (B, L, E) with rows at one distance, "
           "got {} {}",
@@ -253,7 +251,7 @@ float* floats(const Tensor& t) { return t ? t.as<float>() : nullptr; }
 
 cuda::ConvSequences sequences_on_gpu(const Call& q) {
   const Cut cut = q.cut();
-  return {cut.n, cut.tokens, cut.length, cut.begin, cut.in, cut.out};
+  return {cut.n, cut.tokens, cut.length, cut.begin, cut.in, cut.out, q.reverse};
 }
 
 void run_forward_on_gpu(Context& c, const Call& q, const Tensor& y) {

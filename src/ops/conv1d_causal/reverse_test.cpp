@@ -64,7 +64,6 @@ std::vector<Values> outcome(const Case& k, bool flag) {
 }
 
 TEST(Conv1dCausalReverse, IsAFlipOfTheTokens) {
-  KRAIT_ONLY_ON_CPU("backwards in time is the CPU's");
   // Sums over tokens are cut into pieces of 256 tokens: from both ends the same for these lengths.
   for (const Case& k :
        {Case{2, 40, 37, 4}, Case{3, 1, 16, 4}, Case{3, 2, 16, 3}, Case{2, 40, 20, 4, DType::bf16},

@@ -14,11 +14,10 @@
 //
 // Gradients for g and u. Saved for backward: g and u. At 0 the slopes of relu and relu2 are 0.
 #pragma once
+#include "krait/ops/gate/kind.h"
 #include "krait/tensor/context.h"
 
 namespace krait::ops {
-
-enum class Gate { silu, sigmoid, gelu, gelu_tanh, relu, relu2 };
 
 Tensor gate(Context& c, Gate kind, const Tensor& g, const Tensor& u = {});
 

@@ -2,15 +2,16 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/gate/cuda.h"
 #include "krait/ops/gate/gate.h"
 #include "krait/ops/gate/kernels.h"
+#include "krait/tensor/device.h"
 
 namespace krait::ops {
 
 static constexpr int64_t kPiece = 1 << 14;  // elements
 
-static void check(const Context& c, const Tensor& g, const Tensor& u) {
-  require(c.device.type == Device::cpu, "[gate] runs on the CPU only");
+static void check(const Tensor& g, const Tensor& u) {
   require((g.dtype == DType::f32 || g.dtype == DType::bf16) && g.rank() >= 1 && g.row_strided(),
           "[gate] g: expected float32 or bfloat16 (..., F) with rows at one distance, got {} {}",
           name_of(g.dtype), g.shape);
@@ -19,8 +20,28 @@ static void check(const Context& c, const Tensor& g, const Tensor& u) {
           g.shape, name_of(u.dtype), u.shape);
 }
 
+static void forward(const Context& c, const GateProblem& p, int64_t rows, int64_t grain) {
+  if (c.device.type == Device::cuda) {
+    KRAIT_WITH_CUDA(cuda::gate_forward(p, rows, c.stream));
+    return;
+  }
+  parallel_ranges(rows, grain, [&](int64_t begin, int64_t end) {
+    KRAIT_PICK_ISA(gate_kernels).forward(p, begin, end);
+  });
+}
+
+static void backward(const Context& c, const GateProblem& p, int64_t rows, int64_t grain) {
+  if (c.device.type == Device::cuda) {
+    KRAIT_WITH_CUDA(cuda::gate_backward(p, rows, c.stream));
+    return;
+  }
+  parallel_ranges(rows, grain, [&](int64_t begin, int64_t end) {
+    KRAIT_PICK_ISA(gate_kernels).backward(p, begin, end);
+  });
+}
+
 Tensor gate(Context& c, Gate kind, const Tensor& g, const Tensor& u) {
-  check(c, g, u);
+  check(g, u);
   GateProblem p;
   p.kind = static_cast<int>(kind);
   p.bf16 = g.dtype == DType::bf16;
@@ -36,10 +57,7 @@ Tensor gate(Context& c, Gate kind, const Tensor& g, const Tensor& u) {
   const auto n = static_cast<double>(g.numel());
   const auto element = static_cast<double>(size_of(g.dtype));
   c.cost("gate", n * element * (u ? 3 : 2), 10 * n);
-  if (!c.planning())
-    parallel_ranges(rows, grain, [&](int64_t begin, int64_t end) {
-      KRAIT_PICK_ISA(gate_kernels).forward(p, begin, end);
-    });
+  if (!c.planning()) forward(c, p, rows, grain);
   if (c.tape && needs_grad({g, u})) {
     c.tape->watch(y);
     c.tape->record([=](Context& b) {
@@ -54,9 +72,7 @@ Tensor gate(Context& c, Gate kind, const Tensor& g, const Tensor& u) {
       back.add_g = dg.add;
       back.du = du.grad.data;
       back.add_u = du.add;
-      parallel_ranges(rows, grain, [&](int64_t begin, int64_t end) {
-        KRAIT_PICK_ISA(gate_kernels).backward(back, begin, end);
-      });
+      backward(b, back, rows, grain);
     });
   }
   return y;

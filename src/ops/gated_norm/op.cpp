@@ -2,8 +2,11 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/gated_norm/cuda.h"
 #include "krait/ops/gated_norm/gated_norm.h"
 #include "krait/ops/gated_norm/kernels.h"
+#include "krait/tensor/cuda/rows.h"
+#include "krait/tensor/device.h"
 
 namespace krait::ops {
 namespace {
@@ -11,8 +14,7 @@ namespace {
 constexpr int64_t kForwardRows = 16;
 constexpr int64_t kBackwardRows = 64;  // of one partial sum of dw and db
 
-void check(const Context& c, const GatedNormInputs& in) {
-  require(c.device.type == Device::cpu, "[gated_norm] runs on the CPU only");
+void check(const GatedNormInputs& in) {
   const Tensor& x = in.x;
   require(x.rank() >= 1 && x.row_strided() && (x.dtype == DType::f32 || x.dtype == DType::bf16),
           "[gated_norm] x: expected float32 or bfloat16 (..., E) with rows at one distance, got {} "
@@ -57,13 +59,28 @@ void add_up(const Tensor& sums, const GradTarget& target) {
   });
 }
 
+void run_backward_on_gpu(const Context& c, const GatedNormProblem& p, int64_t rows,
+                         const Tensor& dw_sums, const Tensor& db_sums, const GradTarget& dw,
+                         const GradTarget& db) {
+  const auto floats = [](const Tensor& t) { return t ? t.as<float>() : nullptr; };
+  KRAIT_WITH_CUDA(cuda::gated_norm_backward(p, rows, floats(dw_sums), floats(db_sums), c.stream));
+  const auto add_up_part = [&](const Tensor& sums, const GradTarget& to) {
+    KRAIT_WITH_CUDA(cuda::sum_rows(sums.data, false, p.E, sums.size(0), p.E, to.grad.as<float>(),
+                                   to.add, nullptr, c.stream));
+  };
+  if (dw.grad) add_up_part(dw_sums, dw);
+  if (db.grad) add_up_part(db_sums, db);
+}
+
 void backward(Context& c, const GatedNormInputs& in, const Tensor& y) {
   const Tensor dy = c.tape->grad(y);
   if (!dy) return;
   const GradTarget dx = c.tape->grad_into(c, in.x), dz = c.tape->grad_into(c, in.z);
   const GradTarget dw = c.tape->grad_into(c, in.w), db = c.tape->grad_into(c, in.b);
   const int64_t E = in.x.size(-1), rows = in.x.shape.rows();
-  const int64_t pieces = (rows + kBackwardRows - 1) / kBackwardRows;
+  const bool gpu = c.device.type == Device::cuda;
+  const int64_t grain = gpu ? cuda::gated_norm_rows_of_a_piece(rows) : kBackwardRows;
+  const int64_t pieces = (rows + grain - 1) / grain;
   Scratch scratch(c);
   const Tensor dw_sums = dw.grad ? c.scratch({pieces, E}, DType::f32) : Tensor();
   const Tensor db_sums = db.grad ? c.scratch({pieces, E}, DType::f32) : Tensor();
@@ -77,6 +94,7 @@ void backward(Context& c, const GatedNormInputs& in, const Tensor& y) {
   p.dy = dy.data;
   if (dx.grad) p.dx = dx.grad.data, p.dx_stride = dx.grad.row_stride(), p.dx_add = dx.add;
   if (dz.grad) p.dz = dz.grad.data, p.dz_stride = dz.grad.row_stride(), p.dz_add = dz.add;
+  if (gpu) return run_backward_on_gpu(c, p, rows, dw_sums, db_sums, dw, db);
   parallel_for(pieces, [&](int64_t i) {
     const auto part = [&](const Tensor& sums) {
       float* const row = sums ? sums.as<float>() + i * E : nullptr;
@@ -94,16 +112,20 @@ void backward(Context& c, const GatedNormInputs& in, const Tensor& y) {
 }  // namespace
 
 Tensor gated_norm(Context& c, const GatedNormInputs& in) {
-  check(c, in);
+  check(in);
   Tensor y = c.alloc(in.x.shape, in.x.dtype);
   const auto n = static_cast<double>(in.x.numel());
   c.cost("gated_norm", n * static_cast<double>(size_of(in.x.dtype)) * (in.z ? 3 : 2), 20 * n);
   if (!c.planning()) {
     GatedNormProblem p = problem_of(in);
     p.y = y.data;
-    parallel_ranges(in.x.shape.rows(), kForwardRows, [&](int64_t row, int64_t end) {
-      KRAIT_PICK_ISA(gated_norm_kernels).forward(p, row, end);
-    });
+    if (c.device.type == Device::cuda) {
+      KRAIT_WITH_CUDA(cuda::gated_norm_forward(p, in.x.shape.rows(), c.stream));
+    } else {
+      parallel_ranges(in.x.shape.rows(), kForwardRows, [&](int64_t row, int64_t end) {
+        KRAIT_PICK_ISA(gated_norm_kernels).forward(p, row, end);
+      });
+    }
   }
   if (c.tape && needs_grad({in.x, in.z, in.w, in.b})) {
     c.tape->watch(y);

@@ -72,7 +72,6 @@ std::vector<Case> cases() {
 }
 
 TEST(GatedNorm, T6_T7_MatchesDouble) {
-  KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
   for (const Case& k : cases()) {
     SCOPED_TRACE(describe(k));
     GatedNorm n(k);
@@ -83,7 +82,6 @@ TEST(GatedNorm, T6_T7_MatchesDouble) {
 
 // The gate is a unit in the last place less exact than the C library's, and a gradient sums over rows.
 TEST(GatedNorm, T6_T7_GradientsAreTheComplexStep) {
-  KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
   for (const Case& k : cases()) {
     // Of one or two channels, dx is the difference of nearly equal numbers: all rounding.
     if (k.rows * k.E > 4000 || k.E / k.groups < 3) continue;
@@ -113,7 +111,6 @@ TEST(GatedNorm, T6_T7_GradientsAreTheComplexStep) {
 }
 
 TEST(GatedNorm, SameBitsForAnyNumberOfThreadsAndGradientsAdd) {
-  KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
   const Case k{.rows = 200, .E = 96, .groups = 2, .b = true};
   const auto run = [&](int threads, bool twice) {
     ThreadCount count(threads);
@@ -142,7 +139,6 @@ TEST(GatedNorm, SameBitsForAnyNumberOfThreadsAndGradientsAdd) {
 }
 
 TEST(GatedNorm, SaysWhatWasExpected) {
-  KRAIT_ONLY_ON_CPU("gated_norm has no kernels for this device");
   const auto message = [](auto change) -> std::string {
     GatedNorm n({.rows = 2, .E = 10});
     change(n);

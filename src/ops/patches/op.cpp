@@ -1,12 +1,13 @@
 #include <algorithm>
 
 #include "krait/base/threads.h"
+#include "krait/ops/patches/cuda.h"
 #include "krait/ops/patches/patches.h"
+#include "krait/tensor/device.h"
 
 namespace krait::ops {
 
 Tensor patches(Context& c, const Tensor& images, int64_t size, int64_t stride) {
-  require(c.device.type == Device::cpu, "[patches] runs on the CPU only");
   require(size >= 1 && stride >= 1,
           "[patches] expected a size and a stride of at least 1, got {}, {}", size, stride);
   require(
@@ -20,6 +21,11 @@ Tensor patches(Context& c, const Tensor& images, int64_t size, int64_t stride) {
   const Tensor y = c.alloc({B, rows * columns, channels * size * size}, DType::f32);
   c.cost("patches", static_cast<double>(images.bytes() + y.bytes()), 0);
   if (c.planning()) return y;
+  if (c.device.type == Device::cuda) {
+    const cuda::Patches p = {B, channels, H, W, rows, columns, size, stride};
+    KRAIT_WITH_CUDA(cuda::patches(p, images.as<float>(), y.as<float>(), c.stream));
+    return y;
+  }
   const float* from = images.as<float>();
   parallel_for(B * rows, [&](int64_t job) {
     const int64_t b = job / rows, row = job % rows;

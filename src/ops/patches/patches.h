@@ -4,7 +4,6 @@
 //   images (B, channels, H, W)                    float32, contiguous; not differentiated
 //   y (B, rows · columns, channels·size·size)     float32; rows = (H - size)/stride + 1, likewise columns;
 //                                                 patches row by row, within one as the weights are
-// CPU.
 #pragma once
 #include "krait/tensor/context.h"
 

@@ -8,7 +8,6 @@ namespace {
 using namespace krait::testing;
 
 TEST(Patches, AreTheSquaresRowByRow) {
-  KRAIT_ONLY_ON_CPU("patches has no CUDA kernel");
   for (const auto& [size, stride] : {std::pair{4, 4}, {4, 2}, {3, 5}, {1, 1}}) {
     const int64_t B = 2, C = 3, H = 9, W = 12, p = size, s = stride;
     TestContext t;

@@ -6,8 +6,8 @@
 //   w (T, D)           float32 or bfloat16; a sequence may hold T tokens in all
 //   state_in, state_out (S, 1)   float32, optional: the count; may be the same memory
 //
-// Gradients for x and w. dw is summed in the order of the tokens. Throws Error for a sequence longer than T.
-// On the CPU only.
+// Gradients for x and w. dw is summed in the order of the tokens. Throws Error for a sequence longer than T;
+// a GPU, where the host does not know the count, gives NaN for what stands beyond T.
 #pragma once
 #include "krait/ops/packing.h"
 #include "krait/tensor/context.h"

@@ -36,10 +36,8 @@ TEST(Positions, T25_PackedSequencesStartAnew) {
   TestContext t;
   const Tensor x = t.from({0, 0, 0, 0}, {1, 4, 1}, DType::f32),
                w = t.from({1, 2, 3}, {3, 1}, DType::f32);
-  std::vector<int64_t> begin = {0, 3, 4};
-  std::vector<int32_t> none = {-1, -1};
-  Packing p{2, 3, Tensor(begin.data(), DType::i64, {3}), Tensor(none.data(), DType::i32, {2}),
-            Tensor(none.data(), DType::i32, {2})};
+  const Tensor none = t.tensor({2}, DType::i32);  // -1
+  const Packing p{2, 3, t.from({0, 3, 4}, {3}, DType::i64, false), none, none};
   EXPECT_EQ(to_double(add_positions(t.c, x, w, &p)), (Values{1, 2, 3, 1}));
 }
 
