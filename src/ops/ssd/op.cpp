@@ -4,9 +4,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
-#include "krait/ops/sequences.h"
-#include "krait/ops/ssd/kernels.h"
-#include "krait/ops/ssd/ssd.h"
+#include "krait/ops/ssd/gpu.h"
 
 namespace krait::ops {
 namespace {
@@ -18,101 +16,17 @@ using ssd_cpu::forward_scratch;
 using ssd_cpu::GradRows;
 using ssd_cpu::kChunk;
 using ssd_cpu::Kernels;
-using ssd_cpu::kHeadSet;
 using ssd_cpu::kShort;
-using ssd_cpu::padded;
 using ssd_cpu::Piece;
 using ssd_cpu::Rows;
 using ssd_cpu::sums_size;
+using ssd_call::floats_at;
+using ssd_call::Gradients;
+using ssd_call::HeadSet;
+using ssd_call::padded;
+using ssd_call::Problem;
 
 const Kernels& kernels() { return KRAIT_PICK_ISA(ssd_kernels); }
-
-void check_parameter(const char* name, const Tensor& t, const Shape& expected,
-                     const char* meaning) {
-  require(t.shape == expected, "[ssd] {}: expected {} = {}, got {}", name, meaning, expected,
-          t.shape);
-  require(t.dtype == DType::f32, "[ssd] {}: expected float32, got {}", name, name_of(t.dtype));
-  require(t.contiguous(), "[ssd] {}: expected a contiguous tensor", name);
-}
-
-void check_rows(const char* name, const Tensor& t, const Shape& expected, const char* meaning) {
-  require(t.shape == expected, "[ssd] {}: expected {} = {}, got {}", name, meaning, expected,
-          t.shape);
-  require(t.dtype == DType::f32 || t.dtype == DType::bf16,
-          "[ssd] {}: expected float32 or bfloat16, got {}", name, name_of(t.dtype));
-  require(t.row_strided(), "[ssd] {}: expected rows at one distance and a dense last axis", name);
-}
-
-// Some neighbouring heads of one group.
-struct HeadSet {
-  int64_t group, first, heads;
-};
-
-// The checked inputs of one call.
-struct Problem {
-  SsdInputs in;
-  Tensor state_in, state_out;
-  int64_t H, P, N, G, tokens;
-  Sequences sequences;
-
-  Problem(const Context& c, const SsdInputs& inputs, const Packing* packing, const Tensor& from,
-          const Tensor& to, bool record);
-
-  int64_t sets_of_group() const { return (H / G + kHeadSet - 1) / kHeadSet; }
-  int64_t sets() const { return G * sets_of_group(); }
-  HeadSet set(int64_t i) const {
-    const int64_t in_group = i % sets_of_group() * kHeadSet, group = i / sets_of_group();
-    return {group, group * (H / G) + in_group, std::min(kHeadSet, H / G - in_group)};
-  }
-  int64_t state_size() const { return P * N; }
-  int64_t saved_size() const { return N * padded(P); }  // of a head's state as it is kept
-};
-
-void check_sizes(const SsdInputs& in) {
-  require(in.x.rank() == 3, "[ssd] x: expected (B, L, H*P), got {}", in.x.shape);
-  require(in.A.rank() == 1 && in.A.size(0) >= 1, "[ssd] A: expected (H), got {}", in.A.shape);
-  const int64_t H = in.A.size(0);
-  require(in.x.size(2) >= H && in.x.size(2) % H == 0,
-          "[ssd] x: {} channels cannot be cut into the {} heads of A", in.x.size(2), H);
-  require(in.groups >= 1 && H % in.groups == 0,
-          "[ssd] {} heads cannot be cut into {} groups of B and C", H, in.groups);
-  require(in.B.rank() == 3 && in.B.size(2) >= in.groups && in.B.size(2) % in.groups == 0,
-          "[ssd] B: expected (B, L, G*N) with {} groups, got {}", in.groups, in.B.shape);
-  require(in.dt_min <= in.dt_max, "[ssd] the limits of dt are {} to {}", in.dt_min, in.dt_max);
-}
-
-Problem::Problem(const Context& c, const SsdInputs& inputs, const Packing* packing,
-                 const Tensor& from, const Tensor& to, bool record)
-    : in((check_sizes(inputs), inputs)),
-      state_in(from),
-      state_out(to),
-      H(in.A.size(0)),
-      P(in.x.size(2) / H),
-      N(in.B.size(2) / in.groups),
-      G(in.groups),
-      tokens(in.x.size(0) * in.x.size(1)),
-      sequences(c, "ssd", in.x.size(0), in.x.size(1), packing, from, to) {
-  require(c.device.type == Device::cpu, "[ssd] runs on the CPU only");
-  const int64_t B = in.x.size(0), L = in.x.size(1);
-  check_rows("x", in.x, {B, L, H * P}, "(B, L, H*P)");
-  check_rows("dt", in.dt, {B, L, H}, "(B, L, H)");
-  check_rows("B", in.B, {B, L, G * N}, "(B, L, G*N)");
-  check_rows("C", in.C, {B, L, G * N}, "(B, L, G*N)");
-  check_parameter("A", in.A, {H}, "(H)");
-  const bool per_channel = in.D && in.D.rank() == 2;
-  if (in.D)
-    check_parameter("D", in.D, per_channel ? Shape{H, P} : Shape{H},
-                    per_channel ? "(H, P)" : "(H)");
-  if (in.dt_bias) check_parameter("dt_bias", in.dt_bias, {H}, "(H)");
-  const auto check_state = [&](const char* name, const Tensor& t) {
-    require(t.rank() == 4, "[ssd] {}: expected (S, H, P, N), got {}", name, t.shape);
-    check_parameter(name, t, {t.size(0), H, P, N}, "(S, H, P, N)");
-  };
-  if (state_in) check_state("state_in", state_in);
-  if (state_out) check_state("state_out", state_out);
-  require(!record || !state_in || state_in.data != state_out.data,
-          "[ssd] state_out is the memory of state_in: recording for backward needs both");
-}
 
 // Column `column` on of the rows from `row` on.
 Rows rows_at(const Tensor& t, int64_t row, int64_t column) {
@@ -126,11 +40,6 @@ Rows rows_at(const Tensor& t, int64_t row, int64_t column) {
 GradRows grad_rows(const GradTarget& g, int64_t row, int64_t column) {
   const Rows r = rows_at(g.grad, row, column);
   return {const_cast<void*>(r.data), r.stride, r.bf16, g.add};
-}
-
-// Null where the tensor is absent.
-float* floats_at(const Tensor& t, int64_t i) {
-  return t ? static_cast<float*>(t.data) + i : nullptr;
 }
 
 // Scratch of the kernels, one part a thread.
@@ -179,6 +88,7 @@ Piece piece_of(const Problem& p, const Tensor& A, const HeadSet& set, const Sequ
 }
 
 void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
+  if (c.device.type == Device::cuda) return ssd_call::forward_on_gpu(c, p, y);
   Scratch scratch(c);
   const Tensor A = rates(c, p);
   const ThreadScratch areas(c, forward_scratch(p.P, p.N));
@@ -204,10 +114,6 @@ void put(const GradTarget& g, int64_t i, float value) {
   float& to = static_cast<float*>(g.grad.data)[i];
   to = g.add ? to + value : value;
 }
-
-struct Gradients {
-  GradTarget x, dt, A, B, C, D, dt_bias, state_in;
-};
 
 // The gradients summed over time: `sums` has those of each sequence and head.
 void sum_sequences(const Problem& p, const Tensor& A, const Tensor& sums, const Gradients& g) {
@@ -274,6 +180,7 @@ void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state
   const auto into = [&](const Tensor& t) { return c.tape->grad_into(c, t); };
   const Gradients g = {into(p.in.x), into(p.in.dt), into(p.in.A),       into(p.in.B),
                        into(p.in.C), into(p.in.D),  into(p.in.dt_bias), into(p.state_in)};
+  if (c.device.type == Device::cuda) return ssd_call::backward_on_gpu(c, p, dy, dstate, g);
   const int64_t n = p.sequences.size();
   Scratch scratch(c);
   const Tensor A = rates(c, p);
@@ -335,7 +242,8 @@ SsdResult ssd(Context& c, const SsdInputs& in, const Packing* packing, const Ten
   SsdResult r{c.alloc(in.x.shape, in.x.dtype), state_out};
   Tensor saved;
   if (record) {
-    saved = c.alloc({p.tokens / kChunk, p.H, p.saved_size()}, DType::f32);
+    if (c.device.type == Device::cpu)
+      saved = c.alloc({p.tokens / kChunk, p.H, p.saved_size()}, DType::f32);
     c.tape->watch(r.y);
     if (r.state) c.tape->watch(r.state);
     c.tape->record([=](Context& b) {

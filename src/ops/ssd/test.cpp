@@ -92,7 +92,6 @@ struct Errors {
 // of a plain run over a few heads is a matter of luck: each case is tried several times, and the worst
 // error is held against twice the worst error of the plain runs.
 TEST_P(Ssd, MatchesReference) {
-  KRAIT_ONLY_ON_CPU("ssd has no kernels for this device");
   SsdCase k = GetParam();
   Errors y_error, state_error;
   std::vector<Errors> grad_errors(std::size(kSsdInputNames));

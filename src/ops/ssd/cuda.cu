@@ -1,0 +1,168 @@
+// The launches of ssd, in their order, and the small sums behind them.
+#include "krait/ops/ssd/cuda.h"
+
+#include "krait/ops/ssd/cuda_device.cuh"
+#include "krait/ops/ssd/cuda_gradient.cuh"
+#include "krait/ops/ssd/cuda_step.cuh"
+#include "krait/ops/ssd/cuda_walk.cuh"
+#include "krait/tensor/cuda/rows.h"
+
+namespace krait::ops::ssd_gpu {
+
+namespace {
+
+// Takes 16-byte aligned parts of scratch; with null only counts.
+class Parts {
+ public:
+  explicit Parts(float* begin) : begin_(begin) {}
+  float* take(int64_t floats) {
+    float* const part = begin_ ? begin_ + used_ : nullptr;
+    used_ += ceil_div(floats, 4) * 4;
+    return part;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  float* begin_;
+  int64_t used_ = 0;
+};
+
+struct BackwardParts {
+  float *states, *dstates, *dB, *dC, *sums, *totals, *of_totals, *of_sequences, *of_walk;
+  int64_t used;
+
+  BackwardParts(const CudaProblem& p, float* scratch) {
+    Parts parts(scratch);
+    const int64_t Q = chunk_of(p.matrix_units), chunks = slots(p, Q), of_head = p.P * p.N;
+    const int64_t states_size = ceil_div(chunks * p.H * of_head, p.matrix_units ? 2 : 1);
+    states = parts.take(states_size), dstates = parts.take(states_size);
+    const int64_t of_rows = p.G * sets_of_group(p) * p.tokens * p.N;
+    dB = parts.take(of_rows), dC = parts.take(of_rows);
+    sums = parts.take(chunks * p.H * sums_size(p));
+    totals = parts.take(p.H * sums_size(p));
+    of_totals = parts.take(cuda::parts_of_sum(chunks) * p.H * sums_size(p));
+    of_sequences = parts.take(p.state_in ? p.sequences * p.H * of_head : 0);
+    of_walk = parts.take(walk_scratch(p));
+    used = parts.used();
+  }
+};
+
+// dB or dC: the sum over the sets of heads of each group.
+__global__ void sum_sets_kernel(const CudaProblem p, const float* parts, const CudaRows to) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, columns = p.G * p.N;
+  if (i >= p.tokens * columns) return;
+  const int64_t t = i / columns, column = i % columns, g = column / p.N, n = column % p.N;
+  float sum = 0;
+  for (int64_t set = g * sets_of_group(p); set < (g + 1) * sets_of_group(p); ++set)
+    sum += parts[(set * p.tokens + t) * p.N + n];
+  put(to, t, column, sum);
+}
+
+__device__ inline void put(const CudaSum& to, int64_t i, float value) {
+  if (to.to) to.to[i] = to.add ? to.to[i] + value : value;
+}
+
+__global__ void hand_out_sums_kernel(const CudaBackward w, const float* totals) {
+  const CudaProblem& p = w.p;
+  const int64_t h = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (h >= p.H) return;
+  const float* const of_head = totals + h * sums_size(p);
+  put(w.dA, h, of_head[0] * (p.a_is_log ? rate(p, h) : 1.0f));
+  put(w.ddt_bias, h, of_head[1]);
+  float sum = 0;
+  for (int64_t i = 0; i < p.P; ++i) {
+    sum += of_head[2 + i];
+    if (p.D_per_channel) put(w.dD, h * p.P + i, of_head[2 + i]);
+  }
+  if (!p.D_per_channel) put(w.dD, h, sum);
+}
+
+// The gradient of a row of the states handed in: it may have started several sequences, or none.
+__global__ void state_gradient_kernel(const CudaBackward w, const float* of_sequences) {
+  const CudaProblem& p = w.p;
+  const int64_t row = blockIdx.x, of_row = p.H * p.P * p.N;
+  const int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
+  if (i >= of_row) return;
+  float sum = 0;
+  for (int64_t s = p.begin ? 0 : row; s < (p.begin ? p.sequences : row + 1); ++s) {
+    if (p.begin && p.row_in[s] != row) continue;
+    if (begin_of(p, s) < begin_of(p, s + 1)) {
+      sum += of_sequences[s * of_row + i];
+    } else if (w.dstate_out) {  // the state went through as it was
+      const int64_t out = p.row_out ? p.row_out[s] : s;
+      if (out >= 0) sum += w.dstate_out[out * of_row + i];
+    }
+  }
+  put(w.dstate_in, row * of_row + i, sum);
+}
+
+}  // namespace
+
+int64_t forward_scratch(const CudaProblem& p) { return p.longest <= kShort ? 0 : walk_scratch(p); }
+
+void ssd_forward(const CudaForward& w, void* stream) {
+  if (w.p.begin || w.p.longest <= kShort) step(w, stream);
+  if (w.p.longest <= kShort) return;
+  Walk walks;
+  walks.p = w.p, walks.y = w.y;
+  walks.start = w.p.state_in, walks.start_row = w.p.row_in;
+  walks.end = w.state_out, walks.end_row = w.p.row_out;
+  walks.skip_short = true;
+  walk(walks, false, w.scratch, stream);
+}
+
+int64_t backward_scratch(const CudaProblem& p) { return BackwardParts(p, nullptr).used; }
+
+void ssd_backward(const CudaBackward& w, void* stream) {
+  const CudaProblem& p = w.p;
+  const BackwardParts parts(p, w.scratch);
+  const auto s = static_cast<cudaStream_t>(stream);
+  const int64_t chunks = slots(p, chunk_of(p.matrix_units));
+  const bool want_sums = w.dA.to || w.ddt_bias.to || w.dD.to;
+
+  Walk forwards;
+  forwards.p = p;
+  forwards.start = p.state_in, forwards.start_row = p.row_in;
+  forwards.states = parts.states;
+  walk(forwards, false, parts.of_walk, stream);
+
+  Walk backwards;
+  backwards.p = p;
+  backwards.p.x = w.dy, backwards.p.B = p.C;
+  backwards.start = w.dstate_out, backwards.start_row = p.row_out;
+  if (w.dstate_in.to) backwards.end = parts.of_sequences;
+  backwards.states = parts.dstates;
+  walk(backwards, true, parts.of_walk, stream);
+
+  if (chunks > 0) {
+    Gradient g;
+    g.p = p, g.dy = w.dy, g.dx = w.dx, g.ddt = w.ddt;
+    g.states = parts.states, g.dstates = parts.dstates;
+    if (w.dB.data) g.dB = parts.dB;
+    if (w.dC.data) g.dC = parts.dC;
+    if (want_sums) g.sums = parts.sums;
+    gradient(g, stream);
+  }
+  const int64_t elements = p.tokens * p.G * p.N;
+  const auto sum_sets = [&](const float* from, const CudaRows& to) {
+    if (!to.data || elements == 0) return;
+    sum_sets_kernel<<<static_cast<unsigned>(ceil_div(elements, 256)), 256, 0, s>>>(p, from, to);
+    cuda::check_launch("ssd sums of sets");
+  };
+  sum_sets(parts.dB, w.dB);
+  sum_sets(parts.dC, w.dC);
+  if (want_sums) {
+    const int64_t n = p.H * sums_size(p);
+    cuda::sum_rows(parts.sums, false, n, chunks, n, parts.totals, false, parts.of_totals, stream);
+    hand_out_sums_kernel<<<static_cast<unsigned>(ceil_div(p.H, 64)), 64, 0, s>>>(w, parts.totals);
+    cuda::check_launch("ssd sums");
+  }
+  if (w.dstate_in.to && w.state_rows > 0) {
+    const dim3 grid(static_cast<unsigned>(w.state_rows),
+                    static_cast<unsigned>(ceil_div(p.H * p.P * p.N, 256)));
+    state_gradient_kernel<<<grid, 256, 0, s>>>(w, parts.of_sequences);
+    cuda::check_launch("ssd state gradient");
+  }
+}
+
+}  // namespace krait::ops::ssd_gpu
