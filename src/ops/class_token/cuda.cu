@@ -50,7 +50,7 @@ void class_token_backward(const ClassToken& s, const float* dy, ClassTokenGradie
   if (s.D == 0) return;
   const dim3 grid(static_cast<unsigned>(s.M + 1), static_cast<unsigned>(ceil_div(s.D, kThreads)));
   backward_kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(s, dy, dx, dcls,
-                                                                           dpositions);
+                                                                            dpositions);
   check_launch("class_token backward");
 }
 

@@ -21,8 +21,9 @@ void copy_rows(const Context& c, const Tensor& from, const Tensor& to, bool add)
   const int64_t n = from.size(-1);
   if (c.device.type == Device::cuda) {
     const bool half = from.dtype == DType::bf16;
-    const cuda::RowsToConvert rows = {from.data,       half, from.row_stride(),  to.data, half,
-                                      to.row_stride(), from.shape.rows(), n, add};
+    const cuda::RowsToConvert rows = {from.data,         half, from.row_stride(),
+                                      to.data,           half, to.row_stride(),
+                                      from.shape.rows(), n,    add};
     KRAIT_WITH_CUDA(cuda::convert_rows(rows, c.stream));
     return;
   }

@@ -32,7 +32,8 @@ __device__ inline void at(float x, float& value, float& slope) {
     value = x * below;
     slope = fmaf(x * 0.398942280401432678f, expf(-0.5f * x * x), below);
   } else if constexpr (kind == Gate::gelu_tanh) {
-    constexpr float kTwoB = 1.59576912160573071f, kC = 0.044715f;  // (1 + tanh(a)) / 2 = sigmoid(2a)
+    constexpr float kTwoB = 1.59576912160573071f,
+                    kC = 0.044715f;  // (1 + tanh(a)) / 2 = sigmoid(2a)
     const float a = kTwoB * x * fmaf(kC, x * x, 1.0f), s = sigmoid(a);
     value = x * s;
     slope = s * fmaf(x * sigmoid(-a), kTwoB * fmaf(3 * kC, x * x, 1.0f), 1.0f);

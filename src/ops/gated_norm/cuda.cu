@@ -132,7 +132,8 @@ __global__ void backward_kernel(const GatedNormProblem p, int64_t rows, int64_t 
         const float dv = scale * (of_b[v] * w[v] - m * mean);
         dx[v] = p.gate_first ? dv * c.gate[v] : dv;
         if (p.dz)
-          dz[v] = (p.gate_first ? dv * c.x[v] : d[v] * (m * w[v] + (p.b ? b[v] : 0.0f))) * c.slope(v);
+          dz[v] =
+              (p.gate_first ? dv * c.x[v] : d[v] * (m * w[v] + (p.b ? b[v] : 0.0f))) * c.slope(v);
       }
       if (dw) add_to<V>(dw + i, of_w);
       if (db) add_to<V>(db + i, of_b);
@@ -178,7 +179,8 @@ void gated_norm_forward(const GatedNormProblem& p, int64_t rows, void* stream) {
   };
   const bool fours = in_fours(p, nullptr, nullptr);
   if (p.bf16) {
-    fours ? launch(forward_kernel<__nv_bfloat16, 4>, 4) : launch(forward_kernel<__nv_bfloat16, 1>, 1);
+    fours ? launch(forward_kernel<__nv_bfloat16, 4>, 4)
+          : launch(forward_kernel<__nv_bfloat16, 1>, 1);
   } else {
     fours ? launch(forward_kernel<float, 4>, 4) : launch(forward_kernel<float, 1>, 1);
   }

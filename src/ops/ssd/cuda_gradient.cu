@@ -24,8 +24,9 @@ struct Room {
   T *for_x, *for_BC;          // (Q, Q): D G; D K Δ
   float *W, *decays;          // (Q, Q + 1); (Q, Q + kPad), not with matrix units
   Steps<Q>* steps;
-  float *start, *end, *u;  // (kRowParts, Q): of each token, the dot products above of S, of dS, and x·u
-  float* loose;            // (32)
+  float *start, *end,
+      *u;        // (kRowParts, Q): of each token, the dot products above of S, of dS, and x·u
+  float* loose;  // (32)
 
   static constexpr int ldW = Q + 1;
   static constexpr size_t size() {
@@ -262,8 +263,7 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
       }
       if (p0 + kP >= p.P) {
 #pragma unroll
-        for (int lane = 16; lane > 0; lane /= 2)
-          across += __shfl_xor_sync(~0u, across, lane);
+        for (int lane = 16; lane > 0; lane /= 2) across += __shfl_xor_sync(~0u, across, lane);
         if (thread % 32 == 0) room.loose[warp] = across;
       }
       __syncthreads();

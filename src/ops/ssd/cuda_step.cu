@@ -19,7 +19,8 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const CudaForward w) 
   if (first >= p.P) return;
   const int rows = static_cast<int>(min(int64_t{kRows}, p.P - first));
   const int64_t row_in = p.row_in ? p.row_in[s] : s, row_out = p.row_out ? p.row_out[s] : s;
-  const bool whole = p.N == 32 * NS;  // the lanes' states; then they stand at multiples of their size
+  const bool whole =
+      p.N == 32 * NS;  // the lanes' states; then they stand at multiples of their size
 
   float S[kRows][NS] = {};
   if (p.state_in && row_in >= 0)

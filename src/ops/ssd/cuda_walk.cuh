@@ -13,7 +13,8 @@ struct Walk {
   const int32_t* start_row = nullptr;
   float* end = nullptr;
   const int32_t* end_row = nullptr;
-  void* states = nullptr;  // (slots of chunks, H, P, N), float32 or bfloat16: what each chunk begins with
+  void* states =
+      nullptr;  // (slots of chunks, H, P, N), float32 or bfloat16: what each chunk begins with
   // Where sequences are walked in pieces: (slots of pieces, H, P, N), first what a piece leaves that begins with
   // zero, then what it begins with; and (slots of pieces, H), the decay over it.
   float *pieces = nullptr, *kept = nullptr;

@@ -9,6 +9,11 @@
 namespace krait::ops {
 namespace {
 
+using ssd_call::floats_at;
+using ssd_call::Gradients;
+using ssd_call::HeadSet;
+using ssd_call::padded;
+using ssd_call::Problem;
 using ssd_cpu::Backward;
 using ssd_cpu::backward_scratch;
 using ssd_cpu::Forward;
@@ -20,11 +25,6 @@ using ssd_cpu::kShort;
 using ssd_cpu::Piece;
 using ssd_cpu::Rows;
 using ssd_cpu::sums_size;
-using ssd_call::floats_at;
-using ssd_call::Gradients;
-using ssd_call::HeadSet;
-using ssd_call::padded;
-using ssd_call::Problem;
 
 const Kernels& kernels() { return KRAIT_PICK_ISA(ssd_kernels); }
 

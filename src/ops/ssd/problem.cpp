@@ -3,14 +3,15 @@
 namespace krait::ops::ssd_call {
 
 static void check_parameter(const char* name, const Tensor& t, const Shape& expected,
-                     const char* meaning) {
+                            const char* meaning) {
   require(t.shape == expected, "[ssd] {}: expected {} = {}, got {}", name, meaning, expected,
           t.shape);
   require(t.dtype == DType::f32, "[ssd] {}: expected float32, got {}", name, name_of(t.dtype));
   require(t.contiguous(), "[ssd] {}: expected a contiguous tensor", name);
 }
 
-static void check_rows(const char* name, const Tensor& t, const Shape& expected, const char* meaning) {
+static void check_rows(const char* name, const Tensor& t, const Shape& expected,
+                       const char* meaning) {
   require(t.shape == expected, "[ssd] {}: expected {} = {}, got {}", name, meaning, expected,
           t.shape);
   require(t.dtype == DType::f32 || t.dtype == DType::bf16,
@@ -31,8 +32,8 @@ static void check_sizes(const SsdInputs& in) {
   require(in.dt_min <= in.dt_max, "[ssd] the limits of dt are {} to {}", in.dt_min, in.dt_max);
 }
 
-Problem::Problem(const Context& c, const SsdInputs& inputs, const Packing* pack,
-                 const Tensor& from, const Tensor& to, bool record)
+Problem::Problem(const Context& c, const SsdInputs& inputs, const Packing* pack, const Tensor& from,
+                 const Tensor& to, bool record)
     : in((check_sizes(inputs), inputs)),
       state_in(from),
       state_out(to),
