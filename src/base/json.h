@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -59,5 +60,9 @@ class JsonView {
   std::string where_;
   std::string prefix_;  // "ssm_cfg." in a nested object
 };
+
+// The objects of JSON lines; blank lines are left out. Error names `name` and the line.
+void read_json_lines(std::string_view text, const std::string& name,
+                     const std::function<void(const JsonView&)>& sink);
 
 }  // namespace krait

@@ -16,6 +16,7 @@ namespace fs = std::filesystem;
 struct Args {
   std::string model, out, layout;
   bool average = false;
+  VisionSize size;
 };
 
 // What belongs to a tokenizer or to text generation, and does not depend on the layout.
@@ -44,7 +45,7 @@ void report(const Args& a, const Common& common, const char* layout, DType dtype
 int convert_vision(const Args& a, const Common& common) {
   require(a.layout != "original", "models of images are written in the Hugging Face layout only");
   const LoadedVision loaded =
-      load_vision_model(a.model, {nn::Purpose::inference, DType::f32}, a.average);
+      load_vision_model(a.model, {nn::Purpose::inference, DType::f32}, a.average, a.size);
   const DType dtype = common.chosen_dtype().value_or(loaded.stored);
   write_directory(a.out,
                   [&](const fs::path& folder) { save_vision_model(*loaded.model, folder, dtype); });
@@ -56,6 +57,8 @@ int run_convert(const Args& a, const Common& common) {
   require(is_free(a.out), "{}: it is already there; remove it, or name another folder", a.out);
   if (is_vision_model(a.model)) return convert_vision(a, common);
   require(!a.average, "{}: --ema is for the .pth of Vision Mamba", a.model);
+  require(a.size.image == 0 && a.size.stride == 0,
+          "{}: --image-size and --stride are for models of images", a.model);
   // Through float32: exact for every stored type.
   const LoadedModel loaded = load_model(a.model, {nn::Purpose::inference, DType::f32});
   const Layout layout = a.layout.empty()            ? loaded.layout
@@ -82,6 +85,11 @@ Work add_convert(CLI::App& app) {
   app.add_option("--layout", a->layout, "huggingface or original; default: as MODEL")
       ->check(CLI::IsMember({"huggingface", "original"}));
   app.add_flag("--ema", a->average, "the moving average of the weights in a .pth of Vision Mamba");
+  app.add_option("--image-size", a->size.image,
+                 "of models of images: the learned positions are resized for images of this size")
+      ->check(CLI::Range(1, 1 << 15));
+  app.add_option("--stride", a->size.stride, "of models of images: pixels from patch to patch")
+      ->check(CLI::Range(1, 1 << 15));
   return [a](const Common& common) { return run_convert(*a, common); };
 }
 

@@ -1,15 +1,20 @@
-// krait eval: the exact likelihood of documents, the state carried through each of them; or the last words
-// of passages (LAMBADA).
+// krait eval: the exact likelihood of documents, the state carried through each of them; the last words of
+// passages (LAMBADA); or how well images and sequences are judged.
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
 
+#include "krait/base/log.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
 #include "krait/cli/progress.h"
+#include "krait/data/images.h"
+#include "krait/data/sequences.h"
 #include "krait/data/text.h"
 #include "krait/infer/evaluate.h"
+#include "krait/infer/judge.h"
+#include "krait/io/any_model.h"
 #include "krait/io/npy.h"
 
 namespace krait::cli {
@@ -20,6 +25,7 @@ struct Args {
   ModelArgs model;
   std::vector<std::string> data;
   std::string per_token, task;
+  bool average = false;
 };
 
 struct Totals {
@@ -122,6 +128,61 @@ int run_likelihood(const Args& a, const Common& common) {
   return kDone;
 }
 
+std::unique_ptr<Examples> open_examples(const models::Model& model, const Args& a) {
+  if (const auto* vision = dynamic_cast<const models::VisionMamba*>(&model)) {
+    const models::VisionConfig& c = vision->config();
+    auto images =
+        std::make_unique<ImageExamples>(a.data, ImageShape{c.channels, c.image}, c.labels);
+    images->require_classes(c.classes);
+    return images;
+  }
+  const models::Config& c = dynamic_cast<const models::LanguageModel&>(model).config();
+  SequenceFormat format;
+  format.vocab_size = c.vocab_size;
+  format.numbers = c.task.kind == models::Task::regression;
+  format.place = c.task.pooling == models::Task::token;
+  std::unique_ptr<Tokenizer> tokenizer;
+  const Encode encode = [&](std::string_view text) {
+    if (!tokenizer) tokenizer = need_tokenizer(a.model.tokenizer, a.model.model, c.vocab_size);
+    return tokenizer->encode(text, false);
+  };
+  auto sequences = std::make_unique<SequenceExamples>(a.data, format, encode, c.task.labels);
+  sequences->require_kind(c.inputs, c.task.outputs);
+  return sequences;
+}
+
+constexpr int64_t kExamples = 8;  // of one pass
+
+// Images, or texts and series as a whole.
+int run_examples(const Args& a, const Common& common) {
+  LoadOptions options;
+  options.device = common.resolved_device();
+  options.dtype = common.chosen_dtype();
+  const LoadedAny m = load_any_model(a.model.model, options, a.average);
+  for (const std::string& note : m.notes) spdlog::warn("{}: {}", a.model.model, note);
+  const std::unique_ptr<Examples> examples = open_examples(*m.model, a);
+  Progress progress("examples", examples->size(), common.quiet);
+  const auto start = std::chrono::steady_clock::now();
+  const Judgement j = judge(*m.model, *examples, m.dtype, kExamples, [&](int64_t n) {
+    check_interrupt();
+    progress.add(n);
+  });
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  OrderedJson results = {{"examples", j.examples}, {"loss", finite(j.loss)}};
+  if (j.numbers) {
+    results["mse"] = finite(j.mse);
+    results["mae"] = finite(j.mae);
+    results["r2"] = finite(j.r2);
+  } else {
+    results["accuracy"] = j.accuracy;
+    results["top5_accuracy"] = j.top5_accuracy;
+  }
+  results["examples_per_s"] = finite(static_cast<double>(j.examples) / seconds);
+  print_results(results, common);
+  return kDone;
+}
+
 // The last word of each passage, with the space before it, given what comes before.
 int run_lambada(const Args& a, const Common& common) {
   const LoadedModel loaded = a.model.load(common);
@@ -170,16 +231,25 @@ int run_lambada(const Args& a, const Common& common) {
 Work add_eval(CLI::App& app) {
   const auto a = std::make_shared<Args>();
   a->model.add(app);
-  app.add_option("--data", a->data,
-                 "files of text or token ids (.npy, each row a document), folders, - for stdin")
+  app.add_option(
+         "--data", a->data,
+         "files of text or token ids (.npy, each row a document), folders, - for stdin; of "
+         "images a folder with a folder for each class, or .jsonl; of sequences to be judged "
+         ".jsonl")
       ->required();
   app.add_option("--per-token", a->per_token,
                  "write the nll of each predicted token, in order: .npy float32");
   app.add_option("--task", a->task, "lambada: last-word accuracy and perplexity of a .jsonl")
       ->check(CLI::IsMember({"lambada"}));
+  app.add_flag("--ema", a->average, "the moving average of the weights in a .pth of Vision Mamba");
   return [a](const Common& common) {
     if (!a->task.empty() && !a->per_token.empty())
       throw Usage("--per-token does not go with --task");
+    if (judges_examples(read_any_config(a->model.model))) {
+      if (!a->task.empty() || !a->per_token.empty())
+        throw Usage("--task and --per-token are for language models");
+      return run_examples(*a, common);
+    }
     return a->task.empty() ? run_likelihood(*a, common) : run_lambada(*a, common);
   };
 }

@@ -4,12 +4,10 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "krait/base/file.h"
 #include "krait/base/system.h"
 #include "krait/cli/commands.h"
 #include "krait/infer/memory.h"
 #include "krait/infer/session.h"
-#include "krait/io/config.h"
 #include "krait/io/vision.h"
 #include "krait/models/architecture.h"
 #include "krait/train/memory.h"
@@ -18,30 +16,25 @@ namespace krait::cli {
 
 namespace {
 
-constexpr int64_t kLength = 512;
-
 struct Args {
   std::string model;
   bool tensors = false;
-  int64_t batch = 1;
-  int64_t length = 0;  // 0: kLength, or the longest that the model can be trained on
+  int64_t batch = 1, length = 512;
 };
 
-// A folder with weights, or only a config: a config.json by itself, or that of a preset.
+// A folder with weights, or only the name of a preset.
 LoadedModel describe(const std::string& model, std::optional<DType> dtype) {
-  if (std::filesystem::is_directory(model)) {
+  if (std::filesystem::exists(model)) {
     LoadOptions options;
     options.dtype = dtype;
     options.sizes_only = true;
     return load_model(model, options);
   }
-  LoadedModel fresh;
-  fresh.dtype = fresh.stored = dtype.value_or(DType::f32);
-  fresh.model = std::make_unique<models::LanguageModel>(
-      std::filesystem::exists(model) ? parse_config(read_file(model), model, fresh.layout)
-                                     : models::preset(model));
-  fresh.model->params().allocate(nn::Purpose::inference, fresh.dtype, /*planning=*/true);
-  return fresh;
+  LoadedModel preset;
+  preset.dtype = preset.stored = dtype.value_or(DType::f32);
+  preset.model = std::make_unique<models::LanguageModel>(models::preset(model));
+  preset.model->params().allocate(nn::Purpose::inference, preset.dtype, /*planning=*/true);
+  return preset;
 }
 
 OrderedJson tensor_list(const nn::ParamSet& params) {
@@ -83,10 +76,9 @@ OrderedJson training_memory(const LoadedModel& loaded, const Args& a, bool recom
   return {{"parameters", m.parameters}, {"step", m.step}, {"total", m.total()}};
 }
 
-OrderedJson describe_all(const LoadedModel& loaded, Args a) {
+OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
   const models::Config& c = loaded.model->config();
-  const bool folder = std::filesystem::is_directory(a.model);
-  if (a.length == 0) a.length = std::min(kLength, loaded.model->longest());
+  const bool folder = std::filesystem::exists(a.model);
   OrderedJson j = {{"architecture", c.architecture},
                    {"parameters", loaded.model->params().numel()},
                    {"layout", !folder                                ? OrderedJson()
@@ -106,7 +98,8 @@ OrderedJson describe_all(const LoadedModel& loaded, Args a) {
   j["memory"] = {{"batch", a.batch},
                  {"length", a.length},
                  {"dtype", name_of(loaded.dtype)},
-                 {"generation", generation_memory(loaded, a)},
+                 {"generation",
+                  loaded.model->judges_sequences() ? OrderedJson() : generation_memory(loaded, a)},
                  {"training", training_memory(loaded, a, false)},
                  {"training_recompute", training_memory(loaded, a, true)}};
   const size_t free = available_memory();
@@ -169,7 +162,7 @@ void print_text(const OrderedJson& j) {
     const OrderedJson& m = j["memory"];
     print_line("memory for batch {} and length {} in {}:", m["batch"].dump(), m["length"].dump(),
                m["dtype"].get<std::string>());
-    print_memory("generation", m["generation"]);
+    if (!m["generation"].is_null()) print_memory("generation", m["generation"]);
     print_memory("training", m["training"]);
     print_memory("training, recompute", m["training_recompute"]);
   }
@@ -184,14 +177,12 @@ void print_text(const OrderedJson& j) {
 
 Work add_inspect(CLI::App& app) {
   const auto a = std::make_shared<Args>();
-  app.add_option("MODEL", a->model, "a model's folder, a config.json, or the name of a preset")
-      ->required();
+  app.add_option("MODEL", a->model, "a model's folder, or the name of a preset")->required();
   app.add_flag("--tensors", a->tensors, "each tensor, with its shape and meaning");
   app.add_option("--batch", a->batch, "sequences at once, for the memory plan; default 1")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   app.add_option("--length", a->length,
-                 "tokens of a training sequence, for the memory plan; default 512, or the longest "
-                 "that the model can be trained on")
+                 "tokens of a training sequence, for the memory plan; default 512")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   return [a](const Common& common) {
     const OrderedJson j = is_vision(a->model)

@@ -1,4 +1,5 @@
-// krait logits: the logits of token sequences, from the first token on, or of images, as an array.
+// krait logits: the logits of token sequences, from the first token on, or what a model says of images and
+// sequences as a whole, as an array.
 #include <CLI/CLI.hpp>
 
 #include "krait/autograd/plan.h"
@@ -7,8 +8,8 @@
 #include "krait/cli/model_args.h"
 #include "krait/cli/progress.h"
 #include "krait/infer/document_reader.h"
+#include "krait/io/any_model.h"
 #include "krait/io/npy.h"
-#include "krait/io/vision.h"
 
 namespace krait::cli {
 
@@ -27,38 +28,89 @@ void report(const Args& a, const Common& common, const Shape& shape) {
   print_json({{"out", a.out}, {"shape", sizes}});
 }
 
-constexpr int64_t kImages = 8;  // of one pass
+constexpr int64_t kRows = 8;  // of one pass
 
-int run_images(const Args& a, const Common& common) {
-  require(is_vision_model(a.model.model),
-          "{}: --input is for models of images; this one reads --tokens", a.model.model);
-  const TensorFile file = read_npy(a.input);
-  const Tensor images = file.tensors()[0].view;
-  require(images.dtype == DType::f32 && images.rank() == 4 && images.numel() > 0,
-          "{}: expected normalised float32 images (B, 3, H, W), got {} {}", a.input,
-          name_of(images.dtype), images.shape);
-  common.resolved_device();
+// The rows of `from`, each with `places` zero elements more.
+template <class T>
+std::vector<T> with_places(const Tensor& from, int64_t places) {
+  const int64_t B = from.size(0), n = from.numel() / B;
+  std::vector<T> rows(static_cast<size_t>(B * (n + places)), T(0));
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t i = 0; i < n; ++i)
+      rows[static_cast<size_t>(b * (n + places) + i)] = static_cast<T>(get(from, b * n + i));
+  return rows;
+}
+
+// What a model that judges images or sequences is fed of rows [begin, end) of the input.
+class Rows {
+ public:
+  Rows(const models::Model& model, const Tensor& all, const std::string& where)
+      : all_(all), like_(model.sketch(1, all.rank() > 1 ? all.size(1) : 1)) {
+    const Tensor& like = like_.values ? like_.values : like_.tokens;
+    bool fits = all.rank() == like.rank() && all.numel() > 0;
+    for (int i = like.rank() == 4 ? 1 : 2; fits && i < like.rank(); ++i)
+      fits = all.size(i) == like.size(i);
+    fits = fits && (like_.tokens || all.dtype == DType::f32);
+    Shape expected = like.shape;
+    expected[0] = all.rank() > 0 ? all.size(0) : 1;
+    require(fits, "{}: expected {} {}, got {} {}", where,
+            like_.tokens ? "token ids" : "float32, normalised where these are images,", expected,
+            name_of(all.dtype), all.shape);
+    if (const auto* language = dynamic_cast<const models::LanguageModel*>(&model); like_.tokens)
+      ids_of(all, language->config().vocab_size, where);
+  }
+
+  models::Feed feed(int64_t begin, int64_t end) {
+    const Tensor rows = all_.slice(0, begin, end);
+    Tensor like = like_.values ? like_.values : like_.tokens;
+    like.shape[0] = end - begin;
+    const int64_t places = (like.numel() - rows.numel()) / (end - begin);
+    if (like_.values) {
+      values_ = with_places<float>(rows, places);
+      return {.values = Tensor(values_.data(), DType::f32, like.shape)};
+    }
+    ids_ = with_places<int32_t>(rows, places);
+    return {.tokens = Tensor(ids_.data(), DType::i32, like.shape)};
+  }
+
+ private:
+  Tensor all_;
+  models::Feed like_;
+  std::vector<float> values_;
+  std::vector<int32_t> ids_;
+};
+
+int run_judge(const Args& a, const Common& common, const AnyConfig& config) {
+  const bool tokens = a.input.empty();
+  const auto* const language = std::get_if<models::Config>(&config);
+  require(tokens == (language && language->inputs == 0), "{}: this model reads {}", a.model.model,
+          tokens ? "--input" : "--tokens");
+  const std::string& where = tokens ? a.tokens : a.input;
+  const TensorFile file = read_npy(where);
   LoadOptions options;
+  options.device = common.resolved_device();
   options.dtype = common.chosen_dtype();
-  const LoadedVision loaded = load_vision_model(a.model.model, options, a.average);
+  const LoadedAny loaded = load_any_model(a.model.model, options, a.average);
   for (const std::string& note : loaded.notes) spdlog::warn("{}: {}", a.model.model, note);
-  const models::VisionMamba& model = *loaded.model;
-  const int64_t B = images.size(0);
-  const Shape shape{B, model.config().classes};
+  const models::Model& model = *loaded.model;
+  Rows rows(model, file.tensors()[0].view, where);
+  const int64_t B = file.tensors()[0].view.size(0);
+  const models::Feed some = rows.feed(0, std::min(B, kRows));
   Context c;
   c.activation = loaded.dtype;
   Arena none(0);
   c.arena = &none;
-  const Tensor some = images.slice(0, 0, std::min(B, kImages));
-  Arena arena(plan(c, false, [&](Context& p) { model.logits(p, some); }).bytes);
+  Shape shape;
+  Arena arena(plan(c, false, [&](Context& p) { shape = model.outputs(p, some, {}).shape; }).bytes);
+  shape[0] = B;
   c.arena = &arena;
   NpyWriter out(a.out, DType::f32, shape);
-  Progress progress("images", B, common.quiet);
-  for (int64_t b = 0; b < B; b += kImages) {
+  Progress progress("examples", B, common.quiet);
+  for (int64_t b = 0; b < B; b += kRows) {
     check_interrupt();
     arena.reset();
-    const int64_t end = std::min(B, b + kImages);
-    out.write(model.logits(c, images.slice(0, b, end)));
+    const int64_t end = std::min(B, b + kRows);
+    out.write(model.outputs(c, rows.feed(b, end), {}));
     progress.add(end - b);
   }
   out.commit();
@@ -67,7 +119,10 @@ int run_images(const Args& a, const Common& common) {
 }
 
 int run_logits(const Args& a, const Common& common) {
-  if (!a.input.empty()) return run_images(a, common);
+  const AnyConfig config = read_any_config(a.model.model);
+  if (judges_examples(config)) return run_judge(a, common, config);
+  require(a.input.empty(),
+          "{}: --input is for models of images and series; this one reads --tokens", a.model.model);
   const TensorFile file = read_npy(a.tokens);
   Tensor tokens = file.tensors()[0].view;
   if (tokens.rank() == 1) tokens = tokens.reshape({1, tokens.size(0)});
@@ -111,10 +166,13 @@ Work add_logits(CLI::App& app) {
   a->model.add(app);
   auto* const input = app.add_option_group("input");
   input->add_option("--tokens", a->tokens, "int32 or int64 (B, L), or (L) for one row: .npy");
-  input->add_option("--input", a->input, "normalised float32 images (B, 3, H, W): .npy");
+  input->add_option("--input", a->input,
+                    "float32 .npy: images (B, 3, H, W), normalised, or series (B, L, F)");
   input->require_option(1);
-  app.add_option("--out", a->out,
-                 "float32 (B, L, V), the row of token t predicts token t+1, or (B, classes): .npy")
+  app.add_option(
+         "--out", a->out,
+         "float32 (B, L, V), the row of token t predicts token t+1, or (B, classes) of what judges "
+         "images or sequences: .npy")
       ->required();
   app.add_flag("--last", a->last, "only the logits of the last tokens: (B, V)");
   app.add_flag("--ema", a->average, "the moving average of the weights in a .pth of Vision Mamba");

@@ -30,8 +30,21 @@ void add_options(CLI::App& app, TrainArguments& a) {
   app.add_option("--model", r.model, "a fresh model: a preset's name, or a config.json")
       ->group(start);
   app.add_option("--from", r.from, "start from the weights of a model directory")->group(start);
+  app.add_option("--task", r.task,
+                 "judge whole sequences: a head for as many classes or numbers as the data has")
+      ->check(CLI::IsMember({"classification", "regression"}))
+      ->group(start);
+  app.add_option(
+         "--pooling", r.pooling,
+         "what of a sequence the head reads: the last vector (default), their mean, or that of "
+         "a learned token")
+      ->check(CLI::IsMember({"last", "mean", "token"}))
+      ->group(start);
   app.add_option("--resume", a.resume, "go on with the run in this directory")->group(start);
-  app.add_option("--data", r.data, "training data: .npy, text, .jsonl, folders, - for stdin")
+  app.add_option("--data", r.data,
+                 "training data: .npy, text, .jsonl, folders, - for stdin; of images a folder with "
+                 "a folder "
+                 "for each class, or .jsonl; of sequences to be judged .jsonl")
       ->group(start);
   app.add_option("--valid", r.valid, "validation data, read like the training data")->group(start);
   app.add_option("--out", r.out, "directory of the run")->group(start);
@@ -105,6 +118,15 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--dropout", t.dropout, "of what each layer adds")
+      ->check(CLI::Range(0.0, 0.999))
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--drop-path", t.drop_path,
+                 "of whole layers of images: the last layer's share, the first loses nothing")
+      ->check(CLI::Range(0.0, 0.999))
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--label-smoothing", t.label_smoothing, "share of a class that all classes get")
       ->check(CLI::Range(0.0, 0.999))
       ->capture_default_str()
       ->group(optimisation);
@@ -199,12 +221,12 @@ int work(TrainArguments& a, const Common& common) {
   double valid_loss = std::nan("");
   RunWatcher watcher;
   watcher.stop = [] { return interrupted().load(); };
-  watcher.begin = [&](int64_t parameters, const TrainingMemory& m, const TokenStream& data) {
+  watcher.begin = [&](int64_t parameters, const TrainingMemory& m, const std::string& data) {
     spdlog::info(
         "{} parameters; memory: {:.2f} GB for weights, gradients and moments, {:.2f} GB for "
-        "a step; data: {} tokens, documents: {}",
+        "a step; data: {}",
         parameters, static_cast<double>(m.parameters) * 1e-9,
-        static_cast<double>(m.step + m.states) * 1e-9, data.size(), data.starts().size());
+        static_cast<double>(m.step + m.states) * 1e-9, data);
   };
   watcher.step = [&](const LogRecord& r, int64_t steps) {
     if (r.valid_loss) valid_loss = *r.valid_loss;

@@ -15,40 +15,18 @@
 // No target crosses the border of a document (-1 stands in its place), and a Packing keeps states and
 // convolution windows apart.
 #pragma once
-#include <cstdint>
 #include <span>
-#include <vector>
 
+#include "krait/data/batch.h"
 #include "krait/data/tokens.h"
-#include "krait/ops/packing.h"
-#include "krait/tensor/tensor.h"
 
 namespace krait {
-
-struct Batch {
-  int64_t B = 0, L = 0;
-  std::vector<int32_t> tokens, targets;  // B * L; target -1: nothing is predicted
-  int64_t n_targets = 0;                 // those that are not -1
-  bool carried = false;                  // row b goes on from the state in row b
-
-  // The sequences, where rows are not each one sequence.
-  std::vector<int64_t> begin;
-  std::vector<int32_t> state_in, state_out;
-  bool packed() const { return !begin.empty(); }
-
-  // Views, valid while the batch lives unchanged.
-  Tensor tokens_view() const;   // (B, L) int32
-  Tensor targets_view() const;  // (B, L) int32
-  ops::Packing packing() const;
-};
 
 // Rows of L tokens from each of `starts`, with the tokens after them as targets.
 // `carried`: the first sequence of row b goes on from state row b, unless a document starts there. The
 // last sequence of row b leaves its state in row b.
 Batch cut_batch(const TokenStream& stream, std::span<const int64_t> starts, int64_t L,
                 bool carried);
-
-enum class Order { shuffle, sequential };
 
 struct BatcherOptions {
   int64_t B = 1, L = 1;
@@ -57,23 +35,22 @@ struct BatcherOptions {
   uint64_t seed = 0;
 };
 
-class Batcher {
+class Batcher : public Batches {
  public:
   // Error where the stream is too short for one window (carry_state: one window for each row). The
   // stream must outlive the batcher.
   Batcher(const TokenStream& stream, const BatcherOptions& options);
 
-  int64_t windows() const { return windows_; }  // read in one epoch
-  Batch at(int64_t m);
+  int64_t rows() const override { return windows_; }
+  int64_t inputs() const override { return o_.B * o_.L; }
+  Batch at(int64_t m) override;
+  std::string description() const override;
 
  private:
-  int64_t window(int64_t place);  // place counts rows over epochs
-
   const TokenStream& stream_;
   BatcherOptions o_;
   int64_t windows_ = 0;
-  int64_t shuffled_epoch_ = -1;
-  std::vector<int64_t> shuffled_;
+  Reading window_;
 };
 
 }  // namespace krait

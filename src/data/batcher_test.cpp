@@ -31,7 +31,7 @@ TEST(Batcher, SequentialOrderIsTheOneOfTheContract) {
   const TokenStream s = counting({100});
   const int64_t B = 2, L = 8;
   Batcher batcher(s, {B, L, Order::sequential});
-  EXPECT_EQ(batcher.windows(), 12);  // 99 / 8
+  EXPECT_EQ(batcher.rows(), 12);  // 99 / 8
   for (int64_t m = 0; m < 6; ++m) {
     const Batch batch = batcher.at(m);
     EXPECT_FALSE(batch.packed());
@@ -76,7 +76,7 @@ TEST(Batcher, ShuffleReadsEachWindowOnceAnEpochInAnOrderOfItsOwn) {
 TEST(Batcher, CarriedRowsReadStripesWithoutAGap) {
   const TokenStream s = counting({100});
   Batcher batcher(s, {3, 8, Order::sequential, true});
-  EXPECT_EQ(batcher.windows(), 12);  // 3 stripes of 4
+  EXPECT_EQ(batcher.rows(), 12);  // 3 stripes of 4
   for (int64_t m = 0; m < 4; ++m) {
     const Batch batch = batcher.at(m);
     EXPECT_EQ(batch.carried, m > 0);

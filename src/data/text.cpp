@@ -63,17 +63,7 @@ void read_folder(const fs::path& folder, const DocumentSink& sink) {
 }  // namespace
 
 void read_jsonl(std::string_view text, const std::string& name, const DocumentSink& sink) {
-  int64_t line_number = 0;
-  while (!text.empty()) {
-    const size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    ++line_number;
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const std::string where = fmt::format("{}:{}", name, line_number);
-    const Json json = parse_json(line, where);
-    sink(JsonView(json, where).text("text"), where);
-  }
+  read_json_lines(text, name, [&](const JsonView& line) { sink(line.text("text"), line.where()); });
 }
 
 void check_utf8(std::string_view text, const std::string& where) {

@@ -87,6 +87,7 @@ void follow_stored(models::Config& c, const TensorFile& file, std::vector<std::s
   }
   if (const auto follow = models::architecture(c.architecture).follow) follow(c, shape_of, notes);
 
+  if (c.task.kind != models::Task::language) return;
   // A tied head may be left out, or stored once for both names, or twice with equal contents.
   const Tensor* head = find(c.head.name);
   if (!head) head = find(c.head.original);
@@ -131,6 +132,16 @@ void add_to_hash(Hash& h, const std::string& name, const Tensor& stored) {
   }
 }
 
+// Of a head that judges sequences.
+bool is_of_head(const nn::Param& p) { return p.name == "score.weight" || p.name == "class_token"; }
+
+void draw(const nn::Param& p, size_t stream, const Tensor& to) {
+  std::vector<float> values(static_cast<size_t>(p.shape.numel()));
+  const Tensor t(values.data(), DType::f32, p.shape);
+  p.init(t, Philox{0, stream});
+  store(t, to);
+}
+
 DType most_common_type(const TensorFile& file) {
   std::map<DType, int64_t> elements;
   for (const NamedTensor& t : file)
@@ -155,6 +166,7 @@ models::Config read_config(const fs::path& directory, Layout& layout) {
 LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
   LoadedModel loaded;
   models::Config config = read_config(directory, loaded.layout);
+  if (options.task) config.task = *options.task;
   loaded.files.push_back(read_weights(directory));
   const TensorFile& file = loaded.files.back();
   follow_stored(config, file, loaded.notes);
@@ -171,6 +183,10 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
     known.insert(p.parts.begin(), p.parts.end());
     const std::vector<const Tensor*>& parts = stored.emplace_back(find_stored(file, p));
     const Shape shape = stored_shape(p);
+    if (options.task && is_of_head(p) && !parts[0]) {
+      loaded.notes.push_back(fmt::format("tensor \"{}\" {} is drawn anew", p.name, p.shape));
+      continue;
+    }
     for (size_t i = 0; i < parts.size(); ++i) {
       const Tensor* t = parts[i];
       const std::string& name = name_of_part(p, i);
@@ -198,6 +214,10 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
   for (nn::Param& p : params) {
     const std::vector<const Tensor*>& parts = stored[i++];
     const Tensor to = p.master ? p.master : p.value.detach();
+    if (p.parts.empty() && !parts[0]) {
+      draw(p, i, to);
+      continue;
+    }
     if (p.parts.empty()) store(*parts[0], to);
     for (size_t k = 0; k < p.parts.size(); ++k)
       store(*parts[k], to.select(0, static_cast<int64_t>(k)));
@@ -232,7 +252,7 @@ void save_model(const models::LanguageModel& model, const fs::path& directory, L
   if (layout == Layout::huggingface) {
     write_safetensors_model(directory, tensors);
   } else {
-    if (model.config().tie_embeddings)
+    if (model.config().tie_embeddings && !model.judges_sequences())
       tensors.push_back({model.config().head.name, tensors.front().view});
     write_torch_archive(directory / "pytorch_model.bin", tensors);
   }

@@ -19,7 +19,9 @@ struct LoadOptions {
   // bfloat16, else float32. Inference maps the file's memory where it has that type already and converts
   // only the rest; training keeps float32 masters whatever it is.
   std::optional<DType> dtype;
-  Device device;            // that the model is to run on; only the CPU maps the file
+  Device device;  // that the model is to run on; only the CPU maps the file
+  // Takes the place of the config's. What its head needs and the file lacks is drawn anew, with a note.
+  std::optional<models::Task> task = {};
   bool sizes_only = false;  // for planning: parameters get no memory, the values are not read
 };
 

@@ -7,6 +7,7 @@
 #include "krait/base/json.h"
 #include "krait/io/safetensors.h"
 #include "krait/io/torch_archive.h"
+#include "krait/models/architecture.h"
 
 namespace krait {
 namespace fs = std::filesystem;
@@ -68,6 +69,34 @@ bool is_float(DType t) {
 
 }  // namespace
 
+models::VisionConfig parse_vision_config(const std::string& json_text, const std::string& where) {
+  const Json json = parse_json(json_text, where);
+  const JsonView j(json, where);
+  if (j.text("model_type") != kModelType) j.wrong("model_type", fmt::format("\"{}\"", kModelType));
+  models::VisionConfig c;
+  nn::Mamba1Config& m = c.mixer;
+  c.image = j.integer("image_size", c.image);
+  c.channels = j.integer("num_channels", c.channels);
+  c.patch = j.integer("patch_size", c.patch);
+  c.stride = j.integer("stride", c.patch);
+  c.n_layer = j.integer("num_hidden_layers", c.n_layer);
+  c.norm_eps = static_cast<float>(j.number("norm_epsilon", c.norm_eps));
+  m.d_model = j.integer("hidden_size");
+  m.d_inner = j.integer("intermediate_size", 2 * m.d_model);
+  m.d_state = j.integer("state_size", m.d_state);
+  m.d_conv = j.integer("conv_kernel", m.d_conv);
+  m.dt_rank = j.integer("time_step_rank", (m.d_model + 15) / 16);
+  c.labels = models::read_labels(j);
+  c.classes = j.integer("num_classes",
+                        c.labels.empty() ? c.classes : static_cast<int64_t>(c.labels.size()));
+  try {
+    check(c);
+  } catch (const Error& e) {
+    fail("{}: {}", where, e.what());
+  }
+  return c;
+}
+
 bool is_vision_model(const fs::path& path) {
   if (fs::is_regular_file(path)) return path.extension() == ".pth";
   if (!fs::is_directory(path)) return false;
@@ -76,7 +105,19 @@ bool is_vision_model(const fs::path& path) {
   return j.is_object() && j.contains("model_type") && j.at("model_type") == kModelType;
 }
 
-LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options, bool average) {
+// The stored positions in a model with another number of patches.
+static Tensor resized(const Tensor& stored, const Shape& shape, std::vector<float>& buffer) {
+  std::vector<float> values(static_cast<size_t>(stored.numel()));
+  const Tensor from(values.data(), DType::f32, stored.shape);
+  copy_host(stored, from);
+  buffer.resize(static_cast<size_t>(shape.numel()));
+  const Tensor to(buffer.data(), DType::f32, shape);
+  models::resize_positions(from, to);
+  return to;
+}
+
+LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options, bool average,
+                               const VisionSize& size) {
   LoadedVision loaded;
   const bool own = fs::exists(path / "config.json");
   require(!own || !average, "{}: only a .pth checkpoint has a moving average of its weights",
@@ -87,21 +128,30 @@ LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options,
   const TensorFile& file = loaded.files.back();
   models::VisionConfig config = config_from_shapes(file);
   if (own) {
-    const Json json = read_json(path / "config.json");
-    const JsonView j(json, (path / "config.json").string());
-    config.stride = j.integer("stride", config.stride);
-    config.image = j.integer("image_size", config.image);
-    config.norm_eps = static_cast<float>(j.number("norm_epsilon", 1e-5));
+    const fs::path json = path / "config.json";
+    const models::VisionConfig said = parse_vision_config(read_file(json), json.string());
+    config.stride = said.stride;
+    config.image = said.image;
+    config.norm_eps = said.norm_eps;
+    config.labels = said.labels;
   }
+  if (size.image > 0) config.image = size.image;
+  if (size.stride > 0) config.stride = size.stride;
   loaded.stored = file.at("head.weight").dtype;
   loaded.dtype = options.dtype.value_or(loaded.stored == DType::bf16 ? DType::bf16 : DType::f32);
   loaded.model = std::make_unique<models::VisionMamba>(config);
   nn::ParamSet& params = loaded.model->params();
   params.allocate(options.purpose, loaded.dtype, options.sizes_only);
   std::set<std::string> known;
+  std::vector<float> positions;
   for (nn::Param& p : params) {
     known.insert(p.name);
-    const Tensor& t = file.at(p.name);
+    Tensor t = file.at(p.name);
+    if (p.name == "pos_embed" && is_float(t.dtype) && t.size(1) != p.shape[1] &&
+        t.size(2) == p.shape[2]) {
+      loaded.notes.push_back(fmt::format("pos_embed {} was resized to {}", t.shape, p.shape));
+      t = resized(t, p.shape, positions);
+    }
     require(t.shape == p.shape && is_float(t.dtype),
             "{}: tensor \"{}\": expected floating-point numbers {}, got {} {}", file.path(), p.name,
             p.shape, name_of(t.dtype), t.shape);
@@ -140,8 +190,12 @@ void save_vision_model(const models::VisionMamba& model, const fs::path& directo
   j["stride"] = c.stride;
   j["hidden_size"] = c.mixer.d_model;
   j["num_hidden_layers"] = c.n_layer;
+  j["intermediate_size"] = c.mixer.d_inner;
   j["state_size"] = c.mixer.d_state;
+  j["conv_kernel"] = c.mixer.d_conv;
+  j["time_step_rank"] = c.mixer.dt_rank;
   j["num_classes"] = c.classes;
+  models::write_labels(j, c.labels);
   j["norm_epsilon"] = std::stod(fmt::format("{}", c.norm_eps));
   j["torch_dtype"] = std::string(name_of(dtype));
   write_file(directory / "config.json", j.dump(2) + "\n");

@@ -71,6 +71,12 @@ void check(const Config& c) {
   check_size("vocabulary multiple", c.vocab_multiple, 1, int64_t{1} << 31);
   check_size("d_model", c.d_model, 1, 1 << 20);
   check_size("n_layer", c.n_layer, 1, 1 << 14);
+  check_size("input_size", c.inputs, 0, 1 << 20);
+  const bool language = c.task.kind == Task::language;
+  require(!language || c.inputs == 0, "config: series are read, and no head says what of them");
+  if (!language) check_size("num_labels", c.task.outputs, 1, 1 << 24);
+  require(c.task.labels.empty() || static_cast<int64_t>(c.task.labels.size()) == c.task.outputs,
+          "config: expected names for {} classes, got {}", c.task.outputs, c.task.labels.size());
   c.body->check(c);
 }
 
@@ -101,6 +107,18 @@ std::vector<int32_t> eos_ids(const JsonView& j) {
     ids.push_back(id.get<int32_t>());
   }
   return ids;
+}
+
+std::vector<std::string> read_labels(const JsonView& j) {
+  std::vector<std::string> labels;
+  if (!j.has("id2label")) return labels;
+  const JsonView names = j.object("id2label");
+  for (size_t i = 0; i < names.json().size(); ++i) labels.push_back(names.text(std::to_string(i)));
+  return labels;
+}
+
+void write_labels(OrderedJson& j, const std::vector<std::string>& labels) {
+  for (size_t i = 0; i < labels.size(); ++i) j["id2label"][std::to_string(i)] = labels[i];
 }
 
 void write_eos(OrderedJson& j, const Config& c) {

@@ -2,7 +2,6 @@
 // To add one: write that file, declare its record below, list it in architecture.cpp.
 #pragma once
 #include <functional>
-#include <limits>
 
 #include "krait/base/json.h"
 #include "krait/models/config.h"
@@ -15,8 +14,6 @@ class Body {
  public:
   virtual ~Body() = default;
   virtual void check(const Config&) const = 0;  // Error for sizes that cannot be
-  // Tokens of the longest sequence that can be trained on.
-  virtual int64_t longest(const Config&) const { return std::numeric_limits<int64_t>::max(); }
   // All layers, first to last: each by itself, unless they share parameters. They are registered under the
   // names of published files.
   virtual std::vector<std::unique_ptr<nn::Block>> layers(nn::ParamSet& params,
@@ -76,6 +73,9 @@ std::vector<int32_t> eos_ids(const JsonView& config);     // "eos_token_id": one
 void write_eos(OrderedJson& json, const Config& config);  // and "bos_token_id", "pad_token_id"
 // As many numbers as the fallback has, which may be infinite.
 std::vector<double> numbers(const JsonView& config, const char* key, std::vector<double> fallback);
+// "id2label": {"0": "cat", "1": "dog"}, the names of classes; none: no such key.
+std::vector<std::string> read_labels(const JsonView& config);
+void write_labels(OrderedJson& json, const std::vector<std::string>& labels);
 int64_t expanded(double expand, int64_t D);  // expand · D, rounded down; 0: no size
 double shortest(float value);                // 1e-5f -> 1e-05, not 9.99999974737875e-06
 

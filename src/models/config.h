@@ -20,6 +20,15 @@ struct TensorName {
 
 class Body;
 
+// What the head says of what was read: the next token, or something of a sequence as a whole.
+struct Task {
+  enum Kind { language, classification, regression } kind = language;
+  // Which vector of a sequence it judges by: its last, the mean of all, or that of a learned token behind it.
+  enum Pooling { last, mean, token } pooling = last;
+  int64_t outputs = 0;              // classes, or numbers
+  std::vector<std::string> labels;  // names of the classes; may be empty
+};
+
 struct Config {
   std::string architecture;  // as `model_type` names it
   Layout layout =
@@ -39,6 +48,8 @@ struct Config {
   TensorName position_table = {"backbone.positions.weight", ""};
   std::string norm_f = "backbone.norm_f";  // empty: no last norm
   TensorName head = {"lm_head.weight", ""};
+  Task task;
+  int64_t inputs = 0;  // series of vectors of that many numbers are read; 0: tokens
   std::shared_ptr<const Body> body;
 
   int64_t padded_vocab() const {

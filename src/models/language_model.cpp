@@ -7,6 +7,7 @@
 #include "krait/models/architecture.h"
 #include "krait/ops/embedding/embedding.h"
 #include "krait/ops/linear/linear.h"
+#include "krait/ops/pool/pool.h"
 #include "krait/ops/positions/positions.h"
 #include "krait/ops/scale/scale.h"
 
@@ -15,9 +16,16 @@ namespace krait::models {
 LanguageModel::LanguageModel(const Config& config) : config_(config) {
   check(config);
   const int64_t V = config.padded_vocab(), D = config.d_model;
-  embedding_ = &params_.add(config.embedding.name, {V, D}, nn::normal(0.02));
-  embedding_->original = config.embedding.original;
-  embedding_->decay = true;
+  if (config.inputs > 0) {
+    input_ = &params_.add("input_projection.weight", {D, config.inputs}, nn::fan_in(config.inputs));
+    input_->decay = true;
+    input_bias_ = &params_.add("input_projection.bias", {D}, nn::constant(0.0f));
+    input_bias_->keep_float32 = true;
+  } else {
+    embedding_ = &params_.add(config.embedding.name, {V, D}, nn::normal(0.02));
+    embedding_->original = config.embedding.original;
+    embedding_->decay = true;
+  }
   if (config.positions > 0) {
     positions_ = &params_.add(config.position_table.name, {config.positions, D}, nn::normal(0.02));
     positions_->original = config.position_table.original;
@@ -34,6 +42,15 @@ LanguageModel::LanguageModel(const Config& config) : config_(config) {
   }
   if (!config.norm_f.empty())
     norm_f_ = nn::Norm::make(params_, config.norm_f, config.norm, D, config.norm_eps);
+  if (config.task.kind != Task::language) {
+    if (config.task.pooling == Task::token) {
+      token_ = &params_.add("class_token", {D}, nn::normal(0.02));
+      token_->keep_float32 = true;
+    }
+    score_ = &params_.add("score.weight", {config.task.outputs, D}, nn::normal(0.02));
+    score_->decay = true;
+    return;
+  }
   head_ = embedding_;
   if (!config.tie_embeddings) {
     const double a = 1.0 / std::sqrt(static_cast<double>(D));
@@ -43,9 +60,12 @@ LanguageModel::LanguageModel(const Config& config) : config_(config) {
   }
 }
 
-Tensor LanguageModel::hidden(Context& c, const Tensor& tokens, const Pass& pass) const {
+Tensor LanguageModel::hidden(Context& c, const Feed& feed, const Pass& pass) const {
   const auto embed = [&] {
-    return ops::scale(c, ops::embedding(c, tokens, embedding_->value), config_.embedding_factor);
+    Tensor r = input_ ? ops::linear(c, feed.values, input_->value, input_bias_->value, DType::f32)
+                      : ops::embedding(c, feed.tokens, embedding_->value);  // (B, L, D)
+    r = ops::scale(c, r, config_.embedding_factor);
+    return token_ ? ops::put_last(c, r, token_->value, pass.packing) : r;
   };
   // Looked up twice where layers read it: the stream is not the same variable (Tape::watch_sum).
   Tensor embedded;
@@ -95,18 +115,48 @@ bool LanguageModel::any_block(bool (nn::Block::*has)() const) const {
 
 bool LanguageModel::routes() const { return any_block(&nn::Block::routes); }
 
-int64_t LanguageModel::longest() const {
-  const int64_t n = config_.body->longest(config_);
-  return positions_ ? std::min(n, config_.positions) : n;
+Tensor LanguageModel::outputs(Context& c, const Feed& feed, const Pass& pass) const {
+  const Tensor h = hidden(c, feed, pass);
+  if (!score_) return logits(c, h);
+  const Tensor pooled = config_.task.pooling == Task::mean ? ops::pool_mean(c, h, pass.packing)
+                                                           : ops::pool_last(c, h, pass.packing);
+  return ops::linear(c, pooled, score_->value, {}, DType::f32);  // (S, outputs)
+}
+
+ops::CrossEntropyResult LanguageModel::objective(Context& c, const Feed& feed, const Pass& pass,
+                                                 float scale) const {
+  if (score_) return Model::objective(c, feed, pass, scale);
+  return loss(c, hidden(c, feed, pass), feed.targets, scale);
+}
+
+Feed LanguageModel::sketch(int64_t B, int64_t L) const {
+  const Tensor ids = nowhere({B, L}, DType::i32);
+  if (!score_) return {ids, {}, ids};
+  if (token_) ++L;
+  Feed feed;
+  if (input_) {
+    feed.values = nowhere({B, L, config_.inputs}, DType::f32);
+  } else {
+    feed.tokens = nowhere({B, L}, DType::i32);
+  }
+  feed.targets = config_.task.kind == Task::classification
+                     ? nowhere({B}, DType::i32)
+                     : nowhere({B, config_.task.outputs}, DType::f32);
+  return feed;
+}
+
+const nn::Param& LanguageModel::head() const {
+  require(head_ != nullptr, "this model judges sequences as a whole; it does not predict tokens");
+  return *head_;
 }
 
 Tensor LanguageModel::logits(Context& c, const Tensor& hidden) const {
-  return ops::linear(c, hidden, head_->value, {}, DType::f32);
+  return ops::linear(c, hidden, head().value, {}, DType::f32);
 }
 
 ops::CrossEntropyResult LanguageModel::loss(Context& c, const Tensor& hidden, const Tensor& targets,
                                             float scale) const {
-  return ops::linear_cross_entropy(c, hidden, head_->value, targets, scale);
+  return ops::linear_cross_entropy(c, hidden, head().value, targets, scale);
 }
 
 void LanguageModel::check_tokens(const int32_t* tokens, int64_t n) const {

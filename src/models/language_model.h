@@ -1,54 +1,44 @@
-// A language model: embedding, blocks over a float32 residual stream, a last norm, a head.
+// A language model: embedding, blocks over a float32 residual stream, a last norm, a head. With another head
+// (Config::task) the same blocks judge a sequence as a whole, and with other inputs (Config::inputs) a series of
+// vectors.
 #pragma once
 #include <memory>
 #include <vector>
 
 #include "krait/models/config.h"
+#include "krait/models/model.h"
 #include "krait/nn/block.h"
-#include "krait/ops/cross_entropy/cross_entropy.h"
 
 namespace krait::models {
 
-// How to run one pass. Everything may be left out.
-struct Pass {
-  const ops::Packing* packing = nullptr;
-  const nn::State* state_in = nullptr;  // null: every sequence starts from zero
-  nn::State* state_out = nullptr;  // may be the same object as state_in when nothing is recorded
-  bool recompute = false;  // keep only the stream at layer borders, run layers again in backward
-  float dropout = 0;
-  // Of models with experts. router (n_layer, 2) float32, optional: each layer's load-balancing loss and
-  // dropped choices; 0 for layers without experts.
-  float balance_gradient = 1;
-  Tensor router;
-};
-
-class LanguageModel {
+class LanguageModel : public Model {
  public:
   // Registers the parameters; takes no memory for them (ParamSet::allocate, or krait/io loads them).
   explicit LanguageModel(const Config& config);
-  LanguageModel(const LanguageModel&) = delete;
 
   const Config& config() const { return config_; }
-  nn::ParamSet& params() { return params_; }
-  const nn::ParamSet& params() const { return params_; }
-  bool routes() const;      // has experts
-  int64_t longest() const;  // tokens of the longest sequence that can be trained on
-  // A sequence may go on for ever: its state does not grow and its positions do not run out.
-  bool endless() const { return !nn::grows(parts_) && positions_ == nullptr; }
-  const std::vector<nn::StatePart>& state_parts() const { return parts_; }
-  // Zeros, on the device of the parameters; with room for `capacity` tokens where it grows with them. For
-  // passes in `activation` alone: others take and leave float32.
-  nn::State make_state(int64_t batch, int64_t capacity = 0, DType activation = DType::f32) const {
-    return nn::State(parts_, batch, capacity, params_.device(), activation);
-  }
+  bool judges_sequences() const { return score_ != nullptr; }
+  int64_t n_layer() const override { return config_.n_layer; }
+  bool routes() const override;
+
+  // Feed: tokens and targets (B, L). Where sequences are judged as a whole: of each of S sequences a target, a
+  // class (S) or numbers (S, outputs); values (B, L, F) in place of tokens where series are read; behind each
+  // sequence a place for the learned token of Task::token, whatever is in it.
+  Tensor outputs(Context& c, const Feed& feed, const Pass& pass) const override;
+  ops::CrossEntropyResult objective(Context& c, const Feed& feed, const Pass& pass,
+                                    float scale) const override;
+  Feed sketch(int64_t B, int64_t L) const override;
 
   // tokens (B, L) int32 -> what the head reads, (B, L, D) in the activation type. Tokens must be in
   // range: check_tokens says so before anything runs.
   // With a recording context and without recompute, the tensors of state_in may be variables, and those of
   // state_out come back as variables: gradients flow through states.
-  Tensor hidden(Context& c, const Tensor& tokens, const Pass& pass) const;
+  Tensor hidden(Context& c, const Tensor& tokens, const Pass& pass) const {
+    return hidden(c, Feed{tokens, {}, {}}, pass);
+  }
+  Tensor hidden(Context& c, const Feed& feed, const Pass& pass) const;
 
-  // (..., D) -> logits (..., V) float32.
+  // (..., D) -> logits (..., V) float32. Error where the head judges sequences as a whole.
   Tensor logits(Context& c, const Tensor& hidden) const;
 
   // scale · Σ cross-entropy against targets (B, L) int32 (-1: not counted); see linear_cross_entropy. Backward
@@ -62,14 +52,16 @@ class LanguageModel {
  private:
   bool any_block(bool (nn::Block::*has)() const) const;
 
+  const nn::Param& head() const;  // of a language model
+
   Config config_;
-  nn::ParamSet params_;
-  nn::Param* embedding_;
-  nn::Param* positions_ = nullptr;
-  nn::Param* head_;  // the embedding where tied
+  nn::Param* embedding_ = nullptr;  // or, of series:
+  nn::Param *input_ = nullptr, *input_bias_ = nullptr;
+  nn::Param *positions_ = nullptr, *token_ = nullptr;
+  nn::Param* head_ = nullptr;   // the embedding where tied; or
+  nn::Param* score_ = nullptr;  // of what judges sequences
   std::vector<std::unique_ptr<nn::Block>> blocks_;
   std::vector<size_t> first_part_;  // of each block, into parts_
-  std::vector<nn::StatePart> parts_;
   nn::Norm norm_f_;
 };
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "krait/models/model.h"
 #include "krait/nn/mamba1.h"
-#include "krait/ops/cross_entropy/cross_entropy.h"
 
 namespace krait::models {
 
@@ -17,7 +17,8 @@ struct VisionConfig {
   int64_t classes = 1000;
   int64_t n_layer = 24;
   float norm_eps = 1e-5f;
-  nn::Mamba1Config mixer;  // d_model and what follows from it
+  nn::Mamba1Config mixer;           // d_model and what follows from it
+  std::vector<std::string> labels;  // names of the classes; may be empty
 
   int64_t grid() const { return (image - patch) / stride + 1; }  // patches of a row
   int64_t patches() const { return grid() * grid(); }
@@ -29,27 +30,26 @@ VisionConfig vision_preset(const std::string& name);
 std::vector<std::string> vision_preset_names();
 void check(const VisionConfig& config);  // Error for sizes that cannot be
 
-class VisionMamba {
+// Learned positions (1, n² + 1, D) for another number of patches, (1, m² + 1, D): a bicubic picture of the grid
+// (Keys 1981, a = -3/4, at the patches' middles, edges repeated), as torch's interpolate makes one; that of the
+// class token, in the middle of the sequence, stays. float32. (The published fine-tuning took the first row for
+// that of the class token; its weights were trained after that.)
+void resize_positions(const Tensor& from, const Tensor& to);
+
+class VisionMamba : public Model {
  public:
   // Registers the parameters, named as in the published .pth; takes no memory for them.
   explicit VisionMamba(const VisionConfig& config);
-  VisionMamba(const VisionMamba&) = delete;
 
   const VisionConfig& config() const { return config_; }
-  nn::ParamSet& params() { return params_; }
-  const nn::ParamSet& params() const { return params_; }
+  int64_t n_layer() const override { return config_.n_layer; }
 
-  // images (B, channels, image, image) float32, normalised -> logits (B, classes) float32. With `recompute`
-  // only the stream at layer borders is kept for backward.
-  Tensor logits(Context& c, const Tensor& images, bool recompute = false) const;
-
-  // scale · Σ cross-entropy against labels (B) int32; see ops/cross_entropy.
-  ops::CrossEntropyResult loss(Context& c, const Tensor& logits, const Tensor& labels,
-                               float scale) const;
+  // Feed: values (B, channels, image, image), normalised; targets (B), classes. outputs (B, classes).
+  Tensor outputs(Context& c, const Feed& feed, const Pass& pass) const override;
+  Feed sketch(int64_t B, int64_t L) const override;
 
  private:
   VisionConfig config_;
-  nn::ParamSet params_;
   nn::Param *class_token_, *positions_, *patch_weight_, *patch_bias_;
   std::vector<std::unique_ptr<nn::Block>> blocks_;
   nn::Norm norm_f_;

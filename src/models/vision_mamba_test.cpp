@@ -38,7 +38,7 @@ VisionConfig small(int64_t stride) {
 testing::Values logits_of(const VisionMamba& model, const Tensor& images) {
   testing::Values result;
   const auto work = [&](Context& c) {
-    const Tensor y = model.logits(c, images);
+    const Tensor y = model.outputs(c, {.values = images}, {});
     if (!c.planning()) result = testing::to_double(y);
   };
   Context c;
@@ -74,11 +74,46 @@ TEST(VisionMamba, SeesTheWholeImageAndNoOther) {
   }
 }
 
+// The definition in float64, two weights at a time; the row in the middle is the class token's.
+TEST(Positions, AreResizedAsAPictureOfTheGrid) {
+  const auto keys = [](double x) {
+    x = std::abs(x);
+    if (x <= 1) return 1.25 * x * x * x - 2.25 * x * x + 1;
+    return x < 2 ? -0.75 * (x * x * x - 5 * x * x + 8 * x - 4) : 0.0;
+  };
+  const int64_t D = 3;
+  for (const auto& sizes : {std::pair<int64_t, int64_t>{4, 7}, {7, 4}, {5, 5}, {1, 3}}) {
+    const int64_t n = sizes.first, m = sizes.second;
+    testing::TestContext t;
+    const Tensor from = t.random({1, n * n + 1, D}, DType::f32, 1),
+                 to = t.tensor({1, m * m + 1, D}, DType::f32);
+    resize_positions(from, to);
+    const auto patch = [&](int64_t y, int64_t x, int64_t d) {
+      const int64_t i = std::clamp<int64_t>(y, 0, n - 1) * n + std::clamp<int64_t>(x, 0, n - 1);
+      return get(from, (i < n * n / 2 ? i : i + 1) * D + d);
+    };
+    for (int64_t d = 0; d < D; ++d)
+      EXPECT_EQ(get(to, m * m / 2 * D + d), get(from, n * n / 2 * D + d));
+    for (int64_t i = 0; i < m * m; ++i)
+      for (int64_t d = 0; d < D; ++d) {
+        const double scale = static_cast<double>(n) / static_cast<double>(m);
+        const double y = (static_cast<double>(i / m) + 0.5) * scale - 0.5,
+                     x = (static_cast<double>(i % m) + 0.5) * scale - 0.5;
+        double sum = 0;
+        for (int64_t a = -3; a < n + 3; ++a)
+          for (int64_t b = -3; b < n + 3; ++b)
+            sum += keys(y - static_cast<double>(a)) * keys(x - static_cast<double>(b)) *
+                   patch(a, b, d);
+        EXPECT_NEAR(get(to, (i < m * m / 2 ? i : i + 1) * D + d), sum, 1e-6);
+      }
+  }
+}
+
 TEST(VisionMamba, RefusesImagesOfAnotherSize) {
   VisionMamba model(small(4));
   model.params().allocate(nn::Purpose::inference, DType::f32);
   testing::TestContext t;
-  EXPECT_THROW(model.logits(t.c, t.random({1, 3, 12, 16}, DType::f32, 1)), Error);
+  EXPECT_THROW(model.outputs(t.c, {.values = t.random({1, 3, 12, 16}, DType::f32, 1)}, {}), Error);
 }
 
 }  // namespace

@@ -20,7 +20,8 @@ struct BlockCall {
   // Of experts: see ops::RouteOptions::balance_gradient and the report of ops::route.
   float balance_gradient = 1;
   Tensor router;
-  Tensor embedded;  // (B, L, D) float32: the embeddings, for blocks that read them
+  Tensor embedded;      // (B, L, D) float32: the embeddings, for blocks that read them
+  float drop_path = 0;  // of this block as a whole, see ops/drop_path; only BiMamba looks at it
 };
 
 // The norm in front of a mixer, and the last one of a model.

@@ -5,6 +5,7 @@
 
 #include "krait/ops/add/add.h"
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
+#include "krait/ops/drop_path/drop_path.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/selective_scan/selective_scan.h"
 
@@ -156,6 +157,9 @@ BiMamba::BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& 
 Tensor BiMamba::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
   const Tensor xz = ops::linear(c, x, in_proj_->value, {}, c.activation);  // (B, L, 2E)
   const Tensor y = ops::add(c, forward_.forward(c, xz, call), backward_.forward(c, xz, call), 0.5f);
+  if (call.drop_path > 0 && c.training)
+    return ops::drop_path_add(c, ops::linear(c, y, out_proj_->value, {}, c.activation), stream,
+                              call.drop_path);
   return project_and_add(c, y, *out_proj_, nullptr, stream, call.dropout);  // (B, L, D)
 }
 

@@ -5,19 +5,18 @@
 
 #include "krait/base/file.h"
 #include "krait/base/json.h"
-#include "krait/io/model.h"
+#include "krait/io/any_model.h"
 #include "krait/train/finite.h"
 
 namespace krait {
 
 namespace fs = std::filesystem;
 
-void write_checkpoint(const fs::path& directory, const models::LanguageModel& model,
-                      const Trainer& trainer, const Progress& progress,
-                      const std::string& tokenizer_json) {
+void write_checkpoint(const fs::path& directory, const models::Model& model, const Trainer& trainer,
+                      const Progress& progress, const std::string& tokenizer_json) {
   require_finite(model.params(), progress.step);
   write_directory(directory, [&](const fs::path& fresh) {
-    save_model(model, fresh, model.config().layout, DType::f32);
+    save_any_model(model, fresh, DType::f32);
     if (!tokenizer_json.empty()) write_file(fresh / "tokenizer.json", tokenizer_json);
     trainer.save(fresh);
     OrderedJson j;

@@ -17,7 +17,7 @@ struct Progress {
 };
 
 // Error where a weight is not finite: a checkpoint that cannot be used replaces none that can.
-void write_checkpoint(const std::filesystem::path& directory, const models::LanguageModel& model,
+void write_checkpoint(const std::filesystem::path& directory, const models::Model& model,
                       const Trainer& trainer, const Progress& progress,
                       const std::string& tokenizer_json);
 

@@ -17,7 +17,7 @@ static bool finite(const Tensor& on_device) {
 
 // "layer 3, backbone.layers.3.mixer.D".
 static std::string place(const std::string& name) {
-  const std::string mark = ".layers.";
+  const std::string mark = "layers.";
   const size_t at = name.find(mark);
   if (at == std::string::npos) return "outside of the layers, " + name;
   const size_t from = at + mark.size();

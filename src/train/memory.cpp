@@ -7,10 +7,7 @@
 
 namespace krait {
 
-TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o) {
-  require(o.seq_len <= model.longest(),
-          "seq-len: this model can be trained on sequences of at most {} tokens, not {}",
-          model.longest(), o.seq_len);
+TrainingMemory plan_training(models::Model& model, const TrainOptions& o) {
   nn::ParamSet& params = model.params();
   if (!params.begin()->m) params.allocate(nn::Purpose::training, o.dtype, true, o.device);
   TrainingMemory m;
@@ -19,19 +16,18 @@ TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o
   models::Pass pass;
   pass.recompute = o.recompute;
   pass.dropout = o.dropout;
+  pass.drop_path = o.drop_path;
   if (o.carry_state) {
-    require(model.endless(),
-            "carry-state: this model remembers every token, and would never stop growing, or its "
-            "positions run out; train it without");
+    require(!nn::grows(model.state_parts()),
+            "carry-state: this model remembers every token, and would never stop growing; train it "
+            "without");
     m.states = 2 * nn::state_bytes(model.state_parts()) * static_cast<size_t>(o.batch_size);
     require_memory(m, o);
     for (nn::State& s : states) s = model.make_state(o.batch_size);
     pass.state_in = &states[0];
     pass.state_out = &states[1];
   }
-  // Ids are not read while planning.
-  const Tensor ids(reinterpret_cast<void*>(uintptr_t{1} << 46), DType::i32,
-                   {o.batch_size, o.seq_len}, params.device());
+  const models::Feed feed = model.sketch(o.batch_size, o.seq_len);
   Context like;
   like.device = params.device();
   like.activation = o.dtype;
@@ -40,7 +36,7 @@ TrainingMemory plan_training(models::LanguageModel& model, const TrainOptions& o
     for (int64_t k = 0; k < std::min<int64_t>(o.grad_accum, 2); ++k) {  // the second one adds
       c.arena->reset();
       c.tape->reset();
-      run_pass(c, model, ids, ids, pass, 1.0f);
+      run_pass(c, model, feed, pass, 1.0f);
     }
   };
   m.step = plan(like, true, work).bytes;

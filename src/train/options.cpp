@@ -64,10 +64,19 @@ void check(const RunOptions& o) {
   require(t.clip >= 0, "clip: expected a number from 0 on, got {}", t.clip);
   require(t.dropout >= 0 && t.dropout < 1, "dropout: expected a number from 0 to below 1, got {}",
           t.dropout);
+  require(t.drop_path >= 0 && t.drop_path < 1,
+          "drop-path: expected a number from 0 to below 1, got {}", t.drop_path);
+  require(t.label_smoothing >= 0 && t.label_smoothing < 1,
+          "label-smoothing: expected a number from 0 to below 1, got {}", t.label_smoothing);
   require(!t.carry_state || t.order == Order::sequential,
           "carry-state reads the data in order: it cannot be combined with order shuffle");
   require(t.dtype == DType::f32 || t.dtype == DType::bf16, "dtype: expected {} or {}, got {}",
           name_of(DType::f32), name_of(DType::bf16), name_of(t.dtype));
+  require(o.task.empty() || o.task == "classification" || o.task == "regression",
+          "task: expected classification or regression, got {}", o.task);
+  require(o.pooling.empty() || o.pooling == "last" || o.pooling == "mean" || o.pooling == "token",
+          "pooling: expected last, mean or token, got {}", o.pooling);
+  require(o.pooling.empty() || !o.task.empty(), "pooling: it belongs to a task");
   require(!o.data.empty(), "no training data was given");
   require(std::count(o.data.begin(), o.data.end(), "-") +
                   std::count(o.valid.begin(), o.valid.end(), "-") <=
@@ -118,6 +127,8 @@ std::string to_toml(const RunOptions& o) {
   const auto number = [&](const char* key, auto value) { add(key, fmt::format("{}", value)); };
   if (!o.model.empty()) add("model", quoted(model_name(o.model)));
   if (!o.from.empty()) add("from", quoted(source(o.from)));
+  if (!o.task.empty()) add("task", quoted(o.task));
+  if (!o.pooling.empty()) add("pooling", quoted(o.pooling));
   if (!o.tokenizer.empty()) add("tokenizer", quoted(model_name(o.tokenizer)));
   add("data", sources(o.data));
   if (!o.valid.empty()) add("valid", sources(o.valid));
@@ -135,6 +146,8 @@ std::string to_toml(const RunOptions& o) {
   number("weight-decay", t.weight_decay);
   number("clip", t.clip);
   number("dropout", t.dropout);
+  number("drop-path", t.drop_path);
+  number("label-smoothing", t.label_smoothing);
   add("order", quoted(to_string(t.order)));
   add("carry-state", t.carry_state ? "true" : "false");
   add("recompute", t.recompute ? "\"layer\"" : "\"none\"");

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "krait/base/dtype.h"
-#include "krait/data/batcher.h"
+#include "krait/data/batch.h"
 
 namespace krait {
 
@@ -27,6 +27,8 @@ struct TrainOptions {
   float weight_decay = 0.1f;
   float clip = 1.0f;  // largest global L2 norm of the gradient; 0: no limit
   float dropout = 0;
+  float drop_path = 0;        // of layers of images: see models::Pass
+  float label_smoothing = 0;  // of classes
   Order order = Order::shuffle;
   bool carry_state = false;
   bool recompute =
@@ -47,8 +49,12 @@ double learning_rate(const TrainOptions& o, int64_t step);
 // A run: what is trained, on what, and what is written when.
 struct RunOptions {
   TrainOptions train;
-  std::string model;      // fresh: a preset's name, or the path of a config.json
-  std::string from;       // or a model directory whose weights are the start
+  std::string model;  // fresh: a preset's name, or the path of a config.json
+  std::string from;   // or a model directory whose weights are the start
+  // "classification" or "regression": the model gets a head that judges sequences, with as many outputs as the
+  // data has classes or numbers, and reads them by its "last" vector, the "mean", or a "token" of its own
+  // (models::Task). "": what the model's config says.
+  std::string task, pooling;
   std::string tokenizer;  // a tokenizer.json, "bytes", or "": the model's own (bytes for 256 ids)
   std::vector<std::string> data, valid;
   std::string out;           // RUN

@@ -5,13 +5,11 @@
 
 namespace krait {
 
-ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model,
-                                 const Tensor& tokens, const Tensor& targets,
+ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const models::Feed& feed,
                                  const models::Pass& pass, float scale) {
   // Backward gives the memory of what comes after a layer back, the loss's too: it is kept in front of all.
   const Tensor kept = c.tape ? c.alloc({1}, DType::f32) : Tensor();
-  const Tensor hidden = model.hidden(c, tokens, pass);
-  ops::CrossEntropyResult result = model.loss(c, hidden, targets, scale);
+  ops::CrossEntropyResult result = model.objective(c, feed, pass, scale);
   if (c.tape) {
     copy(c, result.loss.detach().reshape({1}), kept);
     result.loss = kept;
@@ -23,14 +21,13 @@ ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model,
   return result;
 }
 
-ops::CrossEntropyResult run_pass(Context& c, const models::LanguageModel& model, const Batch& batch,
+ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const Batch& batch,
                                  Staging& staging, models::Pass pass, float scale) {
-  const Tensor tokens = staging.put(c, 0, batch.tokens_view()),
-               targets = staging.put(c, 1, batch.targets_view());
-  const ops::Packing packing = ops::put(c, staging, 2, batch.packing());
+  const models::Feed feed = put(c, staging, batch);
+  const ops::Packing packing = put_packing(c, staging, batch);
   if (batch.packed()) pass.packing = &packing;
   if (!batch.carried) pass.state_in = nullptr;
-  return run_pass(c, model, tokens, targets, pass, scale);
+  return run_pass(c, model, feed, pass, scale);
 }
 
 }  // namespace krait

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "krait/autograd/plan.h"
 #include "krait/train/finite.h"
@@ -16,18 +17,23 @@ constexpr int kDropoutStreamsLog2 = 20;
 
 constexpr int64_t kValidationChunk = 4096;  // tokens of a pass
 
-Trainer::Trainer(models::LanguageModel& model, const TokenStream& data, const TrainOptions& options)
+Trainer::Trainer(models::LanguageModel& model, const TokenStream& data, const TrainOptions& o)
+    : Trainer(model,
+              std::make_unique<Batcher>(
+                  data, BatcherOptions{o.batch_size, o.seq_len, o.order, o.carry_state, o.seed}),
+              o) {}
+
+Trainer::Trainer(models::Model& model, std::unique_ptr<Batches> batches,
+                 const TrainOptions& options)
     : model_(model),
-      data_(data),
       options_(options),
-      batcher_(data, {options.batch_size, options.seq_len, options.order, options.carry_state,
-                      options.seed}),
+      batches_(std::move(batches)),
       stream_(model.params().device()),
       scalars_memory_(ops::kStepScalars * sizeof(float), model.params().device()),
       scalars_(scalars_memory_.take_low(ops::kStepScalars * sizeof(float)), DType::f32,
                {ops::kStepScalars}, model.params().device()) {
   if (model.routes()) {
-    const Shape shape{model.config().n_layer, 2};
+    const Shape shape{model.n_layer(), 2};
     router_memory_ = DeviceMemory(device(), static_cast<size_t>(shape.numel()) * sizeof(float));
     router_ = Tensor(router_memory_.data(), DType::f32, shape, device());
     zero_bytes(router_);
@@ -55,6 +61,8 @@ models::Pass Trainer::training_pass(int64_t micro_batch) {
   pass.recompute = options_.recompute;
   pass.dropout = options_.dropout;
   pass.router = router_;
+  pass.drop_path = options_.drop_path;
+  pass.label_smoothing = options_.label_smoothing;
   pass.balance_gradient = 1.0f / static_cast<float>(options_.grad_accum);
   if (options_.carry_state) {
     pass.state_in = &states_[micro_batch % 2];
@@ -80,7 +88,7 @@ StepResult Trainer::step() {
   std::vector<Batch> batches;
   int64_t targets = 0;
   for (int64_t k = 0; k < K; ++k) {
-    batches.push_back(batcher_.at(first + k));
+    batches.push_back(batches_->at(first + k));
     targets += batches.back().n_targets;
     if (batches.back().packed()) reserve(batches.back(), training_pass(first + k), true);
   }
@@ -111,7 +119,7 @@ StepResult Trainer::step() {
   steps_done_ = step;
   r.loss = targets > 0 ? loss : std::numeric_limits<double>::quiet_NaN();
   r.dropped = static_cast<int64_t>(dropped);
-  r.tokens = K * options_.batch_size * options_.seq_len;
+  r.tokens = K * batches_->inputs();
   return r;
 }
 
@@ -161,8 +169,8 @@ void Trainer::update() {
 std::optional<double> Trainer::validate(const TokenStream& stream,
                                         const std::function<bool()>& stop) {
   require(stream.targets() > 0, "the validation data has nothing to predict");
-  // What cannot go on for ever is judged as it is trained, by sequences that start from nothing.
-  const bool carry = model_.endless();
+  // What remembers every token is judged as it is trained, by sequences that start from nothing.
+  const bool carry = !nn::grows(model_.state_parts());
   const int64_t chunk =
       carry ? std::min(options_.batch_size * options_.seq_len, kValidationChunk) : options_.seq_len;
   nn::State states[2] = {model_.make_state(1), model_.make_state(1)};  // in and out take turns
@@ -176,11 +184,31 @@ std::optional<double> Trainer::validate(const TokenStream& stream,
       pass.state_in = &states[turn];
       pass.state_out = &states[1 - turn];
     }
-    reserve(batch, pass, false);
-    Context c = context(false);
-    nll += number(run_pass(c, model_, batch, staging_, pass, 1.0f).loss);
+    nll += loss_of(batch, pass);
   }
   return nll / static_cast<double>(stream.targets());
+}
+
+std::optional<double> Trainer::validate(const Examples& examples,
+                                        const std::function<bool()>& stop) {
+  require(examples.size() > 0, "the validation data has no examples");
+  double sum = 0, targets = 0;
+  for (int64_t i = 0; i < examples.size(); i += options_.batch_size) {
+    if (stop && stop()) return std::nullopt;
+    std::vector<int64_t> which(
+        static_cast<size_t>(std::min(options_.batch_size, examples.size() - i)));
+    std::iota(which.begin(), which.end(), i);
+    const Batch batch = read_batch(examples, which);
+    sum += loss_of(batch, {});
+    targets += static_cast<double>(batch.n_targets);
+  }
+  return sum / targets;
+}
+
+double Trainer::loss_of(const Batch& batch, const models::Pass& pass) {
+  reserve(batch, pass, false);
+  Context c = context(false);
+  return number(run_pass(c, model_, batch, staging_, pass, 1.0f).loss);
 }
 
 }  // namespace krait

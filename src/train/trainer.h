@@ -7,6 +7,8 @@
 #include <optional>
 
 #include "krait/autograd/tape.h"
+#include "krait/data/batcher.h"
+#include "krait/data/examples.h"
 #include "krait/models/language_model.h"
 #include "krait/ops/adamw/adamw.h"
 #include "krait/train/memory.h"
@@ -26,7 +28,9 @@ struct StepResult {
 
 class Trainer {
  public:
-  // `model` has memory for training. Model and data must outlive the trainer.
+  // `model` has memory for training, and must outlive the trainer.
+  Trainer(models::Model& model, std::unique_ptr<Batches> batches, const TrainOptions& options);
+  // The windows of a stream, which must outlive the trainer too.
   Trainer(models::LanguageModel& model, const TokenStream& data, const TrainOptions& options);
 
   // Error for a loss or gradient that is not finite, naming step, layer and tensor; the weights are then
@@ -37,9 +41,11 @@ class Trainer {
   const Arena& arena() const { return arena_; }
 
   // Mean negative log-likelihood of a stream, in nats a predicted token, with the state carried through
-  // each document: the exact likelihood, as `krait eval` gives it. (Of models that are not
-  // endless: that of sequences of seq_len tokens.) Empty where `stop` became true.
+  // each document: the exact likelihood, as `krait eval` gives it. (A state that grows with every token is not
+  // carried: then of sequences of seq_len tokens.) Empty where `stop` became true.
   std::optional<double> validate(const TokenStream& stream, const std::function<bool()>& stop = {});
+  // Mean loss of a target, as in training but without what is random there. Empty as above.
+  std::optional<double> validate(const Examples& examples, const std::function<bool()>& stop = {});
 
   // trainer.safetensors in `directory`: moments and carried states, the position in its metadata. The
   // weights are saved and loaded by krait/io/model. load throws Error where the file belongs to other
@@ -51,6 +57,7 @@ class Trainer {
   Context context(bool training);
   models::Pass training_pass(int64_t micro_batch);
   void reserve(const Batch& batch, const models::Pass& pass, bool training);
+  double loss_of(const Batch& batch, const models::Pass& pass);  // Σ over its targets
   void set_scalars(int64_t step, double lr);
   double clip();  // the gradient's norm
   void update();
@@ -59,10 +66,9 @@ class Trainer {
   const nn::State* carried() const;  // the states that the next step starts from
   std::string signature() const;
 
-  models::LanguageModel& model_;
-  const TokenStream& data_;
+  models::Model& model_;
   TrainOptions options_;
-  Batcher batcher_;
+  std::unique_ptr<Batches> batches_;
   OwnStream stream_;
   Arena arena_ = Arena(0);
   Tape tape_;

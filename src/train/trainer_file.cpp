@@ -11,7 +11,7 @@ namespace {
 const char* const kFile = "trainer.safetensors";
 
 // Each tensor of the file with the memory it is saved from and loaded into.
-void visit(models::LanguageModel& model, const nn::State* state,
+void visit(models::Model& model, const nn::State* state,
            const std::function<void(const std::string&, const Tensor&)>& fn) {
   for (const nn::Param& p : model.params()) {
     fn("m." + p.name, p.m);
@@ -28,9 +28,9 @@ std::string Trainer::signature() const {
   const TrainOptions& o = options_;
   return fmt::format(
       "batch-size {}, seq-len {}, grad-accum {}, order {}, carry-state {}, seed {}, "
-      "{} tokens in {} documents",
+      "{}",
       o.batch_size, o.seq_len, o.grad_accum, to_string(o.order), o.carry_state, o.seed,
-      data_.size(), data_.starts().size());
+      batches_->description());
 }
 
 const nn::State* Trainer::carried() const {

@@ -39,6 +39,12 @@ cmp a.npy b.npy || die "logits after convert"
 "$KRAIT" logits "$checkpoint" --ema --input images.npy --out ema.npy
 cmp -s a.npy ema.npy && die "--ema gave the same logits"
 
+"$KRAIT" convert "$checkpoint" larger --image-size 48
+images '(1, 3, 48, 48)' $((3 * 48 * 48 * 4)) >larger.npy
+"$KRAIT" logits larger --input larger.npy --out larger_logits.npy
+"$KRAIT" inspect larger --json >larger.json
+[[ $(key larger.json image_size) == 48 ]] || die "the size of resized positions"
+
 refuse() {
   local what=$1
   shift

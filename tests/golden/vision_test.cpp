@@ -36,8 +36,11 @@ struct VisionPass {
     const Tensor targets(ids.data(), DType::i32, {labels.numel()});
     const auto work = [&](Context& c) {
       model.params().forget_gradients();
-      const Tensor y = model.logits(c, images.detach(), recompute);
-      const Tensor sum = model.loss(c, y, targets, 1.0f / static_cast<float>(labels.numel())).loss;
+      models::Pass pass;
+      pass.recompute = recompute;
+      const Tensor y = model.outputs(c, {.values = images.detach()}, pass);
+      const Tensor sum =
+          ops::cross_entropy(c, y, targets, 1.0f / static_cast<float>(labels.numel())).loss;
       if (recording) c.tape->backward(c);
       if (c.planning()) return;
       logits = testing::to_double(y);

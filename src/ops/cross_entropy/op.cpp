@@ -130,8 +130,24 @@ CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tenso
   return result;
 }
 
+// What smoothing s adds to a row: s (logit of the target - mean of all logits) to its loss, and the gradient of
+// that to `drow`, where there is one.
+static float smooth(const float* logits, float* drow, int64_t V, int32_t target, float scale,
+                    float s) {
+  double mean = 0;
+  for (int64_t v = 0; v < V; ++v) mean += static_cast<double>(logits[v]);
+  mean /= static_cast<double>(V);
+  if (drow) {
+    for (int64_t v = 0; v < V; ++v) drow[v] -= scale * s / static_cast<float>(V);
+    drow[target] += scale * s;
+  }
+  return s * static_cast<float>(static_cast<double>(logits[target]) - mean);
+}
+
 CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor& targets,
-                                 float scale) {
+                                 float scale, float smoothing) {
+  require(smoothing >= 0 && smoothing < 1,
+          "[cross_entropy] smoothing: expected at least 0 and below 1, got {}", smoothing);
   require(c.device.type == Device::cpu, "[cross_entropy] of logits runs on the CPU only");
   require(logits.dtype == DType::f32 && logits.contiguous() && logits.rank() >= 2 &&
               logits.size(-1) > 0,
@@ -153,6 +169,11 @@ CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor&
   check_targets(targets.as<int32_t>(), M, V);
   copy(c, logits.detach().reshape({M, V}), rows);
   run_rows(c, rows, targets, 0, scale, d.grad ? LogitsGrad::f32 : LogitsGrad::none, result.nll);
+  for (int64_t i = 0; i < M && smoothing > 0; ++i)
+    if (const int32_t target = targets.as<int32_t>()[i]; target >= 0)
+      result.nll.as<float>()[i] +=
+          smooth(logits.as<float>() + i * V, d.grad ? rows.as<float>() + i * V : nullptr, V, target,
+                 scale, smoothing);
   const float* const from = rows.as<float>();
   for (int64_t i = 0; i < M * V && d.grad; ++i) {
     float& to = d.grad.as<float>()[i];

@@ -1,0 +1,25 @@
+// How well a model judges examples as a whole: images, texts, series.
+#pragma once
+#include <functional>
+
+#include "krait/data/examples.h"
+
+namespace krait {
+
+struct Judgement {
+  int64_t examples = 0;
+  double loss = 0;  // mean of all targets: nats, or squared errors
+  // Of classes: the share whose class has the largest output, and is among the five largest (all, where there
+  // are fewer). Equal outputs count as larger.
+  double accuracy = 0, top5_accuracy = 0;
+  // Of numbers: means over all of them; R² is 1 - Σ (y - t)² / Σ (t - mean of t)², the mean over the numbers
+  // of an example; -infinity where some number is the same in all examples.
+  bool numbers = false;
+  double mse = 0, mae = 0, r2 = 0;
+};
+
+// `B` examples at once. `each` is told of every batch's size.
+Judgement judge(const models::Model& model, const Examples& examples, DType activation, int64_t B,
+                const std::function<void(int64_t)>& each = {});
+
+}  // namespace krait

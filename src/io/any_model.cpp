@@ -1,0 +1,73 @@
+#include "krait/io/any_model.h"
+
+#include <algorithm>
+
+#include "krait/base/json.h"
+
+namespace krait {
+namespace fs = std::filesystem;
+
+AnyConfig read_any_config(const std::string& model) {
+  const fs::path path = model;
+  if (fs::exists(path) && is_vision_model(path)) {
+    LoadOptions sizes;
+    sizes.sizes_only = true;
+    const LoadedVision loaded = load_vision_model(path, sizes);
+    return loaded.model->config();
+  }
+  Layout layout;
+  if (fs::is_directory(path)) return read_config(path, layout);
+  if (path.extension() == ".json" || fs::is_regular_file(path)) {
+    const std::string text = read_file(path);
+    const Json json = parse_json(text, model);
+    if (json.is_object() && json.value("model_type", Json()) == "vim")
+      return parse_vision_config(text, model);
+    return parse_config(text, model, layout);
+  }
+  const std::vector<std::string> names = models::vision_preset_names();
+  if (std::find(names.begin(), names.end(), model) != names.end())
+    return models::vision_preset(model);
+  return models::preset(model);
+}
+
+bool judges_examples(const AnyConfig& config) {
+  const auto* const language = std::get_if<models::Config>(&config);
+  return !language || language->task.kind != models::Task::language;
+}
+
+std::unique_ptr<models::Model> make_model(const AnyConfig& config) {
+  if (const auto* vision = std::get_if<models::VisionConfig>(&config))
+    return std::make_unique<models::VisionMamba>(*vision);
+  return std::make_unique<models::LanguageModel>(std::get<models::Config>(config));
+}
+
+LoadedAny load_any_model(const fs::path& path, const LoadOptions& o, bool average) {
+  LoadOptions options = o;
+  LoadedAny any;
+  const auto take = [&](auto loaded) {
+    any.model = std::move(loaded.model);
+    any.dtype = loaded.dtype;
+    any.notes = std::move(loaded.notes);
+    any.files = std::move(loaded.files);
+  };
+  if (is_vision_model(path)) {
+    take(load_vision_model(path, options, average));
+  } else {
+    require(!average, "{}: only a .pth of Vision Mamba has a moving average of its weights",
+            path.string());
+    Layout layout;
+    const models::Config config = read_config(path, layout);
+    if (options.task.value_or(config.task).kind != models::Task::language) options.device = {};
+    take(load_model(path, options));
+  }
+  return any;
+}
+
+void save_any_model(const models::Model& model, const fs::path& directory, DType dtype) {
+  if (const auto* vision = dynamic_cast<const models::VisionMamba*>(&model))
+    return save_vision_model(*vision, directory, dtype);
+  const auto& language = dynamic_cast<const models::LanguageModel&>(model);
+  save_model(language, directory, language.config().layout, dtype);
+}
+
+}  // namespace krait

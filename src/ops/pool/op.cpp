@@ -1,0 +1,150 @@
+// Bound by memory, so plain loops do.
+#include "krait/autograd/tape.h"
+#include "krait/base/threads.h"
+#include "krait/ops/pool/pool.h"
+#include "krait/ops/sequences.h"
+#include "krait/tensor/memory.h"
+
+namespace krait::ops {
+namespace {
+
+void check(const Context& c, const char* op, const Tensor& x, bool only_float32) {
+  require(c.device.type == Device::cpu, "[{}] runs on the CPU only", op);
+  require((x.dtype == DType::f32 || (x.dtype == DType::bf16 && !only_float32)) && x.contiguous() &&
+              x.rank() == 3,
+          "[{}] x: expected contiguous {} (B, L, D), got {} {}", op,
+          only_float32 ? "float32" : "float32 or bfloat16", name_of(x.dtype), x.shape);
+}
+
+// The sequences as ranges of tokens; the packing's arrays may be gone when backward comes.
+std::vector<Sequence> sequences_of(const Context& c, const char* op, const Tensor& x,
+                                   const Packing* packing) {
+  const Sequences all(c, op, x.size(0), x.size(1), packing, {}, {});
+  std::vector<Sequence> list(static_cast<size_t>(all.size()));
+  if (c.planning()) return list;
+  for (int64_t s = 0; s < all.size(); ++s) {
+    list[static_cast<size_t>(s)] = all[s];
+    require(all[s].tokens > 0, "[{}] sequence {} has no tokens", op, s);
+  }
+  return list;
+}
+
+// y[s] = Σ weight x[t] over the tokens that count.
+struct Part {
+  int64_t begin, tokens;
+  float weight;
+};
+
+Part part_of(const Sequence& s, bool mean) {
+  if (mean) return {s.begin, s.tokens, 1 / static_cast<float>(s.tokens)};
+  return {s.begin + s.tokens - 1, 1, 1};
+}
+
+template <class T>
+void run_forward(const std::vector<Sequence>& sequences, bool mean, const T* x, T* y, int64_t D) {
+  parallel_for(static_cast<int64_t>(sequences.size()), [&](int64_t s) {
+    const Part p = part_of(sequences[static_cast<size_t>(s)], mean);
+    std::vector<float> sum(static_cast<size_t>(D), 0.0f);
+    for (int64_t t = p.begin; t < p.begin + p.tokens; ++t)
+      for (int64_t d = 0; d < D; ++d)
+        sum[static_cast<size_t>(d)] += static_cast<float>(x[t * D + d]);
+    for (int64_t d = 0; d < D; ++d) y[s * D + d] = T(p.weight * sum[static_cast<size_t>(d)]);
+  });
+}
+
+template <class T>
+void run_backward(const std::vector<Sequence>& sequences, bool mean, const T* dy, T* dx,
+                  int64_t D) {
+  parallel_for(static_cast<int64_t>(sequences.size()), [&](int64_t s) {
+    const Part p = part_of(sequences[static_cast<size_t>(s)], mean);
+    for (int64_t t = p.begin; t < p.begin + p.tokens; ++t)
+      for (int64_t d = 0; d < D; ++d)
+        dx[t * D + d] =
+            T(static_cast<float>(dx[t * D + d]) + p.weight * static_cast<float>(dy[s * D + d]));
+  });
+}
+
+Tensor pool(Context& c, const char* op, const Tensor& x, const Packing* packing, bool mean) {
+  check(c, op, x, false);
+  const std::vector<Sequence> sequences = sequences_of(c, op, x, packing);
+  const int64_t D = x.size(2);
+  Tensor y = c.alloc({static_cast<int64_t>(sequences.size()), D}, x.dtype);
+  c.cost(op, static_cast<double>((mean ? x.bytes() : y.bytes()) + y.bytes()),
+         static_cast<double>(mean ? x.numel() : 0));
+  const bool bf = x.dtype == DType::bf16;
+  if (!c.planning())
+    bf ? run_forward(sequences, mean, x.as<bf16>(), y.as<bf16>(), D)
+       : run_forward(sequences, mean, x.as<float>(), y.as<float>(), D);
+  if (c.tape && needs_grad({x})) {
+    c.tape->watch(y);
+    c.tape->record([=](Context& back) {
+      const Tensor dy = back.tape->grad(y);
+      if (!dy) return;
+      const GradTarget dx = back.tape->grad_into(back, x);
+      back.cost("pool.backward", 2.0 * static_cast<double>(x.bytes()),
+                static_cast<double>(x.numel()));
+      if (back.planning()) return;
+      if (!dx.add) fill(back, dx.grad, 0.0f);
+      bf ? run_backward(sequences, mean, dy.as<bf16>(), dx.grad.as<bf16>(), D)
+         : run_backward(sequences, mean, dy.as<float>(), dx.grad.as<float>(), D);
+    });
+  }
+  return y;
+}
+
+}  // namespace
+
+Tensor pool_last(Context& c, const Tensor& x, const Packing* packing) {
+  return pool(c, "pool_last", x, packing, false);
+}
+
+Tensor pool_mean(Context& c, const Tensor& x, const Packing* packing) {
+  return pool(c, "pool_mean", x, packing, true);
+}
+
+Tensor put_last(Context& c, const Tensor& x, const Tensor& token, const Packing* packing) {
+  check(c, "put_last", x, true);
+  const int64_t D = x.size(2);
+  require(token.dtype == DType::f32 && token.contiguous() && token.numel() == D,
+          "[put_last] token: expected contiguous float32 ({},), got {} {}", D, name_of(token.dtype),
+          token.shape);
+  const std::vector<Sequence> sequences = sequences_of(c, "put_last", x, packing);
+  Tensor y = c.alloc(x.shape, DType::f32);
+  c.cost("put_last", 2.0 * static_cast<double>(y.bytes()), 0);
+  if (!c.planning()) {
+    copy(c, x.detach(), y);
+    for (const Sequence& s : sequences)
+      std::copy_n(token.as<float>(), D, y.as<float>() + (s.begin + s.tokens - 1) * D);
+  }
+  if (c.tape && needs_grad({x, token})) {
+    c.tape->watch(y);
+    c.tape->record([=](Context& back) {
+      const Tensor dy = back.tape->grad(y);
+      if (!dy) return;
+      const GradTarget dx = back.tape->grad_into(back, x),
+                       dtoken = back.tape->grad_into(back, token);
+      back.cost("put_last.backward", 2.0 * static_cast<double>(y.bytes()),
+                static_cast<double>(y.numel()));
+      if (back.planning()) return;
+      const float* const from = dy.as<float>();
+      const auto each_row = [&](const Sequence& s) {  // dx of the tokens but the last
+        float* const to = dx.grad.as<float>();
+        for (int64_t i = s.begin * D; i < (s.begin + s.tokens) * D; ++i) {
+          const float g = i < (s.begin + s.tokens - 1) * D ? from[i] : 0.0f;
+          to[i] = dx.add ? to[i] + g : g;
+        }
+      };
+      for (const Sequence& s : sequences)
+        if (dx.grad) each_row(s);
+      for (int64_t d = 0; d < D && dtoken.grad; ++d) {
+        float sum = 0;
+        for (const Sequence& s : sequences) sum += from[(s.begin + s.tokens - 1) * D + d];
+        float& to = dtoken.grad.as<float>()[d];
+        to = dtoken.add ? to + sum : sum;
+      }
+    });
+  }
+  return y;
+}
+
+}  // namespace krait::ops

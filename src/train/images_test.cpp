@@ -1,0 +1,155 @@
+// Classifiers of images, trained: that they learn, and that runs of them have what all runs have.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "krait/base/file.h"
+#include "krait/base/threads.h"
+#include "krait/data/images.h"
+#include "krait/io/any_model.h"
+#include "krait/io/npy.h"
+#include "krait/testing/files.h"
+#include "krait/train/run.h"
+#include "krait/train/trainer.h"
+
+namespace krait {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kSize = 12;
+
+// Stripes along x or along y, of random width and phase, with noise: no single pixel tells the class.
+std::vector<float> stripes(bool upright, uint64_t seed) {
+  const Philox rng{seed, 77};
+  const double width = 1 + rng.uniform_double(0), phase = 6.28 * rng.uniform_double(1);
+  std::vector<float> v;
+  for (int64_t i = 0; i < 3 * kSize * kSize; ++i) {
+    const auto x = static_cast<double>(upright ? i % kSize : i / kSize % kSize);
+    v.push_back(static_cast<float>(std::sin(x * width + phase) +
+                                   0.2 * rng.normal(static_cast<uint64_t>(i + 2))));
+  }
+  return v;
+}
+
+class ImageRuns : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    write_images("train", 24, 1);
+    write_images("valid", 8, 1000);
+    write_file(dir_ / "config.json",
+               R"({"model_type": "vim", "image_size": 12, "patch_size": 4, "hidden_size": 16,
+                   "num_hidden_layers": 2, "num_classes": 2})");
+  }
+
+  void write_images(const std::string& name, int n, uint64_t seed) {
+    for (const bool upright : {false, true}) {
+      const fs::path folder = dir_ / name / (upright ? "upright" : "lying");
+      fs::create_directories(folder);
+      for (int i = 0; i < n; ++i) {
+        auto v = stripes(upright, seed++);
+        write_npy(folder / fmt::format("{:02}.npy", i),
+                  Tensor(v.data(), DType::f32, {3, kSize, kSize}));
+      }
+    }
+  }
+
+  RunOptions options(const std::string& name) const {
+    RunOptions o;
+    o.train.batch_size = 8;
+    o.train.steps = 10;
+    o.train.lr = 3e-3;
+    o.train.seed = 1;
+    o.model = (dir_ / "config.json").string();
+    o.data = {(dir_ / "train").string()};
+    o.valid = {(dir_ / "valid").string()};
+    o.out = (dir_ / name).string();
+    o.eval_every = 4;
+    o.save_every = 5;
+    return o;
+  }
+
+  static std::vector<double> losses(const std::string& run) {
+    std::vector<double> out;
+    for (const LogRecord& r : read_log(fs::path(run) / "log.jsonl")) out.push_back(r.loss);
+    return out;
+  }
+
+  testing::TempDir dir_;
+};
+
+TEST_F(ImageRuns, LearnToTellTwoClassesApart) {
+  RunOptions o = options("run");
+  o.train.steps = 60;
+  o.train.drop_path = 0.1f;
+  const RunResult r = run_training(o, false, {});
+  EXPECT_NEAR(losses(o.out).front(), std::log(2.0), 0.3);
+  EXPECT_LT(r.best_loss, 0.2);  // of images that it has not seen
+  const std::vector<LogRecord> log = read_log(fs::path(o.out) / "log.jsonl");
+  EXPECT_EQ(log[2].tokens, 3 * 8);  // images
+  const LoadedAny best = load_any_model(fs::path(o.out) / "best", {});
+  const auto& config = dynamic_cast<const models::VisionMamba&>(*best.model).config();
+  EXPECT_EQ(config.labels, (std::vector<std::string>{"lying", "upright"}));
+}
+
+TEST_F(ImageRuns, ResumedIsTheRunThatWasNeverStopped) {
+  RunOptions o = options("whole");
+  o.train.drop_path = 0.3f;
+  o.train.label_smoothing = 0.1f;
+  run_training(o, false, {});
+  RunOptions p = o;
+  p.out = o.out + "-parts";
+  int64_t done = 0;
+  RunWatcher stop;
+  stop.step = [&](const LogRecord& r, int64_t) { done = r.step; };
+  stop.stop = [&] { return done >= 3; };
+  EXPECT_TRUE(run_training(p, false, stop).interrupted);
+  EXPECT_EQ(run_training(p, true, {}).steps, 10);
+  EXPECT_EQ(losses(p.out), losses(o.out));
+  EXPECT_EQ(read_file(fs::path(p.out) / "last" / "model.safetensors"),
+            read_file(fs::path(o.out) / "last" / "model.safetensors"));
+}
+
+TEST_F(ImageRuns, NeitherRecomputingNorThreadsChangeAnything) {
+  RunOptions o = options("one");
+  o.train.drop_path = 0.3f;
+  o.train.steps = 4;
+  const int before = threads();
+  set_threads(1);
+  run_training(o, false, {});
+  RunOptions p = o;
+  p.out = o.out + "-again";
+  p.train.recompute = true;
+  set_threads(3);
+  run_training(p, false, {});
+  set_threads(before);
+  EXPECT_EQ(losses(p.out), losses(o.out));
+}
+
+TEST_F(ImageRuns, LabelSmoothingAndDropPathChangeTheTraining) {
+  RunOptions plain = options("plain"), smooth = options("smooth"), drop = options("drop");
+  smooth.train.label_smoothing = 0.2f;
+  drop.train.drop_path = 0.5f;
+  for (const RunOptions& o : {plain, smooth, drop}) run_training(o, false, {});
+  EXPECT_NE(losses(smooth.out), losses(plain.out));
+  EXPECT_NE(losses(drop.out), losses(plain.out));
+}
+
+TEST_F(ImageRuns, WhatCannotBeIsRefused) {
+  RunOptions o = options("run");
+  o.train.dropout = 0.1f;
+  EXPECT_NE(testing::error_of([&] { run_training(o, false, {}); }).find("drop-path"),
+            std::string::npos);
+  o = options("run");
+  fs::rename(dir_ / "valid" / "lying", dir_ / "valid" / "standing");
+  EXPECT_NE(testing::error_of([&] { run_training(o, false, {}); }).find("standing"),
+            std::string::npos);
+  o = options("run");
+  fs::create_directories(dir_ / "train" / "third");
+  fs::copy(dir_ / "train" / "upright" / "00.npy", dir_ / "train" / "third");
+  EXPECT_NE(testing::error_of([&] { run_training(o, false, {}); }).find("the model has 2"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace krait

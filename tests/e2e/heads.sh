@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Models that judge images, texts and series as a whole, from the outside: train, resume, eval, logits, inspect,
+# convert; and what must be refused.
+set -euo pipefail
+: "${KRAIT:?the program to test}"
+corpus=$(realpath "$(dirname "$0")/../corpus")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+die() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+same() { [[ $1 == "$2" ]] || die "$3: expected '$2', got '$1'"; }
+key() { sed -E "s/.*\"$2\":(\"([^\"]*)\"|[^,}]*).*/\1/" "$1"; }
+losses() { sed -E 's/.*"loss":([^,]*).*/\1/' "$1/log.jsonl"; }
+refuse() {
+  local what=$1
+  shift
+  if "$KRAIT" "$@" >out 2>err; then die "accepted: $*"; fi
+  grep -q -- "$what" err || die "$*: no '$what' in: $(cat err)"
+}
+# array TYPE SHAPE: the header of a .npy; the numbers follow on stdin.
+array() {
+  printf '\x93NUMPY\x01\x00\x76\x00%-117s\n' "{'descr': '$1', 'fortran_order': False, 'shape': $2, }"
+  cat
+}
+# picture LEVEL: 20 x 20 pixels of one grey (an octal number).
+picture() { head -c 1200 /dev/zero | tr '\0' "\\$1" | array '|u1' '(20, 20, 3)'; }
+
+# ---- images: dark and bright ones, a folder for each class
+mkdir -p images/train/dark images/train/bright images/valid/dark images/valid/bright
+for i in 1 2 3 4; do
+  picture "0${i}0" >images/train/dark/$i.npy
+  picture "3${i}0" >images/train/bright/$i.npy
+done
+picture 044 >images/valid/dark/a.npy
+picture 344 >images/valid/bright/a.npy
+echo '{"model_type": "vim", "image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2,
+       "num_classes": 2}' >vim.json
+train=(--model vim.json --data images/train --valid images/valid --batch-size 4 --lr 3e-3 --seed 1
+       --drop-path 0.2 --label-smoothing 0.1 --quiet)
+"$KRAIT" train "${train[@]}" --out whole --steps 30 >/dev/null
+"$KRAIT" train "${train[@]}" --out parts --steps 12 >/dev/null
+"$KRAIT" train --resume parts --steps 30 --quiet >/dev/null
+same "$(losses parts)" "$(losses whole)" "losses of a resumed run"
+cmp whole/last/model.safetensors parts/last/model.safetensors || die "weights of a resumed run"
+"$KRAIT" eval whole/best --data images/valid --json >eval.json
+same "$(key eval.json accuracy)" 1.0 "accuracy of images"
+same "$(key eval.json examples)" 2 "images judged"
+"$KRAIT" inspect whole/best --json >inspect.json
+same "$(key inspect.json classes)" 2 "classes"
+grep -q '"1":"dark"' <(tr -d ' \n' <whole/best/config.json) || die "the names of the classes are lost"
+
+# the same images in a list, classes by name
+for class in dark bright; do
+  echo "{\"image\": \"images/valid/$class/a.npy\", \"label\": \"$class\"}"
+done >list.jsonl
+"$KRAIT" eval whole/best --data list.jsonl --json >list.json
+same "$(key list.json loss)" "$(key eval.json loss)" "loss of a list"
+
+# a preset takes the number of classes from the data; PNG and JPEG of any size
+mkdir -p pictures/png pictures/jpeg
+cp "$corpus"/picture/*.png pictures/png
+cp "$corpus"/picture/*.jpg pictures/jpeg
+"$KRAIT" train --model vim-tiny --data pictures --batch-size 1 --steps 1 --out tiny --quiet >/dev/null
+"$KRAIT" inspect tiny/last --json >tiny.json
+same "$(key tiny.json classes)" 2 "classes of a preset"
+"$KRAIT" eval tiny/last --data pictures --json >pictures.json
+same "$(key pictures.json examples)" "$(find pictures -type f | wc -l)" "pictures judged"
+refuse 'no class "jpeg"' eval whole/best --data pictures
+head -c 100 "$corpus/picture/colours.png" >pictures/png/cut.png
+refuse 'cut.png: not a whole PNG' eval tiny/last --data pictures
+refuse 'a folder for each class' train --model vim-tiny --data vim.json --out no
+refuse 'drop-path' train "${train[@]}" --out no --dropout 0.1
+refuse 'no images in it' train --model vim-tiny --data images/train/dark --out no
+[[ ! -e no/last ]] || die "a refused run left a checkpoint"
+
+# ---- texts of two classes
+for i in $(seq 1 12); do
+  echo "{\"text\": \"the cat $((i % 5)) is asleep\", \"label\": \"calm\"}"
+  echo "{\"text\": \"RUN, dog $((i % 7)), run!\", \"label\": \"loud\"}"
+done >texts.jsonl
+texts=(--data texts.jsonl --valid texts.jsonl --batch-size 8 --lr 3e-3 --seed 1 --quiet --dropout 0.1)
+for pooling in last mean token; do
+  "$KRAIT" train --model byte-tiny --task classification --pooling $pooling "${texts[@]}" --steps 16 \
+    --out "$pooling" >/dev/null
+  "$KRAIT" eval $pooling/best --data texts.jsonl --json >$pooling.json
+  same "$(key $pooling.json accuracy)" 1.0 "accuracy of texts by $pooling"
+done
+"$KRAIT" train --model byte-tiny --task classification --pooling token "${texts[@]}" --steps 6 --out again >/dev/null
+"$KRAIT" train --resume again --steps 16 --quiet >/dev/null
+same "$(losses again)" "$(losses token)" "losses of a resumed run over texts"
+printf '\1\0\0\0\2\0\0\0\3\0\0\0' | array '<i4' '(1, 3)' >ids.npy
+"$KRAIT" logits mean/best --tokens ids.npy --out a.npy --json >logits.json
+same "$(key logits.json shape)" '[1' "shape of outputs"
+"$KRAIT" convert mean/best converted
+"$KRAIT" logits converted --tokens ids.npy --out b.npy
+cmp a.npy b.npy || die "outputs after convert"
+"$KRAIT" inspect mean/best --batch 2 --length 16 >/dev/null
+refuse 'judges sequences as a whole' generate mean/best --prompt x
+echo '{"text": "x", "label": "odd"}' >odd.jsonl
+refuse 'no class "odd"' eval mean/best --data odd.jsonl
+
+# from a language model's weights, with a new head
+"$KRAIT" train --model byte-tiny --data texts.jsonl --steps 2 --batch-size 1 --seq-len 32 --out lm --quiet >/dev/null
+"$KRAIT" train --from lm/last --task classification "${texts[@]}" --steps 2 --out tuned >/dev/null
+"$KRAIT" inspect tuned/last --tensors | grep -q score.weight || die "no head"
+
+# ---- series: the target is twice the last value
+for i in $(seq 0 19); do
+  x=$((i % 10))
+  echo "{\"values\": [[0, 1], [0.$((9 - x)), 0], [0.$x, 0.5]], \"target\": $(((2 * x) / 10)).$(((2 * x) % 10))}"
+done >series.jsonl
+"$KRAIT" train --model byte-tiny --task regression --data series.jsonl --batch-size 10 --lr 3e-3 --steps 60 \
+  --out series --seed 1 --quiet >/dev/null
+"$KRAIT" eval series/last --data series.jsonl --json >r.json
+[[ $(key r.json r2) == 0.9* ]] || die "R² of series: $(cat r.json)"
+printf '\0\0\0\0\0\0\200?\0\0\0?\0\0\0?' | array '<f4' '(1, 2, 2)' >x.npy
+"$KRAIT" logits series/last --input x.npy --out y.npy
+same "$(stat -c %s y.npy)" 132 "size of a number"
+refuse 'reads --input' logits series/last --tokens ids.npy --out z.npy
+echo '{"values": [[1, 2, 3]], "target": 1}' >wide.jsonl
+refuse 'vectors of 2 numbers, the data has series of vectors of 3' eval series/last --data wide.jsonl
