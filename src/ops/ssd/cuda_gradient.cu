@@ -51,6 +51,12 @@ struct Room {
   }
 };
 
+// Of two bfloat16 each.
+__device__ inline float dot_of_pair(uint32_t a, uint32_t b) {
+  return __uint_as_float(a << 16) * __uint_as_float(b << 16) +
+         __uint_as_float(a & 0xffff0000) * __uint_as_float(b & 0xffff0000);
+}
+
 // Brings a head's states (channels, N) at `from` to `to`, zeros beyond. Returns this thread's part of their
 // product with what stood there, where `with_product`.
 template <class E, int NT>
@@ -67,12 +73,9 @@ __device__ float bring_states(typename E::T* to, const typename E::T* from, int 
       if (row < channels && n < N) run = *reinterpret_cast<const uint4*>(from + row * N + n);
       T* const at = to + row * ld + n;
       if (with_product) {
-        T both[2][8];
-        *reinterpret_cast<uint4*>(both[0]) = run;
-        *reinterpret_cast<uint4*>(both[1]) = *reinterpret_cast<const uint4*>(at);
-#pragma unroll
-        for (int v = 0; v < 8; ++v)
-          sum = fmaf(static_cast<float>(both[0][v]), static_cast<float>(both[1][v]), sum);
+        const uint4 old = *reinterpret_cast<const uint4*>(at);
+        sum += dot_of_pair(run.x, old.x) + dot_of_pair(run.y, old.y) + dot_of_pair(run.z, old.z) +
+               dot_of_pair(run.w, old.w);
       }
       *reinterpret_cast<uint4*>(at) = run;
     }
