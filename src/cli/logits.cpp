@@ -88,7 +88,8 @@ int run_judge(const Args& a, const Common& common, const AnyConfig& config) {
   const std::string& where = tokens ? a.tokens : a.input;
   const TensorFile file = read_npy(where);
   LoadOptions options;
-  options.device = common.resolved_device();
+  if (common.resolved_device().type != Device::cpu)
+    spdlog::info("models that judge images or sequences run on the CPU");
   options.dtype = common.chosen_dtype();
   const LoadedAny loaded = load_any_model(a.model.model, options, a.average);
   for (const std::string& note : loaded.notes) spdlog::warn("{}: {}", a.model.model, note);

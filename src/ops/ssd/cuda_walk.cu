@@ -207,9 +207,11 @@ void launch(const Walk& w, bool backwards, int64_t span, cudaStream_t stream) {
 }  // namespace
 
 int64_t span_of(const CudaProblem& p) {
-  constexpr int64_t kBlocks = 384, kLeast = 512, kMost = int64_t{1} << 20;  // of blocks; of tokens
+  // Blocks that a large card runs at once: more pieces would wait for the first, and pieces cost a second walk.
+  constexpr int64_t kBlocks = 264;
+  constexpr int64_t kLeast = 512, kMost = int64_t{1} << 20;  // tokens
   const int64_t blocks = std::max<int64_t>(1, p.sequences * p.H * ceil_div(p.P, kP));
-  const int64_t pieces = ceil_div(kBlocks, blocks), each = ceil_div(p.longest, pieces);
+  const int64_t pieces = std::max<int64_t>(1, kBlocks / blocks), each = ceil_div(p.longest, pieces);
   return std::clamp(ceil_div(each, 64) * 64, kLeast, kMost);
 }
 
