@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "krait/base/file.h"
 #include "krait/base/system.h"
 #include "krait/cli/commands.h"
 #include "krait/infer/memory.h"
 #include "krait/infer/session.h"
+#include "krait/io/config.h"
 #include "krait/io/vision.h"
 #include "krait/models/architecture.h"
 #include "krait/train/memory.h"
@@ -16,25 +18,30 @@ namespace krait::cli {
 
 namespace {
 
+constexpr int64_t kLength = 512;
+
 struct Args {
   std::string model;
   bool tensors = false;
-  int64_t batch = 1, length = 512;
+  int64_t batch = 1;
+  int64_t length = 0;  // 0: kLength, or the longest that the model can be trained on
 };
 
-// A folder with weights, or only the name of a preset.
+// A folder with weights, or only a config: a config.json by itself, or that of a preset.
 LoadedModel describe(const std::string& model, std::optional<DType> dtype) {
-  if (std::filesystem::exists(model)) {
+  if (std::filesystem::is_directory(model)) {
     LoadOptions options;
     options.dtype = dtype;
     options.sizes_only = true;
     return load_model(model, options);
   }
-  LoadedModel preset;
-  preset.dtype = preset.stored = dtype.value_or(DType::f32);
-  preset.model = std::make_unique<models::LanguageModel>(models::preset(model));
-  preset.model->params().allocate(nn::Purpose::inference, preset.dtype, /*planning=*/true);
-  return preset;
+  LoadedModel fresh;
+  fresh.dtype = fresh.stored = dtype.value_or(DType::f32);
+  fresh.model = std::make_unique<models::LanguageModel>(
+      std::filesystem::exists(model) ? parse_config(read_file(model), model, fresh.layout)
+                                     : models::preset(model));
+  fresh.model->params().allocate(nn::Purpose::inference, fresh.dtype, /*planning=*/true);
+  return fresh;
 }
 
 OrderedJson tensor_list(const nn::ParamSet& params) {
@@ -76,9 +83,10 @@ OrderedJson training_memory(const LoadedModel& loaded, const Args& a, bool recom
   return {{"parameters", m.parameters}, {"step", m.step}, {"total", m.total()}};
 }
 
-OrderedJson describe_all(const LoadedModel& loaded, const Args& a) {
+OrderedJson describe_all(const LoadedModel& loaded, Args a) {
   const models::Config& c = loaded.model->config();
-  const bool folder = std::filesystem::exists(a.model);
+  const bool folder = std::filesystem::is_directory(a.model);
+  if (a.length == 0) a.length = std::min(kLength, loaded.model->longest());
   OrderedJson j = {{"architecture", c.architecture},
                    {"parameters", loaded.model->params().numel()},
                    {"layout", !folder                                ? OrderedJson()
@@ -177,12 +185,14 @@ void print_text(const OrderedJson& j) {
 
 Work add_inspect(CLI::App& app) {
   const auto a = std::make_shared<Args>();
-  app.add_option("MODEL", a->model, "a model's folder, or the name of a preset")->required();
+  app.add_option("MODEL", a->model, "a model's folder, a config.json, or the name of a preset")
+      ->required();
   app.add_flag("--tensors", a->tensors, "each tensor, with its shape and meaning");
   app.add_option("--batch", a->batch, "sequences at once, for the memory plan; default 1")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   app.add_option("--length", a->length,
-                 "tokens of a training sequence, for the memory plan; default 512")
+                 "tokens of a training sequence, for the memory plan; default 512, or the longest "
+                 "that the model can be trained on")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   return [a](const Common& common) {
     const OrderedJson j = is_vision(a->model)

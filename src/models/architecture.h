@@ -2,6 +2,7 @@
 // To add one: write that file, declare its record below, list it in architecture.cpp.
 #pragma once
 #include <functional>
+#include <limits>
 
 #include "krait/base/json.h"
 #include "krait/models/config.h"
@@ -14,6 +15,8 @@ class Body {
  public:
   virtual ~Body() = default;
   virtual void check(const Config&) const = 0;  // Error for sizes that cannot be
+  // Tokens of the longest sequence that can be trained on.
+  virtual int64_t longest(const Config&) const { return std::numeric_limits<int64_t>::max(); }
   // All layers, first to last: each by itself, unless they share parameters. They are registered under the
   // names of published files.
   virtual std::vector<std::unique_ptr<nn::Block>> layers(nn::ParamSet& params,

@@ -115,6 +115,11 @@ bool LanguageModel::any_block(bool (nn::Block::*has)() const) const {
 
 bool LanguageModel::routes() const { return any_block(&nn::Block::routes); }
 
+int64_t LanguageModel::longest() const {
+  const int64_t n = config_.body->longest(config_);
+  return (positions_ ? std::min(n, config_.positions) : n) - (token_ ? 1 : 0);
+}
+
 Tensor LanguageModel::outputs(Context& c, const Feed& feed, const Pass& pass) const {
   const Tensor h = hidden(c, feed, pass);
   if (!score_) return logits(c, h);

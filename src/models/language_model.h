@@ -20,6 +20,8 @@ class LanguageModel : public Model {
   bool judges_sequences() const { return score_ != nullptr; }
   int64_t n_layer() const override { return config_.n_layer; }
   bool routes() const override;
+  int64_t longest() const override;
+  bool endless() const override { return Model::endless() && positions_ == nullptr; }
 
   // Feed: tokens and targets (B, L). Where sequences are judged as a whole: of each of S sequences a target, a
   // class (S) or numbers (S, outputs); values (B, L, F) in place of tokens where series are read; behind each

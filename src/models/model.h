@@ -52,6 +52,9 @@ class Model {
   }
   virtual int64_t n_layer() const = 0;
   virtual bool routes() const { return false; }  // has experts
+  virtual int64_t longest() const { return INT64_MAX; }  // tokens of what can be trained on
+  // A sequence may go on for ever: its state does not grow and its positions do not run out.
+  virtual bool endless() const { return !nn::grows(parts_); }
 
   // What the head says, float32: of each token, or of each image or sequence as a whole.
   virtual Tensor outputs(Context& c, const Feed& feed, const Pass& pass) const = 0;

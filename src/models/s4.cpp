@@ -39,6 +39,10 @@ class S4Body : public Body {
     return block;
   }
 
+  int64_t longest(const Config& c) const override {
+    return mixer.dplr ? mixer.length : Body::longest(c);
+  }
+
   OrderedJson json(const Config& c, Layout layout) const override {
     require(layout == Layout::huggingface,
             "the original layout is for models of the state-spaces repository of Mamba; S4 is "

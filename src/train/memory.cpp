@@ -8,6 +8,9 @@
 namespace krait {
 
 TrainingMemory plan_training(models::Model& model, const TrainOptions& o) {
+  require(o.seq_len <= model.longest(),
+          "seq-len: this model can be trained on sequences of at most {} tokens, not {}",
+          model.longest(), o.seq_len);
   nn::ParamSet& params = model.params();
   if (!params.begin()->m) params.allocate(nn::Purpose::training, o.dtype, true, o.device);
   TrainingMemory m;
@@ -18,9 +21,9 @@ TrainingMemory plan_training(models::Model& model, const TrainOptions& o) {
   pass.dropout = o.dropout;
   pass.drop_path = o.drop_path;
   if (o.carry_state) {
-    require(!nn::grows(model.state_parts()),
-            "carry-state: this model remembers every token, and would never stop growing; train it "
-            "without");
+    require(model.endless(),
+            "carry-state: this model remembers every token, and would never stop growing, or its "
+            "positions run out; train it without");
     m.states = 2 * nn::state_bytes(model.state_parts()) * static_cast<size_t>(o.batch_size);
     require_memory(m, o);
     for (nn::State& s : states) s = model.make_state(o.batch_size);

@@ -15,7 +15,8 @@ struct TrainingMemory {
 };
 
 // Exact for data without document borders. Where `model` has no memory for training yet, its parameters
-// are planned as those of a run in o.dtype. Error as require_memory where not even the states fit.
+// are planned as those of a run in o.dtype. Error where the model cannot be trained on sequences of seq_len or
+// with carried states, and as require_memory where not even the states fit.
 TrainingMemory plan_training(models::Model& model, const TrainOptions& o);
 
 // Throws Error with the plan's numbers where the machine cannot give that much.

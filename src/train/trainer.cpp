@@ -169,8 +169,8 @@ void Trainer::update() {
 std::optional<double> Trainer::validate(const TokenStream& stream,
                                         const std::function<bool()>& stop) {
   require(stream.targets() > 0, "the validation data has nothing to predict");
-  // What remembers every token is judged as it is trained, by sequences that start from nothing.
-  const bool carry = !nn::grows(model_.state_parts());
+  // What cannot go on for ever is judged as it is trained, by sequences that start from nothing.
+  const bool carry = model_.endless();
   const int64_t chunk =
       carry ? std::min(options_.batch_size * options_.seq_len, kValidationChunk) : options_.seq_len;
   nn::State states[2] = {model_.make_state(1), model_.make_state(1)};  // in and out take turns

@@ -41,8 +41,8 @@ class Trainer {
   const Arena& arena() const { return arena_; }
 
   // Mean negative log-likelihood of a stream, in nats a predicted token, with the state carried through
-  // each document: the exact likelihood, as `krait eval` gives it. (A state that grows with every token is not
-  // carried: then of sequences of seq_len tokens.) Empty where `stop` became true.
+  // each document: the exact likelihood, as `krait eval` gives it. (Of models that are not
+  // endless: that of sequences of seq_len tokens.) Empty where `stop` became true.
   std::optional<double> validate(const TokenStream& stream, const std::function<bool()>& stop = {});
   // Mean loss of a target, as in training but without what is random there. Empty as above.
   std::optional<double> validate(const Examples& examples, const std::function<bool()>& stop = {});

@@ -76,7 +76,8 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
           "{}",
           name_of(u.dtype), u.shape);
   require(!c.tape || !needs_grad({u, D, state_in}),
-          "[s4_scan] states of S4 cannot be differentiated; train on whole sequences");
+          "[s4_scan] states of S4 cannot be differentiated: train on whole sequences, without "
+          "carry-state");
   const int64_t B = u.size(0), L = u.size(1), H = u.size(2);
   require(D.dtype == DType::f32 && D.contiguous() && D.numel() == H,
           "[s4_scan] D: expected contiguous float32 (1, {}), got {} {}", H, name_of(D.dtype),
