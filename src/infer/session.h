@@ -22,7 +22,8 @@ Snapshot copy_of(const Snapshot& s);
 struct SessionOptions {
   int64_t batch = 1;  // B
   DType activation = DType::f32;
-  int64_t chunk = 0;  // tokens of a pass over prompts, all rows together; 0: as many as fill the device
+  int64_t chunk =
+      0;  // tokens of a pass over prompts, all rows together; 0: as many as fill the device
   // Tokens of a sequence that a state which grows with them has room for at first. It makes more when it must:
   // then what was read is copied, and an Error says so where memory does not suffice.
   int64_t context = 0;

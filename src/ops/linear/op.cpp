@@ -92,7 +92,7 @@ bool few_rows_on_gpu(Context& c, const Sizes& z, const Tensor& x, const Tensor& 
   const bool bf16 = w.dtype == DType::bf16;
   bool here = false;
   KRAIT_WITH_CUDA(here = cuda::has_few_rows(c.device.index));
-  if (!here || z.M > cuda::most_few_rows(bf16) ||
+  if (!here || !cuda::few_rows_pay(bf16, z.M, z.N, z.K) ||
       !cuda::in_few_rows_form(w.data, x.data, x.row_stride(), z.K))
     return false;
   const Tensor ready = in_type(c, x, w.dtype);

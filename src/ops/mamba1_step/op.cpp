@@ -83,7 +83,7 @@ bool fits(const Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& 
   const bool bf16 = c.activation == DType::bf16;
   bool here = false;
   KRAIT_WITH_CUDA(here = cuda::has_few_rows(c.device.index));
-  return here && s.B > 0 && s.B <= cuda::most_few_rows(bf16) && s.W == cuda::kStepTaps &&
+  return here && s.B > 0 && cuda::few_rows_pay(bf16, s.B, 2 * s.E, s.D) && s.W == cuda::kStepTaps &&
          s.N == cuda::kStepStates && s.R <= cuda::kStepMostRank && s.R % 8 == 0 &&
          cuda::in_few_rows_form(l.in_proj.data, stream.data, s.D, s.D) &&
          cuda::in_few_rows_form(l.x_proj.data, l.out_proj.data, s.E, s.E) &&

@@ -9,6 +9,11 @@ bool has_few_rows(int device);
 
 // Rows that a product takes: bfloat16 factors meet in tensor cores, float32 ones do not.
 constexpr int64_t most_few_rows(bool bf16) { return bf16 ? 128 : 16; }
+// Whether the kernel is the faster one: with more than 16 rows the library's is for large weights (H100,
+// mamba-1.4b at batch 64: 4.9 ms a token with the library, 6.5 with this; mamba-130m: 1.4 and 1.0).
+constexpr bool few_rows_pay(bool bf16, int64_t M, int64_t N, int64_t K) {
+  return M <= 16 || (M <= most_few_rows(bf16) && N * K <= int64_t{4} << 20);
+}
 // Rows that are normed on their way into a product.
 constexpr int64_t kMostNormedRows = 16;
 
