@@ -35,6 +35,7 @@ namespace krait {
 namespace {
 
 TEST(Decode, TakesNoMemoryButHandlesAndKeepsNone) {
+  KRAIT_ONLY_ON_CPU("on a GPU a token is a replayed graph");
   const auto model = testing::small_model();
   int64_t expected = -1;
   for (const int64_t batch : {1, 3, 8}) {
@@ -50,8 +51,7 @@ TEST(Decode, TakesNoMemoryButHandlesAndKeepsNone) {
       const auto drawn = ops::sample(s.context(), s.logits(), testing::kSmallVocab, greedy, rows);
       for (size_t b = 0; b < next.size(); ++b) next[b] = drawn[b].token;
     };
-    // The first ones may set up what threads keep, and record the graph that a GPU replays.
-    for (int i = 0; i < 3; ++i) token();
+    token();  // the first one may set up what threads keep
     for (int i = 0; i < 20; ++i) {
       const int64_t taken_before = taken, live_before = taken - given_back;
       largest = 0;

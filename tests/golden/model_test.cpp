@@ -51,19 +51,23 @@ Values last_logits(const models::LanguageModel& model, std::span<const int32_t> 
 // Where the layers of experts say what balance costs.
 class RouterReport {
  public:
-  explicit RouterReport(const models::LanguageModel& model)
-      : rows_(static_cast<size_t>(2 * model.config().n_layer)),
-        tensor_(model.routes() ? Tensor(rows_.data(), DType::f32, {model.config().n_layer, 2})
-                               : Tensor()) {}
+  explicit RouterReport(const models::LanguageModel& model) {
+    if (!model.routes()) return;
+    const Shape shape = {model.config().n_layer, 2};
+    memory_ = DeviceMemory(testing::test_device(), static_cast<size_t>(shape.numel()) * 4);
+    tensor_ = Tensor(memory_.data(), DType::f32, shape, testing::test_device());
+    zero_bytes(tensor_);
+  }
   const Tensor& tensor() const { return tensor_; }
   double balance() const {
+    const Values rows = testing::to_double(tensor_);
     double sum = 0;
-    for (size_t i = 0; i < rows_.size(); i += 2) sum += rows_[i];
+    for (size_t i = 0; i < rows.size(); i += 2) sum += rows[i];
     return sum;
   }
 
  private:
-  std::vector<float> rows_;
+  DeviceMemory memory_;
   Tensor tensor_;
 };
 
