@@ -109,6 +109,15 @@ std::vector<int32_t> eos_ids(const JsonView& j) {
   return ids;
 }
 
+void read_shell(const JsonView& j, Config& c) {
+  c.vocab_size = j.integer("vocab_size", c.vocab_size);
+  c.d_model = j.integer("hidden_size", c.d_model);
+  c.n_layer = j.integer("num_hidden_layers", c.n_layer);
+  c.norm_eps = static_cast<float>(j.number("rms_norm_eps", double{c.norm_eps}));
+  c.tie_embeddings = j.boolean("tie_word_embeddings", c.tie_embeddings);
+  c.eos_ids = eos_ids(j);
+}
+
 std::vector<std::string> read_labels(const JsonView& j) {
   std::vector<std::string> labels;
   if (!j.has("id2label")) return labels;

@@ -74,6 +74,9 @@ void follow_weights(const char* what, bool& value, bool found, std::vector<std::
 // Keys that several architectures share.
 std::vector<int32_t> eos_ids(const JsonView& config);     // "eos_token_id": one, several or none
 void write_eos(OrderedJson& json, const Config& config);  // and "bos_token_id", "pad_token_id"
+// The shell under the keys of Hugging Face's models with an RMS norm; `config` holds what stands where a key is
+// missing.
+void read_shell(const JsonView& json, Config& config);
 // As many numbers as the fallback has, which may be infinite.
 std::vector<double> numbers(const JsonView& config, const char* key, std::vector<double> fallback);
 // "id2label": {"0": "cat", "1": "dog"}, the names of classes; none: no such key.

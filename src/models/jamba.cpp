@@ -138,12 +138,9 @@ Config read(const JsonView& j, Layout) {
   Config c;
   Sizes s;
   if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
-  c.vocab_size = j.integer("vocab_size", 65536);
-  c.d_model = j.integer("hidden_size", 4096);
-  c.n_layer = j.integer("num_hidden_layers", 32);
-  c.norm_eps = static_cast<float>(j.number("rms_norm_eps", 1e-6));
-  c.tie_embeddings = j.boolean("tie_word_embeddings", false);
-  c.eos_ids = eos_ids(j);
+  c.vocab_size = 65536, c.d_model = 4096, c.n_layer = 32;
+  c.norm_eps = 1e-6f, c.tie_embeddings = false;
+  read_shell(j, c);
   s.deviation = j.number("initializer_range", s.deviation);
   s.longest = j.integer("max_position_embeddings", s.longest);
   s.mlp.d_inner = j.integer("intermediate_size", 14336);

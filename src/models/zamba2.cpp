@@ -246,12 +246,9 @@ Config read(const JsonView& j, Layout) {
   Config c;
   Sizes s;
   if (j.text("hidden_act", "gelu") != "gelu") j.wrong("hidden_act", "\"gelu\"");
-  c.vocab_size = j.integer("vocab_size", 32000);
-  c.d_model = j.integer("hidden_size", 2560);
-  c.n_layer = j.integer("num_hidden_layers", 54);
-  c.norm_eps = static_cast<float>(j.number("rms_norm_eps", 1e-5));
-  c.tie_embeddings = j.boolean("tie_word_embeddings", true);
-  c.eos_ids = eos_ids(j);
+  c.vocab_size = 32000, c.d_model = 2560, c.n_layer = 54;
+  c.norm_eps = 1e-5f, c.tie_embeddings = true;
+  read_shell(j, c);
   s.deviation = j.number("initializer_range", s.deviation);
   s.longest = j.integer("max_position_embeddings", s.longest);
   s.hybrid = hybrid_layers(j, c.n_layer);
