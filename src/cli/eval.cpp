@@ -156,8 +156,7 @@ constexpr int64_t kExamples = 8;  // of one pass
 // Images, or texts and series as a whole.
 int run_examples(const Args& a, const Common& common) {
   LoadOptions options;
-  if (common.resolved_device().type != Device::cpu)
-    spdlog::info("models that judge images or sequences run on the CPU");
+  options.device = common.resolved_device();
   options.dtype = common.chosen_dtype();
   const LoadedAny m = load_any_model(a.model.model, options, a.average);
   for (const std::string& note : m.notes) spdlog::warn("{}: {}", a.model.model, note);

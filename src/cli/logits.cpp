@@ -10,6 +10,7 @@
 #include "krait/infer/document_reader.h"
 #include "krait/io/any_model.h"
 #include "krait/io/npy.h"
+#include "krait/tensor/staging.h"
 
 namespace krait::cli {
 
@@ -88,8 +89,7 @@ int run_judge(const Args& a, const Common& common, const AnyConfig& config) {
   const std::string& where = tokens ? a.tokens : a.input;
   const TensorFile file = read_npy(where);
   LoadOptions options;
-  if (common.resolved_device().type != Device::cpu)
-    spdlog::info("models that judge images or sequences run on the CPU");
+  options.device = common.resolved_device();
   options.dtype = common.chosen_dtype();
   const LoadedAny loaded = load_any_model(a.model.model, options, a.average);
   for (const std::string& note : loaded.notes) spdlog::warn("{}: {}", a.model.model, note);
@@ -97,12 +97,21 @@ int run_judge(const Args& a, const Common& common, const AnyConfig& config) {
   Rows rows(model, file.tensors()[0].view, where);
   const int64_t B = file.tensors()[0].view.size(0);
   const models::Feed some = rows.feed(0, std::min(B, kRows));
+  const OwnStream stream(options.device);
+  Staging staging;
   Context c;
+  c.device = options.device;
+  c.stream = stream;
   c.activation = loaded.dtype;
   Arena none(0);
   c.arena = &none;
+  const auto run = [&](Context& p, const models::Feed& feed) {
+    return model.outputs(p, {staging.put(p, 0, feed.tokens), staging.put(p, 1, feed.values), {}},
+                         {});
+  };
   Shape shape;
-  Arena arena(plan(c, false, [&](Context& p) { shape = model.outputs(p, some, {}).shape; }).bytes);
+  const size_t bytes = plan(c, false, [&](Context& p) { shape = run(p, some).shape; }).bytes;
+  Arena arena(bytes, c.device);
   shape[0] = B;
   c.arena = &arena;
   NpyWriter out(a.out, DType::f32, shape);
@@ -111,7 +120,8 @@ int run_judge(const Args& a, const Common& common, const AnyConfig& config) {
     check_interrupt();
     arena.reset();
     const int64_t end = std::min(B, b + kRows);
-    out.write(model.outputs(c, rows.feed(b, end), {}));
+    std::vector<std::byte> buffer;
+    out.write(on_host(run(c, rows.feed(b, end)), buffer));
     progress.add(end - b);
   }
   out.commit();

@@ -41,8 +41,7 @@ std::unique_ptr<models::Model> make_model(const AnyConfig& config) {
   return std::make_unique<models::LanguageModel>(std::get<models::Config>(config));
 }
 
-LoadedAny load_any_model(const fs::path& path, const LoadOptions& o, bool average) {
-  LoadOptions options = o;
+LoadedAny load_any_model(const fs::path& path, const LoadOptions& options, bool average) {
   LoadedAny any;
   const auto take = [&](auto loaded) {
     any.model = std::move(loaded.model);
@@ -55,9 +54,6 @@ LoadedAny load_any_model(const fs::path& path, const LoadOptions& o, bool averag
   } else {
     require(!average, "{}: only a .pth of Vision Mamba has a moving average of its weights",
             path.string());
-    Layout layout;
-    const models::Config config = read_config(path, layout);
-    if (options.task.value_or(config.task).kind != models::Task::language) options.device = {};
     take(load_model(path, options));
   }
   return any;

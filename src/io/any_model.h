@@ -25,8 +25,8 @@ struct LoadedAny {
   std::vector<TensorFile> files;
 };
 
-// `average`: as load_vision_model. What judges examples as a whole is loaded onto the CPU whatever the options
-// say: its ops run nowhere else.
+// On the device of the options. `average`: as load_vision_model: the moving average of the weights in a .pth
+// of Vision Mamba.
 LoadedAny load_any_model(const std::filesystem::path& path, const LoadOptions& options,
                          bool average = false);
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "krait/io/host_copy.h"
 #include "krait/io/safetensors.h"
 #include "krait/io/torch_archive.h"
 #include "krait/models/architecture.h"
@@ -233,17 +234,10 @@ void save_model(const models::LanguageModel& model, const fs::path& directory, L
   std::deque<std::vector<std::byte>> buffers;
   std::vector<NamedTensor> tensors;
   for (const nn::Param& p : model.params()) {
-    Tensor t = on_host(p.master ? p.master : p.value.detach(), buffers.emplace_back());
     const bool pinned =
         layout == Layout::original && (p.name.ends_with(".A_log") || p.name.ends_with(".D"));
-    const DType wanted = pinned ? DType::f32 : dtype;
-    if (t.dtype != wanted) {
-      std::vector<std::byte>& b =
-          buffers.emplace_back(static_cast<size_t>(t.numel()) * size_of(wanted));
-      const Tensor converted(b.data(), wanted, t.shape);
-      copy_host(t, converted);
-      t = converted;
-    }
+    const Tensor t =
+        on_host_as(pinned ? DType::f32 : dtype, p.master ? p.master : p.value.detach(), buffers);
     if (p.parts.empty())
       tensors.push_back({layout == Layout::original ? original_name(p) : p.name, t});
     for (size_t k = 0; k < p.parts.size(); ++k)

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <set>
 
 #include "krait/base/json.h"
+#include "krait/io/host_copy.h"
 #include "krait/io/safetensors.h"
 #include "krait/io/torch_archive.h"
 #include "krait/models/architecture.h"
@@ -141,7 +143,7 @@ LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options,
   loaded.dtype = options.dtype.value_or(loaded.stored == DType::bf16 ? DType::bf16 : DType::f32);
   loaded.model = std::make_unique<models::VisionMamba>(config);
   nn::ParamSet& params = loaded.model->params();
-  params.allocate(options.purpose, loaded.dtype, options.sizes_only);
+  params.allocate(options.purpose, loaded.dtype, options.sizes_only, options.device);
   std::set<std::string> known;
   std::vector<float> positions;
   for (nn::Param& p : params) {
@@ -155,7 +157,7 @@ LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options,
     require(t.shape == p.shape && is_float(t.dtype),
             "{}: tensor \"{}\": expected floating-point numbers {}, got {} {}", file.path(), p.name,
             p.shape, name_of(t.dtype), t.shape);
-    if (!options.sizes_only) copy_host(t, p.master ? p.master : p.value);
+    if (!options.sizes_only) store(t, p.master ? p.master : p.value.detach());
   }
   if (!options.sizes_only) params.round_values();
   for (const NamedTensor& t : file)
@@ -167,19 +169,10 @@ LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options,
 }
 
 void save_vision_model(const models::VisionMamba& model, const fs::path& directory, DType dtype) {
-  std::vector<std::vector<std::byte>> buffers;  // of converted tensors, kept until written
+  std::deque<std::vector<std::byte>> buffers;  // kept until written
   std::vector<NamedTensor> tensors;
-  for (const nn::Param& p : model.params()) {
-    Tensor t = p.master ? p.master : p.value.detach();
-    if (t.dtype != dtype) {
-      std::vector<std::byte>& b =
-          buffers.emplace_back(static_cast<size_t>(t.numel()) * size_of(dtype));
-      const Tensor converted(b.data(), dtype, t.shape);
-      copy_host(t, converted);
-      t = converted;
-    }
-    tensors.push_back({p.name, t});
-  }
+  for (const nn::Param& p : model.params())
+    tensors.push_back({p.name, on_host_as(dtype, p.master ? p.master : p.value.detach(), buffers)});
   write_safetensors_model(directory, tensors);
   const models::VisionConfig& c = model.config();
   OrderedJson j;

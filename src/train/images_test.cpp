@@ -9,6 +9,7 @@
 #include "krait/io/any_model.h"
 #include "krait/io/npy.h"
 #include "krait/testing/files.h"
+#include "krait/testing/op_test.h"
 #include "krait/train/run.h"
 #include "krait/train/trainer.h"
 
@@ -56,6 +57,7 @@ class ImageRuns : public ::testing::Test {
 
   RunOptions options(const std::string& name) const {
     RunOptions o;
+    o.train.device = testing::test_device();
     o.train.batch_size = 8;
     o.train.steps = 10;
     o.train.lr = 3e-3;

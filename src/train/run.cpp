@@ -7,7 +7,6 @@
 #include <memory>
 
 #include "krait/base/file.h"
-#include "krait/base/log.h"
 #include "krait/train/checkpoint.h"
 #include "krait/train/run_data.h"
 #include "krait/train/sample.h"
@@ -49,10 +48,6 @@ class Run {
             out_.string(), out_.string());
     AnyConfig config = read_any_config(start_.empty() ? o_.model : start_.string());
     data_ = std::make_unique<RunData>(o_, start_, config);
-    if (judges_examples(config) && o_.train.device.type != Device::cpu) {
-      spdlog::info("models that judge images or sequences are trained on the CPU");
-      o_.train.device = {};
-    }
     const TrainingMemory memory = plan_training(*make_model(config), o_.train);
     require_memory(memory, o_.train);
 

@@ -8,6 +8,7 @@
 #include "krait/data/sequences.h"
 #include "krait/io/any_model.h"
 #include "krait/testing/files.h"
+#include "krait/testing/op_test.h"
 #include "krait/train/run.h"
 #include "krait/train/trainer.h"
 
@@ -59,6 +60,7 @@ class SequenceRuns : public ::testing::Test {
   RunOptions options(const std::string& name, const char* family, const std::string& head) {
     write_file(dir_ / (name + ".json"), std::string(family) + head + "}");
     RunOptions o;
+    o.train.device = testing::test_device();
     o.train.batch_size = 16;
     o.train.steps = 60;
     o.train.lr = 1e-2;
@@ -124,7 +126,7 @@ TEST_F(SequenceRuns, T25_SequencesOfABatchDoNotHearOfEachOther) {
       double loss[2];
       for (const int64_t B : {1, 8}) {
         const auto model = make_model(config);
-        model->params().allocate(nn::Purpose::training, DType::f32);
+        model->params().allocate(nn::Purpose::training, DType::f32, false, testing::test_device());
         model->params().initialize(1);
         TrainOptions o;
         o.batch_size = B;

@@ -33,23 +33,26 @@ struct VisionPass {
     std::vector<int32_t> ids;
     for (int64_t i = 0; i < labels.numel(); ++i)
       ids.push_back(static_cast<int32_t>(get(labels, i)));
-    const Tensor targets(ids.data(), DType::i32, {labels.numel()});
+    const Tensor inputs = testing::on_test_device(images.detach()),
+                 targets =
+                     testing::on_test_device(Tensor(ids.data(), DType::i32, {labels.numel()}));
     const auto work = [&](Context& c) {
       model.params().forget_gradients();
       models::Pass pass;
       pass.recompute = recompute;
-      const Tensor y = model.outputs(c, {.values = images.detach()}, pass);
+      const Tensor y = model.outputs(c, {.values = inputs}, pass);
       const Tensor sum =
           ops::cross_entropy(c, y, targets, 1.0f / static_cast<float>(labels.numel())).loss;
       if (recording) c.tape->backward(c);
       if (c.planning()) return;
       logits = testing::to_double(y);
-      loss = get(sum, 0);
+      loss = testing::to_double(sum)[0];
     };
     Context c;
+    c.device = testing::test_device();
     Arena none(0);
     c.arena = &none;
-    Arena arena(plan(c, recording, work).bytes);
+    Arena arena(plan(c, recording, work).bytes, c.device);
     Tape tape;
     c.arena = &arena;
     if (recording) c.tape = &tape;
@@ -58,7 +61,7 @@ struct VisionPass {
 };
 
 LoadedVision load(const GoldenCase& g) {
-  return load_vision_model(g.model, {nn::Purpose::training, DType::f32});
+  return load_vision_model(g.model, {nn::Purpose::training, DType::f32, testing::test_device()});
 }
 
 TEST(GoldenVision, T39_LogitsLossAndEveryGradient) {
@@ -91,13 +94,15 @@ TEST(GoldenVision, TheMovingAverageIsAnotherModelAndFoldersReadBack) {
     const Tensor &images = g.data.at("images"), &labels = g.data.at("labels");
     const LoadedVision loaded = load(g);
     const LoadedVision average =
-        load_vision_model(g.model / "checkpoint.pth", {nn::Purpose::inference, DType::f32}, true);
+        load_vision_model(g.model / "checkpoint.pth",
+                          {nn::Purpose::inference, DType::f32, testing::test_device()}, true);
     const Values logits = VisionPass(*loaded.model, images, labels, false).logits;
     EXPECT_NE(VisionPass(*average.model, images, labels, false).logits, logits);
     const testing::TempDir dir;
     save_vision_model(*loaded.model, dir.path(), DType::f32);
     EXPECT_TRUE(is_vision_model(dir.path()));
-    const LoadedVision back = load_vision_model(dir.path(), {});
+    const LoadedVision back = load_vision_model(
+        dir.path(), {nn::Purpose::inference, std::nullopt, testing::test_device()});
     EXPECT_EQ(VisionPass(*back.model, images, labels, false).logits, logits);
   }
 }
@@ -116,11 +121,13 @@ TEST(GoldenVision, TenTrainingSteps) {
       return 4 * rule.at("tolerance").at(key).get<double>();
     };
     for (nn::Param& p : model.params())
-      for (const Tensor& moment : {p.m, p.v}) std::fill_n(moment.as<float>(), moment.numel(), 0.0f);
-    std::vector<float> scalars(ops::kStepScalars);
-    const Tensor scalar_tensor(scalars.data(), DType::f32, {ops::kStepScalars});
+      for (const Tensor& moment : {p.m, p.v}) zero_bytes(moment);
+    std::vector<float> start(ops::kStepScalars);
+    const Tensor scalar_tensor =
+        testing::on_test_device(Tensor(start.data(), DType::f32, {ops::kStepScalars}));
     Context c;
-    Arena arena(size_t{1} << 24);
+    c.device = testing::test_device();
+    Arena arena(size_t{1} << 24, c.device);
     c.arena = &arena;
     for (int64_t s = 0; s < steps; ++s) {
       const VisionPass pass(model, g.data.at("train.images").slice(0, s * B, (s + 1) * B),
@@ -140,11 +147,13 @@ TEST(GoldenVision, TenTrainingSteps) {
       }
       arena.reset();
       ops::clip_grad_norm(c, grads, 1.0f, scalar_tensor);
+      Values scalars = testing::to_double(scalar_tensor);
       const double norm = scalars[ops::kGradNorm];
       const auto step = static_cast<double>(s + 1);
-      scalars[ops::kLearningRate] = rule.at("lr").get<float>();
-      scalars[ops::kBias1] = static_cast<float>(1 - std::pow(beta1, step));
-      scalars[ops::kBias2] = static_cast<float>(1 - std::pow(beta2, step));
+      scalars[ops::kLearningRate] = rule.at("lr").get<double>();
+      scalars[ops::kBias1] = 1 - std::pow(beta1, step);
+      scalars[ops::kBias2] = 1 - std::pow(beta2, step);
+      testing::set_values(scalar_tensor, scalars);
       ops::adamw(
           c, tensors,
           {static_cast<float>(beta1), static_cast<float>(beta2), rule.at("eps").get<float>()},

@@ -29,7 +29,7 @@ CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tenso
 
 // The same of logits (..., V) float32 that exist already, for heads with a bias and few rows: dlogits is
 // computed at once. With smoothing s the target's class has the probability 1 - s + s/V and the others s/V
-// (Szegedy et al. 2016, section 7). CPU.
+// (Szegedy et al. 2016, section 7).
 CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor& targets,
                                  float scale, float smoothing = 0);
 

@@ -68,6 +68,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// A block a row.
+__global__ void smooth_kernel(const float* logits, int64_t n, const int32_t* targets, float scale,
+                              float s, float* drows, float* nll) {
+  const float* const row = logits + blockIdx.x * n;
+  const int32_t target = targets[blockIdx.x];
+  if (target < 0 || target >= n) return;
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += static_cast<double>(row[i]);
+  const double mean = block_sum(sum) / static_cast<double>(n);
+  if (threadIdx.x == 0)
+    nll[blockIdx.x] += s * static_cast<float>(static_cast<double>(row[target]) - mean);
+  for (int64_t i = threadIdx.x; i < n && drows; i += kThreads)
+    drows[blockIdx.x * n + i] += scale * s * ((i == target) - 1 / static_cast<float>(n));
+}
+
 __global__ void loss_kernel(const float* nll, int64_t n, float scale, float* loss) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += static_cast<double>(nll[i]);
@@ -87,6 +102,14 @@ void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* t
     rows_kernel<1><<<blocks, kThreads, 0, s>>>(logits, V, targets, scale, grad, nll);
   }
   check_launch("cross_entropy");
+}
+
+void cross_entropy_smooth(const float* logits, int64_t rows, int64_t V, const int32_t* targets,
+                          float scale, float s, float* drows, float* nll, void* stream) {
+  if (rows == 0) return;
+  smooth_kernel<<<static_cast<unsigned>(rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      logits, V, targets, scale, s, drows, nll);
+  check_launch("cross_entropy smooth");
 }
 
 void cross_entropy_loss(const float* nll, int64_t n, float scale, float* loss, void* stream) {

@@ -9,6 +9,11 @@ namespace krait::cuda {
 void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* targets, float scale,
                         ops::LogitsGrad grad, float* nll, void* stream);
 
+// What smoothing s adds: s (logits[target] - mean of the row) to nll, and the gradient of that to drows (rows, V),
+// unless null. Rows of other targets stay.
+void cross_entropy_smooth(const float* logits, int64_t rows, int64_t V, const int32_t* targets,
+                          float scale, float s, float* drows, float* nll, void* stream);
+
 // loss = scale · Σ nll, summed in float64 in a fixed order.
 void cross_entropy_loss(const float* nll, int64_t n, float scale, float* loss, void* stream);
 

@@ -6,6 +6,7 @@
 #include "krait/ops/cross_entropy/cross_entropy.h"
 #include "krait/ops/cross_entropy/cuda.h"
 #include "krait/ops/cross_entropy/kernels.h"
+#include "krait/tensor/cuda/rows.h"
 #include "krait/tensor/memory.h"
 #include "krait/tensor/products.h"
 
@@ -144,11 +145,39 @@ static float smooth(const float* logits, float* drow, int64_t V, int32_t target,
   return s * static_cast<float>(static_cast<double>(logits[target]) - mean);
 }
 
+// The same of all rows that count.
+static void smooth(Context& c, const Tensor& logits, const Tensor& drows, const Tensor& targets,
+                   float scale, float s, const Tensor& nll) {
+  const int64_t V = logits.size(-1), M = logits.numel() / V;
+  float* const d = drows ? drows.as<float>() : nullptr;
+  if (c.device.type == Device::cuda) {
+    KRAIT_WITH_CUDA(cuda::cross_entropy_smooth(logits.as<float>(), M, V, targets.as<int32_t>(),
+                                               scale, s, d, nll.as<float>(), c.stream));
+    return;
+  }
+  for (int64_t i = 0; i < M; ++i)
+    if (const int32_t target = targets.as<int32_t>()[i]; target >= 0)
+      nll.as<float>()[i] +=
+          smooth(logits.as<float>() + i * V, d ? d + i * V : nullptr, V, target, scale, s);
+}
+
+static void add_to(Context& c, const Tensor& rows, const GradTarget& d) {
+  const int64_t n = rows.numel();
+  if (c.device.type == Device::cuda) {
+    const cuda::RowsToConvert all{rows.data, false, n, d.grad.data, false, n, 1, n, d.add};
+    KRAIT_WITH_CUDA(cuda::convert_rows(all, c.stream));
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    float& to = d.grad.as<float>()[i];
+    to = d.add ? to + rows.as<float>()[i] : rows.as<float>()[i];
+  }
+}
+
 CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor& targets,
                                  float scale, float smoothing) {
   require(smoothing >= 0 && smoothing < 1,
           "[cross_entropy] smoothing: expected at least 0 and below 1, got {}", smoothing);
-  require(c.device.type == Device::cpu, "[cross_entropy] of logits runs on the CPU only");
   require(logits.dtype == DType::f32 && logits.contiguous() && logits.rank() >= 2 &&
               logits.size(-1) > 0,
           "[cross_entropy] logits: expected contiguous float32 (..., V), got {} {}",
@@ -166,19 +195,12 @@ CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor&
   Scratch scratch(c);
   const Tensor rows = c.scratch({M, V}, DType::f32);
   if (c.planning()) return result;
-  check_targets(targets.as<int32_t>(), M, V);
+  if (c.device.type == Device::cpu) check_targets(targets.as<int32_t>(), M, V);
   copy(c, logits.detach().reshape({M, V}), rows);
   run_rows(c, rows, targets, 0, scale, d.grad ? LogitsGrad::f32 : LogitsGrad::none, result.nll);
-  for (int64_t i = 0; i < M && smoothing > 0; ++i)
-    if (const int32_t target = targets.as<int32_t>()[i]; target >= 0)
-      result.nll.as<float>()[i] +=
-          smooth(logits.as<float>() + i * V, d.grad ? rows.as<float>() + i * V : nullptr, V, target,
-                 scale, smoothing);
-  const float* const from = rows.as<float>();
-  for (int64_t i = 0; i < M * V && d.grad; ++i) {
-    float& to = d.grad.as<float>()[i];
-    to = d.add ? to + from[i] : from[i];
-  }
+  if (smoothing > 0)
+    smooth(c, logits, d.grad ? rows : Tensor(), targets, scale, smoothing, result.nll);
+  if (d.grad) add_to(c, rows, d);
   sum_loss(c, result, scale);
   return result;
 }

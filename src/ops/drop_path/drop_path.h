@@ -5,7 +5,7 @@
 //   (Tape::watch_sum): the stream must not be used again.
 //
 // Row b of a call is kept where Philox(seed, stream).uniform(b) >= p: nothing is saved, backward draws the same
-// numbers again. Each call advances Context::rng.stream. CPU.
+// numbers again. Each call advances Context::rng.stream.
 #pragma once
 #include "krait/tensor/context.h"
 

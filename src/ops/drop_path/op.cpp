@@ -1,7 +1,9 @@
 // Bound by memory, so plain loops do.
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
+#include "krait/ops/drop_path/cuda.h"
 #include "krait/ops/drop_path/drop_path.h"
+#include "krait/tensor/device.h"
 
 namespace krait::ops {
 namespace {
@@ -14,6 +16,7 @@ struct Rows {
     if (p == 0) return 1;
     return rng.uniform(static_cast<uint64_t>(b)) >= p ? 1 / (1 - p) : 0.0f;
   }
+  cuda::DropPathRows on_gpu(int64_t B, int64_t n) const { return {rng.seed, rng.stream, p, B, n}; }
 };
 
 template <class T>
@@ -38,7 +41,6 @@ void run_backward(const Rows& rows, const float* dy, T* dx, bool add, int64_t B,
 }  // namespace
 
 Tensor drop_path_add(Context& c, const Tensor& x, const Tensor& stream, float p) {
-  require(c.device.type == Device::cpu, "[drop_path_add] runs on the CPU only");
   require((x.dtype == DType::f32 || x.dtype == DType::bf16) && x.contiguous() && x.rank() >= 1,
           "[drop_path_add] x: expected contiguous float32 or bfloat16 (B, ...), got {} {}",
           name_of(x.dtype), x.shape);
@@ -56,7 +58,11 @@ Tensor drop_path_add(Context& c, const Tensor& x, const Tensor& stream, float p)
   const bool bf = x.dtype == DType::bf16;
   c.cost("drop_path_add", static_cast<double>(x.bytes() + 2 * y.bytes()),
          2.0 * static_cast<double>(y.numel()));
-  if (!c.planning())
+  const bool gpu = c.device.type == Device::cuda;
+  if (gpu && !c.planning())
+    KRAIT_WITH_CUDA(cuda::drop_path_forward(rows.on_gpu(B, n), x.data, bf, stream.as<float>(),
+                                            y.as<float>(), c.stream));
+  if (!gpu && !c.planning())
     bf ? run_forward(rows, x.as<bf16>(), stream.as<float>(), y.as<float>(), B, n)
        : run_forward(rows, x.as<float>(), stream.as<float>(), y.as<float>(), B, n);
   if (c.tape && needs_grad({x, stream})) {
@@ -70,6 +76,11 @@ Tensor drop_path_add(Context& c, const Tensor& x, const Tensor& stream, float p)
       back.cost("drop_path_add.backward", static_cast<double>(y.bytes() + x.bytes()),
                 static_cast<double>(y.numel()));
       if (back.planning()) return;
+      if (gpu) {
+        KRAIT_WITH_CUDA(cuda::drop_path_backward(rows.on_gpu(B, n), dy.as<float>(), dx.grad.data,
+                                                 bf, dx.add, back.stream));
+        return;
+      }
       bf ? run_backward(rows, dy.as<float>(), dx.grad.as<bf16>(), dx.add, B, n)
          : run_backward(rows, dy.as<float>(), dx.grad.as<float>(), dx.add, B, n);
     });

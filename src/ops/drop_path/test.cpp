@@ -28,7 +28,6 @@ Drawn run(float p, bool training, DType dtype) {
 }
 
 TEST(DropPathAdd, KeepsOrDropsWholeRows) {
-  KRAIT_ONLY_ON_CPU("drop_path has no CUDA kernel");
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const float p = 0.3f;
     const Drawn r = run(p, true, dtype);
@@ -50,7 +49,6 @@ TEST(DropPathAdd, KeepsOrDropsWholeRows) {
 }
 
 TEST(DropPathAdd, IsASumOutsideOfTrainingAndAtZero) {
-  KRAIT_ONLY_ON_CPU("drop_path has no CUDA kernel");
   for (const bool training : {false, true}) {
     const Drawn r = run(training ? 0.0f : 0.5f, training, DType::f32);
     for (size_t i = 0; i < r.y.size(); ++i) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "krait/tensor/cuda/math.h"
+#include "krait/tensor/cuda/philox.cuh"
 
 namespace krait::cuda {
 
@@ -14,20 +15,9 @@ using bfloat16 = __nv_bfloat16;
 constexpr int kThreads = 256;
 
 __device__ void draw(const DropoutProblem& p, uint64_t counter, float (&mask)[4]) {
-  uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
-                   static_cast<uint32_t>(p.stream), static_cast<uint32_t>(p.stream >> 32)};
-  auto k0 = static_cast<uint32_t>(p.seed), k1 = static_cast<uint32_t>(p.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53u} * c[0], p1 = uint64_t{0xCD9E8D57u} * c[2];
-    c[0] = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0;
-    c[1] = static_cast<uint32_t>(p1);
-    c[2] = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1;
-    c[3] = static_cast<uint32_t>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
+  const Words words = philox(p.seed, p.stream, counter);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) mask[i] = (c[i] >> 8) >= p.threshold ? p.scale : 0.0f;
+  for (int i = 0; i < 4; ++i) mask[i] = (words.v[i] >> 8) >= p.threshold ? p.scale : 0.0f;
 }
 
 // Calls f(mask, i, tag) for each run of four elements, or for its elements one by one.

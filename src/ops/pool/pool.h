@@ -8,8 +8,8 @@
 //   token (D)     float32
 //   y             pool: (S, D), the type of x, S sequences; put_last: as x
 //
-// Sequences are those of the packing, or the rows. Sums in float32, in the order of time. Saved for backward:
-// nothing. Error for a sequence without tokens. CPU.
+// Sequences are those of the packing, or the rows. Sums in float32, in a fixed order. Saved for backward:
+// nothing. Error for a sequence without tokens; on a GPU, where the host does not know of it, pool gives NaN.
 #pragma once
 #include "krait/ops/packing.h"
 #include "krait/tensor/context.h"

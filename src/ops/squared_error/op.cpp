@@ -1,11 +1,12 @@
 // A few numbers a call, so plain loops do.
 #include "krait/autograd/tape.h"
+#include "krait/ops/squared_error/cuda.h"
 #include "krait/ops/squared_error/squared_error.h"
+#include "krait/tensor/device.h"
 
 namespace krait::ops {
 
 CrossEntropyResult squared_error(Context& c, const Tensor& y, const Tensor& targets, float scale) {
-  require(c.device.type == Device::cpu, "[squared_error] runs on the CPU only");
   require(y.dtype == DType::f32 && y.contiguous(),
           "[squared_error] y: expected contiguous float32, got {} {}", name_of(y.dtype), y.shape);
   require(targets.dtype == DType::f32 && targets.contiguous() && targets.shape == y.shape,
@@ -16,6 +17,12 @@ CrossEntropyResult squared_error(Context& c, const Tensor& y, const Tensor& targ
   const int64_t n = y.numel();
   c.cost("squared_error", 4.0 * static_cast<double>(y.bytes()), 3.0 * static_cast<double>(n));
   if (c.planning()) return result;
+  if (c.device.type == Device::cuda) {
+    KRAIT_WITH_CUDA(cuda::squared_error(y.as<float>(), targets.as<float>(), n, scale,
+                                        result.nll.as<float>(), result.loss.as<float>(),
+                                        d.grad ? d.grad.as<float>() : nullptr, d.add, c.stream));
+    return result;
+  }
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
     const float off = y.as<float>()[i] - targets.as<float>()[i];

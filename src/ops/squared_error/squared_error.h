@@ -6,7 +6,7 @@
 //   loss (1)        float32, summed in float64 in a fixed order
 //
 // The end of the graph, as cross_entropy is: a recording call computes dy = 2 scale (y - t) at once, the
-// upstream gradient is 1 by definition, and nothing is saved. `nll` of the result is e. CPU.
+// upstream gradient is 1 by definition, and nothing is saved. `nll` of the result is e.
 #pragma once
 #include "krait/ops/cross_entropy/cross_entropy.h"
 

@@ -8,7 +8,6 @@ namespace {
 using namespace krait::testing;
 
 TEST(SquaredError, LossAndGradient) {
-  KRAIT_ONLY_ON_CPU("squared_error has no CUDA kernel");
   TestContext t(true);
   const Tensor y = t.random({5, 3}, DType::f32, 1, {.scale = 3});
   const Tensor targets = t.random({5, 3}, DType::f32, 2, {.watched = false});
