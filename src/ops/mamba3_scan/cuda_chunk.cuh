@@ -185,10 +185,11 @@ __device__ inline float angle_of(int32_t turns) {
   return a < 6.2831853f ? a : 0.0f;
 }
 
-// The fraction of a turn `half` / 2; any size.
-__device__ inline int32_t turns_of_half(float half) {
-  const float turn = half * 0.5f, part = turn - rintf(turn);
-  return static_cast<int32_t>(static_cast<uint32_t>(static_cast<int64_t>(part * 0x1p32f)));
+// The fraction of a turn `half` / 2; any size. In float64, as what makes it: steps may be many turns long, and
+// an error of one turns all that come after.
+__device__ inline int32_t turns_of_half(double half) {
+  const double turn = half * 0.5, part = turn - rint(turn);
+  return static_cast<int32_t>(static_cast<uint32_t>(static_cast<int64_t>(rint(part * 0x1p32))));
 }
 
 // The quarter turn around a multiple of one: exact.
@@ -234,6 +235,7 @@ __device__ inline Pair pair_of(const Head& h, int64_t i) {
 }
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ inline float exact_sigmoid(double x) { return static_cast<float>(1 / (1 + exp(-x))); }
 __device__ inline float one_or(const float* p, int64_t i) { return p ? p[i] : 1.0f; }
 
 struct Chunk {
@@ -293,9 +295,11 @@ struct Chunk {
       const float delta = own ? value_at(h.dt, t0 + t - 1, 0) : 0.0f,
                   trap = own ? value_at(h.trap, t0 + t - 1, 0) : 0.0f;
       dt[t] = delta;
-      alpha[t] = own ? expf(value_at(h.adt, t0 + t - 1, 0)) : 1.0f;
-      lambda[t] = sigmoid(trap);
-      mu[t] = sigmoid(-trap);
+      // A few numbers a chunk, on which all of it depends.
+      alpha[t] =
+          own ? static_cast<float>(exp(static_cast<double>(value_at(h.adt, t0 + t - 1, 0)))) : 1.0f;
+      lambda[t] = exact_sigmoid(static_cast<double>(trap));
+      mu[t] = exact_sigmoid(-static_cast<double>(trap));
       gamma[t] = lambda[t] * delta;
       next[t] = mu[t] * delta;
     });
@@ -315,9 +319,9 @@ struct Chunk {
     });
     each(tokens * T, [&](int64_t at) {
       const int64_t t = at / T + 1, i = at % T;
-      const float a = tanhf(value_at(h.angle, t0 + t - 1, i));
-      tanh[t * n.T + i] = a;
-      turns[t * n.T + i] = turns_of_half(a * dt[t]);
+      const double a = ::tanh(static_cast<double>(value_at(h.angle, t0 + t - 1, i)));
+      tanh[t * n.T + i] = static_cast<float>(a);
+      turns[t * n.T + i] = turns_of_half(a * static_cast<double>(dt[t]));
     });
     __syncthreads();
     each(T, [&](int64_t i) {

@@ -1,4 +1,5 @@
-// A thread a head: it walks a piece of the rows, so that ddt_bias leaves it as one partial sum.
+// A thread a head: it walks a piece of the rows, so that ddt_bias leaves it as one partial sum. Step sizes are
+// made in float64 and rounded once: few numbers, and an error of one turns all keys and queries that come after.
 #include "krait/ops/mamba3_steps/cuda.h"
 
 #include <cmath>
@@ -11,12 +12,12 @@ namespace {
 
 constexpr int kThreads = 64;
 
-__device__ float softplus(float x) { return x > 20 ? x : log1pf(expf(x)); }
+__device__ double softplus(double x) { return x > 20 ? x : log1p(exp(x)); }
 __device__ float softplus_slope(float x) { return x > 20 ? 1.0f : 1.0f / (1.0f + expf(-x)); }
 
-__device__ float decay_rate(const StepsCall& c, float x) {
-  const float f = !c.heavy_tailed ? softplus(x) : x >= 0 ? 1.0f + x : 1.0f / (1.0f - x);
-  return f > c.floor ? -f : -c.floor;
+__device__ double decay_rate(const StepsCall& c, double x) {
+  const double f = !c.heavy_tailed ? softplus(x) : x >= 0 ? 1 + x : 1 / (1 - x);
+  return f > c.floor ? -f : -static_cast<double>(c.floor);
 }
 
 // dA / d raw_A
@@ -36,9 +37,10 @@ __global__ void forward_kernel(const StepsCall c) {
   const int64_t h = int64_t{blockIdx.y} * kThreads + threadIdx.x, from = blockIdx.x * kStepsRows;
   if (h >= c.H) return;
   for (int64_t t = from; t < c.rows && t < from + kStepsRows; ++t) {
-    const float dt = softplus(at(c.raw_dt, t, h) + c.dt_bias[h]);
-    at(c.dt, t, h) = dt;
-    at(c.adt, t, h) = decay_rate(c, at(c.raw_A, t, h)) * dt;
+    const double dt =
+        softplus(static_cast<double>(at(c.raw_dt, t, h)) + static_cast<double>(c.dt_bias[h]));
+    at(c.dt, t, h) = static_cast<float>(dt);
+    at(c.adt, t, h) = static_cast<float>(decay_rate(c, at(c.raw_A, t, h)) * dt);
   }
 }
 
@@ -49,7 +51,7 @@ __global__ void backward_kernel(const StepsBackward b) {
   float sum = 0;
   for (int64_t t = from; t < c.rows && t < from + kStepsRows; ++t) {
     const float x = at(c.raw_dt, t, h) + c.dt_bias[h], raw_A = at(c.raw_A, t, h);
-    const float A = decay_rate(c, raw_A);
+    const auto A = static_cast<float>(decay_rate(c, raw_A));
     const float of_adt = b.dadt.data ? at(b.dadt, t, h) : 0.0f;
     const float of_dt = (b.ddt.data ? at(b.ddt, t, h) : 0.0f) + of_adt * A;
     const float of_raw = of_dt * softplus_slope(x);
