@@ -1,16 +1,15 @@
-// krait bench: ops, training, prompts and decoding on this machine, against the peaks measured on it.
+// krait bench: ops, training, prompts and generation on this machine, against the peaks measured on it.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <map>
 
 #include "krait/autograd/plan.h"
 #include "krait/base/rng.h"
+#include "krait/cli/bench_op_cases.h"
 #include "krait/cli/bench_tools.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
 #include "krait/infer/memory.h"
 #include "krait/infer/session.h"
-#include "krait/models/mamba1.h"
 #include "krait/ops/sampler/sampler.h"
 #include "krait/train/pass.h"
 #include "krait/train/trainer.h"
@@ -20,8 +19,9 @@ namespace krait::cli {
 namespace {
 
 struct Args {
-  std::string what, op, model, preset = "mamba-130m";
-  int64_t batch = 1, length = 512, repeat = 5;
+  std::string what, op, model, preset = "mamba-130m", recompute = "none";
+  std::vector<int64_t> lengths = {512}, contexts = {0};
+  int64_t batch = 1, new_tokens = 128, repeat = 5;
 };
 
 // A published model, or one of a preset's sizes with random weights.
@@ -55,22 +55,6 @@ std::vector<int32_t> random_ids(int64_t n, int64_t vocab) {
   return ids;
 }
 
-Session make_session(const LoadedModel& m, int64_t batch) {
-  SessionOptions o;
-  o.batch = batch;
-  o.activation = m.dtype;
-  return Session(*m.model, o);
-}
-
-Cost sum(const std::map<std::string, Cost>& costs) {
-  Cost total;
-  for (const auto& [op, cost] : costs) {
-    total.bytes += cost.bytes;
-    total.flops += cost.flops;
-  }
-  return total;
-}
-
 // What the ops say that `run` costs.
 Cost cost_of(Context& c, const std::function<void()>& run) {
   std::map<std::string, Cost> costs;
@@ -91,97 +75,170 @@ Cost training_cost(const models::LanguageModel& model, const TrainOptions& o) {
              }).costs);
 }
 
-void bench_session(const Args& a, const Common& common) {
-  const LoadedModel m = make_model(a, nn::Purpose::inference, common);
-  Session session = make_session(m, a.batch);
-  const int64_t vocab = m.model->config().vocab_size;
-  const bool decode = a.what == "decode";
-  constexpr int64_t kSteps = 16;  // a run of decoding
+// A session of random tokens, always the most probable next ones.
+class Reader {
+ public:
+  Reader(const LoadedModel& m, int64_t batch, int64_t context)
+      : model_(m),
+        options_(options(m, batch, context)),
+        session_(*m.model, options_),
+        next_(static_cast<size_t>(batch), 0),
+        rows_(next_.size()) {
+    greedy_.temperature = 0;
+  }
 
-  const std::vector<int32_t> ids = random_ids(a.length, vocab);
-  const std::vector<std::span<const int32_t>> prompts(static_cast<size_t>(a.batch), ids);
-  const std::vector<ops::SampleRow> rows(static_cast<size_t>(a.batch));
-  std::vector<int32_t> next(static_cast<size_t>(a.batch), 0);
-  ops::SamplerOptions greedy;
-  greedy.temperature = 0;
-  const auto step = [&] {
-    session.step(next);
-    const auto sampled = ops::sample(session.context(), session.logits(), vocab, greedy, rows);
-    for (size_t b = 0; b < next.size(); ++b) next[b] = sampled[b].token;
-  };
-  const std::function<void()> run = decode ? std::function<void()>([&] {
-    for (int64_t i = 0; i < kSteps; ++i) step();
-  })
-                                           : std::function<void()>([&] { session.read(prompts); });
+  void read(std::span<const int32_t> prompt) {
+    session_.read(std::vector<std::span<const int32_t>>(next_.size(), prompt));
+  }
+  void step() {
+    session_.step(next_);
+    const auto sampled = ops::sample(session_.context(), session_.logits(),
+                                     model_.model->config().vocab_size, greedy_, rows_);
+    for (size_t b = 0; b < next_.size(); ++b) next_[b] = sampled[b].token;
+  }
+  // Every sequence has read `tokens`: a state with that count of random keys and values, not the reading itself.
+  void pretend_read(int64_t tokens) {
+    Snapshot s;
+    s.tokens = tokens;
+    s.state = model_.model->make_state(1, tokens, model_.dtype);
+    for (size_t p = 0; p < s.state.parts().size(); ++p) {
+      const bool count = s.state.parts()[p].name.ends_with("length");
+      fill_random(s.state.tensor(p), p, count ? 0 : 1, count ? static_cast<double>(tokens) : 0);
+    }
+    for (int64_t row = 0; row < session_.batch(); ++row) session_.restore(row, s);
+  }
+  void restart() { session_.restart(session_.batch()); }
+
+  Context& context() { return session_.context(); }
+  size_t bytes() const { return plan_session(*model_.model, options_).total(); }
+
+ private:
+  static SessionOptions options(const LoadedModel& m, int64_t batch, int64_t context) {
+    SessionOptions o;
+    o.batch = batch;
+    o.activation = m.dtype;
+    o.context = context;
+    return o;
+  }
+
+  const LoadedModel& model_;
+  SessionOptions options_;
+  Session session_;
+  std::vector<int32_t> next_;
+  std::vector<ops::SampleRow> rows_;
+  ops::SamplerOptions greedy_;
+};
+
+void bench_reader(const Args& a, const LoadedModel& m, Reader& reader, OrderedJson about,
+                  int64_t tokens, const std::function<void()>& run, const Common& common) {
   BenchResult r;
   r.about = {{"bench", a.what}, {"model", name_of_model(a)}, {"batch", a.batch}};
-  if (!decode) r.about["length"] = a.length;
-  r.cost = cost_of(session.context(), run);
+  r.about.update(about);
+  r.cost = cost_of(reader.context(), run);
+  if (a.what != "prefill") run();  // a step that is not counted is recorded and replayed
   r.seconds = time_runs(a.repeat, run);
-  r.tokens = static_cast<double>(a.batch * (decode ? kSteps : a.length));
+  r.tokens = static_cast<double>(a.batch * tokens);
+  r.memory = reader.bytes();
   r.dtype = m.dtype;
   r.device = m.model->params().device();
   print_bench(r, common);
 }
 
+void bench_prefill(const Args& a, const LoadedModel& m, const Common& common) {
+  for (const int64_t L : a.lengths) {
+    Reader reader(m, a.batch, L);
+    const std::vector<int32_t> ids = random_ids(L, m.model->config().vocab_size);
+    const auto run = [&] {
+      reader.restart();
+      reader.read(ids);
+    };
+    bench_reader(a, m, reader, {{"length", L}}, L, run, common);
+  }
+}
+
+void bench_decode(const Args& a, const LoadedModel& m, const Common& common) {
+  constexpr int64_t kSteps = 16;  // a run
+  for (const int64_t context : a.contexts) {
+    Reader reader(m, a.batch, context + kSteps * (a.repeat + 2));
+    if (context > 0) reader.pretend_read(context);
+    const auto run = [&] {
+      for (int64_t i = 0; i < kSteps; ++i) reader.step();
+    };
+    bench_reader(a, m, reader, {{"context", context}}, kSteps, run, common);
+  }
+}
+
+// Prompts and what comes after them; tokens/s counts the new tokens alone, over all of the time.
+void bench_generate(const Args& a, const LoadedModel& m, const Common& common) {
+  for (const int64_t L : a.lengths) {
+    Reader reader(m, a.batch, L + a.new_tokens);
+    const std::vector<int32_t> ids = random_ids(L, m.model->config().vocab_size);
+    const auto run = [&] {
+      reader.restart();
+      reader.read(ids);
+      for (int64_t i = 0; i < a.new_tokens; ++i) reader.step();
+    };
+    bench_reader(a, m, reader, {{"length", L}, {"new", a.new_tokens}}, a.new_tokens, run, common);
+  }
+}
+
 void bench_train(const Args& a, const Common& common) {
   TrainOptions o;
   o.batch_size = a.batch;
-  o.seq_len = a.length;
   o.dtype = common.chosen_dtype().value_or(DType::f32);
+  o.recompute = a.recompute == "layer";
   o.seed = common.seed;
   o.device = common.resolved_device();
   models::LanguageModel planned(a.model.empty() ? models::preset(a.preset) : [&] {
     Layout layout;
     return read_config(a.model, layout);
   }());
-  require_memory(plan_training(planned, o), o);
-  const LoadedModel m = make_model(a, nn::Purpose::training, common);
-  TokenStream data(m.model->config().vocab_size);
-  data.append(random_ids(a.batch * a.length * (a.repeat + 2) + 1, data.vocab_size()), "bench");
-  Trainer trainer(*m.model, data, o);
-  BenchResult r;
-  r.about = {
-      {"bench", "train"}, {"model", name_of_model(a)}, {"batch", a.batch}, {"length", a.length}};
-  r.cost = training_cost(planned, o);
-  r.seconds = time_runs(a.repeat, [&] { trainer.step(); });
-  r.tokens = static_cast<double>(a.batch * a.length);
-  r.dtype = o.dtype;
-  r.device = o.device;
-  print_bench(r, common);
+  LoadedModel m;
+  for (const int64_t L : a.lengths) {
+    o.seq_len = L;
+    TrainingMemory memory = plan_training(planned, o);
+    BenchResult r;
+    r.memory = memory.total();
+    if (m.model) memory.parameters = 0;  // they are there
+    require_memory(memory, o);
+    if (!m.model) m = make_model(a, nn::Purpose::training, common);
+    TokenStream data(m.model->config().vocab_size);
+    data.append(random_ids(a.batch * L * (a.repeat + 2) + 1, data.vocab_size()), "bench");
+    Trainer trainer(*m.model, data, o);
+    r.about = {{"bench", "train"},
+               {"model", name_of_model(a)},
+               {"batch", a.batch},
+               {"length", L},
+               {"recompute", a.recompute}};
+    r.cost = training_cost(planned, o);
+    trainer.step();
+    r.seconds = time_runs(a.repeat, [&] { trainer.step(); });
+    r.tokens = static_cast<double>(a.batch * L);
+    r.dtype = o.dtype;
+    r.device = o.device;
+    print_bench(r, common);
+  }
 }
 
 void bench_ops(const Args& a, const Common& common) {
-  const models::Config c = models::preset(a.preset);
   OpSizes s;
   s.B = a.batch;
-  s.L = a.length;
-  s.D = c.d_model;
-  const nn::Mamba1Config& m = models::mamba1_of(c);
-  s.E = m.d_inner;
-  s.N = m.d_state;
-  s.W = m.d_conv;
-  s.R = m.dt_rank;
-  s.V = c.padded_vocab();
+  s.model = models::preset(a.preset);
   s.dtype = common.chosen_dtype().value_or(DType::f32);
-  const size_t inputs =
-      static_cast<size_t>(s.B) * static_cast<size_t>(s.L) * static_cast<size_t>(s.E) * 4;
-  require_memory(8 * inputs, fmt::format("batch {} of length {}", s.B, s.L));
-  const auto& names = bench_op_names();
-  if (!a.op.empty() && std::find(names.begin(), names.end(), a.op) == names.end())
-    throw Usage(
-        fmt::format("bench op: no op is named \"{}\"; known: {}", a.op, fmt::join(names, ", ")));
-  for (const std::string& name : names)
-    if (a.op.empty() || a.op == name) bench_op(name, s, a.repeat, common);
+  s.device = common.resolved_device();
+  for (const int64_t L : a.lengths) {
+    s.L = L;
+    bench_op(a.op, s, a.repeat, common);
+  }
 }
 
 }  // namespace
 
 Work add_bench(CLI::App& app) {
   const auto a = std::make_shared<Args>();
-  app.add_option("WHAT", a->what, "op, train, prefill or decode")
+  app.add_option("WHAT", a->what, "op, train, prefill, decode or generate")
       ->required()
-      ->check(CLI::IsMember({"op", "train", "prefill", "decode"}));
+      ->check(CLI::IsMember({"op", "train", "prefill", "decode", "generate"}));
   app.add_option(
       "NAME", a->op,
       fmt::format("with op, one of: {}; default: all", fmt::join(bench_op_names(), ", ")));
@@ -189,16 +246,33 @@ Work add_bench(CLI::App& app) {
   app.add_option("--model", a->model, "a model's folder instead");
   const CLI::Range positive(int64_t{1}, int64_t{1} << 30);
   app.add_option("--batch", a->batch, "sequences at once; default 1")->check(positive);
-  app.add_option("--length", a->length, "tokens of each; default 512")->check(positive);
+  const auto list = [&](const char* name, std::vector<int64_t>& to, const char* help) {
+    app.add_option(name, to, help)->delimiter(',')->allow_extra_args(false);
+  };
+  list("--length", a->lengths, "tokens of each, or several such numbers: 512,2048; default 512");
+  list("--context", a->contexts, "decode: tokens that each has read before; default 0");
+  app.add_option("--new", a->new_tokens, "generate: new tokens of each; default 128")
+      ->check(positive);
+  app.add_option("--recompute", a->recompute, "train: none or layer; default none")
+      ->check(CLI::IsMember({"none", "layer"}));
   app.add_option("--repeat", a->repeat, "runs that are timed; default 5")->check(positive);
   return [a](const Common& common) {
     if (!a->op.empty() && a->what != "op") throw Usage("NAME goes with `bench op` only");
+    for (const int64_t n : a->lengths)
+      if (n < 1) throw Usage(fmt::format("--length: expected numbers from 1 on, got {}", n));
+    for (const int64_t n : a->contexts)
+      if (n < 0) throw Usage(fmt::format("--context: expected numbers from 0 on, got {}", n));
+    peaks_of(common.resolved_device());  // while there is memory for it
     if (a->what == "op") {
       bench_ops(*a, common);
     } else if (a->what == "train") {
       bench_train(*a, common);
     } else {
-      bench_session(*a, common);
+      const LoadedModel m = make_model(*a, nn::Purpose::inference, common);
+      const auto bench = a->what == "prefill"  ? bench_prefill
+                         : a->what == "decode" ? bench_decode
+                                               : bench_generate;
+      bench(*a, m, common);
     }
     return kDone;
   };

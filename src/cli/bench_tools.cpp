@@ -4,13 +4,16 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <map>
+#include <limits>
 
 #include "krait/base/rng.h"
 #include "krait/base/threads.h"
+#include "krait/infer/memory.h"
 #include "krait/tensor/arena.h"
 #include "krait/tensor/cpu/matmul.h"
+#include "krait/tensor/graph.h"
 #include "krait/tensor/products.h"
+#include "krait/tensor/stopwatch.h"
 
 namespace krait::cli {
 
@@ -33,7 +36,7 @@ double read_peak() {
   parallel_ranges(kWords, kPiece,
                   [&](int64_t begin, int64_t end) { std::fill(words + begin, words + end, 1); });
   std::atomic<uint64_t> total = 0;
-  const std::vector<double> seconds = time_runs(5, [&] {
+  const std::vector<double> seconds = time_runs(6, [&] {
     parallel_ranges(kWords, kPiece, [&](int64_t begin, int64_t end) {
       std::array<uint64_t, 8> sums = {};
       for (int64_t i = begin; i < end; i += 8)
@@ -54,42 +57,45 @@ double matmul_peak(DType dtype) {
     return cpu::matrix(m);
   };
   const cpu::Matrix a = take(dtype), b = take(dtype), c = take(DType::f32);
-  const std::vector<double> seconds = time_runs(5, [&] { cpu::matmul(a, b, c); });
+  const std::vector<double> seconds = time_runs(6, [&] { cpu::matmul(a, b, c); });
   return 2.0 * kSize * kSize * kSize / best(seconds);
 }
 
+// The fastest of some runs of `work`, several queued at once.
+double best_on_gpu(Device device, const std::function<void()>& work) {
+  constexpr int kRuns = 10;
+  Stopwatch watch(device);
+  work();
+  double seconds = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < 5; ++i) {
+    watch.start();
+    for (int k = 0; k < kRuns; ++k) work();
+    seconds = std::min(seconds, watch.stop() / kRuns);
+  }
+  return seconds;
+}
+
 double copy_peak(Device device) {
-  constexpr int64_t kBytes = int64_t{2} << 30;
+  constexpr int64_t kBytes = int64_t{1} << 30;
   const DeviceMemory from(device, kBytes), to(device, kBytes);
   const Tensor a(from.data(), DType::u8, {kBytes}, device),
       b(to.data(), DType::u8, {kBytes}, device);
-  const std::vector<double> seconds = time_runs(5, [&] {
-    copy_bytes(a, b);
-    synchronize(device, nullptr);
-  });
-  return 2.0 * kBytes / best(seconds);
+  return 2.0 * kBytes / best_on_gpu(device, [&] { copy_bytes(a, b); });
 }
 
 double matmul_peak_on_gpu(Device device, DType dtype) {
   constexpr int64_t kSize = 8192;
   Arena arena(size_t{1} << 30, device);
   Context c{.device = device, .arena = &arena};
-  const auto take = [&](DType t) {
-    const Tensor m = c.alloc({kSize, kSize}, t);
-    std::vector<float> values(static_cast<size_t>(m.numel()));
-    for (size_t i = 0; i < values.size();
-         ++i)  // zeros and few values would run faster than real data
-      values[i] = Philox{1, 1}.words(i / 4)[i % 4] * 0x1p-31f - 1;
-    store(Tensor(values.data(), DType::f32, m.shape), m);
+  const auto take = [&](uint64_t stream) {
+    const Tensor m = c.alloc({kSize, kSize}, dtype);
+    fill_random(m, stream);  // zeros and few values would run faster than real data
     return m;
   };
-  const Tensor a = take(dtype), b = take(dtype), y = c.alloc({kSize, kSize}, dtype);
+  const Tensor a = take(1), b = take(2), y = c.alloc({kSize, kSize}, dtype);
   Scratch scratch(c);
-  const std::vector<double> seconds = time_runs(5, [&] {
-    multiply(c, matrix(a), matrix(b), y);
-    synchronize(device, nullptr);
-  });
-  return 2.0 * kSize * kSize * kSize / best(seconds);
+  return 2.0 * kSize * kSize * kSize /
+         best_on_gpu(device, [&] { multiply(c, matrix(a), matrix(b), y); });
 }
 
 }  // namespace
@@ -107,7 +113,6 @@ const Peaks& peaks_of(Device device) {
 
 std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run) {
   using Clock = std::chrono::steady_clock;
-  run();
   std::vector<double> seconds;
   for (int64_t i = 0; i < repeat; ++i) {
     check_interrupt();
@@ -116,6 +121,69 @@ std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run) 
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
   }
   return seconds;
+}
+
+std::vector<double> time_on_device(const Context& c, int64_t repeat,
+                                   const std::function<void()>& prepare,
+                                   const std::function<void()>& work) {
+  Stopwatch watch(c.device, c.stream);
+  const auto once = [&] {
+    check_interrupt();
+    prepare();
+    watch.start();
+    work();
+    return watch.stop();
+  };
+  const double first = once();
+  std::vector<double> seconds;
+  if (c.device.type == Device::cpu) {
+    for (int64_t i = 0; i < repeat; ++i) seconds.push_back(once());
+    return seconds;
+  }
+  prepare();
+  synchronize(c.device, c.stream);
+  const Graph graph(c.device, c.stream, work);
+  // The clock ticks in half microseconds: several replays at once where one is short.
+  const int replays = std::clamp(static_cast<int>(2e-3 / first), 1, 100);
+  for (int64_t i = 0; i <= repeat; ++i) {
+    check_interrupt();
+    watch.start();
+    for (int k = 0; k < replays; ++k) graph.replay(c.stream);
+    seconds.push_back(watch.stop() / replays);
+  }
+  seconds.erase(seconds.begin());
+  return seconds;
+}
+
+void fill_random(const Tensor& t, uint64_t stream, double scale, double mean, int64_t ids) {
+  constexpr int64_t kDrawn = (int64_t{1} << 20) - 3;  // no size of a model divides it
+  const Philox rng{1, stream};
+  const int64_t n = std::min(t.numel(), kDrawn);
+  const Tensor flat = t.reshape({t.numel()});
+  if (t.dtype == DType::i32) {
+    std::vector<int32_t> drawn(static_cast<size_t>(n));
+    for (size_t i = 0; i < drawn.size(); ++i)
+      drawn[i] = static_cast<int32_t>(rng.words(i)[0] % static_cast<uint64_t>(ids));
+    store(Tensor(drawn.data(), DType::i32, {n}), flat.slice(0, 0, n));
+  } else {
+    std::vector<float> drawn(static_cast<size_t>(n));
+    for (size_t i = 0; i < drawn.size(); ++i)
+      drawn[i] = static_cast<float>(mean + scale * (2 * rng.uniform(i) - 1));
+    store(Tensor(drawn.data(), DType::f32, {n}), flat.slice(0, 0, n));
+  }
+  for (int64_t at = n; at < t.numel(); at *= 2) {
+    const int64_t more = std::min(at, t.numel() - at);
+    copy_bytes(flat.slice(0, 0, more), flat.slice(0, at, at + more));
+  }
+}
+
+Cost sum(const std::map<std::string, Cost>& costs) {
+  Cost total;
+  for (const auto& [op, cost] : costs) {
+    total.bytes += cost.bytes;
+    total.flops += cost.flops;
+  }
+  return total;
 }
 
 void print_bench(const BenchResult& r, const Common& common) {
@@ -132,6 +200,7 @@ void print_bench(const BenchResult& r, const Common& common) {
   j["min_s"] = best(r.seconds);
   j["max_s"] = *std::max_element(r.seconds.begin(), r.seconds.end());
   if (r.tokens > 0) j["tokens_per_s"] = r.tokens / time;
+  if (r.memory > 0) j["memory_bytes"] = r.memory;
   j["gb_per_s"] = gb * 1e-9;
   j["gb_percent_of_peak"] = 100 * gb / peaks.read;
   j["gflop_per_s"] = flop * 1e-9;
@@ -143,12 +212,12 @@ void print_bench(const BenchResult& r, const Common& common) {
   for (const auto& [key, value] : r.about.items())
     what += value.is_string() ? value.get<std::string>() + " " : key + " " + value.dump() + " ";
   print_line(
-      "{}{}: {:.3f} ms ({:.3f} to {:.3f}){}  {:.2f} GB/s ({:.0f}% of {:.1f})  {:.1f} GFLOP/s "
+      "{}{}: {:.3f} ms ({:.3f} to {:.3f}){}{}  {:.2f} GB/s ({:.0f}% of {:.1f})  {:.1f} GFLOP/s "
       "({:.0f}% of {:.0f})",
       what, name_of(r.dtype), time * 1e3, best(r.seconds) * 1e3, j["max_s"].get<double>() * 1e3,
-      r.tokens > 0 ? fmt::format("  {:.1f} tokens/s", r.tokens / time) : "", gb * 1e-9,
-      100 * gb / peaks.read, peaks.read * 1e-9, flop * 1e-9, 100 * flop / peak_flops,
-      peak_flops * 1e-9);
+      r.tokens > 0 ? fmt::format("  {:.1f} tokens/s", r.tokens / time) : "",
+      r.memory > 0 ? "  " + bytes_text(r.memory) : "", gb * 1e-9, 100 * gb / peaks.read,
+      peaks.read * 1e-9, flop * 1e-9, 100 * flop / peak_flops, peak_flops * 1e-9);
   flush_output();
 }
 

@@ -1,6 +1,7 @@
 // What the benches share: the machine's peaks, repeated timing, one result line.
 #pragma once
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -18,13 +19,27 @@ struct Peaks {
 };
 const Peaks& peaks_of(Device device);
 
-// Seconds of each of `repeat` runs, after one that is not counted.
+// Seconds of each of `repeat` runs. The first should not be the first ever.
 std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run);
+
+// The same, after one that is not counted, of what `work` queues, by the device's clock and without what `prepare` does before it. A GPU records
+// the work and replays it: the distance between launches is that of a graph, and what it reads may lie in its cache.
+std::vector<double> time_on_device(const Context& c, int64_t repeat,
+                                   const std::function<void()>& prepare,
+                                   const std::function<void()>& work);
+
+// mean + scale times a number from -1 to 1, or an id below `ids`: a stretch is drawn and repeated, since drawing
+// takes longer than what is timed.
+void fill_random(const Tensor& t, uint64_t stream, double scale = 1, double mean = 0,
+                 int64_t ids = 1);
+
+Cost sum(const std::map<std::string, Cost>& costs);
 
 struct BenchResult {
   OrderedJson about;            // "bench" and the sizes
   std::vector<double> seconds;  // of each run
   double tokens = 0;            // a run; 0: not counted in tokens
+  size_t memory = 0;            // bytes in use at most; 0: not counted
   Cost cost;                    // a run, as the ops state it
   DType dtype = DType::f32;     // of matrix products
   Device device;
@@ -32,13 +47,8 @@ struct BenchResult {
 // Median and spread, rates, percent of the peaks: a line for people, or JSON.
 void print_bench(const BenchResult& result, const Common& common);
 
-// The sizes of `krait bench op`.
-struct OpSizes {
-  int64_t B = 1, L = 512, D = 768, E = 1536, N = 16, W = 4, R = 48, V = 50280;
-  DType dtype = DType::f32;
-};
-const std::vector<std::string>& bench_op_names();
-// Forward, and backward where there is one.
+// Forward, and backward where there is one, of the op with this name, or of all.
+struct OpSizes;
 void bench_op(const std::string& name, const OpSizes& sizes, int64_t repeat, const Common& common);
 
 }  // namespace krait::cli

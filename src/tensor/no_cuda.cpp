@@ -25,5 +25,9 @@ bool is_recording(Stream) { return false; }
 void launch_graph(void*, Stream) { fail("{}", kNone); }
 void destroy_graph(void*) {}
 void zero(void*, size_t, int, Stream) { fail("{}", kNone); }
+void* make_mark(int) { fail("{}", kNone); }
+void destroy_mark(void*) {}
+void set_mark(void*, int, Stream) { fail("{}", kNone); }
+double seconds_between(void*, void*) { fail("{}", kNone); }
 
 }  // namespace krait::cuda

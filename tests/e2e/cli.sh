@@ -31,6 +31,20 @@ model=run/last
 "$KRAIT" --selftest >selftest.txt || die "--selftest: $(cat selftest.txt)"
 grep -q 'selective_scan .*bfloat16 .*ok' selftest.txt || die "--selftest leaves the scan out"
 
+# ---- bench: every op with its passes, and sizes in a list
+"$KRAIT" bench op --preset byte-tiny --length 24 --repeat 1 --json >ops.jsonl
+for op in adamw attention conv1d_causal cross_entropy layer linear mamba3_scan moe s4_kernel selective_scan ssd; do
+  grep "\"op\":\"$op\"" ops.jsonl | grep -q '"median_s":[0-9.e-]*,' || die "bench op leaves $op out"
+done
+same "$(grep -c '"pass":"backward"' ops.jsonl)" 15 "ops with a backward pass"
+"$KRAIT" bench decode --preset byte-hybrid-tiny --context 0,40 --repeat 1 --json >decode.jsonl
+same "$(wc -l <decode.jsonl)" 2 "contexts"
+(($(tail -1 decode.jsonl | key /dev/stdin memory_bytes) > $(head -1 decode.jsonl | key /dev/stdin memory_bytes))) ||
+  die "bench decode: keys and values of a context take no memory"
+"$KRAIT" bench train --preset byte-tiny --length 8,16 --recompute layer --repeat 1 --json >bench.jsonl
+"$KRAIT" bench generate --preset byte-tiny --length 8 --new 3 --repeat 1 --json >>bench.jsonl
+same "$(grep -c '"tokens_per_s":[0-9.e]*,"memory_bytes":[0-9]*,' bench.jsonl)" 3 "lines of bench with memory"
+
 # ---- inspect
 "$KRAIT" inspect "$model" --json >inspect.json
 same "$(key inspect.json architecture)" '"mamba"' architecture
@@ -142,6 +156,7 @@ refuse 1 '/nowhere' logits "$model" --tokens ids.npy --out /nowhere/x.npy
 refuse 1 'already there' convert "$model" back
 refuse 1 'expected token ids' tokenize eval.json --tokenizer bytes --decode
 refuse 1 'preset' inspect mamba-9000b
+refuse 2 '0' bench prefill --preset byte-tiny --length 16,0
 refuse 1 'memory' bench decode --preset byte-tiny --batch 1000000000
 [[ ! -e x.npy ]] || die "a refused command left a file"
 "$KRAIT" generate "$model" --prompt a --max-new 1 --state-out s2.safetensors --json >/dev/null

@@ -123,4 +123,27 @@ void zero(void* p, size_t bytes, int device, Stream stream) {
   check(cudaMemsetAsync(p, 0, bytes, as_stream(stream)), "clearing memory");
 }
 
+void* make_mark(int device) {
+  use(device);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreate(&event), "making an event");
+  return event;
+}
+
+void destroy_mark(void* mark) { cudaEventDestroy(static_cast<cudaEvent_t>(mark)); }
+
+void set_mark(void* mark, int device, Stream stream) {
+  use(device);
+  check(cudaEventRecord(static_cast<cudaEvent_t>(mark), as_stream(stream)), "recording an event");
+}
+
+double seconds_between(void* begin, void* end) {
+  const auto last = static_cast<cudaEvent_t>(end);
+  check(cudaEventSynchronize(last), "waiting for an event");
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(begin), last),
+        "reading a device's clock");
+  return static_cast<double>(milliseconds) * 1e-3;
+}
+
 }  // namespace krait::cuda

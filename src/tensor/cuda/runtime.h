@@ -26,5 +26,10 @@ bool is_recording(Stream stream);
 void launch_graph(void* graph, Stream stream);
 void destroy_graph(void* graph);
 void zero(void* p, size_t bytes, int device, Stream stream);
+// A place in a stream's work, and the time between two, waited for.
+void* make_mark(int device);
+void destroy_mark(void* mark);
+void set_mark(void* mark, int device, Stream stream);
+double seconds_between(void* begin, void* end);
 
 }  // namespace krait::cuda
