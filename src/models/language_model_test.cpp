@@ -10,8 +10,10 @@
 #include <set>
 
 #include "krait/autograd/plan.h"
+#include "krait/base/file.h"
 #include "krait/base/threads.h"
 #include "krait/models/architecture.h"
+#include "krait/testing/files.h"
 #include "krait/testing/op_test.h"
 
 namespace krait::models {
@@ -188,7 +190,7 @@ struct PackedIds {
   }
 };
 
-TEST_P(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
+TEST_P(Algebra, T22_T25_PackedSequencesAreTheirRunsAlone) {
   const auto model = small_model(GetParam(), nn::Purpose::inference);
   const std::vector<int64_t> lengths = {3, 1, 11, 2, 6};
   PackedIds packed(lengths);
@@ -211,6 +213,22 @@ TEST_P(Algebra, T25_PackedSequencesAreTheirRunsAlone) {
       EXPECT_LE(largest_difference(expected, to_vector(ends.tensor(p).slice(0, row, row + 1))),
                 kTolerance * std::max(1.0, deviation(expected)))
           << ends.parts()[p].name;
+    }
+  }
+}
+
+// In bfloat16 only what remembers activations as they are may have their type.
+TEST_P(Algebra, T32_StatesOfARecurrenceAreFloat32) {
+  const auto model = small_model(GetParam(), nn::Purpose::inference);
+  const nn::State state = model->make_state(1, kLength, DType::bf16);
+  for (size_t p = 0; p < state.parts().size(); ++p) {
+    const std::string& name = state.parts()[p].name;
+    if (state.tensor(p).dtype != DType::f32) {
+      EXPECT_TRUE(state.parts()[p].activations && (name.ends_with(".k") || name.ends_with(".v")))
+          << name;
+    }
+    if (name.ends_with(".ssm") || name.ends_with(".conv") || name.ends_with(".angle")) {
+      EXPECT_FALSE(state.parts()[p].activations) << name;
     }
   }
 }
@@ -298,6 +316,68 @@ TEST_P(Training, BitsDoNotDependOnTheNumberOfThreads) {
     EXPECT_EQ(one.values, more.values) << n;
   }
   set_threads(before);
+}
+
+// A model of tests/family whose config is changed; its values depend on the shapes alone.
+std::vector<float> logits_with(const std::string& name, const std::function<void(Json&)>& change) {
+  const std::filesystem::path file =
+      std::filesystem::path(KRAIT_SOURCE_DIR) / "tests/family" / (name + ".json");
+  Json json = read_json(file);
+  change(json);
+  const testing::TempDir dir;
+  write_file(dir / "config.json", json.dump());
+  const auto model = small_model({name, dir / "config.json"}, nn::Purpose::inference);
+  std::vector<int32_t> ids = random_tokens(kLength, 8);
+  return run(*model, as_tensor(ids, {1, kLength}), {});
+}
+
+// Each acts, on its own, and the norm of the Mamba part may be absent. The values themselves are the golden case's.
+TEST(FalconH1, T10_EveryMultiplierActsAndTheNormIsOptional) {
+  const Json original =
+      read_json(std::filesystem::path(KRAIT_SOURCE_DIR) / "tests/family/falcon_h1.json");
+  EXPECT_NE(original.at("mamba_d_ssm").get<int>() / original.at("mamba_n_heads").get<int>(),
+            original.at("head_dim").get<int>());
+  const std::vector<float> before = logits_with("falcon_h1", [](Json&) {});
+  const auto expect_change = [&](const std::string& what, const std::function<void(Json&)>& f) {
+    EXPECT_GT(largest_difference(before, logits_with("falcon_h1", f)), 1e-3 * deviation(before))
+        << what;
+  };
+  int n = 0;
+  for (const auto& [key, value] : original.items()) {
+    if (key.find("multiplier") == std::string::npos) continue;
+    for (size_t i = 0; i < (value.is_array() ? value.size() : 1); ++i, ++n)
+      expect_change(key + " " + std::to_string(i), [&, key = key](Json& json) {
+        Json& number = json[key].is_array() ? json[key][i] : json[key];
+        number = 1.5 * number.get<double>();
+      });
+  }
+  EXPECT_EQ(n, 7 + 5 + 2);
+  expect_change("no norm", [](Json& json) { json["mamba_rms_norm"] = false; });
+}
+
+// Every adapter of the shared blocks changes what comes out and is given a gradient.
+TEST(Zamba2, T35_AdaptersActAndLearn) {
+  const Small small{"zamba2", std::filesystem::path(KRAIT_SOURCE_DIR) / "tests/family/zamba2.json"};
+  const auto model = small_model(small, nn::Purpose::training);
+  std::vector<int32_t> ids = random_tokens(kLength, 8);
+  const Tensor tokens = as_tensor(ids, {1, kLength});
+  gradients(*model, {}, 1, kLength);
+  const std::vector<float> before = run(*model, tokens, {});
+  int adapters = 0;
+  for (nn::Param& p : model->params()) {
+    if (p.name.find("adapter") == std::string::npos) continue;
+    ++adapters;
+    EXPECT_GT(testing::max_abs(testing::to_double(p.var.grad)), 1e-6) << p.name;
+    const testing::Values v = testing::to_double(p.value);
+    testing::Values moved = v;
+    for (double& x : moved) x += 0.1;
+    testing::set_values(p.value, moved);
+    EXPECT_GT(largest_difference(before, run(*model, tokens, {})), 1e-4 * deviation(before))
+        << p.name;
+    testing::set_values(p.value, v);
+  }
+  EXPECT_EQ(adapters,
+            2 * 2 * (3 + 1));  // two uses of one block: q, k, v and gate_up, each down and up
 }
 
 // Two halves joined by a state that is a variable have the gradients of the whole.
