@@ -92,6 +92,39 @@ INSTANTIATE_TEST_SUITE_P(Presets, S4Models, ::testing::Values("s4-byte-small", "
                            return std::string(p.param) == "s4-byte-small" ? "S4" : "S4D";
                          });
 
+// The C that a fresh DPLR kernel stands for is the drawn one; what is kept is attuned to its length.
+TEST(S4Parameters, AFreshCIsDrawnThenAttuned) {
+  LanguageModel model(preset("s4-byte-small"));
+  model.params().allocate(nn::Purpose::training, DType::f32, false, testing::test_device());
+  model.params().initialize(5);
+  const std::string kernel = "backbone.layers.1.mixer.layer.kernel.";
+  const auto value = [&](const char* name) { return model.params().find(kernel + name)->value; };
+  uint64_t stream = 0;
+  for (const nn::Param& p : model.params()) {
+    ++stream;
+    if (p.name == kernel + "C") break;
+  }
+  const Tensor C = value("C");
+  const testing::Values kept = testing::to_double(C);
+  std::vector<float> drawn(static_cast<size_t>(C.numel()));
+  nn::normal(std::sqrt(0.5))(Tensor(drawn.data(), DType::f32, C.shape), Philox{5, stream});
+  const ops::S4Steps steps =
+      ops::s4_steps({value("inv_dt"), value("A_real"), value("A_imag"), value("B"), C, value("P")},
+                    {.length = model.longest()});
+  const int64_t H = C.size(1), N = C.size(2);
+  double error = 0, attuned = 0;
+  for (int64_t h = 0; h < H; ++h)
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t part = 0; part < 2; ++part) {
+        const auto i = static_cast<size_t>((h * N + n) * 2 + part);
+        const double stands_for = steps.C[static_cast<size_t>((h * 2 + part) * steps.row + n)];
+        error = std::max(error, std::abs(stands_for - static_cast<double>(drawn[i])));
+        attuned = std::max(attuned, std::abs(kept[i] - stands_for));
+      }
+  EXPECT_LE(error, 1e-5);
+  EXPECT_GT(attuned, 0.1);
+}
+
 // The published recipe: systems have their own learning rate and no decay, C and D decay.
 TEST(S4Parameters, RatesAndDecayAreThePublishedOnes) {
   const LanguageModel model(preset("s4-byte-small"));

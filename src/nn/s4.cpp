@@ -25,6 +25,28 @@ Init repeated(std::vector<float> row) {
 
 Init log_uniform(double low, double high) { return uniform(std::log(low), std::log(high)); }
 
+// The published C of a DPLR kernel of `length`: drawn for the state, then attuned as the first forward pass there
+// does. By the step sizes drawn before it, and the system that all have at first.
+Init attuned(Init drawn, const Param& inv_dt, std::vector<const Param*> of_system, int64_t length) {
+  return [drawn = std::move(drawn), &inv_dt, of_system = std::move(of_system), length](
+             const Tensor& C, const Philox& rng) {
+    drawn(C, rng);
+    ops::S4Params p;
+    p.C = C;
+    Tensor* const tensors[] = {&p.A_real, &p.A_imag, &p.B, &p.P};
+    std::vector<float> values[4];
+    for (size_t i = 0; i < 4; ++i) {
+      const Param& from = *of_system[i];
+      values[i].resize(static_cast<size_t>(from.shape.numel()));
+      *tensors[i] = Tensor(values[i].data(), DType::f32, from.shape);
+      from.init(*tensors[i], rng);
+    }
+    std::vector<std::byte> buffer;
+    p.inv_dt = on_host(inv_dt.master ? inv_dt.master : inv_dt.value.detach(), buffer);
+    ops::s4_attune(p, {}, length);
+  };
+}
+
 std::vector<float> pairs(const std::vector<std::complex<double>>& values) {
   std::vector<float> flat;
   for (const std::complex<double>& v : values) {
@@ -65,9 +87,11 @@ S4::S4(ParamSet& params, const std::string& name, const S4Config& g) : config_(g
   B_ = of_system(".layer.kernel.B", {1, S, N, 2}, repeated(pairs(system.B)), "input to state");
   C_ = add(".layer.kernel.C", {channels, H, N, 2}, normal(std::sqrt(0.5)), "state to output");
   C_->decay = true;
-  if (g.dplr)
+  if (g.dplr) {
     P_ =
         of_system(".layer.kernel.P", {1, S, N, 2}, repeated(pairs(system.P)), "low-rank part of A");
+    C_->init = attuned(C_->init, *inv_dt_, {A_real_, A_imag_, B_, P_}, g.length);
+  }
   D_ = add(".layer.D", {1, H}, normal(1.0), "skip");
   D_->decay = true;
   weight_ = &params.add(name + ".output_linear.0.weight", {2 * H, H}, uniform(-a, a));
