@@ -22,6 +22,7 @@ struct Args {
   std::string what, op, model, preset = "mamba-130m", recompute = "none";
   std::vector<int64_t> lengths = {512}, contexts = {0};
   int64_t batch = 1, new_tokens = 128, repeat = 5;
+  DType scan_state = DType::f32;
 };
 
 // A published model, or one of a preset's sizes with random weights.
@@ -78,11 +79,11 @@ Cost training_cost(const models::LanguageModel& model, const TrainOptions& o) {
 // A session of random tokens, always the most probable next ones.
 class Reader {
  public:
-  Reader(const LoadedModel& m, int64_t batch, int64_t context)
+  Reader(const LoadedModel& m, const Args& a, int64_t context)
       : model_(m),
-        options_(options(m, batch, context)),
+        options_(options(m, a, context)),
         session_(*m.model, options_),
-        next_(static_cast<size_t>(batch), 0),
+        next_(static_cast<size_t>(a.batch), 0),
         rows_(next_.size()) {
     greedy_.temperature = 0;
   }
@@ -100,7 +101,7 @@ class Reader {
   void pretend_read(int64_t tokens) {
     Snapshot s;
     s.tokens = tokens;
-    s.state = model_.model->make_state(1, tokens, model_.dtype);
+    s.state = model_.model->make_state(1, tokens, options_.state_types());
     for (size_t p = 0; p < s.state.parts().size(); ++p) {
       const bool count = s.state.parts()[p].name.ends_with("length");
       fill_random(s.state.tensor(p), p, count ? 0 : 1, count ? static_cast<double>(tokens) : 0);
@@ -113,9 +114,10 @@ class Reader {
   size_t bytes() const { return plan_session(*model_.model, options_).total(); }
 
  private:
-  static SessionOptions options(const LoadedModel& m, int64_t batch, int64_t context) {
+  static SessionOptions options(const LoadedModel& m, const Args& a, int64_t context) {
     SessionOptions o;
-    o.batch = batch;
+    o.batch = a.batch;
+    o.scan_state = a.scan_state;
     o.activation = m.dtype;
     o.context = context;
     return o;
@@ -132,7 +134,10 @@ class Reader {
 void bench_reader(const Args& a, const LoadedModel& m, Reader& reader, OrderedJson about,
                   int64_t tokens, const std::function<void()>& run, const Common& common) {
   BenchResult r;
-  r.about = {{"bench", a.what}, {"model", name_of_model(a)}, {"batch", a.batch}};
+  r.about = {{"bench", a.what},
+             {"model", name_of_model(a)},
+             {"batch", a.batch},
+             {"state_dtype", name_of(a.scan_state)}};
   r.about.update(about);
   r.cost = cost_of(reader.context(), run);
   if (a.what != "prefill") run();  // a step that is not counted is recorded and replayed
@@ -146,7 +151,7 @@ void bench_reader(const Args& a, const LoadedModel& m, Reader& reader, OrderedJs
 
 void bench_prefill(const Args& a, const LoadedModel& m, const Common& common) {
   for (const int64_t L : a.lengths) {
-    Reader reader(m, a.batch, L);
+    Reader reader(m, a, L);
     const std::vector<int32_t> ids = random_ids(L, m.model->config().vocab_size);
     const auto run = [&] {
       reader.restart();
@@ -159,7 +164,7 @@ void bench_prefill(const Args& a, const LoadedModel& m, const Common& common) {
 void bench_decode(const Args& a, const LoadedModel& m, const Common& common) {
   constexpr int64_t kSteps = 16;  // a run
   for (const int64_t context : a.contexts) {
-    Reader reader(m, a.batch, context + kSteps * (a.repeat + 2));
+    Reader reader(m, a, context + kSteps * (a.repeat + 2));
     if (context > 0) reader.pretend_read(context);
     const auto run = [&] {
       for (int64_t i = 0; i < kSteps; ++i) reader.step();
@@ -171,7 +176,7 @@ void bench_decode(const Args& a, const LoadedModel& m, const Common& common) {
 // Prompts and what comes after them; tokens/s counts the new tokens alone, over all of the time.
 void bench_generate(const Args& a, const LoadedModel& m, const Common& common) {
   for (const int64_t L : a.lengths) {
-    Reader reader(m, a.batch, L + a.new_tokens);
+    Reader reader(m, a, L + a.new_tokens);
     const std::vector<int32_t> ids = random_ids(L, m.model->config().vocab_size);
     const auto run = [&] {
       reader.restart();
@@ -255,6 +260,7 @@ Work add_bench(CLI::App& app) {
       ->check(positive);
   app.add_option("--recompute", a->recompute, "train: none or layer; default none")
       ->check(CLI::IsMember({"none", "layer"}));
+  add_state_dtype(app, a->scan_state);
   app.add_option("--repeat", a->repeat, "runs that are timed; default 5")->check(positive);
   return [a](const Common& common) {
     if (!a->op.empty() && a->what != "op") throw Usage("NAME goes with `bench op` only");

@@ -32,6 +32,7 @@ struct Args {
   GenerateOptions generate;
   bool logprobs = false, interactive = false;
   std::string state_in, state_out;
+  DType scan_state = DType::f32;
 };
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -126,6 +127,7 @@ struct Job {
     SessionOptions o;
     o.batch = static_cast<int64_t>(batch);
     o.activation = loaded.dtype;
+    o.scan_state = a.scan_state;
     o.context = longest_start() + std::min<int64_t>(a.generate.max_new, kPlannedTokens);
     o.after_pass = [progress = std::make_shared<Progress>("prompt tokens", prompt_tokens(),
                                                           common.quiet)](int64_t tokens) {
@@ -284,6 +286,7 @@ Work add_generate(CLI::App& app) {
   app.add_flag("--logprobs", a->logprobs, "log-probability of each token");
   app.add_flag("--interactive", a->interactive,
                "each line of stdin is a turn; the state is kept between turns");
+  add_state_dtype(app, a->scan_state);
   app.add_option("--state-in", a->state_in, "go on from this state file");
   app.add_option("--state-out", a->state_out, "save the state after the last token");
   return [a](const Common& common) {

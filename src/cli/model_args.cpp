@@ -23,6 +23,16 @@ LoadedModel ModelArgs::load(const Common& common) const {
   return loaded;
 }
 
+void add_state_dtype(CLI::App& app, DType& scan_state) {
+  app.add_option_function<std::string>(
+         "--state-dtype",
+         [&scan_state](const std::string& name) {
+           scan_state = name == "bfloat16" ? DType::bf16 : DType::f32;
+         },
+         "float32 (default) or bfloat16: what states of scans are kept in from token to token")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
+}
+
 bool reads_bytes(const std::string& option, const std::filesystem::path& model,
                  int64_t vocab_size) {
   if (!option.empty()) return option == "bytes";

@@ -22,6 +22,9 @@ struct ModelArgs {
   LoadedModel load(const Common& common) const;
 };
 
+// --state-dtype: what a session keeps states of scans in.
+void add_state_dtype(CLI::App& app, DType& scan_state);
+
 // Whether find_tokenizer gives bytes: then a text can be read in pieces.
 bool reads_bytes(const std::string& option, const std::filesystem::path& model, int64_t vocab_size);
 

@@ -9,8 +9,8 @@ DocumentReader::DocumentReader(const models::LanguageModel& model, DType activat
                                int64_t chunk)
     : use_(std::move(use)),
       chunk_(chunk),
-      carried_(model.make_state(1, 0, activation)),
-      next_(model.make_state(1, 0, activation)),
+      carried_(model.make_state(1, 0, {activation})),
+      next_(model.make_state(1, 0, {activation})),
       runner_(model, {activation, chunk, chunk},
               [this](Context& c, const Tensor& hidden) { use_(c, hidden, pass_); }) {}
 

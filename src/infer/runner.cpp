@@ -17,7 +17,7 @@ nn::State planned_state(const models::LanguageModel& model, const PassLimits& li
   for (size_t p = 0; p < state.parts().size(); ++p) {
     Tensor& t = state.tensor(p);
     const Shape shape = nn::shape_of(state.parts()[p], limits.sequences, limits.context);
-    const DType type = nn::type_of(state.parts()[p], limits.activation);
+    const DType type = nn::type_of(state.parts()[p], {limits.activation, limits.scan_state});
     t = Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * size_of(type)), type, shape,
                model.params().device());
   }

@@ -22,6 +22,7 @@ struct PassLimits {
   int64_t tokens = 512;   // of a packed pass, over all sequences
   int64_t sequences = 1;  // of a packed pass, and rows of a step
   int64_t context = 0;    // capacity of states that grow; with a larger one a runner plans anew
+  DType scan_state = DType::f32;
 };
 
 // What is done with what the head would read: (1, T, D) of a packed pass, (B, 1, D) of a step. Must take

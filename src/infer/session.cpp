@@ -19,7 +19,7 @@ SessionOptions complete(const models::LanguageModel& model, SessionOptions o) {
 }
 
 PassLimits limits_of(const SessionOptions& o) {
-  return {o.activation, o.chunk, o.batch, o.context};
+  return {o.activation, o.chunk, o.batch, o.context, o.scan_state};
 }
 
 // Logits of the last token of every row: the most that a pass of a session asks for.
@@ -42,7 +42,7 @@ nn::State checked_state(const models::LanguageModel& model, const SessionOptions
                              o.batch, bytes_text(p.weights), bytes_text(p.state),
                              bytes_text(p.logits), bytes_text(p.working)),
                  device);
-  return model.make_state(o.batch, o.context, o.activation);
+  return model.make_state(o.batch, o.context, o.state_types());
 }
 
 }  // namespace
@@ -54,7 +54,7 @@ SessionPlan plan_session(const models::LanguageModel& model, const SessionOption
   SessionPlan p;
   for (const nn::Param& param : model.params()) p.weights += param.value.bytes();
   p.state = static_cast<size_t>(options.batch) *
-            nn::state_bytes(model.state_parts(), options.context, options.activation);
+            nn::state_bytes(model.state_parts(), options.context, options.state_types());
   p.logits = static_cast<size_t>(options.batch * model.config().padded_vocab()) * sizeof(float);
   p.working = plan_passes(model, limits_of(options), last_logits(model, options.batch));
   return p;
@@ -147,7 +147,7 @@ void Session::step(std::span<const int32_t> tokens) {
 
 Snapshot Session::snapshot(int64_t row) const {
   Snapshot s;
-  s.state = model_.make_state(1, tokens_read(row), options_.activation);
+  s.state = model_.make_state(1, tokens_read(row), options_.state_types());
   s.state.copy_row(0, state_, row);
   s.tokens = tokens_read(row);
   if (s.tokens > 0) {
@@ -197,7 +197,7 @@ void Session::make_room(int64_t tokens) {
   if (tokens <= all_.capacity() || !nn::grows(all_.parts())) return;
   const int64_t capacity = std::max(tokens, 2 * all_.capacity());
   require_memory(static_cast<size_t>(options_.batch) *
-                     nn::state_bytes(all_.parts(), capacity, options_.activation),
+                     nn::state_bytes(all_.parts(), capacity, options_.state_types()),
                  fmt::format("{} sequences of {} tokens: states with room for {}", options_.batch,
                              tokens, capacity),
                  context().device);

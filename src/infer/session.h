@@ -22,12 +22,15 @@ Snapshot copy_of(const Snapshot& s);
 struct SessionOptions {
   int64_t batch = 1;  // B
   DType activation = DType::f32;
+  DType scan_state = DType::f32;  // what states of scans are kept in; their arithmetic is float32
   int64_t chunk =
       0;  // tokens of a pass over prompts, all rows together; 0: as many as fill the device
   // Tokens of a sequence that a state which grows with them has room for at first. It makes more when it must:
   // then what was read is copied, and an Error says so where memory does not suffice.
   int64_t context = 0;
   std::function<void(int64_t tokens)> after_pass;  // progress of read(); may throw to stop it
+
+  nn::StateTypes state_types() const { return {activation, scan_state}; }
 };
 
 // What a session takes, beside the model's own file in memory.

@@ -220,7 +220,7 @@ TEST_P(Algebra, T22_T25_PackedSequencesAreTheirRunsAlone) {
 // In bfloat16 only what remembers activations as they are may have their type.
 TEST_P(Algebra, T32_StatesOfARecurrenceAreFloat32) {
   const auto model = small_model(GetParam(), nn::Purpose::inference);
-  const nn::State state = model->make_state(1, kLength, DType::bf16);
+  const nn::State state = model->make_state(1, kLength, {DType::bf16});
   for (size_t p = 0; p < state.parts().size(); ++p) {
     const std::string& name = state.parts()[p].name;
     if (state.tensor(p).dtype != DType::f32) {

@@ -47,8 +47,8 @@ class Model {
   const std::vector<nn::StatePart>& state_parts() const { return parts_; }
   // Zeros, on the device of the parameters; with room for `capacity` tokens where it grows with them. For
   // passes in `activation` alone: others take and leave float32.
-  nn::State make_state(int64_t batch, int64_t capacity = 0, DType activation = DType::f32) const {
-    return nn::State(parts_, batch, capacity, params_.device(), activation);
+  nn::State make_state(int64_t batch, int64_t capacity = 0, nn::StateTypes types = {}) const {
+    return nn::State(parts_, batch, capacity, params_.device(), types);
   }
   virtual int64_t n_layer() const = 0;
   virtual bool routes() const { return false; }          // has experts

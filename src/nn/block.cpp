@@ -6,6 +6,7 @@
 #include "krait/ops/dropout/dropout.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/scale/scale.h"
+#include "krait/tensor/memory.h"
 
 namespace krait::nn {
 
@@ -67,6 +68,34 @@ static Tensor with_states(const Mixer& mixer, BlockCall& call, BlockState& left,
   return y;
 }
 
+// Mixers know states of scans as float32: kept in bfloat16, they are widened before and rounded after.
+static Tensor forward_widened(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
+                              BlockCall& call) {
+  const BlockState kept = call.state;
+  const std::vector<StatePart> parts = mixer.state_parts();
+  const auto narrow = [&](const std::vector<Tensor>& of, size_t i) {
+    return i < of.size() && of[i] && parts[i].scan && of[i].dtype != DType::f32;
+  };
+  const auto widened = [&](const Tensor& t) {
+    const Tensor wide = c.alloc(t.shape, DType::f32);
+    copy(c, t, wide);
+    return wide;
+  };
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (narrow(kept.in, i)) call.state.in[i] = widened(kept.in[i]);
+    if (!narrow(kept.out, i)) continue;
+    const bool in_place = narrow(kept.in, i) && kept.in[i].data == kept.out[i].data;
+    call.state.out[i] = in_place ? call.state.in[i] : widened(kept.out[i]);
+  }
+  const Tensor y = mixer.forward(c, x, stream, call);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (!narrow(kept.out, i)) continue;
+    copy(c, call.state.out[i], kept.out[i]);
+    call.state.out[i] = kept.out[i];
+  }
+  return y;
+}
+
 // One token of each sequence, and states that are overwritten: nobody will run this again.
 static bool in_place(const Context& c, const Tensor& stream, const BlockCall& call) {
   if (c.tape || c.training || call.packing || stream.size(1) != 1) return false;
@@ -92,7 +121,7 @@ Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
       } else if (p.norm) {
         x = (*p.norm)(c, stream, c.activation);
       }
-      return p.mixer->forward(c, x, stream, inner);
+      return forward_widened(c, *p.mixer, x, stream, inner);
     });
   }
   return stream;
@@ -101,7 +130,7 @@ Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
 Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
                     BlockCall& call, BlockState& left) {
   return with_states(mixer, call, left,
-                     [&](BlockCall& inner) { return mixer.forward(c, x, stream, inner); });
+                     [&](BlockCall& inner) { return forward_widened(c, mixer, x, stream, inner); });
 }
 
 Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,

@@ -75,7 +75,8 @@ SelectiveBranch::SelectiveBranch(ParamSet& params, const std::string& name, cons
 }
 
 std::vector<StatePart> SelectiveBranch::state_parts() const {
-  return {{"conv", {config_.d_inner, config_.d_conv}}, {"ssm", {config_.d_inner, config_.d_state}}};
+  return {{"conv", {config_.d_inner, config_.d_conv}},
+          {.name = "ssm", .shape = {config_.d_inner, config_.d_state}, .scan = true}};
 }
 
 Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call) const {

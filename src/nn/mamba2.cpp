@@ -71,8 +71,9 @@ Mamba2::Mamba2(ParamSet& params, const std::string& name, const Mamba2Config& g)
 }
 
 std::vector<StatePart> Mamba2::state_parts() const {
-  return {{"conv", {config_.d_xBC(), config_.d_conv}},
-          {"ssm", {config_.heads(), config_.headdim, config_.d_state}}};
+  return {
+      {"conv", {config_.d_xBC(), config_.d_conv}},
+      {.name = "ssm", .shape = {config_.heads(), config_.headdim, config_.d_state}, .scan = true}};
 }
 
 Tensor Mamba2::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {

@@ -42,7 +42,7 @@ std::vector<StatePart> Mamba3::state_parts() const {
   const Mamba3Config& g = config_;
   const int64_t H = g.heads();
   return {{"angle", {H, g.angles}},
-          {"ssm", {H, g.headdim, g.d_state}},
+          {.name = "ssm", .shape = {H, g.headdim, g.d_state}, .scan = true},
           {"k", {g.rank, H, g.d_state}},
           {"v", {H, g.headdim}}};
 }

@@ -101,7 +101,7 @@ S4::S4(ParamSet& params, const std::string& name, const S4Config& g) : config_(g
 
 std::vector<StatePart> S4::state_parts() const {
   if (config_.bidirectional) return {};
-  return {{"ssm", {config_.d_model, config_.d_state / 2, 2}}};
+  return {{.name = "ssm", .shape = {config_.d_model, config_.d_state / 2, 2}, .scan = true}};
 }
 
 ops::S4Params S4::parameters() const {

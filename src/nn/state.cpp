@@ -4,11 +4,11 @@
 
 namespace krait::nn {
 
-size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity, DType activation) {
+size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity, StateTypes types) {
   size_t n = 0;
   for (const StatePart& p : parts)
     n += static_cast<size_t>(p.shape.numel() * (p.per_token ? capacity : 1)) *
-         size_of(type_of(p, activation));
+         size_of(type_of(p, types));
   return n;
 }
 
@@ -24,20 +24,20 @@ Shape shape_of(const StatePart& part, int64_t batch, int64_t capacity) {
 }
 
 State::State(const std::vector<StatePart>& parts, int64_t batch, int64_t capacity, Device device,
-             DType activation)
-    : parts_(parts), batch_(batch), capacity_(capacity), activation_(activation) {
+             StateTypes types)
+    : parts_(parts), batch_(batch), capacity_(capacity), types_(types) {
   size_t total = 0;
   const auto rounded = [](size_t n) {
     return (n + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign;
   };
   for (const StatePart& p : parts_)
     total += rounded(static_cast<size_t>(shape_of(p, batch, capacity).numel()) *
-                     size_of(type_of(p, activation)));
+                     size_of(type_of(p, types)));
   memory_ = Arena(total, device);
   bytes_ = total;
   for (const StatePart& p : parts_) {
     const Shape s = shape_of(p, batch, capacity);
-    const DType type = type_of(p, activation);
+    const DType type = type_of(p, types);
     tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * size_of(type)), type, s,
                           device);
     if (!p.per_token) zero_bytes(tensors_.back());
@@ -49,7 +49,7 @@ State State::first(int64_t rows) const {
   s.parts_ = parts_;
   s.batch_ = rows;
   s.capacity_ = capacity_;
-  s.activation_ = activation_;
+  s.types_ = types_;
   for (const Tensor& t : tensors_) {
     s.tensors_.push_back(t.slice(0, 0, rows));
     s.bytes_ += s.tensors_.back().bytes();
@@ -58,14 +58,14 @@ State State::first(int64_t rows) const {
 }
 
 State State::clone() const {
-  State s(parts_, batch_, capacity_, tensors_.empty() ? Device{} : tensors_[0].device, activation_);
+  State s(parts_, batch_, capacity_, tensors_.empty() ? Device{} : tensors_[0].device, types_);
   for (size_t i = 0; i < tensors_.size(); ++i) copy_bytes(tensors_[i], s.tensors_[i]);
   return s;
 }
 
 void State::reserve(int64_t capacity) {
   if (capacity <= capacity_ || !grows(parts_)) return;
-  State larger(parts_, batch_, capacity, tensors_[0].device, activation_);
+  State larger(parts_, batch_, capacity, tensors_[0].device, types_);
   for (int64_t row = 0; row < batch_; ++row) larger.copy_row(row, *this, row);
   *this = std::move(larger);
 }

@@ -19,16 +19,21 @@ struct StatePart {
   Shape shape;       // of one sequence; where per_token, of one token
   bool per_token = false;
   bool activations = false;  // holds nothing but activations: may have their type
+  bool scan = false;         // summed up over tokens by a scan: may be kept in bfloat16
 };
 
-// Of one sequence, with room for `capacity` tokens in the parts that grow; float32, but parts that hold
-// activations have that type.
+// What parts of a state are kept in; the others are float32.
+struct StateTypes {
+  DType activations = DType::f32, scan = DType::f32;
+};
+
+// Of one sequence, with room for `capacity` tokens in the parts that grow.
 size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity = 0,
-                   DType activation = DType::f32);
+                   StateTypes types = {});
 bool grows(const std::vector<StatePart>& parts);                         // any part is per_token
 Shape shape_of(const StatePart& part, int64_t batch, int64_t capacity);  // of its tensor
-inline DType type_of(const StatePart& part, DType activation) {
-  return part.activations ? activation : DType::f32;
+inline DType type_of(const StatePart& part, StateTypes types) {
+  return part.activations ? types.activations : part.scan ? types.scan : DType::f32;
 }
 
 // What a block is handed: its own parts of the state coming in and of the one going out, in the order in
@@ -42,7 +47,7 @@ class State {
   State() = default;
   // Zeros: before any token. Room for `capacity` tokens is memory that is not touched yet.
   State(const std::vector<StatePart>& parts, int64_t batch, int64_t capacity = 0,
-        Device device = {}, DType activation = DType::f32);
+        Device device = {}, StateTypes types = {});
 
   State first(int64_t rows) const;  // a view of rows [0, rows): nothing is owned
   State clone() const;              // a fork: nothing is shared
@@ -65,7 +70,7 @@ class State {
   std::vector<Tensor> tensors_;
   Arena memory_ = Arena(0);
   int64_t batch_ = 0, capacity_ = 0;
-  DType activation_ = DType::f32;
+  StateTypes types_;
   size_t bytes_ = 0;
 };
 

@@ -12,7 +12,7 @@ std::string sample_text(const models::LanguageModel& model, const Tokenizer& tok
   model.check_tokens(tokens.data(), static_cast<int64_t>(tokens.size()));
   const size_t prompt_size = tokens.size();
 
-  nn::State state = model.make_state(1, static_cast<int64_t>(prompt_size) + n, activation);
+  nn::State state = model.make_state(1, static_cast<int64_t>(prompt_size) + n, {activation});
   models::Pass pass;
   pass.state_in = pass.state_out = &state;
   size_t fed = 0;

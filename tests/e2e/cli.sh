@@ -75,6 +75,11 @@ same "$(key stop.json finish)" '"stop"' "finish at a stop"
 same "$(key rest.json prompt_tokens)" 0 "prompt tokens of a resumed state"
 tokens() { sed -E 's/.*"tokens":\[([^]]*)\].*/\1/' "$1"; }
 same "$(tokens first.json),$(tokens rest.json)" "$(tokens a.json)" "resumed tokens"
+narrow=("${sample[@]}" --state-dtype bfloat16 --json)
+"$KRAIT" generate "$model" --prompt "the snake" --max-new 24 "${narrow[@]}" >all.json
+"$KRAIT" generate "$model" --prompt "the snake" --max-new 8 "${narrow[@]}" --state-out s.safetensors >first.json
+"$KRAIT" generate "$model" --state-in s.safetensors --max-new 16 "${narrow[@]}" >rest.json
+same "$(tokens first.json),$(tokens rest.json)" "$(tokens all.json)" "resumed tokens of bfloat16 states"
 printf 'hello\nagain\n' | "$KRAIT" generate "$model" --interactive --max-new 4 --json --quiet >turns.json
 same "$(wc -l <turns.json)" 2 turns
 
@@ -133,6 +138,7 @@ refuse 2 'MODEL' generate
 refuse 2 '--tempo' generate "$model" --prompt a --tempo 3
 refuse 2 'temperature' generate "$model" --prompt a --temperature hot
 refuse 2 'dtype' generate "$model" --prompt a --dtype float64
+refuse 2 'state-dtype' generate "$model" --prompt a --state-dtype float64
 refuse 2 'device' generate "$model" --prompt a --device tpu
 refuse 1 'without CUDA' generate "$model" --prompt a --device cuda
 refuse 1 'nothing to continue' generate "$model"

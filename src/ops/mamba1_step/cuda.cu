@@ -66,8 +66,21 @@ __device__ inline void as_floats(const Eight<bfloat16>& e, float (&to)[8]) {
   }
 }
 
+// Two neighbouring states.
+__device__ inline float2 load_states(const float* p) {
+  return __ldcg(reinterpret_cast<const float2*>(p));
+}
+__device__ inline float2 load_states(const bfloat16* p) {
+  const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(p));
+  return {__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)};
+}
+__device__ inline void store_states(float* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
+__device__ inline void store_states(bfloat16* p, float2 v) {
+  *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(v.x, v.y);
+}
+
 // A block has kChannels channels of kRows rows. kRuns: of a lane, in its row of dt_proj.
-template <class T, int kRuns, int kRows>
+template <class T, class S, int kRuns, int kRows>
 __global__ void __launch_bounds__(kScanThreads)
     step_scan_kernel(const __grid_constant__ StepScan p) {
   constexpr bool kFast = !std::is_same_v<T, float>;
@@ -91,13 +104,14 @@ __global__ void __launch_bounds__(kScanThreads)
   let_next_start();
   wait_for_previous();
 
+  S* const states = static_cast<S*>(p.state) + 2 * lane;
   float2 h[kRows];
   float u[kRows], z[kRows];
 #pragma unroll
   for (int m = 0; m < kRows; ++m) {
     if (m >= count) break;
     const int64_t at = (m0 + m) * p.E + e;
-    h[m] = __ldcg(reinterpret_cast<const float2*>(p.state + at * kStepStates) + lane);
+    h[m] = load_states(states + at * kStepStates);
     u[m] = as_float(__ldcg(static_cast<const T*>(p.u) + at));
     z[m] = as_float(__ldcg(static_cast<const T*>(p.z) + at));
   }
@@ -137,7 +151,7 @@ __global__ void __launch_bounds__(kScanThreads)
     for (int i = kLanes / 2; i > 0; i /= 2) y += __shfl_xor_sync(~0u, y, i);
     if (!there) continue;
     const int64_t at = (m0 + m) * p.E + e;
-    *(reinterpret_cast<float2*>(p.state + at * kStepStates) + lane) = next;
+    store_states(states + at * kStepStates, next);
     if (lane > 0) continue;
     y = fmaf(D, u[m], y);
     y *= z[m] * sigmoid<kFast>(z[m]);
@@ -145,25 +159,30 @@ __global__ void __launch_bounds__(kScanThreads)
   }
 }
 
-template <class T, int kRuns, int kRows>
+template <class T, class S, int kRuns, int kRows>
 void launch_scan(const StepScan& p, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(p.E, kChannels)),
                   static_cast<unsigned>(ceil_div(p.M, kRows)));
   const size_t bytes = sizeof(float) * kRows * static_cast<size_t>(p.R + 2 * kStepStates);
-  launch_dependent("mamba1_step", step_scan_kernel<T, kRuns, kRows>, grid, kScanThreads, bytes, 1,
-                   stream, p);
+  launch_dependent("mamba1_step", step_scan_kernel<T, S, kRuns, kRows>, grid, kScanThreads, bytes,
+                   1, stream, p);
 }
 
-template <class T, int kRuns>
+template <class T, class S, int kRuns>
 void launch_scan_rows(const StepScan& p, void* stream) {
-  p.M == 1 ? launch_scan<T, kRuns, 1>(p, stream) : launch_scan<T, kRuns, 8>(p, stream);
+  p.M == 1 ? launch_scan<T, S, kRuns, 1>(p, stream) : launch_scan<T, S, kRuns, 8>(p, stream);
+}
+
+template <class T, class S>
+void launch_scan_of(const StepScan& p, void* stream) {
+  if (p.R <= 64) return launch_scan_rows<T, S, 1>(p, stream);
+  if (p.R <= 128) return launch_scan_rows<T, S, 2>(p, stream);
+  launch_scan_rows<T, S, kStepMostRank / 64>(p, stream);
 }
 
 template <class T>
-void launch_scan_of(const StepScan& p, void* stream) {
-  if (p.R <= 64) return launch_scan_rows<T, 1>(p, stream);
-  if (p.R <= 128) return launch_scan_rows<T, 2>(p, stream);
-  launch_scan_rows<T, kStepMostRank / 64>(p, stream);
+void launch_scan_type(const StepScan& p, void* stream) {
+  p.state_bf16 ? launch_scan_of<T, bfloat16>(p, stream) : launch_scan_of<T, float>(p, stream);
 }
 
 }  // namespace
@@ -173,7 +192,7 @@ void step_in_proj(const StepInProj& p, void* stream) {
 }
 
 void step_scan(const StepScan& p, void* stream) {
-  p.bf16 ? launch_scan_of<bfloat16>(p, stream) : launch_scan_of<float>(p, stream);
+  p.bf16 ? launch_scan_type<bfloat16>(p, stream) : launch_scan_type<float>(p, stream);
 }
 
 }  // namespace krait::cuda

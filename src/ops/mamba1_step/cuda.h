@@ -25,7 +25,8 @@ struct StepScan {
   const void* dt_proj = nullptr;
   const float *dt_B_C = nullptr, *dt_bias = nullptr, *A_log = nullptr, *D = nullptr;
   const void *u = nullptr, *z = nullptr;
-  float* state = nullptr;
+  void* state = nullptr;
+  bool state_bf16 = false;
   void* y = nullptr;
 };
 void step_scan(const StepScan& p, void* stream);

@@ -4,6 +4,7 @@
 #include "krait/ops/mamba1_step/mamba1_step.h"
 #include "krait/ops/norm/norm.h"
 #include "krait/ops/selective_scan/selective_scan.h"
+#include "krait/tensor/memory.h"
 
 namespace krait::ops {
 
@@ -49,7 +50,10 @@ Sizes check(const Mamba1Layer& l, const Tensor& stream, const Tensor& conv_state
   floats("D", l.D, {z.E});
   of_shape("out_proj", l.out_proj, {z.D, z.E});
   floats("conv_state", conv_state, {z.B, z.E, z.W});
-  floats("ssm_state", ssm_state, {z.B, z.E, z.N});
+  of_shape("ssm_state", ssm_state, {z.B, z.E, z.N});
+  require(ssm_state.dtype == DType::f32 || ssm_state.dtype == DType::bf16,
+          "[mamba1_step] ssm_state: expected float32 or bfloat16, got {}",
+          name_of(ssm_state.dtype));
   return z;
 }
 
@@ -71,7 +75,13 @@ Tensor composed(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& 
   in.D = l.D;
   in.z = xz.slice(-1, s.E, 2 * s.E);
   in.dt_bias = l.dt_bias;
-  const Tensor y = selective_scan(c, in, nullptr, ssm_state, ssm_state).y;
+  if (ssm_state.dtype == DType::f32)
+    return linear_add(c, selective_scan(c, in, nullptr, ssm_state, ssm_state).y, l.out_proj, {},
+                      stream);
+  const Tensor wide = c.alloc(ssm_state.shape, DType::f32);
+  copy(c, ssm_state, wide);
+  const Tensor y = selective_scan(c, in, nullptr, wide, wide).y;
+  copy(c, wide, ssm_state);
   return linear_add(c, y, l.out_proj, {}, stream);
 }
 
@@ -131,7 +141,8 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
                                    .D = l.D.as<float>(),
                                    .u = u.data,
                                    .z = z.data,
-                                   .state = ssm_state.as<float>(),
+                                   .state = ssm_state.data,
+                                   .state_bf16 = ssm_state.dtype == DType::bf16,
                                    .y = y.data},
                                   c.stream));
   KRAIT_WITH_CUDA(cuda::few_rows(product(y, l.out_proj),
