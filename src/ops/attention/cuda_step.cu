@@ -1,6 +1,8 @@
-// attention of one token a sequence. Its keys are cut into pieces, a block each, so that one sequence fills the
-// card; the heads that share a head of keys are taken together, so that keys and values are read once. A warp has
-// every fourth run of keys: a key is a row of the warp's lanes. And the cache: what is appended to it.
+// attention of one token a sequence. Its keys are cut into pieces, so that one sequence fills the card. A warp has
+// one piece for a head, or for some heads that share a head of keys, so that keys and values are read once; warps
+// beside each other have the heads beside each other, whose rows lie side by side in the cache. A row takes as few
+// lanes as 16 bytes each allow, and a warp has as many keys at once as that leaves room for. And the cache: what is
+// appended to it.
 #include <type_traits>
 
 #include "krait/ops/attention/cuda_plain.cuh"
@@ -11,18 +13,18 @@ namespace krait::cuda {
 namespace attention {
 namespace {
 
-constexpr int kWarps = 4, kRun = 8;  // kRun: keys of a run, at most
-constexpr int64_t kFewestPositions = 64, kBlocksWanted = 4096;
+constexpr int kWarps = 4;
+constexpr int64_t kFewestPositions = 64, kWarpsWanted = 32768;
 
 // The most positions that a token sees, by the shapes.
 int64_t most_positions(const AttentionCall& c) {
   return (c.window > 0 ? std::min(c.from_C, c.window) : c.from_C) + 1;
 }
 
-// Positions of a piece: as many as leave blocks enough for any card.
+// Positions of a piece: as many as leave warps enough for any card.
 int64_t positions_of_a_piece(const AttentionCall& c) {
-  const int64_t wanted = ceil_div(most_positions(c) * c.sequences * c.Hkv, kBlocksWanted);
-  return std::max(kFewestPositions, ceil_div(wanted, kWarps * kRun) * kWarps * kRun);
+  const int64_t wanted = ceil_div(most_positions(c) * c.sequences * c.Hkv, kWarpsWanted);
+  return std::max(kFewestPositions, ceil_div(wanted, kFewestPositions) * kFewestPositions);
 }
 
 int64_t pieces_of(const AttentionCall& c) {
@@ -40,43 +42,48 @@ Parts parts_at(const AttentionCall& c, float* at) {
   return {at, at + n, at + 2 * n, pieces_of(c)};
 }
 
-// A lane's elements of a row of P: kPasses runs of kWidth, runs of one pass side by side over the lanes.
-template <int kWidth, int kPasses>
+// A lane's elements of a row of P: kPasses runs of kWidth, runs of one pass side by side over kLanes lanes.
+template <int kWidth, int kLanes, int kPasses>
 struct Lane {
-  static constexpr int kElements = kWidth * kPasses;
-  int lane = static_cast<int>(threadIdx.x) % 32;
+  static constexpr int kElements = kWidth * kPasses, kSides = 32 / kLanes;
+  int lane = static_cast<int>(threadIdx.x) % kLanes;
+  int side =
+      static_cast<int>(threadIdx.x) % 32 / kLanes;  // which of the rows that a warp has at once
 
-  __device__ int at(int pass) const { return (pass * 32 + lane) * kWidth; }
   template <class T>
-  __device__ void read(const T* row, int64_t P, float (&to)[kElements]) const {
+  struct Raw {  // as it lies in memory: half the registers of float32 until it is used
+    Run<kWidth, T> of_pass[kPasses];
+    __device__ float operator[](int e) const {
+      return static_cast<float>(of_pass[e / kWidth].v[e % kWidth]);
+    }
+  };
+
+  __device__ int at(int pass) const { return (pass * kLanes + lane) * kWidth; }
+  template <class T>
+  __device__ void read(const T* row, int64_t P, Raw<T>& to) const {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      float run[kWidth] = {};
-      if (at(pass) < P) load<kWidth>(row + at(pass), run);
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) to[pass * kWidth + i] = run[i];
+      to.of_pass[pass] = {};
+      if (at(pass) < P) to.of_pass[pass] = *reinterpret_cast<const Run<kWidth, T>*>(row + at(pass));
     }
   }
   __device__ void write(const float (&from)[kElements], int64_t P, float* row) const {
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      float run[kWidth];
+    for (int e = 0; e < kElements; ++e)
+      if (at(e / kWidth) < P) row[at(e / kWidth) + e % kWidth] = from[e];
+  }
+  // Over the lanes of a row.
+  __device__ float sum(float x) const {
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) run[i] = from[pass * kWidth + i];
-      if (at(pass) < P) store<kWidth>(row + at(pass), run);
-    }
+    for (int other = kLanes / 2; other > 0; other /= 2) x += __shfl_xor_sync(~0u, x, other);
+    return x;
   }
 };
 
-__device__ inline float warp_sum(float x) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
-  return x;
-}
-
-// The running softmax of a warp over its keys, for kHeads heads of queries.
-template <int kHeads, int kElements>
+// The running softmax of a side over its keys, for kHeads heads of queries.
+template <class Row, int kHeads>
 struct Running {
+  static constexpr int kElements = Row::kElements;
   float largest[kHeads], sum[kHeads], y[kHeads][kElements];
 
   __device__ Running() {
@@ -89,10 +96,10 @@ struct Running {
     }
   }
 
-  // kKeys more keys, of which the first `count` are there. At least one.
-  template <int kKeys>
-  __device__ void add(const float (&q)[kHeads][kElements], const float (&k)[kKeys][kElements],
-                      const float (&v)[kKeys][kElements], int64_t count) {
+  // kKeys more keys, of which `there` says whether they are.
+  template <int kKeys, class Raw>
+  __device__ void add(const Row& row, const float (&q)[kHeads][kElements], const Raw (&k)[kKeys],
+                      const Raw (&v)[kKeys], const bool (&there)[kKeys]) {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       float score[kKeys], now = largest[h];
@@ -101,102 +108,106 @@ struct Running {
         float dot = 0;
 #pragma unroll
         for (int e = 0; e < kElements; ++e) dot = fmaf(q[h][e], k[j][e], dot);
-        score[j] = j < count ? warp_sum(dot) : -INFINITY;
-        now = fmaxf(now, score[j]);
+        score[j] = row.sum(dot);
+        if (there[j]) now = fmaxf(now, score[j]);
       }
-      const float factor = now == largest[h] ? 1.0f : expf(largest[h] - now);
-      largest[h] = now;
-      sum[h] *= factor;
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) y[h][e] *= factor;
+      scale(h, now);
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) {
-        const float p = expf(score[j] - now);
+        const float p = there[j] ? expf(score[j] - now) : 0.0f;
         sum[h] += p;
 #pragma unroll
         for (int e = 0; e < kElements; ++e) y[h][e] = fmaf(p, v[j][e], y[h][e]);
       }
     }
   }
+
+  // The sides of a warp together, in a fixed order; every side has the whole.
+  __device__ void join_sides() {
+#pragma unroll
+    for (int other = 32 / Row::kSides; other < 32; other *= 2)
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        scale(h, fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], other)));
+        sum[h] += __shfl_xor_sync(~0u, sum[h], other);
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) y[h][e] += __shfl_xor_sync(~0u, y[h][e], other);
+      }
+  }
+
+ private:
+  __device__ void scale(int h, float now) {
+    const float factor = now == largest[h] ? 1.0f : expf(largest[h] - now);
+    largest[h] = now;
+    sum[h] *= factor;
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) y[h][e] *= factor;
+  }
 };
 
-// Blocks: pieces of sequences, for kHeads heads of one head of keys. S: type of the cache.
-template <class T, class S, int kHeads, int kWidth, int kPasses>
-__global__ void __launch_bounds__(32 * kWarps)
+// Warps: pieces of sequences, for kHeads heads of one head of keys. S: type of the cache.
+template <class T, class S, int kHeads, int kWidth, int kLanes, int kPasses>
+__global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1)
     step_kernel(const AttentionCall c, const Parts parts, int64_t positions) {
-  using Row = Lane<kWidth, kPasses>;
-  // As many keys at once as the registers hold.
-  constexpr int kElements = Row::kElements, kKeys = kElements > 4 ? kRun / 2 : kRun;
-  __shared__ float of_largest[kWarps][kHeads], of_sum[kWarps][kHeads];
-  __shared__ alignas(16) float of_y[kWarps][kHeads][32 * kElements];
-  const int64_t blocks_of_head = (c.group() + kHeads - 1) / kHeads;
-  const int64_t head = blockIdx.y / blocks_of_head,
-                h0 = head * c.group() + blockIdx.y % blocks_of_head * kHeads,
+  using Row = Lane<kWidth, kLanes, kPasses>;
+  using Cached = typename Row::template Raw<S>;
+  using Own = typename Row::template Raw<T>;
+  constexpr int kElements = Row::kElements, kKeys = 4;  // of a side at once
+  const int64_t blocks_of_head = (c.group() + kHeads - 1) / kHeads, blocks = c.Hkv * blocks_of_head;
+  const int64_t unit = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const int64_t place = unit / blocks, index = place / parts.pieces, piece = place % parts.pieces;
+  if (index >= c.sequences) return;
+  const int64_t head = unit % blocks / blocks_of_head,
+                h0 = head * c.group() + unit % blocks_of_head * kHeads,
                 h1 = min(h0 + kHeads, (head + 1) * c.group());
-  const int64_t piece = blockIdx.x % parts.pieces, index = blockIdx.x / parts.pieces;
   const Sequence s = sequence(c, index);
   const Row row;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
   const Seen see = seen(c, s, s.first);
   const int64_t begin = see.low + piece * positions, end = min(begin + positions, s.total());
-  const bool any = s.tokens > 0 && begin < end;
-  Running<kHeads, kElements> running;
-  if (any) {
+  Running<Row, kHeads> running;
+  if (s.tokens > 0 && begin < end) {
     float q[kHeads][kElements];
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
+      Own raw;
       row.read(static_cast<const T*>(c.q.data) + s.begin * c.q.row + min(h0 + h, h1 - 1) * c.q.head,
-               c.P, q[h]);
+               c.P, raw);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) q[h][e] *= c.scale;
+      for (int e = 0; e < kElements; ++e) q[h][e] = raw[e] * c.scale;
     }
     const KeysOf<T> k_rows(c, s, c.k, c.from_k, head), v_rows(c, s, c.v, c.from_v, head);
     const int64_t cached_end = min(end, s.first);
-    for (int64_t key = begin + warp * kKeys; key < cached_end; key += kWarps * kKeys) {
-      float k[kKeys][kElements], v[kKeys][kElements];
+    for (int64_t key = begin + row.side; key - row.side < cached_end; key += kKeys * Row::kSides) {
+      Cached k[kKeys], v[kKeys];
+      bool there[kKeys];
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) {
-        const int64_t at = min(key + j, cached_end - 1);
+        there[j] = key + j * Row::kSides < cached_end;
+        const int64_t at = min(key + j * Row::kSides, cached_end - 1);
         row.read(k_rows.template cached_at<S>(at), c.P, k[j]);
         row.read(v_rows.template cached_at<S>(at), c.P, v[j]);
       }
-      running.template add<kKeys>(q, k, v, cached_end - key);
+      running.template add<kKeys>(row, q, k, v, there);
     }
-    if (end > s.first && warp == 0) {  // its own key
-      float k[1][kElements], v[1][kElements];
+    if (end > s.first) {  // its own key
+      Own k[1], v[1];
+      const bool there[1] = {row.side == 0};
       row.read(k_rows.own_at(s.first), c.P, k[0]);
       row.read(v_rows.own_at(s.first), c.P, v[0]);
-      running.template add<1>(q, k, v, 1);
+      running.template add<1>(row, q, k, v, there);
     }
   }
-  // The warps together, in their order.
+  running.join_sides();
+  if (row.side > 0) return;
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
+    if (h0 + h >= h1) continue;
+    const int64_t at = place * c.H + h0 + h;
     if (row.lane == 0) {
-      of_largest[warp][h] = running.largest[h];
-      of_sum[warp][h] = running.sum[h];
+      parts.largest[at] = running.largest[h];
+      parts.sum[at] = running.sum[h];
     }
-    row.write(running.y[h], 32 * kElements, of_y[warp][h]);
-  }
-  __syncthreads();
-  for (int64_t h = warp; h < h1 - h0; h += kWarps) {
-    float most = of_largest[0][h], total = 0, y[kElements] = {};
-#pragma unroll
-    for (int w = 1; w < kWarps; ++w) most = fmaxf(most, of_largest[w][h]);
-    for (int w = 0; w < kWarps; ++w) {
-      const float factor = most == -INFINITY ? 0.0f : expf(of_largest[w][h] - most);
-      total += factor * of_sum[w][h];
-      float part[kElements];
-      row.read(of_y[w][h], 32 * kElements, part);
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) y[e] = fmaf(factor, part[e], y[e]);
-    }
-    const int64_t place = (index * parts.pieces + piece) * c.H + h0 + h;
-    if (row.lane == 0) {
-      parts.largest[place] = most;
-      parts.sum[place] = total;
-    }
-    row.write(y, c.P, parts.y + place * c.P);
+    row.write(running.y[h], c.P, parts.y + at * c.P);
   }
 }
 
@@ -246,13 +257,19 @@ __global__ void lengths_kernel(const AttentionCall c) {
   if (s.out >= 0) c.to_length[s.out] = static_cast<float>(s.total());
 }
 
-constexpr int kJoinThreads = 512;
+constexpr int kJoinThreads = 512;  // at most
+
+// Enough to read the pieces of a head side by side, at least one an element.
+int join_threads(const AttentionCall& c) {
+  return pieces_of(c) <= 16 ? static_cast<int>(ceil_div(std::max<int64_t>(c.P, 128), 32) * 32)
+                            : kJoinThreads;
+}
 
 // A block: the pieces of a head together, an element of y a thread, and as many threads an element as there
 // are. One block more a sequence appends to the cache in place.
 __global__ void __launch_bounds__(kJoinThreads)
     join_kernel(const AttentionCall c, const Parts parts) {
-  extern __shared__ float weights[];  // (pieces), then (kJoinThreads)
+  extern __shared__ float weights[];  // (pieces), then one a thread
   const int64_t index = blockIdx.x, h = blockIdx.y;
   if (h == c.H) {
     const Sequence s = sequence(c, index);
@@ -274,7 +291,7 @@ __global__ void __launch_bounds__(kJoinThreads)
   }
   const float over = 1.0f / block_sum(sum);  // with a barrier: the weights are there
   float* const shares = weights + parts.pieces;
-  const int width = static_cast<int>(c.P), of_element = kJoinThreads / width;
+  const int width = static_cast<int>(c.P), of_element = static_cast<int>(blockDim.x) / width;
   const int e = static_cast<int>(threadIdx.x) % width, part = static_cast<int>(threadIdx.x) / width;
   float y = 0;
 #pragma unroll 4
@@ -309,20 +326,21 @@ bool in_width(const AttentionCall& c, int64_t V) {
 
 template <class T, class S, int kHeads>
 void launch_step(const AttentionCall& c, const Parts& parts, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(c.sequences * parts.pieces),
-                  static_cast<unsigned>(c.Hkv * ceil_div(c.group(), kHeads)));
+  constexpr int kWidth = 16 / sizeof(S);
+  const int64_t units = c.sequences * parts.pieces * c.Hkv * ceil_div(c.group(), kHeads);
   const int64_t positions = positions_of_a_piece(c);
   const auto launch = [&](auto kernel) {
-    kernel<<<grid, 32 * kWarps, 0, stream>>>(c, parts, positions);
+    kernel<<<static_cast<unsigned>(ceil_div(units, kWarps)), 32 * kWarps, 0, stream>>>(c, parts,
+                                                                                       positions);
   };
-  if (c.P <= 64 && in_width(c, 2)) {
-    launch(step_kernel<T, S, kHeads, 2, 1>);
-  } else if (c.P <= 128 && in_width(c, 4)) {
-    launch(step_kernel<T, S, kHeads, 4, 1>);
-  } else if (in_width(c, 4)) {
-    launch(step_kernel<T, S, kHeads, 4, 2>);
+  if (!in_width(c, kWidth)) {
+    launch(step_kernel<T, S, kHeads, 1, 32, 8>);
+  } else if (c.P <= 8 * kWidth) {
+    launch(step_kernel<T, S, kHeads, kWidth, 8, 1>);
+  } else if (c.P <= 16 * kWidth) {
+    launch(step_kernel<T, S, kHeads, kWidth, 16, 1>);
   } else {
-    launch(step_kernel<T, S, kHeads, 1, 8>);
+    launch(step_kernel<T, S, kHeads, kWidth, 32, 8 / kWidth>);
   }
 }
 
@@ -351,8 +369,10 @@ void attention_step(const AttentionCall& c, float* parts, void* stream) {
   check_launch("attention step");
   const dim3 grid(static_cast<unsigned>(c.sequences),
                   static_cast<unsigned>(c.H + (c.to_k && c.in_place ? 1 : 0)));
-  const size_t floats = static_cast<size_t>(at.pieces) + attention::kJoinThreads;
-  attention::join_kernel<<<grid, attention::kJoinThreads, floats * sizeof(float), s>>>(c, at);
+  const int threads = attention::join_threads(c);
+  const size_t floats = static_cast<size_t>(at.pieces + threads);
+  attention::join_kernel<<<grid, static_cast<unsigned>(threads), floats * sizeof(float), s>>>(c,
+                                                                                              at);
   check_launch("attention step, pieces together");
 }
 
