@@ -134,9 +134,10 @@ Tensor S4::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall&
   Tensor y;  // (B, L, H)
   if (!config_.bidirectional && (states || too_long)) {
     const auto part = [](const std::vector<Tensor>& v) { return v.empty() ? Tensor() : v[0]; };
-    const auto now = c.planning() ? nullptr : steps(c);
-    const ops::S4ScanResult scan = ops::s4_scan(c, x, now.get(), D_->value, call.packing,
-                                                part(call.state.in), part(call.state.out));
+    const ops::S4Learned learned{parameters(), options_, c.planning() ? nullptr : steps(c)};
+    const ops::S4ScanResult scan =
+        ops::s4_scan(c, x, learned.steps.get(), D_->value, call.packing, part(call.state.in),
+                     part(call.state.out), &learned);
     if (!call.state.out.empty()) call.state.out = {scan.state};
     y = scan.y;
   } else {

@@ -78,27 +78,12 @@ void diagonal_backward(const S4Params& p, const S4Options& o, const Sizes& z, in
       }
     }
     for (int64_t n = 0; n < z.N; ++n) {
-      const Complex C = c_of(p, z, c, h, n), B = s.B[n], A = s.A[n], a = s.dt * A;
-      const Complex q = t.step[n].q;
+      const Complex C = c_of(p, z, c, h, n), B = s.B[n], q = t.step[n].q;
       const Complex g_c = 2.0 * std::conj(M[n]);                 // of C' = C B q
       const Complex g_log = 2.0 * std::conj(C * B * q * M1[n]);  // of log Ā
       g.C[c * z.N + n] = g_c * std::conj(B * q);
       g.B[n] += g_c * std::conj(C * q);
-      const Complex g_q = g_c * std::conj(C * B);
-      Complex q_dt, q_A, log_a;  // dq/dΔ, dq/dA, d(log Ā)/d(ΔA)
-      if (o.bilinear) {
-        const Complex m = 1.0 / (1.0 - 0.5 * a);
-        q_dt = m * m;
-        q_A = 0.5 * s.dt * s.dt * m * m;
-        log_a = 0.5 / (1.0 + 0.5 * a) + 0.5 * m;
-      } else {
-        q_dt = t.step[n].decay;
-        q_A = (s.dt * t.step[n].decay - q) / A;
-        log_a = 1;
-      }
-      const Complex g_a = g_log * std::conj(log_a);
-      g.A[n] += g_a * s.dt + g_q * std::conj(q_A);
-      g.dt += (g_a * std::conj(A) + g_q * std::conj(q_dt)).real();
+      add_discrete_gradients(o, s, n, t.step[n], g_log, g_c * std::conj(C * B), g);
     }
   }
 }

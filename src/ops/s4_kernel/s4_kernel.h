@@ -64,4 +64,19 @@ struct S4Steps {
 // On a GPU in the memory of those `before`, if given and of the same sizes.
 S4Steps s4_steps(const S4Params& p, const S4Options& o, const S4Steps* before = nullptr);
 
+// Gradients of the parameters, as they are stored; B and P empty where there are none.
+struct S4Gradients {
+  std::vector<float> inv_dt, A_real, A_imag, B, C, P;
+};
+
+// From those of the steps, in the layout of S4Steps; `dC` is of C as it is stored. In float64 on the host; a
+// complex one is dL/dre + i dL/dim.
+S4Gradients s4_steps_gradients(const S4Params& p, const S4Options& o,
+                               const std::vector<double>& dsystem, const std::vector<double>& dC);
+
+// DPLR: the gradient of the attuned C̃ = C (I - Ā^T) from that of C, in the layout of S4Steps. With conj of it
+// as a state h, what is left of the chain is that of Re(C Ā^T h) through Ā alone.
+std::vector<double> s4_attuned_gradient(const S4Params& p, const S4Options& o,
+                                        const std::vector<double>& dC);
+
 }  // namespace krait::ops

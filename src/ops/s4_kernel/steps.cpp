@@ -1,102 +1,23 @@
-// The recurrent form, and attuning C: off the hot path, in float64. A head's step is linear in its state,
-// so it is a real matrix M over (Re h, Im h); a row of C acts as (Re C, -Im C).
-#include <Eigen/LU>
+// The recurrent form, and attuning C: off the hot path, in float64.
 #include <algorithm>
 
 #include "krait/base/threads.h"
-#include "krait/ops/s4_kernel/system.h"
+#include "krait/ops/s4_kernel/dplr_step.h"
 
 namespace krait::ops {
 namespace {
 
 using s4::Complex;
-using Matrix = Eigen::MatrixXd;
-using Row = Eigen::RowVectorXd;
-
-// 2/Δ as the bilinear rule has it: M = (2/Δ - A)^-1 (2/Δ + A) with A = diag(A) - P Pᴴ over 2N entries,
-// inverted by the rule of Woodbury.
-struct DplrStep {
-  int64_t N;
-  Complex E[s4::kMaxStates], P[s4::kMaxStates], F[s4::kMaxStates], G[s4::kMaxStates],
-      R[s4::kMaxStates];
-
-  DplrStep(const s4::Head& s, int64_t states) : N(states) {
-    const double two = 2 / s.dt;
-    double inner = 0;
-    for (int64_t n = 0; n < N; ++n) {
-      P[n] = s.P[n];
-      E[n] = two + s.A[n];
-      G[n] = 1.0 / (two - s.A[n]);
-      F[n] = 2.0 * s.B[n];
-      R[n] = std::conj(P[n]) * G[n];
-      inner += 2 * (R[n] * P[n]).real();
-    }
-    for (int64_t n = 0; n < N; ++n) R[n] /= 1 + inner;
-  }
-  void operator()(Complex* h) const {
-    double Qh = 0, Rw = 0;
-    for (int64_t n = 0; n < N; ++n) Qh += 2 * (std::conj(P[n]) * h[n]).real();
-    for (int64_t n = 0; n < N; ++n) {
-      h[n] = E[n] * h[n] - P[n] * Qh;
-      Rw += 2 * (R[n] * h[n]).real();
-    }
-    for (int64_t n = 0; n < N; ++n) h[n] = G[n] * (h[n] - P[n] * Rw);
-  }
-  Matrix matrix() const {
-    Matrix M(2 * N, 2 * N);
-    for (int64_t i = 0; i < 2 * N; ++i) {
-      Complex h[s4::kMaxStates] = {};
-      h[i % N] = i < N ? Complex(1, 0) : Complex(0, 1);
-      (*this)(h);
-      for (int64_t n = 0; n < N; ++n) {
-        M(n, i) = h[n].real();
-        M(N + n, i) = h[n].imag();
-      }
-    }
-    return M;
-  }
-};
-
-// I - M^length
-Matrix one_minus_power(const Matrix& M, int64_t length) {
-  const Matrix one = Matrix::Identity(M.rows(), M.cols());
-  Matrix result = one, power = M;
-  for (int64_t bits = length; bits > 0; bits /= 2) {
-    if (bits % 2 == 1) result = result * power;
-    if (bits > 1) power = power * power;
-  }
-  return one - result;
-}
+using s4::DplrStep;
+using s4::Matrix;
+using s4::one_minus_power;
+using s4::OnHost;
+using s4::Row;
+using s4::row_of;
 
 Row solve_right(const Row& c, const Matrix& X) {  // c X^-1
   return X.transpose().partialPivLu().solve(c.transpose()).transpose();
 }
-
-Row row_of(const S4Params& p, const s4::Sizes& z, int64_t channel, int64_t h) {
-  Row c(2 * z.N);
-  for (int64_t n = 0; n < z.N; ++n) {
-    const Complex C = s4::c_of(p, z, channel, h, n);
-    c(n) = C.real();
-    c(z.N + n) = -C.imag();
-  }
-  return c;
-}
-
-// The parameters in the host's memory, wherever they are.
-class OnHost {
- public:
-  explicit OnHost(const S4Params& p) {
-    const Tensor* from[] = {&p.inv_dt, &p.A_real, &p.A_imag, &p.B, &p.C, &p.P};
-    Tensor* to[] = {&params.inv_dt, &params.A_real, &params.A_imag,
-                    &params.B,      &params.C,      &params.P};
-    for (size_t i = 0; i < std::size(from); ++i)
-      if (*from[i]) *to[i] = on_host(*from[i], buffers_[i]);
-  }
-  S4Params params;
-
- private:
-  std::vector<std::byte> buffers_[6];
-};
 
 void store_vector(const Complex* from, const S4Steps& r, double*& to) {
   for (int64_t n = 0; n < r.N; ++n) {

@@ -66,4 +66,23 @@ Discrete discretise(const S4Options& o, double dt, Complex A) {
   return {decay, (decay - 1.0) / A};
 }
 
+void add_discrete_gradients(const S4Options& o, const Head& s, int64_t n, const Discrete& step,
+                            Complex g_log, Complex g_q, HeadGradients& g) {
+  const Complex A = s.A[n], a = s.dt * A;
+  Complex q_dt, q_A, log_a;  // dq/dΔ, dq/dA, d(log Ā)/d(ΔA)
+  if (o.bilinear) {
+    const Complex m = 1.0 / (1.0 - 0.5 * a);
+    q_dt = m * m;
+    q_A = 0.5 * s.dt * s.dt * m * m;
+    log_a = 0.5 / (1.0 + 0.5 * a) + 0.5 * m;
+  } else {
+    q_dt = step.decay;
+    q_A = (s.dt * step.decay - step.q) / A;
+    log_a = 1;
+  }
+  const Complex g_a = g_log * std::conj(log_a);
+  g.A[n] += g_a * s.dt + g_q * std::conj(q_A);
+  g.dt += (g_a * std::conj(A) + g_q * std::conj(q_dt)).real();
+}
+
 }  // namespace krait::ops::s4

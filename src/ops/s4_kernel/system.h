@@ -54,10 +54,13 @@ void dplr_forward(const S4Params& p, const S4Options& o, const Sizes& z, int64_t
 void dplr_backward(const S4Params& p, const S4Options& o, const Sizes& z, int64_t h, int64_t L,
                    Rows dK, double* work, HeadGradients& g);
 
-// q with C' = C B q, and Ā; their logarithmic derivatives are in diagonal_backward.
+// q with C' = C B q, and Ā.
 struct Discrete {
   Complex decay, q;
 };
 Discrete discretise(const S4Options& o, double dt, Complex A);
+// What Δ and A of state n get from the gradients of log Ā and q.
+void add_discrete_gradients(const S4Options& o, const Head& s, int64_t n, const Discrete& step,
+                            Complex g_log, Complex g_q, HeadGradients& g);
 
 }  // namespace krait::ops::s4

@@ -21,4 +21,22 @@ struct S4ScanCall {
 
 void s4_scan(const S4ScanCall& c, void* stream);
 
+// Gradients of a call; see ops/s4_scan/kernels.h. Null: not wanted, or zeros.
+struct S4ScanAdjoint {
+  S4ScanCall c;
+  int64_t tokens = 0;                 // in all
+  const void* dy = nullptr;           // (tokens, H), the type of u
+  const float* dstate_out = nullptr;  // as c.state_out
+  void* du = nullptr;
+  int64_t du_stride = 0;
+  float *dstate_in = nullptr, *dD = nullptr;  // (state_rows, H, N, 2), (H)
+  int64_t state_rows = 0;
+  bool du_add = false, dstate_add = false, dD_add = false;
+  double* work = nullptr;  // s4_scan_adjoint_work
+  double* sums = nullptr;  // (H, rows + 1, 2, row): what system and C are given, over all sequences
+};
+
+int64_t s4_scan_adjoint_work(const S4ScanAdjoint& a);  // doubles
+void s4_scan_adjoint(const S4ScanAdjoint& a, void* stream);
+
 }  // namespace krait::cuda

@@ -2,7 +2,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
-#include "krait/ops/s4_scan/cuda.h"
+#include "krait/ops/s4_scan/backward.h"
 #include "krait/ops/s4_scan/kernels.h"
 #include "krait/ops/s4_scan/s4_scan.h"
 #include "krait/tensor/memory.h"
@@ -21,25 +21,11 @@ void check_state(const char* name, const Tensor& state, int64_t H, int64_t N, in
           rows < 0 ? "rows" : std::to_string(rows), H, N, name_of(state.dtype), state.shape);
 }
 
-// The state of one head, in planes of double with zeros behind, and back.
-void load_state(const float* from, int64_t N, int64_t row, double* h) {
-  std::fill_n(h, 2 * row, 0.0);
-  for (int64_t n = 0; n < N && from; ++n) {
-    h[n] = from[2 * n];
-    h[row + n] = from[2 * n + 1];
-  }
-}
+}  // namespace
 
-void store_state(const double* h, int64_t N, int64_t row, float* to) {
-  for (int64_t n = 0; n < N; ++n) {
-    to[2 * n] = static_cast<float>(h[n]);
-    to[2 * n + 1] = static_cast<float>(h[row + n]);
-  }
-}
-
-void run_on_gpu([[maybe_unused]] Context& c, const Tensor& u, const S4Steps& steps, const Tensor& D,
-                const Packing* packing, const Tensor& state_in, const Tensor& state_out,
-                const Tensor& y) {
+cuda::S4ScanCall s4_scan_call(const Tensor& u, const S4Steps& steps, const Tensor& D,
+                              const Packing* packing, const Tensor& state_in,
+                              const Tensor& state_out) {
   require(static_cast<bool>(steps.memory),
           "[s4_scan] steps: expected those of parameters on a GPU");
   const auto* const system = reinterpret_cast<const double*>(steps.memory->data());
@@ -61,29 +47,37 @@ void run_on_gpu([[maybe_unused]] Context& c, const Tensor& u, const S4Steps& ste
   q.bf16 = u.dtype == DType::bf16;
   q.u = u.data;
   q.u_stride = u.row_stride();
-  q.y = y.data;
   q.state_in = state_in ? state_in.as<float>() : nullptr;
   q.state_out = state_out ? state_out.as<float>() : nullptr;
-  KRAIT_WITH_CUDA(cuda::s4_scan(q, c.stream));
+  return q;
 }
 
-}  // namespace
-
 S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Tensor& D,
-                     const Packing* packing, const Tensor& state_in, const Tensor& state_out) {
+                     const Packing* packing, const Tensor& state_in, const Tensor& state_out,
+                     const S4Learned* learned) {
   require(u.rank() == 3 && u.row_strided() && (u.dtype == DType::f32 || u.dtype == DType::bf16),
           "[s4_scan] u: expected float32 or bfloat16 (B, L, H) with rows at one distance, got {} "
           "{}",
           name_of(u.dtype), u.shape);
-  require(!c.tape || !needs_grad({u, D, state_in}),
-          "[s4_scan] states of S4 cannot be differentiated: train on whole sequences, without "
-          "carry-state");
+  bool recorded = c.tape && needs_grad({u, D, state_in});
+  if (c.tape && learned) {
+    const S4Params& p = learned->params;
+    recorded = recorded || needs_grad({p.inv_dt, p.A_real, p.A_imag, p.B, p.C, p.P});
+  }
+  require(!recorded || learned, "[s4_scan] recorded: expected the parameters of the steps as well");
   const int64_t B = u.size(0), L = u.size(1), H = u.size(2);
   require(D.dtype == DType::f32 && D.contiguous() && D.numel() == H,
           "[s4_scan] D: expected contiguous float32 (1, {}), got {} {}", H, name_of(D.dtype),
           D.shape);
   S4ScanResult result{c.alloc(u.shape, u.dtype), state_out};
   c.cost("s4_scan", 2.0 * static_cast<double>(u.bytes()), 0);
+  if (recorded) {
+    c.tape->watch(result.y);
+    if (state_out) c.tape->watch(result.state);
+    c.tape->record([q = S4ScanBackward(*learned, u, D, packing, state_in, result)](Context& b) {
+      s4_scan_backward(b, q);
+    });
+  }
   if (c.planning()) return result;
   require(steps && steps->H == H && steps->channels == 1,
           "[s4_scan] u: expected (B, L, {}) and a model of one direction, got {} and {}",
@@ -95,7 +89,9 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
          static_cast<double>(u.numel() * N) * (steps->dplr ? 40 : 12));
 
   if (c.device.type == Device::cuda) {
-    run_on_gpu(c, u, *steps, D, packing, state_in, state_out, result.y);
+    cuda::S4ScanCall q = s4_scan_call(u, *steps, D, packing, state_in, state_out);
+    q.y = result.y.data;
+    KRAIT_WITH_CUDA(cuda::s4_scan(q, c.stream));
     return result;
   }
   const int64_t sequences = packing ? packing->n : B, blocks = (H + kHeads - 1) / kHeads;
@@ -112,7 +108,7 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
       const auto state_row = [&](const Tensor& t, int64_t r) {
         return t && r >= 0 ? t.as<float>() + (r * H + h) * N * 2 : nullptr;
       };
-      load_state(state_row(state_in, in), N, row, state);
+      s4_load_state(state_row(state_in, in), N, row, state);
       S4Run run;
       run.dplr = steps->dplr;
       run.row = row;
@@ -127,7 +123,7 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
       run.y = static_cast<std::byte*>(result.y.data) + (begin * H + h) * bytes;
       run.h = state;
       kernels.run(run);
-      if (float* to = state_row(state_out, out)) store_state(state, N, row, to);
+      if (float* to = state_row(state_out, out)) s4_store_state(state, N, row, to);
     }
   });
   return result;

@@ -10,7 +10,7 @@
 //   state_out (S, H, N, 2)    float32, optional; may be state_in's memory
 //
 // S is B, or with a Packing any number of rows. Float64 inside, rounded once; a state is rounded where it
-// is handed out. For inference: refuses to be recorded. Same y as s4_kernel and long_conv, in O(L N).
+// is handed out. Same y as s4_kernel and long_conv, in O(L N).
 // Gu, Goel, Ré 2021, sections 2.3 and C.2; Gu, Gupta, Goel, Ré 2022.
 #pragma once
 #include "krait/ops/packing.h"
@@ -22,9 +22,17 @@ struct S4ScanResult {
   Tensor y, state;
 };
 
-// `steps` null only while planning.
+// What a recorded call needs: the parameters that the steps were made from, which get their gradients. The
+// chain from the steps back to them runs on the host.
+struct S4Learned {
+  S4Params params;
+  S4Options options;
+  std::shared_ptr<const S4Steps> steps;  // null only while planning
+};
+
+// `steps` null only while planning. Error where it is recorded and `learned` is not given.
 S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Tensor& D,
                      const Packing* packing = nullptr, const Tensor& state_in = {},
-                     const Tensor& state_out = {});
+                     const Tensor& state_out = {}, const S4Learned* learned = nullptr);
 
 }  // namespace krait::ops
