@@ -35,17 +35,17 @@ ops::Packing Batch::packing() const {
   return p;
 }
 
-models::Feed put(Context& c, Staging& staging, const Batch& batch) {
+models::Feed put(Context& c, Staging& staging, const Batch& batch, size_t first_place) {
   const models::Feed host = batch.feed();
   models::Feed f;
-  f.tokens = staging.put(c, 0, host.tokens);
-  f.targets = staging.put(c, 1, host.targets);
-  f.values = staging.put(c, 2, host.values);
+  f.tokens = staging.put(c, first_place, host.tokens);
+  f.targets = staging.put(c, first_place + 1, host.targets);
+  f.values = staging.put(c, first_place + 2, host.values);
   return f;
 }
 
-ops::Packing put_packing(Context& c, Staging& staging, const Batch& batch) {
-  return ops::put(c, staging, 3, batch.packing());
+ops::Packing put_packing(Context& c, Staging& staging, const Batch& batch, size_t first_place) {
+  return ops::put(c, staging, first_place + 3, batch.packing());
 }
 
 int64_t Reading::at(int64_t place) {

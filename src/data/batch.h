@@ -30,9 +30,11 @@ struct Batch {
   ops::Packing packing() const;
 };
 
-// The batch where ops on the context's device can read it. Takes the places 0 to 5 of `staging`.
-models::Feed put(Context& c, Staging& staging, const Batch& batch);
-ops::Packing put_packing(Context& c, Staging& staging, const Batch& batch);
+// The batch where ops on the context's device can read it. Both together take six places of `staging`, from
+// `first_place` on.
+models::Feed put(Context& c, Staging& staging, const Batch& batch, size_t first_place = 0);
+ops::Packing put_packing(Context& c, Staging& staging, const Batch& batch, size_t first_place = 0);
+constexpr size_t kPlacesOfBatch = 6;
 
 // Batches without end, each a function of its number alone: a run goes on from any position.
 class Batches {

@@ -129,7 +129,7 @@ Tensor LanguageModel::outputs(Context& c, const Feed& feed, const Pass& pass) co
 }
 
 ops::CrossEntropyResult LanguageModel::objective(Context& c, const Feed& feed, const Pass& pass,
-                                                 float scale) const {
+                                                 ops::LossScale scale) const {
   if (score_) return Model::objective(c, feed, pass, scale);
   return loss(c, hidden(c, feed, pass), feed.targets, scale);
 }
@@ -160,7 +160,7 @@ Tensor LanguageModel::logits(Context& c, const Tensor& hidden) const {
 }
 
 ops::CrossEntropyResult LanguageModel::loss(Context& c, const Tensor& hidden, const Tensor& targets,
-                                            float scale) const {
+                                            ops::LossScale scale) const {
   return ops::linear_cross_entropy(c, hidden, head().value, targets, scale);
 }
 

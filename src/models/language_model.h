@@ -28,7 +28,7 @@ class LanguageModel : public Model {
   // sequence a place for the learned token of Task::token, whatever is in it.
   Tensor outputs(Context& c, const Feed& feed, const Pass& pass) const override;
   ops::CrossEntropyResult objective(Context& c, const Feed& feed, const Pass& pass,
-                                    float scale) const override;
+                                    ops::LossScale scale) const override;
   Feed sketch(int64_t B, int64_t L) const override;
 
   // tokens (B, L) int32 -> what the head reads, (B, L, D) in the activation type. Tokens must be in
@@ -46,7 +46,7 @@ class LanguageModel : public Model {
   // scale · Σ cross-entropy against targets (B, L) int32 (-1: not counted); see linear_cross_entropy. Backward
   // gives its memory back with that of the layers: read or copy the loss before.
   ops::CrossEntropyResult loss(Context& c, const Tensor& hidden, const Tensor& targets,
-                               float scale) const;
+                               ops::LossScale scale) const;
 
   // Throws Error naming the position of the first id that is negative or not below vocab_size.
   void check_tokens(const int32_t* tokens, int64_t n) const;

@@ -34,7 +34,7 @@ struct Feed {
 
 // Of outputs (S, n) with targets: classes (S) int32, cross-entropy; numbers (S, n) float32, squared error.
 ops::CrossEntropyResult loss_of(Context& c, const Tensor& outputs, const Tensor& targets,
-                                float scale, float label_smoothing);
+                                ops::LossScale scale, float label_smoothing);
 
 class Model {
  public:
@@ -61,7 +61,7 @@ class Model {
   // scale · Σ of the losses of all targets, and the loss of each: by default loss_of(outputs). Backward gives
   // its memory back with that of the layers: read or copy it before.
   virtual ops::CrossEntropyResult objective(Context& c, const Feed& feed, const Pass& pass,
-                                            float scale) const;
+                                            ops::LossScale scale) const;
   // What B sequences of L tokens (or B images) would be fed as; for planning, none of it has memory.
   virtual Feed sketch(int64_t B, int64_t L) const = 0;
 

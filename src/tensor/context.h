@@ -26,6 +26,9 @@ struct Context {
   DType activation = DType::f32;  // of matrix products and what they feed; f32 or bf16
   bool training = false;          // dropout is active
   Philox rng;                     // dropout masks; `rng.stream` is advanced by each op that draws
+  // On the device, optional: added to rng.stream when an op draws, on a GPU by its kernel. A step that was
+  // recorded once draws other numbers each time.
+  const uint64_t* rng_offset = nullptr;
 
   // Counted for every op, where set (bench, plan).
   std::map<std::string, Cost>* costs = nullptr;
@@ -36,6 +39,14 @@ struct Context {
   Tensor alloc(const Shape& shape, DType dtype);
   // A tensor that lives until the enclosing Scratch ends.
   Tensor scratch(const Shape& shape, DType dtype);
+
+  // The generator of an op that draws now.
+  Philox draw() {
+    Philox r = rng;
+    if (rng_offset && device.type == Device::cpu) r.stream += *rng_offset;
+    ++rng.stream;
+    return r;
+  }
 
   void cost(const char* op, double bytes, double flops) {
     if (costs) {

@@ -6,7 +6,7 @@
 namespace krait {
 
 ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const models::Feed& feed,
-                                 const models::Pass& pass, float scale) {
+                                 const models::Pass& pass, ops::LossScale scale) {
   // Backward gives the memory of what comes after a layer back, the loss's too: it is kept in front of all.
   const Tensor kept = c.tape ? c.alloc({1}, DType::f32) : Tensor();
   ops::CrossEntropyResult result = model.objective(c, feed, pass, scale);
@@ -21,13 +21,20 @@ ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const m
   return result;
 }
 
-ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const Batch& batch,
-                                 Staging& staging, models::Pass pass, float scale) {
-  const models::Feed feed = put(c, staging, batch);
-  const ops::Packing packing = put_packing(c, staging, batch);
-  if (batch.packed()) pass.packing = &packing;
+PlacedBatch place(Context& c, Staging& staging, size_t first_place, const Batch& batch) {
+  return {.feed = put(c, staging, batch, first_place),
+          .packing = put_packing(c, staging, batch, first_place),
+          .B = batch.B,
+          .L = batch.L,
+          .packed = batch.packed(),
+          .carried = batch.carried};
+}
+
+ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const PlacedBatch& batch,
+                                 models::Pass pass, ops::LossScale scale) {
+  if (batch.packed) pass.packing = &batch.packing;
   if (!batch.carried) pass.state_in = nullptr;
-  return run_pass(c, model, feed, pass, scale);
+  return run_pass(c, model, batch.feed, pass, scale);
 }
 
 }  // namespace krait

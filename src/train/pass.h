@@ -4,13 +4,23 @@
 
 namespace krait {
 
+// A batch on the device; on the CPU it is the Batch that it was made of, which must stay.
+struct PlacedBatch {
+  models::Feed feed;
+  ops::Packing packing;
+  int64_t B = 0, L = 0;
+  bool packed = false, carried = false;
+};
+
+// Takes the kPlacesOfBatch places of `staging` from `first_place` on.
+PlacedBatch place(Context& c, Staging& staging, size_t first_place, const Batch& batch);
+
 // scale · Σ of the losses; where the context records, its gradients are added to the parameters' as well.
 ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const models::Feed& feed,
-                                 const models::Pass& pass, float scale);
+                                 const models::Pass& pass, ops::LossScale scale);
 
-// The same over a batch, whose arrays go through `staging`: `pass` gets its packing, and its state_in only
-// where the batch is carried.
-ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const Batch& batch,
-                                 Staging& staging, models::Pass pass, float scale);
+// The same over a batch: `pass` gets its packing, and its state_in only where the batch is carried.
+ops::CrossEntropyResult run_pass(Context& c, const models::Model& model, const PlacedBatch& batch,
+                                 models::Pass pass, ops::LossScale scale);
 
 }  // namespace krait

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "krait/autograd/plan.h"
+#include "krait/tensor/memory.h"
 #include "krait/train/finite.h"
 #include "krait/train/pass.h"
 
@@ -16,6 +17,7 @@ constexpr uint64_t kDropoutStream = uint64_t{1} << 61;
 constexpr int kDropoutStreamsLog2 = 20;
 
 constexpr int64_t kValidationChunk = 4096;  // tokens of a pass
+constexpr size_t kMostKinds = 16;           // of steps that are remembered
 
 Trainer::Trainer(models::LanguageModel& model, const TokenStream& data, const TrainOptions& o)
     : Trainer(model,
@@ -28,16 +30,8 @@ Trainer::Trainer(models::Model& model, std::unique_ptr<Batches> batches,
     : model_(model),
       options_(options),
       batches_(std::move(batches)),
-      stream_(model.params().device()),
-      scalars_memory_(ops::kStepScalars * sizeof(float), model.params().device()),
-      scalars_(scalars_memory_.take_low(ops::kStepScalars * sizeof(float)), DType::f32,
-               {ops::kStepScalars}, model.params().device()) {
-  if (model.routes()) {
-    const Shape shape{model.n_layer(), 2};
-    router_memory_ = DeviceMemory(device(), static_cast<size_t>(shape.numel()) * sizeof(float));
-    router_ = Tensor(router_memory_.data(), DType::f32, shape, device());
-    zero_bytes(router_);
-  }
+      stream_(model.params().device()) {
+  make_numbers();
   arena_ = Arena(plan_training(model, options).step, device());
   if (options.carry_state)
     for (nn::State& s : states_) s = model.make_state(options.batch_size);
@@ -56,28 +50,28 @@ Context Trainer::context(bool training) {
   return c;
 }
 
-models::Pass Trainer::training_pass(int64_t micro_batch) {
+models::Pass Trainer::training_pass(int64_t k) {
   models::Pass pass;
   pass.recompute = options_.recompute;
   pass.dropout = options_.dropout;
-  pass.router = router_;
+  if (router_) pass.router = router_.select(0, k);
   pass.drop_path = options_.drop_path;
   pass.label_smoothing = options_.label_smoothing;
   pass.balance_gradient = 1.0f / static_cast<float>(options_.grad_accum);
   if (options_.carry_state) {
-    pass.state_in = &states_[micro_batch % 2];
-    pass.state_out = &states_[(micro_batch + 1) % 2];
+    pass.state_in = &states_[(turn() + k) % 2];
+    pass.state_out = &states_[(turn() + k + 1) % 2];
   }
   return pass;
 }
 
 // The arena is made for batches without document borders; others may need more.
-void Trainer::reserve(const Batch& batch, const models::Pass& pass, bool training) {
+void Trainer::reserve(const PlacedBatch& batch, const models::Pass& pass, bool training) {
   const Context like = context(training);
-  const size_t bytes = plan(like, training, [&](Context& c) {
-                         run_pass(c, model_, batch, staging_, pass, 1.0f);
-                       }).bytes;
+  const size_t bytes =
+      plan(like, training, [&](Context& c) { run_pass(c, model_, batch, pass, 1.0f); }).bytes;
   if (bytes <= arena_.capacity()) return;
+  kinds_.clear();
   arena_ = Arena(0);
   arena_ = Arena(bytes, device());
 }
@@ -90,32 +84,30 @@ StepResult Trainer::step() {
   for (int64_t k = 0; k < K; ++k) {
     batches.push_back(batches_->at(first + k));
     targets += batches.back().n_targets;
-    if (batches.back().packed()) reserve(batches.back(), training_pass(first + k), true);
   }
-  const float scale = targets > 0 ? static_cast<float>(1.0 / static_cast<double>(targets)) : 0.0f;
-
-  model_.params().forget_gradients();
-  double loss = 0, dropped = 0;
+  std::vector<PlacedBatch> placed;
   for (int64_t k = 0; k < K; ++k) {
     Context c = context(true);
-    c.rng.seed = options_.seed;
-    c.rng.stream = kDropoutStream + (static_cast<uint64_t>(first + k) << kDropoutStreamsLog2);
-    const Batch& batch = batches[static_cast<size_t>(k)];
-    loss += number(run_pass(c, model_, batch, staging_, training_pass(first + k), scale).loss);
-    std::vector<std::byte> buffer;
-    const Tensor routed = on_host(router_, buffer);
-    for (int64_t i = 0; routed && i < routed.size(0); ++i) {
-      loss += get(routed, 2 * i) / static_cast<double>(K);
-      dropped += get(routed, 2 * i + 1);
-    }
+    placed.push_back(place(c, staging_, static_cast<size_t>(k) * kPlacesOfBatch,
+                           batches[static_cast<size_t>(k)]));
+    if (placed.back().packed) reserve(placed.back(), training_pass(k), true);
   }
   StepResult r;
   r.lr = learning_rate(options_, step);
-  set_scalars(step, r.lr);
-  r.grad_norm = clip();
+  set_numbers(step, r.lr, targets);
+  run(placed);
+
+  std::vector<float> numbers(static_cast<size_t>(numbers_.numel()));
+  download(numbers_, numbers.data(), stream_);  // waits for the step
+  const float* const losses = numbers.data() + ops::kStepScalars;
+  double loss = std::accumulate(losses, losses + K, 0.0), dropped = 0;
+  for (const float* at = losses + K; at != numbers.data() + numbers.size(); at += 2) {
+    loss += static_cast<double>(at[0]) / static_cast<double>(K);
+    dropped += static_cast<double>(at[1]);
+  }
+  r.grad_norm = numbers[ops::kGradNorm];
   if (!std::isfinite(loss) || !std::isfinite(r.grad_norm))
     fail_not_finite(model_.params(), step, loss, r.grad_norm);
-  update();
   steps_done_ = step;
   r.loss = targets > 0 ? loss : std::numeric_limits<double>::quiet_NaN();
   r.dropped = static_cast<int64_t>(dropped);
@@ -123,36 +115,91 @@ StepResult Trainer::step() {
   return r;
 }
 
-void Trainer::set_scalars(int64_t step, double lr) {
+void Trainer::make_numbers() {
+  const int64_t K = options_.grad_accum, routers = model_.routes() ? K * model_.n_layer() * 2 : 0;
+  const int64_t n = ops::kStepScalars + K + routers;
+  const size_t floats = (static_cast<size_t>(n) * sizeof(float) + 7) / 8 * 8;
+  numbers_memory_ = DeviceMemory(device(), floats + sizeof(uint64_t));
+  numbers_ = Tensor(numbers_memory_.data(), DType::f32, {n}, device());
+  zero_bytes(numbers_);
+  scalars_ = numbers_.slice(0, 0, ops::kStepScalars);
+  losses_ = numbers_.slice(0, ops::kStepScalars, ops::kStepScalars + K);
+  if (routers > 0)
+    router_ = numbers_.slice(0, ops::kStepScalars + K, n).reshape({K, model_.n_layer(), 2});
+  rng_offset_ = Tensor(numbers_memory_.data() + floats, DType::i64, {1}, device());
+}
+
+void Trainer::set_numbers(int64_t step, double lr, int64_t targets) {
   const auto bias = [&](float beta) {
     return static_cast<float>(-std::expm1(static_cast<double>(step) * std::log(double{beta})));
   };
-  float values[ops::kStepScalars] = {};
+  constexpr int kGiven = ops::kLossScale + 1;  // the others are the step's to say
+  float values[kGiven] = {};
   values[ops::kLearningRate] = static_cast<float>(lr);
   values[ops::kBias1] = bias(options_.beta1);
   values[ops::kBias2] = bias(options_.beta2);
-  upload(values, scalars_, stream_);
+  values[ops::kLossScale] =
+      targets > 0 ? static_cast<float>(1.0 / static_cast<double>(targets)) : 0.0f;
+  upload(values, scalars_.slice(0, 0, kGiven), stream_);
+  const int64_t offset = ((step - 1) * options_.grad_accum) << kDropoutStreamsLog2;
+  upload(&offset, rng_offset_, stream_);
 }
 
-// Waits for it.
-float Trainer::number(const Tensor& t) const {
-  float x = 0;
-  download(t, &x, stream_);
-  return x;
+// Everything that decides which launches a step consists of and which memory they work on.
+static std::vector<int64_t> kind_of(const std::vector<PlacedBatch>& batches, int64_t turn) {
+  std::vector<int64_t> kind = {turn};
+  const auto address = [](const Tensor& t) {
+    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data));
+  };
+  for (const PlacedBatch& b : batches) {
+    for (const Tensor& t : {b.feed.tokens, b.feed.values, b.feed.targets})
+      kind.push_back(address(t));
+    kind.insert(kind.end(), {b.B, b.L, b.carried});
+    if (!b.packed) continue;
+    const ops::Packing& p = b.packing;
+    for (const Tensor& t : {p.begin, p.state_in, p.state_out}) kind.push_back(address(t));
+    kind.insert(kind.end(), {p.n, p.longest});
+  }
+  return kind;
 }
 
-double Trainer::clip() {
+void Trainer::run(const std::vector<PlacedBatch>& batches) {
+  if (device().type == Device::cpu) return queue(batches);
+  if (kinds_.size() == kMostKinds) kinds_.clear();
+  const auto [it, fresh] = kinds_.try_emplace(kind_of(batches, turn()));
+  if (fresh) return queue(batches);
+  if (!it->second) it->second = Graph(device(), stream_, [&] { queue(batches); });
+  it->second.replay(stream_);
+  ++replayed_;
+}
+
+// The whole step. Nothing in here may depend on a number of the step that is known on the host only.
+void Trainer::queue(const std::vector<PlacedBatch>& batches) {
+  model_.params().forget_gradients();
+  const ops::LossScale scale(1.0f, scalars_.as<float>() + ops::kLossScale);
+  for (size_t k = 0; k < batches.size(); ++k) {
+    const auto i = static_cast<int64_t>(k);
+    Context c = context(true);
+    c.rng = {options_.seed, kDropoutStream + (uint64_t{k} << kDropoutStreamsLog2)};
+    c.rng_offset = static_cast<const uint64_t*>(rng_offset_.data);
+    copy(c, run_pass(c, model_, batches[k], training_pass(i), scale).loss,
+         losses_.slice(0, i, i + 1));
+  }
+  Context c = context(false);
+  clip(c);
+  update(c);
+}
+
+void Trainer::clip(Context& c) {
   std::vector<Tensor> grads;
   for (const nn::Param& p : model_.params()) {
     require(p.var.written, "{} has no gradient", p.name);
     grads.push_back(p.var.grad);
   }
-  Context c = context(false);
-  ops::clip_grad_norm(c, grads, options_.clip, scalars_);
-  return number(scalars_.slice(0, ops::kGradNorm, ops::kGradNorm + 1));
+  ops::clip_grad_norm(c, grads, options_.clip, scalars_, losses_);
 }
 
-void Trainer::update() {
+void Trainer::update(Context& c) {
   const TrainOptions& o = options_;
   // Those with a learning rate of their own follow the schedule in proportion.
   const auto rate = [&](const nn::Param& p) {
@@ -162,7 +209,6 @@ void Trainer::update() {
   for (const nn::Param& p : model_.params())
     tensors.push_back({p.master, p.value.data == p.master.data ? Tensor() : p.value.detach(),
                        p.var.grad, p.m, p.v, p.decay ? o.weight_decay : 0.0f, rate(p)});
-  Context c = context(false);
   ops::adamw(c, tensors, {o.beta1, o.beta2, o.eps}, scalars_);
 }
 
@@ -206,9 +252,12 @@ std::optional<double> Trainer::validate(const Examples& examples,
 }
 
 double Trainer::loss_of(const Batch& batch, const models::Pass& pass) {
-  reserve(batch, pass, false);
   Context c = context(false);
-  return number(run_pass(c, model_, batch, staging_, pass, 1.0f).loss);
+  const PlacedBatch placed = place(c, validation_staging_, 0, batch);
+  reserve(placed, pass, false);
+  float loss = 0;
+  download(run_pass(c, model_, placed, pass, 1.0f).loss, &loss, stream_);
+  return loss;
 }
 
 }  // namespace krait

@@ -4,6 +4,7 @@
 #pragma once
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <optional>
 
 #include "krait/autograd/tape.h"
@@ -11,8 +12,10 @@
 #include "krait/data/examples.h"
 #include "krait/models/language_model.h"
 #include "krait/ops/adamw/adamw.h"
+#include "krait/tensor/graph.h"
 #include "krait/train/memory.h"
 #include "krait/train/options.h"
+#include "krait/train/pass.h"
 
 namespace krait {
 
@@ -37,6 +40,9 @@ class Trainer {
   // those of the step before.
   StepResult step();
   int64_t steps_done() const { return steps_done_; }
+  // Steps that were a replay of recorded work. On a GPU the first step of a kind (sizes, cut into sequences,
+  // memory) is queued launch by launch, the second recorded, and it and those that follow are replayed.
+  int64_t replayed() const { return replayed_; }
   const TrainOptions& options() const { return options_; }
   const Arena& arena() const { return arena_; }
 
@@ -55,15 +61,19 @@ class Trainer {
 
  private:
   Context context(bool training);
-  models::Pass training_pass(int64_t micro_batch);
-  void reserve(const Batch& batch, const models::Pass& pass, bool training);
+  models::Pass training_pass(int64_t k);  // of micro-batch k of the next step
+  void reserve(const PlacedBatch& batch, const models::Pass& pass, bool training);
   double loss_of(const Batch& batch, const models::Pass& pass);  // Σ over its targets
-  void set_scalars(int64_t step, double lr);
-  double clip();  // the gradient's norm
-  void update();
-  float number(const Tensor& t) const;  // of one float32
+  void make_numbers();
+  void set_numbers(int64_t step, double lr, int64_t targets);
+  void run(const std::vector<PlacedBatch>& batches);
+  void queue(const std::vector<PlacedBatch>& batches);
+  void clip(Context& c);
+  void update(Context& c);
   Device device() const { return model_.params().device(); }
-  const nn::State* carried() const;  // the states that the next step starts from
+  // Which of the states the next step starts from, where they are carried.
+  int64_t turn() const { return options_.carry_state ? steps_done_ * options_.grad_accum % 2 : 0; }
+  const nn::State* carried() const { return options_.carry_state ? &states_[turn()] : nullptr; }
   std::string signature() const;
 
   models::Model& model_;
@@ -72,13 +82,18 @@ class Trainer {
   OwnStream stream_;
   Arena arena_ = Arena(0);
   Tape tape_;
-  Staging staging_;
+  Staging staging_, validation_staging_;
   nn::State states_[2];  // in and out take turns
-  Arena scalars_memory_;
-  Tensor scalars_;              // see ops::StepScalar
-  DeviceMemory router_memory_;  // of models with experts: see Pass::router
-  Tensor router_;
-  int64_t steps_done_ = 0;
+  // The numbers of a step, where its work finds and leaves them: one block, read back in one copy.
+  DeviceMemory numbers_memory_;
+  Tensor numbers_;     // float32, all that follow
+  Tensor scalars_;     // see ops::StepScalar
+  Tensor losses_;      // (K)
+  Tensor router_;      // (K, n_layer, 2), of models with experts: see Pass::router
+  Tensor rng_offset_;  // (1) int64: see Context::rng_offset
+  // Steps that ran, by what they worked on; those that ran twice with what was recorded of them.
+  std::map<std::vector<int64_t>, Graph> kinds_;
+  int64_t steps_done_ = 0, replayed_ = 0;
 };
 
 }  // namespace krait

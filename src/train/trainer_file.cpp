@@ -33,10 +33,6 @@ std::string Trainer::signature() const {
       batches_->description());
 }
 
-const nn::State* Trainer::carried() const {
-  return options_.carry_state ? &states_[steps_done_ * options_.grad_accum % 2] : nullptr;
-}
-
 void Trainer::save(const std::filesystem::path& directory) const {
   std::vector<NamedTensor> tensors;
   std::deque<std::vector<std::byte>> buffers;  // of what comes from a GPU

@@ -5,7 +5,7 @@
 //   p = p - lr · decay · p - lr · (m / (1-β1^k)) / (sqrt(v / (1-β2^k)) + eps)
 //
 // Nothing here is a host value that changes from step to step: lr, the step's bias corrections and the
-// clip factor are read from `scalars`, which lives on the device.
+// clip factor are read from `scalars`, which lives on the device. Where the clip factor is 0 nothing is changed.
 #pragma once
 #include <vector>
 
@@ -30,8 +30,9 @@ void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOpti
            const Tensor& scalars);
 
 // scalars[kGradNorm] = global L2 norm of the gradients (summed in float64 over fixed pieces), and
-// scalars[kClip] = limit / (norm + 1e-6) where the norm is above the limit, else 1 (limit <= 0: never).
+// scalars[kClip] = limit / (norm + 1e-6) where the norm is above the limit, else 1 (limit <= 0: never); 0 where
+// the norm or one of `losses` (float32, optional) is not finite: such a step must not be taken.
 void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit,
-                    const Tensor& scalars);
+                    const Tensor& scalars, const Tensor& losses = {});
 
 }  // namespace krait::ops

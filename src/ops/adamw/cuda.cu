@@ -90,6 +90,7 @@ __global__ void adamw_kernel(const __grid_constant__ List<AdamwTensor> list, flo
   const int64_t begin = piece * kUpdatePiece, end = min(t.n, begin + kUpdatePiece);
   const bool fours = end % 4 == 0 && whole_runs(t.value, 16) && whole_runs(t.grad, 16) &&
                      whole_runs(t.m, 16) && whole_runs(t.v, 16) && whole_runs(t.rounded, 8);
+  if (scalars[kClip] == 0) return;
   fours ? update<4>(t, begin, end, beta1, beta2, eps, scalars)
         : update<1>(t, begin, end, beta1, beta2, eps, scalars);
 }
@@ -113,13 +114,20 @@ __global__ void squares_kernel(const __grid_constant__ List<Floats> list, double
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-__global__ void clip_kernel(const double* sums, int64_t n, float limit, float* scalars) {
+__global__ void clip_kernel(const double* sums, int64_t n, const Floats losses, float limit,
+                            float* scalars) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += sums[i];
   const double norm = sqrt(block_sum(sum));
+  float bad = 0;  // losses that are not finite
+  for (int64_t i = threadIdx.x; i < losses.n; i += blockDim.x)
+    bad += isfinite(losses.data[i]) ? 0 : 1;
+  const bool finite = block_sum(bad) == 0 && isfinite(norm);
   if (threadIdx.x > 0) return;
   scalars[kGradNorm] = static_cast<float>(norm);
-  scalars[kClip] = limit > 0 && norm > limit ? static_cast<float>(limit / (norm + 1e-6)) : 1.0f;
+  scalars[kClip] = !finite                     ? 0.0f
+                   : limit > 0 && norm > limit ? static_cast<float>(limit / (norm + 1e-6))
+                                               : 1.0f;
 }
 
 }  // namespace
@@ -133,8 +141,8 @@ void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, fl
   });
 }
 
-void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums, float* scalars,
-                    void* stream) {
+void clip_grad_norm(const std::vector<Floats>& grads, const Floats& losses, float limit,
+                    double* sums, float* scalars, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   int64_t done = 0;
   in_lists(grads, kGradPiece, [&](const List<Floats>& list, unsigned blocks) {
@@ -142,7 +150,7 @@ void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums,
     check_launch("clip_grad_norm");
     done += blocks;
   });
-  clip_kernel<<<1, 1024, 0, s>>>(sums, done, limit, scalars);
+  clip_kernel<<<1, 1024, 0, s>>>(sums, done, losses, limit, scalars);
   check_launch("clip_grad_norm");
 }
 

@@ -27,7 +27,8 @@ struct Floats {
 
 // Elements of one partial sum; `sums`: one float64 for each piece of each tensor.
 constexpr int64_t kGradPiece = 1 << 16;
-void clip_grad_norm(const std::vector<Floats>& grads, float limit, double* sums, float* scalars,
-                    void* stream);
+// Of gradients and losses (any number).
+void clip_grad_norm(const std::vector<Floats>& grads, const Floats& losses, float limit,
+                    double* sums, float* scalars, void* stream);
 
 }  // namespace krait::cuda

@@ -57,11 +57,11 @@ void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const Ad
 }
 
 void clip_on_gpu(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& sums,
-                 const Tensor& scalars) {
+                 const Tensor& scalars, const cuda::Floats& losses) {
   std::vector<cuda::Floats> list;
   for (const Tensor& g : grads) list.push_back({g.as<float>(), g.numel()});
   KRAIT_WITH_CUDA(
-      cuda::clip_grad_norm(list, limit, sums.as<double>(), scalars.as<float>(), c.stream));
+      cuda::clip_grad_norm(list, losses, limit, sums.as<double>(), scalars.as<float>(), c.stream));
 }
 
 }  // namespace
@@ -85,6 +85,7 @@ void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOpti
 
   const AdamwKernels& k = KRAIT_PICK_ISA(adamw_kernels);
   const float* s = scalars.as<float>();
+  if (s[kClip] == 0) return;
   const auto pieces = pieces_of(tensors.size(), [&](size_t t) { return tensors[t].value.numel(); });
   parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
     const auto [index, begin, end] = pieces[static_cast<size_t>(i)];
@@ -108,8 +109,11 @@ void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOpti
 }
 
 void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit,
-                    const Tensor& scalars) {
+                    const Tensor& scalars, const Tensor& losses) {
   check_scalars(scalars);
+  require(!losses || (losses.dtype == DType::f32 && losses.contiguous()),
+          "[adamw] losses: expected contiguous float32, got {} {}", name_of(losses.dtype),
+          losses.shape);
   double elements = 0;
   for (size_t i = 0; i < grads.size(); ++i) {
     check_tensor(grads[i], grads[i].shape, DType::f32, "grad", i);
@@ -120,7 +124,8 @@ void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit,
   Scratch scratch(c);
   const Tensor sums = c.scratch({static_cast<int64_t>(pieces.size())}, DType::f64);
   if (c.planning()) return;
-  if (c.device.type == Device::cuda) return clip_on_gpu(c, grads, limit, sums, scalars);
+  const cuda::Floats judged = {static_cast<const float*>(losses.data), losses ? losses.numel() : 0};
+  if (c.device.type == Device::cuda) return clip_on_gpu(c, grads, limit, sums, scalars, judged);
 
   const AdamwKernels& k = KRAIT_PICK_ISA(adamw_kernels);
   parallel_for(sums.numel(), [&](int64_t i) {
@@ -133,6 +138,9 @@ void clip_grad_norm(Context& c, const std::vector<Tensor>& grads, float limit,
   float* s = scalars.as<float>();
   s[kGradNorm] = static_cast<float>(norm);
   s[kClip] = limit > 0 && norm > limit ? static_cast<float>(limit / (norm + 1e-6)) : 1.0f;
+  bool finite = std::isfinite(norm);
+  for (int64_t i = 0; i < judged.n; ++i) finite = finite && std::isfinite(judged.data[i]);
+  if (!finite) s[kClip] = 0;
 }
 
 }  // namespace krait::ops

@@ -8,6 +8,7 @@ enum StepScalar {
   kLearningRate,
   kBias1 /* 1-β1^k */,
   kBias2 /* 1-β2^k */,
+  kLossScale /* of the step's losses: see LossScale */,
   kClip,
   kGradNorm,
   kStepScalars

@@ -136,6 +136,25 @@ TEST(ClipGradNorm, FactorOnlyAboveTheLimit) {
   EXPECT_TRUE(std::isnan(s[ops::kGradNorm]));  // the trainer stops on it
 }
 
+// The weights stay what they were, with nobody on the host to look before they are updated.
+TEST(ClipGradNorm, T33_AStepThatIsNotFiniteIsNotTaken) {
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::nanf("");
+  const std::vector<std::pair<float, float>> cases = {
+      {nan, 1.0f}, {inf, 1.0f}, {1.0f, nan}, {1.0f, inf}};
+  for (const auto& [bad_grad, bad_loss] : cases) {
+    Model q({40, 3});
+    const Tensor losses = q.t.tensor({3}, DType::f32);
+    for (int64_t i = 0; i < 3; ++i) set(losses, i, i == 2 ? static_cast<double>(bad_loss) : 1.0);
+    set(q.tensors[1].grad, 2, static_cast<double>(bad_grad));
+    const Values value = to_double(q.tensors[0].value), m = to_double(q.tensors[0].m);
+    clip_grad_norm(q.t.c, q.grads(), 1.0f, q.scalars, losses);
+    EXPECT_EQ(get(q.scalars, ops::kClip), 0.0);
+    q.step(1, 0.1f, 0.0f);
+    expect_same_bits(to_double(q.tensors[0].value), value, "value");
+    expect_same_bits(to_double(q.tensors[0].m), m, "m");
+  }
+}
+
 TEST(ClipGradNorm, SumsManySmallGradientsInFloat64) {
   Model q({1 << 20});
   for (int64_t i = 0; i < 1 << 20; ++i) q.tensors[0].grad.as<float>()[i] = 1e-3f;

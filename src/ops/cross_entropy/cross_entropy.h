@@ -15,6 +15,7 @@
 // Deterministic; the same bits for any number of threads. Targets below -1 or from V on are
 // refused on the CPU; on a GPU, where nobody looks at them, they make nll and loss NaN.
 #pragma once
+#include "krait/ops/cross_entropy/loss_scale.h"
 #include "krait/tensor/context.h"
 
 namespace krait::ops {
@@ -25,12 +26,12 @@ struct CrossEntropyResult {
 };
 
 CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w,
-                                        const Tensor& targets, float scale);
+                                        const Tensor& targets, LossScale scale);
 
 // The same of logits (..., V) float32 that exist already, for heads with a bias and few rows: dlogits is
 // computed at once. With smoothing s the target's class has the probability 1 - s + s/V and the others s/V
 // (Szegedy et al. 2016, section 7).
 CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor& targets,
-                                 float scale, float smoothing = 0);
+                                 LossScale scale, float smoothing = 0);
 
 }  // namespace krait::ops

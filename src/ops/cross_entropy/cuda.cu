@@ -6,7 +6,7 @@ namespace krait::cuda {
 
 namespace {
 
-using ops::LogitsGrad;
+using ops::LogitsGrad, ops::LossScale;
 
 constexpr int kThreads = 512;
 
@@ -14,8 +14,8 @@ constexpr int kThreads = 512;
 // one for the gradient.
 template <int V>
 __global__ void __launch_bounds__(kThreads)
-    rows_kernel(float* all, int64_t n, const int32_t* targets, float scale, LogitsGrad grad,
-                float* nll) {
+    rows_kernel(float* all, int64_t n, const int32_t* targets, const LossScale loss_scale,
+                LogitsGrad grad, float* nll) {
   float* const row = all + blockIdx.x * n;
   const int32_t target = targets[blockIdx.x];
   constexpr int64_t kStep = int64_t{kThreads} * V;
@@ -45,11 +45,11 @@ __global__ void __launch_bounds__(kThreads)
     nll[blockIdx.x] = static_cast<float>(static_cast<double>(m) - static_cast<double>(at_target) +
                                          log(static_cast<double>(sum)));
   if (grad == LogitsGrad::none) return;
-  const float factor = static_cast<float>(static_cast<double>(scale) / static_cast<double>(sum));
+  const auto scale = static_cast<double>(loss_scale.value());
+  const float factor = static_cast<float>(scale / static_cast<double>(sum));
   const float p_target = expf(at_target - m);
   const auto d_target =
-      static_cast<float>(static_cast<double>(scale) *
-                         (static_cast<double>(p_target) / static_cast<double>(sum) - 1.0));
+      static_cast<float>(scale * (static_cast<double>(p_target) / static_cast<double>(sum) - 1.0));
   __syncthreads();  // all have read the target's logit
   for (int64_t base = 0; base < n; base += kStep) {
     const int64_t i = base + first;
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A block a row.
-__global__ void smooth_kernel(const float* logits, int64_t n, const int32_t* targets, float scale,
-                              float s, float* drows, float* nll) {
+__global__ void smooth_kernel(const float* logits, int64_t n, const int32_t* targets,
+                              const LossScale scale, float s, float* drows, float* nll) {
   const float* const row = logits + blockIdx.x * n;
   const int32_t target = targets[blockIdx.x];
   if (target < 0 || target >= n) return;
@@ -80,20 +80,20 @@ __global__ void smooth_kernel(const float* logits, int64_t n, const int32_t* tar
   if (threadIdx.x == 0)
     nll[blockIdx.x] += s * static_cast<float>(static_cast<double>(row[target]) - mean);
   for (int64_t i = threadIdx.x; i < n && drows; i += kThreads)
-    drows[blockIdx.x * n + i] += scale * s * ((i == target) - 1 / static_cast<float>(n));
+    drows[blockIdx.x * n + i] += scale.value() * s * ((i == target) - 1 / static_cast<float>(n));
 }
 
-__global__ void loss_kernel(const float* nll, int64_t n, float scale, float* loss) {
+__global__ void loss_kernel(const float* nll, int64_t n, const LossScale scale, float* loss) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += static_cast<double>(nll[i]);
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *loss = static_cast<float>(static_cast<double>(scale) * sum);
+  if (threadIdx.x == 0) *loss = static_cast<float>(static_cast<double>(scale.value()) * sum);
 }
 
 }  // namespace
 
-void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* targets, float scale,
-                        LogitsGrad grad, float* nll, void* stream) {
+void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* targets,
+                        LossScale scale, LogitsGrad grad, float* nll, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   const auto blocks = static_cast<unsigned>(rows);
   if (V % 4 == 0 && in_runs(logits, V, 4, 4)) {
@@ -105,14 +105,14 @@ void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* t
 }
 
 void cross_entropy_smooth(const float* logits, int64_t rows, int64_t V, const int32_t* targets,
-                          float scale, float s, float* drows, float* nll, void* stream) {
+                          LossScale scale, float s, float* drows, float* nll, void* stream) {
   if (rows == 0) return;
   smooth_kernel<<<static_cast<unsigned>(rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       logits, V, targets, scale, s, drows, nll);
   check_launch("cross_entropy smooth");
 }
 
-void cross_entropy_loss(const float* nll, int64_t n, float scale, float* loss, void* stream) {
+void cross_entropy_loss(const float* nll, int64_t n, LossScale scale, float* loss, void* stream) {
   loss_kernel<<<1, 1024, 0, static_cast<cudaStream_t>(stream)>>>(nll, n, scale, loss);
   check_launch("cross_entropy loss");
 }

@@ -48,8 +48,8 @@ void check_targets(const int32_t* targets, int64_t M, int64_t V) {
 }
 
 // nll of rows [begin, end), and their logits (end - begin, V) turned into gradients where asked.
-void run_rows(Context& c, const Tensor& logits, const Tensor& targets, int64_t begin, float scale,
-              LogitsGrad grad, const Tensor& nll) {
+void run_rows(Context& c, const Tensor& logits, const Tensor& targets, int64_t begin,
+              LossScale scale, LogitsGrad grad, const Tensor& nll) {
   const int64_t rows = logits.size(0), V = logits.size(1);
   const int32_t* const target = targets.as<int32_t>() + begin;
   float* const out = nll.as<float>() + begin;
@@ -59,10 +59,11 @@ void run_rows(Context& c, const Tensor& logits, const Tensor& targets, int64_t b
     return;
   }
   const CrossEntropyKernels& k = KRAIT_PICK_ISA(cross_entropy_kernels);
+  const float factor = scale.value();
   parallel_for(rows, [&](int64_t i) {
     float* const row = logits.as<float>() + i * V;
     if (target[i] >= 0) {
-      out[i] = static_cast<float>(k.row(row, V, target[i], scale, grad));
+      out[i] = static_cast<float>(k.row(row, V, target[i], factor, grad));
     } else {
       out[i] = 0;
       std::memset(row, 0, static_cast<size_t>(V) * sizeof(float));
@@ -70,7 +71,7 @@ void run_rows(Context& c, const Tensor& logits, const Tensor& targets, int64_t b
   });
 }
 
-void sum_loss(Context& c, const CrossEntropyResult& result, float scale) {
+void sum_loss(Context& c, const CrossEntropyResult& result, LossScale scale) {
   const int64_t M = result.nll.numel();
   const float* const nll = result.nll.as<float>();
   if (c.device.type == Device::cuda) {
@@ -79,13 +80,13 @@ void sum_loss(Context& c, const CrossEntropyResult& result, float scale) {
   }
   double sum = 0;
   for (int64_t i = 0; i < M; ++i) sum += static_cast<double>(nll[i]);
-  *result.loss.as<float>() = static_cast<float>(static_cast<double>(scale) * sum);
+  *result.loss.as<float>() = static_cast<float>(static_cast<double>(scale.value()) * sum);
 }
 
 }  // namespace
 
 CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tensor& w,
-                                        const Tensor& targets, float scale) {
+                                        const Tensor& targets, LossScale scale) {
   check(h, w, targets);
   const int64_t V = w.size(0), D = w.size(1), M = h.numel() / D;
   const CrossEntropyResult result{c.alloc({1}, DType::f32), c.alloc(targets.shape, DType::f32)};
@@ -147,7 +148,7 @@ static float smooth(const float* logits, float* drow, int64_t V, int32_t target,
 
 // The same of all rows that count.
 static void smooth(Context& c, const Tensor& logits, const Tensor& drows, const Tensor& targets,
-                   float scale, float s, const Tensor& nll) {
+                   LossScale scale, float s, const Tensor& nll) {
   const int64_t V = logits.size(-1), M = logits.numel() / V;
   float* const d = drows ? drows.as<float>() : nullptr;
   if (c.device.type == Device::cuda) {
@@ -158,7 +159,7 @@ static void smooth(Context& c, const Tensor& logits, const Tensor& drows, const 
   for (int64_t i = 0; i < M; ++i)
     if (const int32_t target = targets.as<int32_t>()[i]; target >= 0)
       nll.as<float>()[i] +=
-          smooth(logits.as<float>() + i * V, d ? d + i * V : nullptr, V, target, scale, s);
+          smooth(logits.as<float>() + i * V, d ? d + i * V : nullptr, V, target, scale.value(), s);
 }
 
 static void add_to(Context& c, const Tensor& rows, const GradTarget& d) {
@@ -175,7 +176,7 @@ static void add_to(Context& c, const Tensor& rows, const GradTarget& d) {
 }
 
 CrossEntropyResult cross_entropy(Context& c, const Tensor& logits, const Tensor& targets,
-                                 float scale, float smoothing) {
+                                 LossScale scale, float smoothing) {
   require(smoothing >= 0 && smoothing < 1,
           "[cross_entropy] smoothing: expected at least 0 and below 1, got {}", smoothing);
   require(logits.dtype == DType::f32 && logits.contiguous() && logits.rank() >= 2 &&

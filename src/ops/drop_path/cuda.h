@@ -7,6 +7,7 @@ namespace krait::cuda {
 // What each of B rows of n elements is multiplied by: 1 where p is 0, else 0 or 1 / (1 - p).
 struct DropPathRows {
   uint64_t seed, stream;
+  const uint64_t* offset;  // added to stream when the kernel runs, or null
   float p;
   int64_t B, n;
 };

@@ -10,13 +10,14 @@ namespace {
 
 struct Rows {
   Philox rng;
+  const uint64_t* offset = nullptr;  // on a GPU: see Context::rng_offset
   float p = 0;
 
   float scale(int64_t b) const {
     if (p == 0) return 1;
     return rng.uniform(static_cast<uint64_t>(b)) >= p ? 1 / (1 - p) : 0.0f;
   }
-  cuda::DropPathRows on_gpu(int64_t B, int64_t n) const { return {rng.seed, rng.stream, p, B, n}; }
+  cuda::DropPathRows on_gpu(int64_t B, int64_t n) const { return {rng.seed, rng.stream, offset, p, B, n}; }
 };
 
 template <class T>
@@ -49,10 +50,7 @@ Tensor drop_path_add(Context& c, const Tensor& x, const Tensor& stream, float p)
           name_of(stream.dtype), stream.shape);
   require(p >= 0.0f && p < 1.0f, "[drop_path_add] p: expected at least 0 and below 1, got {}", p);
   Rows rows;
-  if (c.training && p > 0.0f) {
-    rows = {c.rng, p};
-    ++c.rng.stream;
-  }
+  if (c.training && p > 0.0f) rows = {c.draw(), c.rng_offset, p};
   Tensor y = c.alloc(x.shape, DType::f32);
   const int64_t B = x.size(0), n = B > 0 ? x.numel() / B : 0;
   const bool bf = x.dtype == DType::bf16;

@@ -15,7 +15,7 @@ using bfloat16 = __nv_bfloat16;
 constexpr int kThreads = 256;
 
 __device__ void draw(const DropoutProblem& p, uint64_t counter, float (&mask)[4]) {
-  const Words words = philox(p.seed, p.stream, counter);
+  const Words words = philox(p.seed, p.stream + (p.offset ? *p.offset : 0), counter);
 #pragma unroll
   for (int i = 0; i < 4; ++i) mask[i] = (words.v[i] >> 8) >= p.threshold ? p.scale : 0.0f;
 }

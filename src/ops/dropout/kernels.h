@@ -8,6 +8,7 @@ namespace krait {
 
 struct DropoutProblem {
   uint64_t seed = 0, stream = 0;
+  const uint64_t* offset = nullptr;  // on a GPU: added to stream when the kernel runs
   uint32_t threshold = 0;  // kept where the upper 24 bits of the random word are at least this
   float scale = 1;         // 1 / (1-p)
   const void* x = nullptr;

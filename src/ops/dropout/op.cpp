@@ -48,8 +48,10 @@ Tensor dropout_add(Context& c, const Tensor& x, const Tensor& stream, float p) {
   problem.x = x.data;
   problem.bf16 = x.dtype == DType::bf16;
   if (c.training && p > 0.0f) {
-    problem.seed = c.rng.seed;
-    problem.stream = c.rng.stream++;
+    const Philox rng = c.draw();
+    problem.seed = rng.seed;
+    problem.stream = rng.stream;
+    problem.offset = c.rng_offset;
     problem.threshold = static_cast<uint32_t>(std::ceil(p * 0x1p24f));
     problem.scale = 1.0f / (1.0f - p);
   }

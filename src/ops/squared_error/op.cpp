@@ -6,7 +6,8 @@
 
 namespace krait::ops {
 
-CrossEntropyResult squared_error(Context& c, const Tensor& y, const Tensor& targets, float scale) {
+CrossEntropyResult squared_error(Context& c, const Tensor& y, const Tensor& targets,
+                                 LossScale loss_scale) {
   require(y.dtype == DType::f32 && y.contiguous(),
           "[squared_error] y: expected contiguous float32, got {} {}", name_of(y.dtype), y.shape);
   require(targets.dtype == DType::f32 && targets.contiguous() && targets.shape == y.shape,
@@ -18,11 +19,12 @@ CrossEntropyResult squared_error(Context& c, const Tensor& y, const Tensor& targ
   c.cost("squared_error", 4.0 * static_cast<double>(y.bytes()), 3.0 * static_cast<double>(n));
   if (c.planning()) return result;
   if (c.device.type == Device::cuda) {
-    KRAIT_WITH_CUDA(cuda::squared_error(y.as<float>(), targets.as<float>(), n, scale,
+    KRAIT_WITH_CUDA(cuda::squared_error(y.as<float>(), targets.as<float>(), n, loss_scale,
                                         result.nll.as<float>(), result.loss.as<float>(),
                                         d.grad ? d.grad.as<float>() : nullptr, d.add, c.stream));
     return result;
   }
+  const float scale = loss_scale.value();
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
     const float off = y.as<float>()[i] - targets.as<float>()[i];

@@ -12,6 +12,7 @@
 
 namespace krait::ops {
 
-CrossEntropyResult squared_error(Context& c, const Tensor& y, const Tensor& targets, float scale);
+CrossEntropyResult squared_error(Context& c, const Tensor& y, const Tensor& targets,
+                                 LossScale scale);
 
 }  // namespace krait::ops
