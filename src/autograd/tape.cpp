@@ -1,5 +1,7 @@
 #include "krait/autograd/tape.h"
 
+#include <algorithm>
+
 #include "krait/tensor/memory.h"
 
 namespace krait {
@@ -38,8 +40,78 @@ static Tensor matching_view(Var& v, const Tensor& t) {
   return g;
 }
 
-Tensor Tape::grad(const Tensor& t) const {
-  if (!t.var || !t.var->storage().written) return {};
+// A view as places [first, second) of every `period` elements of the whole; period 0: it is none.
+struct Places {
+  int64_t period = 0, first = 0, second = 0;
+};
+
+static Places places(const Tensor& whole, const Tensor& t) {
+  int64_t dense = 1, covered = 1,
+          period = 0;  // covered: elements between steps of the axis to come
+  for (int i = t.rank() - 1; i >= 0; --i) {
+    const int64_t size = t.size(i), stride = t.stride[static_cast<size_t>(i)];
+    if (size == 1) continue;
+    if (period == 0 && stride == dense) {
+      dense *= size;
+      covered = dense;
+      continue;
+    }
+    if (period == 0) covered = period = stride;
+    if (stride != covered) return {};
+    covered *= size;
+  }
+  if (period == 0) covered = period = whole.numel();
+  const int64_t first =
+      (static_cast<const std::byte*>(t.data) - static_cast<const std::byte*>(whole.data)) /
+      static_cast<int64_t>(size_of(t.dtype));
+  if (covered != whole.numel() || first + dense > period) return {};
+  return {period, first, first + dense};
+}
+
+// Whether the view may overwrite its part of a gradient that is not written as a whole.
+bool Tape::take_part(Context& c, Var& v, const Tensor& t) {
+  const Places p = places(v.whole, t);
+  if (p.period == 0 || (!v.parts.empty() && p.period != v.period)) return false;
+  int64_t sum = p.second - p.first;
+  for (const auto& [first, second] : v.parts) {
+    if (p.first < second && first < p.second) return false;
+    sum += second - first;
+  }
+  context_ = &c;
+  v.period = p.period;
+  v.parts.emplace_back(p.first, p.second);
+  if (sum == p.period) {
+    v.parts.clear();
+    v.written = true;
+  }
+  return true;
+}
+
+// Zeroes what no view has written.
+void Tape::complete(Context& c, Var& v) {
+  if (v.written) return;
+  if (v.parts.empty()) {
+    fill(c, v.grad, 0.0f);
+  } else {
+    std::sort(v.parts.begin(), v.parts.end());
+    v.parts.emplace_back(v.period, v.period);
+    const Tensor rows = v.grad.reshape({v.grad.numel() / v.period, v.period});
+    int64_t at = 0;
+    for (const auto& [first, second] : v.parts) {
+      if (at < first) zero_rows(c, rows.slice(1, at, first));
+      at = second;
+    }
+    v.parts.clear();
+  }
+  v.written = true;
+}
+
+Tensor Tape::grad(const Tensor& t) {
+  if (!t.var) return {};
+  if (Var& v = t.var->storage(); !v.written) {
+    if (v.parts.empty()) return {};
+    complete(*context_, v);
+  }
   require(!t.var->covered, "a residual stream was used after something was added to it");
   return matching_view(*t.var, t);
 }
@@ -56,19 +128,23 @@ void Tape::reserve_grad(Context& c, const Tensor& t) {
 GradTarget Tape::grad_into(Context& c, const Tensor& t) {
   if (!t.var) return {};
   require(!t.var->covered, "a residual stream was used after something was added to it");
-  reserve_grad(c, t);
   Var& v = t.var->storage();
-  bool add = v.written;
-  if (!v.written && t.numel() != v.whole.numel()) {
-    fill(c, v.grad, 0.0f);
-    add = true;
+  const bool reserved = static_cast<bool>(v.grad);  // as parameters' are, which all read as a whole
+  reserve_grad(c, t);
+  bool add = true;
+  if (!v.written && v.parts.empty() && t.numel() == v.whole.numel()) {
+    v.written = true;
+    add = false;
+  } else if (!v.written && (!reserved || !v.parts.empty()) && take_part(c, v, t)) {
+    add = false;
+  } else {
+    complete(c, v);
   }
-  v.written = true;
   return {matching_view(*t.var, t), add};
 }
 
 void Tape::share_grad(Context& c, const Tensor& from, const Tensor& to) {
-  if (!to.var || !from.var || !from.var->storage().written) return;
+  if (!to.var || !grad(from)) return;
   Var& source = from.var->storage();
   Var& target = to.var->storage();
   require(!target.written, "Tape::share_grad: the target has a gradient already");
@@ -98,6 +174,7 @@ void Tape::backward(Context& c, size_t keep) {
 void Tape::reset() {
   nodes_.clear();
   vars_.clear();
+  context_ = nullptr;
 }
 
 }  // namespace krait

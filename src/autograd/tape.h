@@ -22,6 +22,7 @@
 #include <deque>
 #include <functional>
 #include <initializer_list>
+#include <utility>
 #include <vector>
 
 #include "krait/tensor/context.h"
@@ -36,6 +37,9 @@ struct Var {
   bool written = false;   // grad holds a value; false: the next writer overwrites
   Var* sum_of = nullptr;  // the slot whose storage this one uses, or null
   bool covered = false;   // a sum took the storage over; its gradient is not yet complete
+  // Of a gradient that views have written in part so far: places [first, second) of every `period` elements.
+  int64_t period = 0;
+  std::vector<std::pair<int64_t, int64_t>> parts;
 
   Var& storage() { return sum_of ? sum_of->storage() : *this; }
 };
@@ -67,10 +71,10 @@ class Tape {
   void record(std::function<void(Context&)> backward) { nodes_.push_back(std::move(backward)); }
 
   // The gradient of a result, to read; empty where nothing was written.
-  Tensor grad(const Tensor& t) const;
+  Tensor grad(const Tensor& t);
 
-  // The gradient of an input, to write. Marks it written. A partial view of a slot that holds nothing
-  // yet zeroes the whole first and says add.
+  // The gradient of an input, to write. Marks it written. Views that do not overlap (the halves of a last axis)
+  // write one part each; what nobody wrote is zeroed when the gradient is read, or before anything is added.
   GradTarget grad_into(Context& c, const Tensor& t);
 
   // Allocates the slot's storage without writing it, so that it outlives what comes after.
@@ -91,7 +95,11 @@ class Tape {
   void reset();
 
  private:
+  bool take_part(Context& c, Var& v, const Tensor& t);
+  void complete(Context& c, Var& v);
+
   std::deque<Var> vars_;
+  Context* context_ = nullptr;  // of whoever wrote a part last
   std::vector<std::function<void(Context&)>> nodes_;
 };
 

@@ -136,7 +136,7 @@ TEST(Tape, OnlyWhatDependsOnAVariableIsOne) {
             "Tape::seed: the tensor does not depend on any variable");
 }
 
-// The first to write part of a slot clears the rest; the memory was NaN.
+// What no view has written is cleared; the memory was NaN.
 TEST(Tape, PartialViewsFillWithZero) {
   TestContext t(true);
   const Tensor x = t.from({1, 2, 3, 4, 5, 6}, {2, 3}, DType::f32),
@@ -148,6 +148,33 @@ TEST(Tape, PartialViewsFillWithZero) {
   const GradTarget other = t.tape.grad_into(t.c, x.select(0, 0));
   EXPECT_TRUE(other.add);
   EXPECT_EQ(to_double(other.grad), (Values{0, 4, 0}));
+}
+
+// The halves of a projection, from the last to the first: nothing is cleared, nothing added.
+TEST(Tape, ViewsThatDoNotOverlapOverwrite) {
+  TestContext t(true);
+  const Tensor x = t.from({1, 2, 3, 4, 5, 6}, {2, 1, 3}, DType::f32),
+               one = t.from({1}, {1}, DType::f32, false);
+  const auto into = [&](int64_t begin, int64_t end) {
+    return t.tape.grad_into(t.c, x.slice(2, begin, end));
+  };
+  EXPECT_FALSE(into(2, 3).add);
+  const GradTarget first = into(0, 1);
+  EXPECT_FALSE(first.add);
+  for (int64_t i = 0; i < 2; ++i) set(first.grad, i, 7);
+  const GradTarget overlaps = into(0, 2);  // the places that are left are cleared first
+  EXPECT_TRUE(overlaps.add);
+  EXPECT_EQ(to_double(overlaps.grad), (Values{7, 0, 7, 0}));
+  EXPECT_TRUE(into(2, 3).add);
+
+  const Tensor y = t.from({1, 2, 3, 4}, {2, 2}, DType::f32);
+  for (int64_t i : {1, 0}) {
+    const GradTarget half = t.tape.grad_into(t.c, y.slice(1, i, i + 1));
+    EXPECT_FALSE(half.add);
+    for (int64_t row = 0; row < 2; ++row) set(half.grad, row, static_cast<double>(10 * i + row));
+  }
+  EXPECT_EQ(to_double(t.tape.grad(y)), (Values{0, 10, 1, 11}));
+  EXPECT_TRUE(t.tape.grad_into(t.c, y.slice(1, 0, 1)).add);
 }
 
 TEST(Tape, WholeViewsOverwrite) {

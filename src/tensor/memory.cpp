@@ -5,6 +5,7 @@
 
 #include "krait/base/threads.h"
 #include "krait/tensor/cuda/kernels.h"
+#include "krait/tensor/cuda/runtime.h"
 
 namespace krait {
 
@@ -39,6 +40,19 @@ void fill(Context& c, const Tensor& dst, float value) {
     } else {
       std::fill(dst.as<float>() + i, dst.as<float>() + end, value);
     }
+  });
+}
+
+void zero_rows(Context& c, const Tensor& rows) {
+  require(rows.rank() == 2 && rows.row_strided(), "zero_rows: expected rows, got {}", rows.shape);
+  if (c.planning() || rows.numel() == 0) return;
+  const size_t element = size_of(rows.dtype), bytes = static_cast<size_t>(rows.size(1)) * element,
+               step = static_cast<size_t>(rows.row_stride()) * element;
+  if (c.device.type == Device::cuda)
+    return cuda::zero_rows(rows.data, bytes, step, static_cast<size_t>(rows.size(0)),
+                           c.device.index, c.stream);
+  parallel_for(rows.size(0), [&](int64_t i) {
+    std::memset(static_cast<std::byte*>(rows.data) + static_cast<size_t>(i) * step, 0, bytes);
   });
 }
 

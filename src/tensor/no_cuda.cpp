@@ -25,6 +25,7 @@ bool is_recording(Stream) { return false; }
 void launch_graph(void*, Stream) { fail("{}", kNone); }
 void destroy_graph(void*) {}
 void zero(void*, size_t, int, Stream) { fail("{}", kNone); }
+void zero_rows(void*, size_t, size_t, size_t, int, Stream) { fail("{}", kNone); }
 void* make_mark(int) { fail("{}", kNone); }
 void destroy_mark(void*) {}
 void set_mark(void*, int, Stream) { fail("{}", kNone); }

@@ -16,7 +16,8 @@ constexpr int kThreads = 256;
 // As Philox::uniform of the row's number says.
 __device__ float scale_of(const DropPathRows& rows, uint64_t b) {
   if (rows.p == 0) return 1;
-  const uint32_t word = philox(rows.seed, rows.stream + (rows.offset ? *rows.offset : 0), b / 4).v[b % 4];
+  const uint32_t word =
+      philox(rows.seed, rows.stream + (rows.offset ? *rows.offset : 0), b / 4).v[b % 4];
   return static_cast<float>(word >> 8) * 0x1p-24f >= rows.p ? 1 / (1 - rows.p) : 0.0f;
 }
 

@@ -17,7 +17,9 @@ struct Rows {
     if (p == 0) return 1;
     return rng.uniform(static_cast<uint64_t>(b)) >= p ? 1 / (1 - p) : 0.0f;
   }
-  cuda::DropPathRows on_gpu(int64_t B, int64_t n) const { return {rng.seed, rng.stream, offset, p, B, n}; }
+  cuda::DropPathRows on_gpu(int64_t B, int64_t n) const {
+    return {rng.seed, rng.stream, offset, p, B, n};
+  }
 };
 
 template <class T>

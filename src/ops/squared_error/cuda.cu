@@ -9,8 +9,9 @@ namespace {
 
 constexpr int kThreads = 512;
 
-__global__ void kernel(const float* y, const float* targets, int64_t n, const ops::LossScale loss_scale, float* each,
-                       float* loss, float* dy, bool add) {
+__global__ void kernel(const float* y, const float* targets, int64_t n,
+                       const ops::LossScale loss_scale, float* each, float* loss, float* dy,
+                       bool add) {
   const float scale = loss_scale.value();
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += kThreads) {
@@ -25,8 +26,8 @@ __global__ void kernel(const float* y, const float* targets, int64_t n, const op
 
 }  // namespace
 
-void squared_error(const float* y, const float* targets, int64_t n, ops::LossScale scale, float* each,
-                   float* loss, float* dy, bool add, void* stream) {
+void squared_error(const float* y, const float* targets, int64_t n, ops::LossScale scale,
+                   float* each, float* loss, float* dy, bool add, void* stream) {
   kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(y, targets, n, scale, each, loss,
                                                                 dy, add);
   check_launch("squared_error");

@@ -123,6 +123,11 @@ void zero(void* p, size_t bytes, int device, Stream stream) {
   check(cudaMemsetAsync(p, 0, bytes, as_stream(stream)), "clearing memory");
 }
 
+void zero_rows(void* p, size_t bytes, size_t step, size_t rows, int device, Stream stream) {
+  use(device);
+  check(cudaMemset2DAsync(p, step, 0, bytes, rows, as_stream(stream)), "clearing memory");
+}
+
 void* make_mark(int device) {
   use(device);
   cudaEvent_t event = nullptr;

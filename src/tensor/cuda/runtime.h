@@ -26,6 +26,7 @@ bool is_recording(Stream stream);
 void launch_graph(void* graph, Stream stream);
 void destroy_graph(void* graph);
 void zero(void* p, size_t bytes, int device, Stream stream);
+void zero_rows(void* p, size_t bytes, size_t step, size_t rows, int device, Stream stream);
 // A place in a stream's work, and the time between two, waited for.
 void* make_mark(int device);
 void destroy_mark(void* mark);
