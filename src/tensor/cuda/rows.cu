@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "krait/tensor/cuda/launch.h"
+#include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
 
@@ -13,15 +13,22 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kSlices = 16;  // of the rows of one block of a sum, each summed by a warp
 
-template <class From, class To>
+// A thread converts runs of V elements.
+template <class From, class To, int V>
 __global__ void convert_kernel(const RowsToConvert r) {
-  const int64_t n = r.rows * r.cols, step = int64_t{gridDim.x} * blockDim.x;
+  const int64_t runs = r.cols / V, n = r.rows * runs, step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) {
-    const int64_t row = i / r.cols, col = i % r.cols;
-    To& to = static_cast<To*>(r.to)[row * r.to_step + col];
-    const float x =
-        r.factor * static_cast<float>(static_cast<const From*>(r.from)[row * r.from_step + col]);
-    to = static_cast<To>(r.add ? static_cast<float>(to) + x : x);
+    const int64_t row = r.rows == 1 ? 0 : i / runs, col = (i - row * runs) * V;
+    To* const to = static_cast<To*>(r.to) + row * r.to_step + col;
+    float x[V], old[V];
+    load<V>(static_cast<const From*>(r.from) + row * r.from_step + col, x);
+    if (r.add) load<V>(to, old);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      x[v] *= r.factor;
+      if (r.add) x[v] += old[v];
+    }
+    store<V>(to, x);
   }
 }
 
@@ -60,21 +67,30 @@ void launch_sum(const T* rows, int64_t step, int64_t count, int64_t n, int64_t r
 
 }  // namespace
 
-void convert_rows(const RowsToConvert& r, void* stream) {
+void convert_rows(const RowsToConvert& given, void* stream) {
+  RowsToConvert r = given;
   if (r.rows == 0 || r.cols == 0) return;
-  const auto blocks =
-      static_cast<unsigned>(std::min<int64_t>(ceil_div(r.rows * r.cols, kThreads), 4096));
-  const auto s = static_cast<cudaStream_t>(stream);
+  if (r.from_step == r.cols && r.to_step == r.cols) {
+    r.cols *= r.rows;
+    r.rows = 1;
+  }
+  const auto launch = [&](auto from, auto to) {
+    using From = decltype(from);
+    using To = decltype(to);
+    const bool fours = r.cols % 4 == 0 &&
+                       in_runs(r.from, r.rows == 1 ? 0 : r.from_step, sizeof(From), 4) &&
+                       in_runs(r.to, r.rows == 1 ? 0 : r.to_step, sizeof(To), 4);
+    const int64_t n = r.rows * r.cols / (fours ? 4 : 1);
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(n, kThreads), 8192));
+    (fours
+         ? convert_kernel<From, To, 4>
+         : convert_kernel<From, To, 1>)<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        r);
+  };
   if (r.from_bf16) {
-    if (r.to_bf16) {
-      convert_kernel<__nv_bfloat16, __nv_bfloat16><<<blocks, kThreads, 0, s>>>(r);
-    } else {
-      convert_kernel<__nv_bfloat16, float><<<blocks, kThreads, 0, s>>>(r);
-    }
-  } else if (r.to_bf16) {
-    convert_kernel<float, __nv_bfloat16><<<blocks, kThreads, 0, s>>>(r);
+    r.to_bf16 ? launch(__nv_bfloat16(), __nv_bfloat16()) : launch(__nv_bfloat16(), 0.0f);
   } else {
-    convert_kernel<float, float><<<blocks, kThreads, 0, s>>>(r);
+    r.to_bf16 ? launch(0.0f, __nv_bfloat16()) : launch(0.0f, 0.0f);
   }
   check_launch("convert_rows");
 }
