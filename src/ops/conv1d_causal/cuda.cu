@@ -4,6 +4,7 @@
 #include "krait/ops/conv1d_causal/cuda.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "krait/tensor/cuda/math.h"
 #include "krait/tensor/cuda/rows.h"
@@ -15,7 +16,7 @@ namespace {
 using bfloat16 = __nv_bfloat16;
 
 constexpr int64_t kForwardTokens = 16;  // of a thread
-constexpr int kAtOnce = 2;              // tokens whose loads are on their way at once
+constexpr int kAtOnce = 4;              // tokens whose loads are on their way at once
 constexpr int kSlices = 8;              // of a block's tokens in backward
 constexpr int64_t kSliceTokens = kConvBackwardTokens / kSlices;
 
@@ -54,6 +55,7 @@ struct Window {
       : p(problem), e(channel), skip(W - problem.width) {
 #pragma unroll
     for (int w = 0; w < W; ++w)
+#pragma unroll
       for (int v = 0; v < V; ++v) taps[w][v] = w < skip ? 0.0f : p.k[(e + v) * p.width + w - skip];
     if (p.bias) load<V>(p.bias + e, bias);
   }
@@ -73,6 +75,7 @@ struct Window {
       if (time >= q.begin) {
         input(q, time, x[j]);
       } else if (state_in && q.in >= 0) {
+#pragma unroll
         for (int v = 0; v < V; ++v)
           x[j][v] = state_in[(q.in * p.E + e + v) * p.K + p.K + time - q.begin];
       }
@@ -103,7 +106,12 @@ struct Window {
   }
 };
 
-__device__ float sigmoid(float z) { return __fdividef(1.0f, 1.0f + expf(-z)); }
+// To what rounding to T leaves of it.
+template <class T>
+__device__ float sigmoid(float z) {
+  const float e = std::is_same_v<T, float> ? expf(-z) : __expf(-z);
+  return __fdividef(1.0f, 1.0f + e);
+}
 
 template <class T, int V, int W>
 __global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const float* state_in) {
@@ -114,7 +122,7 @@ __global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const
     float y[V];
     window.sum(now, y);
     if (p.silu)
-      for (int v = 0; v < V; ++v) y[v] *= sigmoid(y[v]);
+      for (int v = 0; v < V; ++v) y[v] *= sigmoid<T>(y[v]);
     window.push(now);
     store<V>(static_cast<T*>(p.y) + q.row(t) * p.E + e, y);
   };
@@ -164,11 +172,13 @@ __device__ void write_input_gradient(const ConvProblem& p, const ConvBackward& b
                                      int64_t u, int64_t e, float (&dx)[V]) {
   const int64_t column = p.K - (q.end - u);  // of state_out, where this input was left
   if (b.dstate_out && q.out >= 0 && column >= 0)
+#pragma unroll
     for (int v = 0; v < V; ++v) dx[v] += b.dstate_out[(q.out * p.E + e + v) * p.K + column];
   T* const at = static_cast<T*>(p.dx) + q.row(u) * p.dx_stride + e;
   if (p.dx_add) {
     float old[V];
     load<V>(at, old);
+#pragma unroll
     for (int v = 0; v < V; ++v) dx[v] += old[v];
   }
   store<V>(at, dx);
@@ -177,76 +187,162 @@ __device__ void write_input_gradient(const ConvProblem& p, const ConvBackward& b
 // A slice of tokens a warp, kSlices slices a block. With z the convolution and dz = dy · act'(z):
 //   dx[u] = Σ_j k[W-1-j] · dz[u+j],   dk[w] = Σ_t dz[t] · x[t-(W-1-w)]
 template <class T, int V, int W>
-__global__ void __launch_bounds__(32 * kSlices, 2)
-    backward_kernel(const ConvProblem p, const ConvSequences c, const ConvBackward b) {
-  const int64_t e = (int64_t{blockIdx.y} * 32 + threadIdx.x) * V;
-  const bool here = e < p.E;
+struct Gradients {
+  Window<T, V, W> window;
+  float dz[W][V];  // of the last W tokens
   float dk[W][V] = {}, dbias[V] = {};
+
+  __device__ Gradients(const ConvProblem& p, int64_t e) : window(p, e) {}
+
+  // Token t with its input and dy is taken in. `ours`: it lies in the slice, its share of dk and dbias is counted.
+  __device__ __forceinline__ void take(const float (&now)[V], const float (&dy)[V], bool ours) {
+    float z[V];
+    window.sum(now, z);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int j = 0; j + 1 < W; ++j) dz[j][v] = dz[j + 1][v];
+      const float g = sigmoid<T>(z[v]);
+      dz[W - 1][v] = window.p.silu ? dy[v] * g * (1.0f + z[v] * (1.0f - g)) : dy[v];
+      if (!ours) continue;
+      dbias[v] += dz[W - 1][v];
+#pragma unroll
+      for (int w = 0; w + 1 < W; ++w) dk[w][v] = fmaf(dz[W - 1][v], window.x[w][v], dk[w][v]);
+      dk[W - 1][v] = fmaf(dz[W - 1][v], now[v], dk[W - 1][v]);
+    }
+    window.push(now);
+  }
+  // There is no token t: the sequence has ended.
+  __device__ __forceinline__ void take_nothing() {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int j = 0; j + 1 < W; ++j) dz[j][v] = dz[j + 1][v];
+      dz[W - 1][v] = 0;
+    }
+  }
+  // dx of token t - (W-1), of which everything is known when t has been taken in.
+  __device__ __forceinline__ void input_gradient(float (&dx)[V]) const {
+#pragma unroll
+    for (int v = 0; v < V; ++v) dx[v] = 0;
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      if (W - 1 - j < window.skip) continue;
+#pragma unroll
+      for (int v = 0; v < V; ++v) dx[v] = fmaf(window.taps[W - 1 - j][v], dz[j][v], dx[v]);
+    }
+  }
+};
+
+template <class T, int V>
+using Group = Run<V, T>[kAtOnce];
+
+template <class T, int V>
+__device__ __forceinline__ void fetch(const T* from, int64_t step, Group<T, V>& to) {
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) to[i] = *reinterpret_cast<const Run<V, T>*>(from + i * step);
+}
+
+template <class T, int V>
+__device__ __forceinline__ void widen(const Run<V, T>& from, float (&to)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) to[v] = static_cast<float>(from.v[v]);
+}
+
+// Tokens [t, t + kAtOnce n), whose windows lie in the slice and reach no state, with the next loads on their way.
+template <class T, int V, int W>
+__device__ __forceinline__ void take_groups(Gradients<T, V, W>& of, const Sequence& q, int64_t t,
+                                            int n) {
+  const ConvProblem& p = of.window.p;
+  const int64_t turn = q.reverse ? -1 : 1, x_step = turn * p.x_stride, dy_step = turn * p.E,
+                dx_step = turn * p.dx_stride;
+  const T* x = static_cast<const T*>(p.x) + q.row(t) * p.x_stride + of.window.e;
+  const T* dy = static_cast<const T*>(p.dy) + q.row(t) * p.E + of.window.e;
+  T* dx = static_cast<T*>(p.dx) + q.row(t - (W - 1)) * p.dx_stride + of.window.e;
+  Group<T, V> next_x, next_dy;
+  fetch<T, V>(x, x_step, next_x);
+  fetch<T, V>(dy, dy_step, next_dy);
+  for (; n > 0; --n) {
+    Group<T, V> now_x, now_dy;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) now_x[i] = next_x[i], now_dy[i] = next_dy[i];
+    if (n > 1) {
+      fetch<T, V>(x += kAtOnce * x_step, x_step, next_x);
+      fetch<T, V>(dy += kAtOnce * dy_step, dy_step, next_dy);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i, dx += dx_step) {
+      float now[V], d[V];
+      widen(now_x[i], now);
+      widen(now_dy[i], d);
+      of.take(now, d, true);
+      of.input_gradient(d);
+      if (!p.dx) continue;
+      if (p.dx_add) {
+        load<V>(dx, now);
+#pragma unroll
+        for (int v = 0; v < V; ++v) d[v] += now[v];
+      }
+      store<V>(dx, d);
+    }
+  }
+}
+
+// The tokens [from, end) of sequence s.
+template <class T, int V, int W>
+__device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBackward& b,
+                                           const Sequence& q, int64_t s, int64_t from,
+                                           int64_t end) {
+  const ConvProblem& p = of.window.p;
+  const int64_t e = of.window.e;
+  of.window.fill(from, q, b.state_in);
+#pragma unroll
+  for (int j = 0; j < W; ++j)
+#pragma unroll
+    for (int v = 0; v < V; ++v) of.dz[j][v] = 0;
+  // Where inputs end that the state handed out holds.
+  const int64_t free_of_state = b.dstate_out ? min(end, q.end - p.K + W - 1) : end;
+  for (int64_t t = from; t < end + W - 1; ++t) {
+    if (p.dy && t - (W - 1) == from && t + kAtOnce <= free_of_state) {
+      const auto n = static_cast<int>((free_of_state - t) / kAtOnce);
+      take_groups(of, q, t, n);
+      t += n * kAtOnce;
+    }
+    if (t < q.end) {
+      float now[V], dy[V] = {};
+      of.window.input(q, t, now);
+      if (p.dy) load<V>(static_cast<const T*>(p.dy) + q.row(t) * p.E + e, dy);
+      of.take(now, dy, t < end);
+    } else {
+      of.take_nothing();
+    }
+    const int64_t u = t - (W - 1);
+    const bool before = from == q.begin && u >= q.begin - (p.width - 1);
+    if (u >= end || (u < from && !before)) continue;
+    float dx[V];
+    of.input_gradient(dx);
+    if (u >= from) {
+      if (p.dx) write_input_gradient<T>(p, b, q, u, e, dx);
+    } else if (b.dhistory) {
+      store<V>(b.dhistory + (s * (p.width - 1) + u - q.begin + p.width - 1) * p.E + e, dx);
+    }
+  }
+}
+
+template <class T, int V, int W>
+__global__ void __launch_bounds__(32 * kSlices)
+    backward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
+                    const __grid_constant__ ConvBackward b) {
+  const int64_t e = (int64_t{blockIdx.y} * 32 + threadIdx.x) * V;
+  Gradients<T, V, W> of(p, min(e, p.E - V));
   int64_t t = blockIdx.x * kConvBackwardTokens + threadIdx.y * kSliceTokens;
   const int64_t to = min(c.tokens, t + kSliceTokens);
-  if (here && t < to) {
-    Window<T, V, W> window(p, e);
+  if (e < p.E && t < to) {
     for (int64_t s = sequence_of(c, t); t < to; ++s) {
       const Sequence q = sequence(c, s);
-      const int64_t from = t, end = min(to, q.end);
-      if (from >= end) continue;
-      window.fill(from, q, b.state_in);
-      float dz[W][V] = {};  // of the last W tokens
-      // Token `at` with its input and dy is taken in; then everything that token at - (W-1) reached is known.
-      const auto step = [&](int64_t at, const float(&now)[V], const float(&dy)[V]) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-#pragma unroll
-          for (int j = 0; j + 1 < W; ++j) dz[j][v] = dz[j + 1][v];
-          dz[W - 1][v] = 0;
-        }
-        if (at < q.end) {
-          float z[V];
-          window.sum(now, z);
-#pragma unroll
-          for (int v = 0; v < V; ++v) {
-            const float g = sigmoid(z[v]);
-            dz[W - 1][v] = p.silu ? dy[v] * g * (1.0f + z[v] * (1.0f - g)) : dy[v];
-          }
-          if (at < end) {
-#pragma unroll
-            for (int v = 0; v < V; ++v) {
-              dbias[v] += dz[W - 1][v];
-#pragma unroll
-              for (int w = 0; w + 1 < W; ++w)
-                dk[w][v] = fmaf(dz[W - 1][v], window.x[w][v], dk[w][v]);
-              dk[W - 1][v] = fmaf(dz[W - 1][v], now[v], dk[W - 1][v]);
-            }
-          }
-          window.push(now);
-        }
-        const int64_t u = at - (W - 1);
-        const bool before = from == q.begin && u >= q.begin - (p.width - 1);
-        if (u >= end || (u < from && !before)) return;
-        float dx[V] = {};
-#pragma unroll
-        for (int j = 0; j < W; ++j) {
-          if (W - 1 - j < window.skip) continue;
-#pragma unroll
-          for (int v = 0; v < V; ++v) dx[v] = fmaf(window.taps[W - 1 - j][v], dz[j][v], dx[v]);
-        }
-        if (u >= from) {
-          if (p.dx) write_input_gradient<T>(p, b, q, u, e, dx);
-        } else if (b.dhistory) {
-          store<V>(b.dhistory + (s * (p.width - 1) + u - q.begin + p.width - 1) * p.E + e, dx);
-        }
-      };
-      for (; t < end + W - 1; t += kAtOnce) {
-        float now[kAtOnce][V] = {}, dy[kAtOnce][V] = {};
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (t + i >= min(end + W - 1, q.end)) continue;
-          window.input(q, t + i, now[i]);
-          if (p.dy) load<V>(static_cast<const T*>(p.dy) + q.row(t + i) * p.E + e, dy[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) step(t + i, now[i], dy[i]);
-      }
+      const int64_t end = min(to, q.end);
+      if (t >= end) continue;
+      take_slice(of, b, q, s, t, end);
       t = end;
     }
   }
@@ -255,19 +351,16 @@ __global__ void __launch_bounds__(32 * kSlices, 2)
   __shared__ float of_slice[kSlices][32 * V];
   const int skip = W - p.width, lane = static_cast<int>(threadIdx.y * 32 + threadIdx.x);
   const int64_t channel = int64_t{blockIdx.y} * 32 * V + lane;
-  for (int w = 0; w <= p.width; ++w) {
-    __syncthreads();
 #pragma unroll
-    for (int tap = 0; tap < W; ++tap)
-      if (tap == w + skip)
-        for (int v = 0; v < V; ++v) of_slice[threadIdx.y][threadIdx.x * V + v] = dk[tap][v];
-    if (w == p.width)
-      for (int v = 0; v < V; ++v) of_slice[threadIdx.y][threadIdx.x * V + v] = dbias[v];
+  for (int tap = 0; tap <= W; ++tap) {
+    if (tap < skip) continue;
+    __syncthreads();
+    store<V>(&of_slice[threadIdx.y][threadIdx.x * V], tap < W ? of.dk[tap % W] : of.dbias);
     __syncthreads();
     if (lane >= 32 * V || channel >= p.E) continue;
     float sum = 0;
     for (int i = 0; i < kSlices; ++i) sum += of_slice[i][lane];
-    b.sums[(int64_t{blockIdx.x} * (p.width + 1) + w) * p.E + channel] = sum;
+    b.sums[(int64_t{blockIdx.x} * (p.width + 1) + tap - skip) * p.E + channel] = sum;
   }
 }
 
@@ -366,7 +459,7 @@ void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackw
                         static_cast<unsigned>(ceil_div(p.E, 32 * V)));
         kernel<<<grid, dim3(32, kSlices), 0, s>>>(p, c, b);
       };
-      channels_in_runs(p, b.dhistory, 4) ? launch(backward_kernel<T, 4, taps>, 4)
+      channels_in_runs(p, b.dhistory, 2) ? launch(backward_kernel<T, 2, taps>, 2)
                                          : launch(backward_kernel<T, 1, taps>, 1);
     });
     check_launch("conv1d_causal backward");

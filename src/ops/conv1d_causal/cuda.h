@@ -17,7 +17,7 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
                   float* state_out, void* stream);
 
 // Tokens of one partial sum of dk and dbias.
-constexpr int64_t kConvBackwardTokens = 128;
+constexpr int64_t kConvBackwardTokens = 256;
 
 // What may be null is not given or not wanted.
 struct ConvBackward {
