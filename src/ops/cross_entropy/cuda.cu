@@ -9,16 +9,21 @@ namespace {
 using ops::LogitsGrad, ops::LossScale;
 
 constexpr int kThreads = 512;
+constexpr int kThreadsOfLong = 1024;
+constexpr int64_t kLong = 1 << 14;  // logits of a row that memory should be asked for once only
+constexpr int kAtOnce = 4;          // loads of a thread that are on their way at once
 
 // A block a row. One pass for the largest logit and the sum (each thread its own, then brought together),
-// one for the gradient.
-template <int V>
-__global__ void __launch_bounds__(kThreads)
+// one for the gradient; between them a long row is kept in shared memory.
+template <int V, bool kKeep>
+__global__ void __launch_bounds__(kKeep ? kThreadsOfLong : kThreads)
     rows_kernel(float* all, int64_t n, const int32_t* targets, const LossScale loss_scale,
                 LogitsGrad grad, float* nll) {
+  extern __shared__ float4 shared[];
+  float* const kept = reinterpret_cast<float*>(shared);
   float* const row = all + blockIdx.x * n;
   const int32_t target = targets[blockIdx.x];
-  constexpr int64_t kStep = int64_t{kThreads} * V;
+  constexpr int64_t kStep = int64_t{kKeep ? kThreadsOfLong : kThreads} * V;
   const int64_t first = int64_t{threadIdx.x} * V;
   if (target < 0 || target >= n) {
     const float zero[V] = {};
@@ -27,16 +32,23 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   float most = -INFINITY, sum = 0;
-  for (int64_t i = first; i < n; i += kStep) {
-    float x[V];
-    load<V>(row + i, x);
-    float m = most;
-    for (int v = 0; v < V; ++v) m = fmaxf(m, x[v]);
-    if (m > most) {
-      sum *= expf(most - m);
-      most = m;
+  for (int64_t base = first; base < n; base += kAtOnce * kStep) {
+    float x[kAtOnce][V];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (base + k * kStep < n) load<V>(row + base + k * kStep, x[k]);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (base + k * kStep >= n) break;
+      if (kKeep) store<V>(kept + base + k * kStep, x[k]);
+      float m = most;
+      for (int v = 0; v < V; ++v) m = fmaxf(m, x[k][v]);
+      if (m > most) {
+        sum *= expf(most - m);
+        most = m;
+      }
+      for (int v = 0; v < V; ++v) sum += expf(x[k][v] - most);
     }
-    for (int v = 0; v < V; ++v) sum += expf(x[v] - most);
   }
   const float m = block_max(most);
   sum = block_sum(most == -INFINITY ? sum : sum * expf(most - m));
@@ -55,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t i = base + first;
     float x[V];
     if (i < n) {
-      load<V>(row + i, x);
+      load<V>((kKeep ? kept : row) + i, x);
       for (int v = 0; v < V; ++v) x[v] = i + v == target ? d_target : expf(x[v] - m) * factor;
     }
     if (grad == LogitsGrad::f32) {
@@ -63,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
       continue;
     }
     // bfloat16 fills the first half of the row: what it overwrites has been read, by this step at the latest.
-    __syncthreads();
+    if (!kKeep) __syncthreads();
     if (i < n) store<V>(reinterpret_cast<__nv_bfloat16*>(row) + i, x);
   }
 }
@@ -94,13 +106,19 @@ __global__ void loss_kernel(const float* nll, int64_t n, const LossScale scale, 
 
 void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* targets,
                         LossScale scale, LogitsGrad grad, float* nll, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  const auto blocks = static_cast<unsigned>(rows);
-  if (V % 4 == 0 && in_runs(logits, V, 4, 4)) {
-    rows_kernel<4><<<blocks, kThreads, 0, s>>>(logits, V, targets, scale, grad, nll);
-  } else {
-    rows_kernel<1><<<blocks, kThreads, 0, s>>>(logits, V, targets, scale, grad, nll);
+  const bool fours = V % 4 == 0 && in_runs(logits, V, 4, 4);
+  const auto kernel = fours ? rows_kernel<4, false> : rows_kernel<1, false>,
+             keeping = fours ? rows_kernel<4, true> : rows_kernel<1, true>;
+  const size_t bytes = static_cast<size_t>(V) * sizeof(float);
+  bool keep = V >= kLong;
+  if (keep && cudaFuncSetAttribute(keeping, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(bytes)) != cudaSuccess) {
+    cudaGetLastError();  // there is not that much
+    keep = false;
   }
+  (keep ? keeping : kernel)<<<static_cast<unsigned>(rows), keep ? kThreadsOfLong : kThreads,
+                              keep ? bytes : 0, static_cast<cudaStream_t>(stream)>>>(
+      logits, V, targets, scale, grad, nll);
   check_launch("cross_entropy");
 }
 

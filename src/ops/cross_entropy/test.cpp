@@ -81,6 +81,30 @@ TEST(CrossEntropy, GradientsByComplexStep) {
     }
 }
 
+// Rows that a GPU keeps in shared memory: dw[v] = scale Σ_i h[i] (softmax(logits[i])[v] - [v = target]).
+TEST(CrossEntropy, RowsOfLargeVocabularies) {
+  for (DType type : {kF32, kBf16})
+    for (int64_t V : {16384, 16385, 50280}) {
+      const int64_t M = 9;
+      Head q(M, V, 1, type, true, 0.25f);
+      const Values h = to_double(q.h), w = to_double(q.w);
+      const Values exact = reference::cross_entropy(h, w, q.ids(), V, 1);
+      const auto plain = reference::cross_entropy(to_float(h), to_float(w), q.ids(), V, 1);
+      const std::string what = fmt::format("V{} {}", V, name_of(type));
+      expect_within_twice_plain(to_double(q.result.nll), exact, to_double(plain), kF32, what);
+      Values dw(static_cast<size_t>(V));
+      for (size_t i = 0; i < static_cast<size_t>(M); ++i) {
+        const int32_t target = q.ids()[i];
+        if (target < 0) continue;
+        const auto at = static_cast<size_t>(target);
+        for (size_t v = 0; v < dw.size(); ++v)
+          dw[v] +=
+              0.25 * h[i] * (std::exp(h[i] * (w[v] - w[at]) - exact[i]) - (v == at ? 1.0 : 0.0));
+      }
+      expect_relative(to_double(q.t.tape.grad(q.w)), dw, type == kF32 ? 1e-6 : 0x1p-7, what);
+    }
+}
+
 // A vocabulary so large that the rows take several blocks: the same as each part by itself.
 TEST(CrossEntropy, BlocksOfRowsAddUp) {
   const bool gpu = test_device().type == Device::cuda;  // where blocks are larger
