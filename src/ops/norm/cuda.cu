@@ -13,6 +13,7 @@ namespace {
 
 using bfloat16 = __nv_bfloat16;
 
+constexpr int64_t kMostThreads = 256, kMostThreadsKept = 512;
 constexpr int64_t kSharedFloats =
     11 * 1024;  // a block gets 48 KB without asking, sums of warps included
 
@@ -163,6 +164,98 @@ __global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_
   }
 }
 
+// The same where a thread's K runs of a row fit into its registers: each row is read once, the next one while this
+// one is summed.
+template <class S, class X, class Y, int K>
+__global__ void __launch_bounds__(kMostThreadsKept)
+    backward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows,
+                         int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
+  constexpr int V = 4;
+  struct Row {
+    Run<V, S> s[K];
+    Run<V, Y> dy[K];
+    Run<V, X> dx[K];
+    float scale, mean;
+  };
+  const auto column = [](int k) { return (int64_t{k} * blockDim.x + threadIdx.x) * V; };
+  const auto fetch = [&](int64_t row) {
+    Row r = {};
+    r.scale = p.scale[row];
+    if (p.layer) r.mean = p.mean[row];
+    const S* const s = p.sum ? reinterpret_cast<const S*>(p.sum) + row * p.D
+                             : static_cast<const S*>(p.x) + row * p.x_stride;
+    const Y* const dy = static_cast<const Y*>(p.dy) + row * p.D;
+    const X* const dx =
+        p.dx && p.dx_add ? static_cast<const X*>(p.dx) + row * p.dx_stride : nullptr;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int64_t i = column(k);
+      if (i >= p.D) continue;
+      r.s[k] = *reinterpret_cast<const Run<V, S>*>(s + i);
+      r.dy[k] = *reinterpret_cast<const Run<V, Y>*>(dy + i);
+      if (dx) r.dx[k] = *reinterpret_cast<const Run<V, X>*>(dx + i);
+    }
+    return r;
+  };
+  float w[K][V], dw[K][V] = {}, db[K][V] = {};
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) w[k][v] = 1;
+    if (p.w && column(k) < p.D) load<V>(p.w + column(k), w[k]);
+  }
+  const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
+  Row next = fetch(begin);
+  for (int64_t row = begin; row < end; ++row) {
+    const Row now = next;
+    if (row + 1 < end) next = fetch(row + 1);
+    float value[K][V], mean_g = 0, mean_gv = 0;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const float d = static_cast<float>(now.dy[k].v[v]);
+        value[k][v] = (static_cast<float>(now.s[k].v[v]) - now.mean) * now.scale;
+        if (column(k) >= p.D) value[k][v] = 0;
+        dw[k][v] = fmaf(d, value[k][v], dw[k][v]);
+        db[k][v] += d;
+        mean_g += d * w[k][v];
+        mean_gv = fmaf(d * w[k][v], value[k][v], mean_gv);
+      }
+    }
+    mean_gv = block_sum(mean_gv) / static_cast<float>(p.D);
+    mean_g = p.layer ? block_sum(mean_g) / static_cast<float>(p.D) : 0.0f;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int64_t i = column(k);
+      if (i >= p.D) continue;
+      float total[V], other[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+        total[v] = now.scale *
+                   (static_cast<float>(now.dy[k].v[v]) * w[k][v] - mean_g - value[k][v] * mean_gv);
+      if (p.dsum) {
+        load<V>(p.dsum + row * p.D + i, other);
+#pragma unroll
+        for (int v = 0; v < V; ++v) total[v] += other[v];
+      }
+      if (p.dresidual) store<V>(p.dresidual + row * p.dresidual_stride + i, total);
+      if (!p.dx) continue;
+      if (p.dx_add) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) total[v] += static_cast<float>(now.dx[k].v[v]);
+      }
+      store<V>(static_cast<X*>(p.dx) + row * p.dx_stride + i, total);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    if (column(k) >= p.D) continue;
+    if (dw_parts) store<V>(dw_parts + blockIdx.x * p.D + column(k), dw[k]);
+    if (db_parts) store<V>(db_parts + blockIdx.x * p.D + column(k), db[k]);
+  }
+}
+
 int64_t bytes_of(bool bf16) { return bf16 ? 2 : 4; }
 
 // Whether every tensor of the call can be walked in runs of four.
@@ -176,9 +269,9 @@ bool in_fours(const NormProblem& p, const float* dw, const float* db) {
          in_runs(dw, 0, 4, 4) && in_runs(db, 0, 4, 4);
 }
 
-// Whole warps, at most 256 threads, no more than the row has runs.
-unsigned threads_for(int64_t D, int V) {
-  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(D, V), 32) * 32, 32, 256));
+// Whole warps, no more than the row has runs.
+unsigned threads_for(int64_t D, int V, int64_t most = kMostThreads) {
+  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(D, V), 32) * 32, 32, most));
 }
 
 // Calls f(S, X, Y) with the types of s (x itself, or the float32 sum), x and y.
@@ -215,6 +308,9 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
 void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream) {
   if (rows == 0 || p.D == 0) return;
   const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)), each = norm_rows_of_a_piece(rows);
+  const auto pieces = static_cast<unsigned>(ceil_div(rows, each));
+  const auto at = static_cast<cudaStream_t>(stream);
+  const int64_t K = ceil_div(p.D, 4 * kMostThreadsKept);  // runs of a thread
   const bool in_shared = floats <= kSharedFloats;
   const size_t shared = in_shared ? static_cast<size_t>(floats) * sizeof(float) : 0;
   with_types(p, p.sum != nullptr, [&](auto s, auto x, auto y) {
@@ -222,11 +318,16 @@ void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, voi
     using X = decltype(x);
     using Y = decltype(y);
     const auto launch = [&](auto kernel, int V) {
-      kernel<<<static_cast<unsigned>(ceil_div(rows, each)), threads_for(p.D, V), shared,
-               static_cast<cudaStream_t>(stream)>>>(p, rows, each, dw, db, in_shared);
+      kernel<<<pieces, threads_for(p.D, V), shared, at>>>(p, rows, each, dw, db, in_shared);
     };
-    in_fours(p, dw, db) ? launch(backward_kernel<S, X, Y, 4>, 4)
-                        : launch(backward_kernel<S, X, Y, 1>, 1);
+    const auto launch_kept = [&](auto kernel) {
+      kernel<<<pieces, threads_for(p.D, 4 * static_cast<int>(K), kMostThreadsKept), 0, at>>>(
+          p, rows, each, dw, db);
+    };
+    const bool fours = in_fours(p, dw, db), kept = fours && p.dy;
+    if (kept && K == 1) return launch_kept(backward_kept_kernel<S, X, Y, 1>);
+    if (kept && K == 2) return launch_kept(backward_kept_kernel<S, X, Y, 2>);
+    fours ? launch(backward_kernel<S, X, Y, 4>, 4) : launch(backward_kernel<S, X, Y, 1>, 1);
   });
   check_launch("norm_backward");
 }
