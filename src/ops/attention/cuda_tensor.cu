@@ -1,6 +1,7 @@
 // attention in bfloat16 on tensor cores: scores, weights and all sums in float32 registers, weights and the
 // gradients of scores rounded to bfloat16 where they are factors of the next product. A warp has 16 rows of
-// a block's tile; what it multiplies them with passes by in shared memory.
+// a block's tile, or 32 where registers allow, which halves what it reads of shared memory; what it multiplies them
+// with passes by there.
 #include "krait/ops/attention/cuda_tensor.cuh"
 
 #include <type_traits>
@@ -18,23 +19,43 @@ template <int kHead>
 struct Tile {
   static constexpr int kStep = kHead + 8, kChunks = kHead / 8;
 
-  // to[row] = row(row), an address of P elements, for row < count; zeros elsewhere. Copies may be on their way.
+  // f(row, element) for each chunk of kRows rows that is this thread's.
   template <int kRows, int kThreads, class F>
-  __device__ static void copy(bfloat16* to, int64_t count, int64_t P, const void* any,
-                              const F& row) {
-    for (int at = static_cast<int>(threadIdx.x); at < kRows * kChunks; at += kThreads) {
-      const int r = at / kChunks, i = at % kChunks * 8;
-      const bool there = r < count && i < P;
-      copy_async(to + r * kStep + i, there ? static_cast<const void*>(row(r) + i) : any, there);
+  __device__ static void each_chunk(const F& f) {
+#pragma unroll
+    for (int i = 0; i < kRows * kChunks; i += kThreads) {
+      const int at = i + static_cast<int>(threadIdx.x);
+      if (i + kThreads <= kRows * kChunks || at < kRows * kChunks)
+        f(at / kChunks, at % kChunks * 8);
     }
   }
 
-  // Keys or values from `position` on; cached ones are rounded on the way.
+  // to[row] = the P elements at row(row), for row < count; zeros elsewhere. Copies may be on their way.
+  template <int kRows, int kThreads, class F>
+  __device__ static void copy(bfloat16* to, int64_t count, int64_t P, const void* any,
+                              const F& row) {
+    each_chunk<kRows, kThreads>([&](int r, int i) {
+      const bool there = r < count && i < P;
+      copy_async(to + r * kStep + i, there ? static_cast<const void*>(row(r) + i) : any, there);
+    });
+  }
+
+  // Keys or values from `position` on; cached ones of float32 are rounded on the way.
   template <int kRows, int kThreads>
   __device__ static void copy_keys(bfloat16* to, const KeysOf<bfloat16>& keys, int64_t position,
                                    int64_t count, int64_t P) {
-    for (int at = static_cast<int>(threadIdx.x); at < kRows * kChunks; at += kThreads) {
-      const int r = at / kChunks, i = at % kChunks * 8;
+    const int64_t end = position + count;
+    const bool own = !keys.is_cached(position),
+               cached = keys.cached_bf16 && end <= keys.first &&
+                        (position >= keys.wrap || end <= keys.wrap);
+    if (own || cached) {  // all at one distance
+      const bfloat16* const first =
+          own ? keys.own_at(position) : keys.template cached_at<bfloat16>(position);
+      const int64_t distance = own ? keys.own_row : keys.cached_row;
+      copy<kRows, kThreads>(to, count, P, first, [&](int r) { return first + r * distance; });
+      return;
+    }
+    each_chunk<kRows, kThreads>([&](int r, int i) {
       const bool there = r < count && i < P;
       bfloat16* const place = to + r * kStep + i;
       const bool is_cached = there && keys.is_cached(position + r);
@@ -55,46 +76,72 @@ struct Tile {
                                                : keys.own - i;
         copy_async(place, from + i, there);
       }
-    }
+    });
   }
 
-  // c (16, 8 kColumns) = a (16 rows) b (8 kColumns rows)ᵀ over kHead elements
-  template <int kColumns>
-  __device__ static void products(const bfloat16* a, const bfloat16* b, float (&c)[kColumns][4]) {
+  // c (16 kM, 8 kColumns) = a (16 kM rows) b (8 kColumns rows)ᵀ over kHead elements
+  template <int kM, int kColumns>
+  __device__ static void products(const bfloat16* a, const bfloat16* b,
+                                  float (&c)[kM][kColumns][4]) {
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) c[m][n][0] = c[m][n][1] = c[m][n][2] = c[m][n][3] = 0;
 #pragma unroll
     for (int k = 0; k < kHead; k += 16) {
-      uint32_t left[4];
-      load_a(left, a + k, kStep);
+      uint32_t left[kM][4];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) load_a(left[m], a + m * 16 * kStep + k, kStep);
 #pragma unroll
       for (int n = 0; n < kColumns; n += 2) {
         uint32_t right[4];
         load_b(right, b + n * 8 * kStep + k, kStep);
-        mma_bf16(c[n], left, right[0], right[1]);
-        mma_bf16(c[n + 1], left, right[2], right[3]);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          mma_bf16(c[m][n], left[m], right[0], right[1]);
+          mma_bf16(c[m][n + 1], left[m], right[2], right[3]);
+        }
       }
     }
   }
 
-  // sums (16, kHead) += weights (16, 8 kColumns) x (8 kColumns rows of kHead)
-  template <int kColumns>
-  __device__ static void add_weighted(const float (&weights)[kColumns][4], const bfloat16* x,
-                                      float (&sums)[kHead / 8][4]) {
+  // sums (16 kM, kHead) += weights (16 kM, 8 kColumns) x (8 kColumns rows of kHead)
+  template <int kM, int kColumns>
+  __device__ static void add_weighted(const float (&weights)[kM][kColumns][4], const bfloat16* x,
+                                      float (&sums)[kM][kHead / 8][4]) {
 #pragma unroll
     for (int k = 0; k < kColumns; k += 2) {
-      uint32_t left[4];
-      pack_a(left, weights[k], weights[k + 1]);
+      uint32_t left[kM][4];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) pack_a(left[m], weights[m][k], weights[m][k + 1]);
 #pragma unroll
       for (int n = 0; n < kHead / 8; n += 2) {
         uint32_t right[4];
         load_b_rows(right, x + k * 8 * kStep + n * 8, kStep);
-        mma_bf16(sums[n], left, right[0], right[1]);
-        mma_bf16(sums[n + 1], left, right[2], right[3]);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          mma_bf16(sums[m][n], left[m], right[0], right[1]);
+          mma_bf16(sums[m][n + 1], left[m], right[2], right[3]);
+        }
       }
     }
   }
 };
+
+// Tiles of 16 rows that a warp has: as many as leave registers for its sums.
+constexpr int tiles_of_a_warp(int head) { return head <= 64 ? 2 : 1; }
+
+// 2^x to two units in the last place, 0 below 2^-126.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// x - from, cut off far outside of any tile.
+__device__ inline int distance(int64_t x, int64_t from) {
+  return static_cast<int>(max(int64_t{-4096}, min(int64_t{4096}, x - from)));
+}
 
 __device__ inline float over_quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -115,13 +162,14 @@ __device__ inline void put_pair(bfloat16* to, float low, float high, bool add) {
   pair = __floats2bfloat162_rn(low, high);
 }
 
-// A block: kWarps·16 queries of one head; tiles of 64 keys pass by, the next on its way during each.
+// A block: 128 queries of one head; tiles of 64 keys pass by, the next on its way during each.
 template <int kHead>
-__global__ void __launch_bounds__(256) forward_kernel(const AttentionCall c) {
+__global__ void __launch_bounds__(256 / tiles_of_a_warp(kHead))
+    forward_kernel(const AttentionCall c) {
   extern __shared__ uint4 shared[];
   using Rows = Tile<kHead>;
-  constexpr int kWarps = 8, kQueries = 16 * kWarps, kKeys = 64, kThreads = 32 * kWarps;
-  constexpr int kKeyTile = kKeys * Rows::kStep;
+  constexpr int kM = tiles_of_a_warp(kHead), kOfWarp = 16 * kM, kQueries = 128, kKeys = 64,
+                kThreads = 32 * kQueries / kOfWarp, kKeyTile = kKeys * Rows::kStep;
   bfloat16* const q = reinterpret_cast<bfloat16*>(shared);
   bfloat16* const k_tiles = q + kQueries * Rows::kStep;
   bfloat16* const v_tiles = k_tiles + 2 * kKeyTile;
@@ -144,13 +192,13 @@ __global__ void __launch_bounds__(256) forward_kernel(const AttentionCall c) {
     Rows::template copy_keys<kKeys, kThreads>(v_tiles + tile % 2 * kKeyTile, v, key, keys, c.P);
   };
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t row0 = warp * 16 + lane / 4;  // and row0 + 8
-  const Seen see[2] = {seen(c, s, first + row0), seen(c, s, first + row0 + 8)};
   // What every row of the warp sees.
-  const int64_t all_low = seen(c, s, first + warp * 16 + 15).low,
-                all_high = min(high, seen(c, s, first + warp * 16).high);
+  const int64_t all_low = seen(c, s, first + (warp + 1) * kOfWarp - 1).low,
+                all_high = min(high, seen(c, s, first + warp * kOfWarp).high);
   const float scale = c.scale * kLog2e;
-  float y[kHead / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  float y[kM][kHead / 8][4] = {}, largest[kM][2], sum[kM][2] = {};
+#pragma unroll
+  for (int m = 0; m < kM; ++m) largest[m][0] = largest[m][1] = -INFINITY;
   fetch(0);
   commit_copies();
   for (int tile = 0; tile < n_tiles; ++tile) {
@@ -159,81 +207,105 @@ __global__ void __launch_bounds__(256) forward_kernel(const AttentionCall c) {
     wait_for_copies<1>();
     __syncthreads();
     const int64_t key = low + int64_t{tile} * kKeys;
-    float scores[kKeys / 8][4];
-    Rows::template products<kKeys / 8>(q + warp * 16 * Rows::kStep, k_tiles + tile % 2 * kKeyTile,
-                                       scores);
+    float scores[kM][kKeys / 8][4];
+    Rows::products(q + warp * kOfWarp * Rows::kStep, k_tiles + tile % 2 * kKeyTile, scores);
     const bool all = key >= all_low && key + kKeys <= all_high;
-    float most[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
+    for (int m = 0; m < kM; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& x = scores[n][i];
-        x *= scale;
+      for (int r = 0; r < 2; ++r) {
         if (!all) {
-          const int64_t at = key + n * 8 + lane % 4 * 2 + i % 2;
-          if (at < see[i / 2].low || at >= see[i / 2].high || at >= high) x = -INFINITY;
+          const Seen see = seen(c, s, first + warp * kOfWarp + m * 16 + lane / 4 + r * 8);
+          const int begin = distance(see.low, key) - lane % 4 * 2,
+                    end = distance(min(see.high, high), key) - lane % 4 * 2;
+#pragma unroll
+          for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+              if (n * 8 + i < begin || n * 8 + i >= end) scores[m][n][2 * r + i] = -INFINITY;
         }
-        most[i / 2] = fmaxf(most[i / 2], x);
+        float most = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+          for (int i = 2 * r; i < 2 * r + 2; ++i) most = fmaxf(most, scores[m][n][i] *= scale);
+        const float now = fmaxf(largest[m][r], over_quad_max(most));
+        const float base = now == -INFINITY ? 0.0f : now;
+        const float factor = exp2_fast(largest[m][r] - base);
+        largest[m][r] = now;
+        sum[m][r] *= factor;
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+          for (int i = 2 * r; i < 2 * r + 2; ++i)
+            sum[m][r] += scores[m][n][i] = exp2_fast(scores[m][n][i] - base);
+#pragma unroll
+        for (int n = 0; n < kHead / 8; ++n) y[m][n][2 * r] *= factor, y[m][n][2 * r + 1] *= factor;
       }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float now = fmaxf(largest[r], over_quad_max(most[r]));
-      const float base = now == -INFINITY ? 0.0f : now;
-      const float factor = exp2f(largest[r] - base);
-      largest[r] = now;
-      sum[r] *= factor;
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-        for (int i = 2 * r; i < 2 * r + 2; ++i) sum[r] += scores[n][i] = exp2f(scores[n][i] - base);
-#pragma unroll
-      for (int n = 0; n < kHead / 8; ++n) y[n][2 * r] *= factor, y[n][2 * r + 1] *= factor;
-    }
-    Rows::template add_weighted<kKeys / 8>(scores, v_tiles + tile % 2 * kKeyTile, y);
+    Rows::add_weighted(scores, v_tiles + tile % 2 * kKeyTile, y);
     __syncthreads();
   }
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int64_t row = row0 + 8 * r;
-    const float over = 1.0f / over_quad_sum(sum[r]);
-    if (row >= count) continue;
-    const int64_t place = (s.begin + from + row) * c.H + h;
+  for (int m = 0; m < kM; ++m)
 #pragma unroll
-    for (int n = 0; n < kHead / 8; ++n) {
-      const int64_t at = n * 8 + lane % 4 * 2;
-      if (at < c.P)
-        put_pair(static_cast<bfloat16*>(c.y) + place * c.P + at, y[n][2 * r] * over,
-                 y[n][2 * r + 1] * over, false);
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = warp * kOfWarp + m * 16 + lane / 4 + r * 8;
+      const float over = 1.0f / over_quad_sum(sum[m][r]);
+      if (row >= count) continue;
+      const int64_t place = (s.begin + from + row) * c.H + h;
+#pragma unroll
+      for (int n = 0; n < kHead / 8; ++n) {
+        const int64_t at = n * 8 + lane % 4 * 2;
+        if (at < c.P)
+          put_pair(static_cast<bfloat16*>(c.y) + place * c.P + at, y[m][n][2 * r] * over,
+                   y[m][n][2 * r + 1] * over, false);
+      }
+      if (c.norm && lane % 4 == 0) {
+        c.norm[2 * place] = largest[m][r] * kLn2;
+        c.norm[2 * place + 1] = over;
+      }
     }
-    if (c.norm && lane % 4 == 0) {
-      c.norm[2 * place] = largest[r] * kLn2;
-      c.norm[2 * place + 1] = over;
-    }
-  }
 }
 
-// scores -> weights, dscores = dy·v -> p (dy·v - delta), of one element. `seen`: whether the query sees the key.
-__device__ inline void weigh(float& score, float& dscore, bool visible, float scale, float largest,
-                             float over, float delta) {
-  score = visible ? exp2f(score * scale - largest) * over : 0.0f;
-  dscore = score * (dscore - delta);
+// What backward needs of a query: log2 of its sum of exponentials, and delta. Of none: no weight.
+struct OfQuery {
+  float log_sum, delta;
+};
+
+__device__ inline OfQuery of_query(const AttentionBackward& b, int64_t place, bool there) {
+  if (!there) return {INFINITY, 0};
+  return {fmaf(b.c.norm[2 * place], kLog2e, -log2f(b.c.norm[2 * place + 1])), b.delta[place]};
 }
 
-// A block: 64 keys of one head of keys, a warp 16 of them; tiles of kQueries queries pass by, whose scores are
-// held by keys: the weights are then factors of the products that sum over queries as they are.
-template <int kHead, int kQueries>
+// scores -> weights, dscores = dy·v -> p (dy·v - delta), of one element.
+__device__ inline void weigh(float& score, float& dscore, bool visible, float scale,
+                             const OfQuery& of) {
+  score = visible ? exp2_fast(fmaf(score, scale, -of.log_sum)) : 0.0f;
+  dscore = score * (dscore - of.delta);
+}
+
+// A block: keys of one head of keys; tiles of queries pass by, whose scores are held by keys: the weights are then
+// factors of the products that sum over queries as they are.
+template <int kHead>
+struct KeysBlock {
+  static constexpr int kM = tiles_of_a_warp(kHead), kOfWarp = 16 * kM, kKeys = 4 * kOfWarp,
+                       kQueries = 32, kRows = 2 * kKeys + 4 * kQueries;  // in shared memory
+};
+
+template <int kHead>
 __global__ void __launch_bounds__(128) keys_kernel(const AttentionBackward b) {
   extern __shared__ uint4 shared[];
   using Rows = Tile<kHead>;
-  constexpr int kKeys = 64, kThreads = 128, kColumns = kQueries / 8;
-  constexpr int kQueryTile = kQueries * Rows::kStep;
+  using Block = KeysBlock<kHead>;
+  constexpr int kM = Block::kM, kOfWarp = Block::kOfWarp, kKeys = Block::kKeys,
+                kQueries = Block::kQueries, kThreads = 128, kColumns = kQueries / 8,
+                kQueryTile = kQueries * Rows::kStep;
   const AttentionCall& c = b.c;
   bfloat16* const k = reinterpret_cast<bfloat16*>(shared);
   bfloat16* const v = k + kKeys * Rows::kStep;
   bfloat16* const q_tiles = v + kKeys * Rows::kStep;
   bfloat16* const dy_tiles = q_tiles + 2 * kQueryTile;
-  float4* const numbers_of = reinterpret_cast<float4*>(dy_tiles + 2 * kQueryTile);
+  OfQuery* const numbers_of = reinterpret_cast<OfQuery*>(dy_tiles + 2 * kQueryTile);
   int64_t from;
   const int64_t head = blockIdx.x % c.Hkv;
   const Sequence s = sequence(c, sequence_of_tile(c, blockIdx.x / c.Hkv, kKeys, from));
@@ -259,16 +331,12 @@ __global__ void __launch_bounds__(128) keys_kernel(const AttentionBackward b) {
                                             [&](int r) { return q + r * c.q.row; });
     Rows::template copy<kQueries, kThreads>(dy_tiles + tile % 2 * kQueryTile, n, c.P, dy,
                                             [&](int r) { return dy + r * c.H * c.P; });
-    for (int r = static_cast<int>(threadIdx.x); r < kQueries; r += kThreads) {
-      const int64_t place = (s.begin + t + (r < n ? r : 0)) * c.H + h;
-      numbers_of[tile % 2 * kQueries + r] =
-          r < n ? make_float4(c.norm[2 * place] * kLog2e, c.norm[2 * place + 1], b.delta[place], 0)
-                : make_float4(0, 0, 0, 0);
-    }
+    for (int r = static_cast<int>(threadIdx.x); r < kQueries; r += kThreads)
+      numbers_of[tile % 2 * kQueries + r] = of_query(b, (s.begin + t + r) * c.H + h, r < n);
   };
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const float scale = c.scale * kLog2e;
-  float dk[kHead / 8][4] = {}, dv[kHead / 8][4] = {};
+  float dk[kM][kHead / 8][4] = {}, dv[kM][kHead / 8][4] = {};
   if (n_tiles > 0) fetch(0);
   commit_copies();
   for (int64_t tile = 0; tile < n_tiles; ++tile) {
@@ -278,53 +346,74 @@ __global__ void __launch_bounds__(128) keys_kernel(const AttentionBackward b) {
     __syncthreads();
     const bfloat16 *const q = q_tiles + tile % 2 * kQueryTile, *const dy =
                                                                    dy_tiles + tile % 2 * kQueryTile;
-    float p[kColumns][4], dp[kColumns][4];
-    Rows::template products<kColumns>(k + warp * 16 * Rows::kStep, q, p);
-    Rows::template products<kColumns>(v + warp * 16 * Rows::kStep, dy, dp);
+    float p[kM][kColumns][4], dp[kM][kColumns][4];
+    Rows::products(k + warp * kOfWarp * Rows::kStep, q, p);
+    Rows::products(v + warp * kOfWarp * Rows::kStep, dy, dp);
+    // Queries are counted, as keys, from the call's first; here from the warp's first key.
+    const int64_t ahead = query_of(tile) - from - warp * kOfWarp;
+    const bool all =
+        (!c.causal || ahead >= kOfWarp - 1) && (c.window == 0 || ahead + kQueries - 1 < c.window);
+    const int at = distance(ahead, 0),
+              window = c.window == 0 ? 1 << 20 : distance(c.window, ahead) + at;
 #pragma unroll
     for (int n = 0; n < kColumns; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int query = n * 8 + lane % 4 * 2 + i % 2, row = warp * 16 + lane / 4 + i / 2 * 8;
-        const float4 of = numbers_of[tile % 2 * kQueries + query];
-        const int64_t t = query_of(tile) + query;  // counted, as the key, from the call's first
-        const bool visible = row < count && (!c.causal || t >= from + row) &&
-                             (c.window == 0 || t < from + row + c.window);
-        weigh(p[n][i], dp[n][i], visible, scale, of.x, of.y, of.z);
+      for (int j = 0; j < 2; ++j) {
+        const int query = n * 8 + lane % 4 * 2 + j;
+        const OfQuery of = numbers_of[tile % 2 * kQueries + query];
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int past = at + query - (m * 16 + lane / 4 + r * 8);  // the key
+            const bool visible = all || ((!c.causal || past >= 0) && past < window);
+            weigh(p[m][n][2 * r + j], dp[m][n][2 * r + j], visible, scale, of);
+          }
       }
-    Rows::template add_weighted<kColumns>(p, dy, dv);
-    Rows::template add_weighted<kColumns>(dp, q, dk);
+    Rows::add_weighted(p, dy, dv);
+    Rows::add_weighted(dp, q, dk);
     __syncthreads();
   }
-  const auto hand_out = [&](const float(&sums)[kHead / 8][4], float factor, const HeadRows& to,
+  const auto hand_out = [&](const float(&sums)[kM][kHead / 8][4], float factor, const HeadRows& to,
                             const float* d_out) {
     if (!to.data) return;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int64_t row = warp * 16 + lane / 4 + 8 * r;
-      if (row >= count) continue;
-      auto* const at =
-          static_cast<bfloat16*>(to.data) + (s.begin + from + row) * to.row + head * to.head;
+    for (int m = 0; m < kM; ++m)
 #pragma unroll
-      for (int n = 0; n < kHead / 8; ++n) {
-        const int64_t i = n * 8 + lane % 4 * 2;
-        if (i >= c.P) continue;
-        put_pair(at + i, sums[n][2 * r] * factor + passed(c, s, d_out, key + row, head, i),
-                 sums[n][2 * r + 1] * factor + passed(c, s, d_out, key + row, head, i + 1), to.add);
+      for (int r = 0; r < 2; ++r) {
+        const int64_t row = warp * kOfWarp + m * 16 + lane / 4 + 8 * r;
+        if (row >= count) continue;
+        auto* const place =
+            static_cast<bfloat16*>(to.data) + (s.begin + from + row) * to.row + head * to.head;
+#pragma unroll
+        for (int n = 0; n < kHead / 8; ++n) {
+          const int64_t i = n * 8 + lane % 4 * 2;
+          if (i >= c.P) continue;
+          put_pair(place + i, sums[m][n][2 * r] * factor + passed(c, s, d_out, key + row, head, i),
+                   sums[m][n][2 * r + 1] * factor + passed(c, s, d_out, key + row, head, i + 1),
+                   to.add);
+        }
       }
-    }
   };
   hand_out(dk, c.scale, b.dk, b.dk_out);
   hand_out(dv, 1, b.dv, b.dv_out);
 }
 
-// A block: 64 queries of one head, a warp 16 of them; tiles of 64 keys pass by.
+// A block: queries of one head; tiles of keys pass by.
+template <int kHead>
+struct QueriesBlock {
+  static constexpr int kM = tiles_of_a_warp(kHead), kOfWarp = 16 * kM, kQueries = 4 * kOfWarp,
+                       kKeys = 64 / kM, kRows = 2 * kQueries + 4 * kKeys;  // in shared memory
+};
+
 template <int kHead>
 __global__ void __launch_bounds__(128) queries_kernel(const AttentionBackward b) {
   extern __shared__ uint4 shared[];
   using Rows = Tile<kHead>;
-  constexpr int kQueries = 64, kKeys = 64, kThreads = 128, kColumns = kKeys / 8;
-  constexpr int kKeyTile = kKeys * Rows::kStep;
+  using Block = QueriesBlock<kHead>;
+  constexpr int kM = Block::kM, kOfWarp = Block::kOfWarp, kQueries = Block::kQueries,
+                kKeys = Block::kKeys, kThreads = 128, kColumns = kKeys / 8,
+                kKeyTile = kKeys * Rows::kStep;
   const AttentionCall& c = b.c;
   bfloat16* const q = reinterpret_cast<bfloat16*>(shared);
   bfloat16* const dy = q + kQueries * Rows::kStep;
@@ -346,8 +435,10 @@ __global__ void __launch_bounds__(128) queries_kernel(const AttentionBackward b)
     Rows::template copy_keys<kKeys, kThreads>(v_tiles + tile % 2 * kKeyTile, v, key, keys, c.P);
   };
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  Seen see[2];
-  float largest[2] = {}, over[2] = {}, delta[2] = {};
+  // What every row of the warp sees.
+  const int64_t all_low = seen(c, s, first + (warp + 1) * kOfWarp - 1).low,
+                all_high = min(high, seen(c, s, first + warp * kOfWarp).high);
+  OfQuery of[kM][2];
   if (b.dy) {
     const auto* const q_rows =
         static_cast<const bfloat16*>(c.q.data) + (s.begin + from) * c.q.row + h * c.q.head;
@@ -359,19 +450,16 @@ __global__ void __launch_bounds__(128) queries_kernel(const AttentionBackward b)
                                             [&](int r) { return dy_rows + r * c.H * c.P; });
     fetch(0);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int64_t row = warp * 16 + lane / 4 + 8 * r;
-      see[r] = seen(c, s, first + row);
-      if (row >= count) continue;
-      const int64_t place = (s.begin + from + row) * c.H + h;
-      largest[r] = c.norm[2 * place] * kLog2e;
-      over[r] = c.norm[2 * place + 1];
-      delta[r] = b.delta[place];
-    }
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int64_t row = warp * kOfWarp + m * 16 + lane / 4 + 8 * r;
+        of[m][r] = of_query(b, (s.begin + from + row) * c.H + h, row < count);
+      }
   }
   commit_copies();
   const float scale = c.scale * kLog2e;
-  float dq[kHead / 8][4] = {};
+  float dq[kM][kHead / 8][4] = {};
   for (int tile = 0; tile < n_tiles; ++tile) {
     if (tile + 1 < n_tiles) fetch(tile + 1);
     commit_copies();
@@ -379,34 +467,42 @@ __global__ void __launch_bounds__(128) queries_kernel(const AttentionBackward b)
     __syncthreads();
     const int64_t key = low + int64_t{tile} * kKeys;
     const bfloat16* const keys = k_tiles + tile % 2 * kKeyTile;
-    float p[kColumns][4], dp[kColumns][4];
-    Rows::template products<kColumns>(q + warp * 16 * Rows::kStep, keys, p);
-    Rows::template products<kColumns>(dy + warp * 16 * Rows::kStep, v_tiles + tile % 2 * kKeyTile,
-                                      dp);
+    float p[kM][kColumns][4], dp[kM][kColumns][4];
+    Rows::products(q + warp * kOfWarp * Rows::kStep, keys, p);
+    Rows::products(dy + warp * kOfWarp * Rows::kStep, v_tiles + tile % 2 * kKeyTile, dp);
+    const bool all = key >= all_low && key + kKeys <= all_high;
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n)
+    for (int m = 0; m < kM; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = i / 2;
-        const int64_t at = key + n * 8 + lane % 4 * 2 + i % 2;
-        const bool visible = at >= see[r].low && at < see[r].high && at < high;
-        weigh(p[n][i], dp[n][i], visible, scale, largest[r], over[r], delta[r]);
+      for (int r = 0; r < 2; ++r) {
+        const Seen see = seen(c, s, first + warp * kOfWarp + m * 16 + lane / 4 + r * 8);
+        const int begin = distance(see.low, key) - lane % 4 * 2,
+                  end = distance(min(see.high, high), key) - lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+            weigh(p[m][n][2 * r + j], dp[m][n][2 * r + j],
+                  all || (n * 8 + j >= begin && n * 8 + j < end), scale, of[m][r]);
       }
-    Rows::template add_weighted<kColumns>(dp, keys, dq);
+    Rows::add_weighted(dp, keys, dq);
     __syncthreads();
   }
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int64_t row = warp * 16 + lane / 4 + 8 * r;
-    if (row >= count) continue;
-    auto* const at =
-        static_cast<bfloat16*>(b.dq.data) + (s.begin + from + row) * b.dq.row + h * b.dq.head;
+  for (int m = 0; m < kM; ++m)
 #pragma unroll
-    for (int n = 0; n < kHead / 8; ++n) {
-      const int64_t i = n * 8 + lane % 4 * 2;
-      if (i < c.P) put_pair(at + i, dq[n][2 * r] * c.scale, dq[n][2 * r + 1] * c.scale, b.dq.add);
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = warp * kOfWarp + m * 16 + lane / 4 + 8 * r;
+      if (row >= count) continue;
+      auto* const at =
+          static_cast<bfloat16*>(b.dq.data) + (s.begin + from + row) * b.dq.row + h * b.dq.head;
+#pragma unroll
+      for (int n = 0; n < kHead / 8; ++n) {
+        const int64_t i = n * 8 + lane % 4 * 2;
+        if (i < c.P)
+          put_pair(at + i, dq[m][n][2 * r] * c.scale, dq[m][n][2 * r + 1] * c.scale, b.dq.add);
+      }
     }
-  }
 }
 
 // Calls f(kHead): P rounded up.
@@ -447,21 +543,23 @@ bool fits_tensor_cores(const AttentionCall& c) {
 
 void tensor_forward(const AttentionCall& c, void* stream) {
   with_head(c.P, [&](auto head) {
-    launch(forward_kernel<head>, tiles(c, 128) * c.H, 256, 128 + 4 * 64, Tile<head>::kStep, 0, c,
-           stream, "attention");
+    launch(forward_kernel<head>, tiles(c, 128) * c.H, 256 / tiles_of_a_warp(head), 128 + 4 * 64,
+           Tile<head>::kStep, 0, c, stream, "attention");
   });
 }
 
 void tensor_backward(const AttentionBackward& b, void* stream) {
   const AttentionCall& c = b.c;
   with_head(c.P, [&](auto head) {
-    constexpr int kStep = Tile<head>::kStep, kQueries = head <= 64 ? 64 : 32;
+    using Keys = KeysBlock<head>;
+    using Queries = QueriesBlock<head>;
+    constexpr int kStep = Tile<head>::kStep;
     if (b.dk.data || b.dv.data)
-      launch(keys_kernel<head, kQueries>, tiles(c, 64) * c.Hkv, 128, 2 * 64 + 4 * kQueries, kStep,
-             2 * kQueries * 16, b, stream, "attention backward, keys");
+      launch(keys_kernel<head>, tiles(c, Keys::kKeys) * c.Hkv, 128, Keys::kRows, kStep,
+             2 * Keys::kQueries * sizeof(OfQuery), b, stream, "attention backward, keys");
     if (b.dq.data)
-      launch(queries_kernel<head>, tiles(c, 64) * c.H, 128, 2 * 64 + 4 * 64, kStep, 0, b, stream,
-             "attention backward, queries");
+      launch(queries_kernel<head>, tiles(c, Queries::kQueries) * c.H, 128, Queries::kRows, kStep, 0,
+             b, stream, "attention backward, queries");
   });
 }
 
