@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "krait/tensor/cuda/exponentials.cuh"
 #include "krait/tensor/cuda/math.h"
 #include "krait/tensor/cuda/rows.h"
 
@@ -15,9 +16,10 @@ namespace {
 
 using bfloat16 = __nv_bfloat16;
 
-constexpr int64_t kForwardTokens = 16;  // of a thread
+constexpr int64_t kForwardTokens = 32;  // of a thread
 constexpr int kAtOnce = 4;              // tokens whose loads are on their way at once
-constexpr int kSlices = 8;              // of a block's tokens in backward
+constexpr int kRun = 4;                 // neighbouring channels of a thread in backward
+constexpr int kSlices = 4;              // of a block's tokens in backward
 constexpr int64_t kSliceTokens = kConvBackwardTokens / kSlices;
 
 struct Sequence {
@@ -82,13 +84,14 @@ struct Window {
     }
   }
 
-  // The convolution where `now` is the current input.
+  // The convolution where `now` is the current input; with kFull no tap is skipped.
+  template <bool kFull>
   __device__ void sum(const float (&now)[V], float (&to)[V]) const {
 #pragma unroll
     for (int v = 0; v < V; ++v) to[v] = bias[v];
 #pragma unroll
     for (int w = 0; w < W - 1; ++w) {
-      if (w < skip) continue;
+      if (!kFull && w < skip) continue;
 #pragma unroll
       for (int v = 0; v < V; ++v) to[v] = fmaf(taps[w][v], x[w][v], to[v]);
     }
@@ -109,22 +112,66 @@ struct Window {
 // To what rounding to T leaves of it.
 template <class T>
 __device__ float sigmoid(float z) {
-  const float e = std::is_same_v<T, float> ? expf(-z) : __expf(-z);
-  return __fdividef(1.0f, 1.0f + e);
+  if (std::is_same_v<T, float>) return __fdividef(1.0f, 1.0f + expf(-z));
+  return reciprocal<true>(1.0f + exp2_fast(-kLog2e * z));
 }
 
-template <class T, int V, int W>
-__global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const float* state_in) {
+// What most calls are: SiLU, and as many taps as the kernel has.
+template <int W>
+bool is_usual(const ConvProblem& p) {
+  return p.silu && p.width == W;
+}
+
+// V neighbouring elements as they stand in memory, in registers of four bytes.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Words {
+  uint32_t word[sizeof(T) * V / 4];
+
+  __device__ void widen(float (&to)[V]) const {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (sizeof(T) == 4) {
+        to[v] = __uint_as_float(word[v]);
+      } else {
+        to[v] = __uint_as_float(v % 2 ? word[v / 2] & 0xffff0000u : word[v / 2] << 16);
+      }
+    }
+  }
+};
+
+// Tokens on their way, at `from` and every `step` elements.
+template <class T, int V>
+struct Group {
+  Words<T, V> token[kAtOnce];
+
+  __device__ void fetch(const T* from, int64_t step) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i, from += step)
+      token[i] = *reinterpret_cast<const Words<T, V>*>(from);
+  }
+};
+
+// A step between rows that stays in registers: else it is multiplied out for each token.
+__device__ int64_t in_registers(int64_t step) {
+  asm("" : "+l"(step));
+  return step;
+}
+
+template <class T, int V, int W, bool kUsual>
+__global__ void __launch_bounds__(128)
+    forward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
+                   const float* state_in) {
   const int64_t e = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * V;
   if (e >= p.E) return;
   Window<T, V, W> window(p, e);
-  const auto step = [&](const Sequence& q, int64_t t, const float(&now)[V]) {
+  const auto step = [&](const float(&now)[V], T* to) {
     float y[V];
-    window.sum(now, y);
-    if (p.silu)
+    window.template sum<kUsual>(now, y);
+    if (kUsual || p.silu)
+#pragma unroll
       for (int v = 0; v < V; ++v) y[v] *= sigmoid<T>(y[v]);
     window.push(now);
-    store<V>(static_cast<T*>(p.y) + q.row(t) * p.E + e, y);
+    store<V>(to, y);
   };
   int64_t t = blockIdx.x * kForwardTokens;
   const int64_t to = min(c.tokens, t + kForwardTokens);
@@ -133,18 +180,31 @@ __global__ void forward_kernel(const ConvProblem p, const ConvSequences c, const
     const int64_t end = min(to, q.end);
     if (t >= end) continue;
     window.fill(t, q, state_in);
-    for (; t + kAtOnce <= end; t += kAtOnce) {
-      float now[kAtOnce][V];
+    const int64_t turn = q.reverse ? -1 : 1, x_step = in_registers(turn * p.x_stride),
+                  y_step = in_registers(turn * p.E);
+    const T* x = static_cast<const T*>(p.x) + q.row(t) * p.x_stride + e;
+    T* y = static_cast<T*>(p.y) + q.row(t) * p.E + e;
+    float now[V];
+    int rest = static_cast<int>(end - t);
+    if constexpr (V > 1) {
+      Group<T, V> next;
+      if (rest >= kAtOnce) next.fetch(x, x_step);
+      for (; rest >= kAtOnce; rest -= kAtOnce) {
+        const Group<T, V> group = next;
+        x += kAtOnce * x_step;
+        if (rest >= 2 * kAtOnce) next.fetch(x, x_step);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) window.input(q, t + i, now[i]);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) step(q, t + i, now[i]);
+        for (int i = 0; i < kAtOnce; ++i, y += y_step) {
+          group.token[i].widen(now);
+          step(now, y);
+        }
+      }
     }
-    for (; t < end; ++t) {
-      float now[V];
-      window.input(q, t, now);
-      step(q, t, now);
+    for (; rest > 0; --rest, x += x_step, y += y_step) {
+      load<V>(x, now);
+      step(now, y);
     }
+    t = end;
   }
 }
 
@@ -195,15 +255,16 @@ struct Gradients {
   __device__ Gradients(const ConvProblem& p, int64_t e) : window(p, e) {}
 
   // Token t with its input and dy is taken in. `ours`: it lies in the slice, its share of dk and dbias is counted.
+  template <bool kUsual>
   __device__ __forceinline__ void take(const float (&now)[V], const float (&dy)[V], bool ours) {
     float z[V];
-    window.sum(now, z);
+    window.template sum<kUsual>(now, z);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
 #pragma unroll
       for (int j = 0; j + 1 < W; ++j) dz[j][v] = dz[j + 1][v];
       const float g = sigmoid<T>(z[v]);
-      dz[W - 1][v] = window.p.silu ? dy[v] * g * (1.0f + z[v] * (1.0f - g)) : dy[v];
+      dz[W - 1][v] = kUsual || window.p.silu ? dy[v] * g * fmaf(z[v], 1.0f - g, 1.0f) : dy[v];
       if (!ours) continue;
       dbias[v] += dz[W - 1][v];
 #pragma unroll
@@ -222,74 +283,55 @@ struct Gradients {
     }
   }
   // dx of token t - (W-1), of which everything is known when t has been taken in.
+  template <bool kFull>
   __device__ __forceinline__ void input_gradient(float (&dx)[V]) const {
 #pragma unroll
     for (int v = 0; v < V; ++v) dx[v] = 0;
 #pragma unroll
     for (int j = 0; j < W; ++j) {
-      if (W - 1 - j < window.skip) continue;
+      if (!kFull && W - 1 - j < window.skip) continue;
 #pragma unroll
       for (int v = 0; v < V; ++v) dx[v] = fmaf(window.taps[W - 1 - j][v], dz[j][v], dx[v]);
     }
   }
 };
 
-template <class T, int V>
-using Group = Run<V, T>[kAtOnce];
-
-template <class T, int V>
-__device__ __forceinline__ void fetch(const T* from, int64_t step, Group<T, V>& to) {
-#pragma unroll
-  for (int i = 0; i < kAtOnce; ++i) to[i] = *reinterpret_cast<const Run<V, T>*>(from + i * step);
-}
-
-template <class T, int V>
-__device__ __forceinline__ void widen(const Run<V, T>& from, float (&to)[V]) {
-#pragma unroll
-  for (int v = 0; v < V; ++v) to[v] = static_cast<float>(from.v[v]);
-}
-
-// Tokens [t, t + kAtOnce n), whose windows lie in the slice and reach no state, with the next loads on their way.
+// Tokens [t, t + kAtOnce n) of a usual call, whose windows lie in the slice and reach no state, with the next loads
+// on their way.
 template <class T, int V, int W>
 __device__ __forceinline__ void take_groups(Gradients<T, V, W>& of, const Sequence& q, int64_t t,
                                             int n) {
   const ConvProblem& p = of.window.p;
-  const int64_t turn = q.reverse ? -1 : 1, x_step = turn * p.x_stride, dy_step = turn * p.E,
-                dx_step = turn * p.dx_stride;
+  const int64_t turn = q.reverse ? -1 : 1, x_step = in_registers(turn * p.x_stride),
+                dy_step = in_registers(turn * p.E), dx_step = in_registers(turn * p.dx_stride);
   const T* x = static_cast<const T*>(p.x) + q.row(t) * p.x_stride + of.window.e;
   const T* dy = static_cast<const T*>(p.dy) + q.row(t) * p.E + of.window.e;
   T* dx = static_cast<T*>(p.dx) + q.row(t - (W - 1)) * p.dx_stride + of.window.e;
   Group<T, V> next_x, next_dy;
-  fetch<T, V>(x, x_step, next_x);
-  fetch<T, V>(dy, dy_step, next_dy);
+  next_x.fetch(x, x_step);
+  next_dy.fetch(dy, dy_step);
   for (; n > 0; --n) {
-    Group<T, V> now_x, now_dy;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) now_x[i] = next_x[i], now_dy[i] = next_dy[i];
+    const Group<T, V> now_x = next_x, now_dy = next_dy;
+    x += kAtOnce * x_step;
+    dy += kAtOnce * dy_step;
     if (n > 1) {
-      fetch<T, V>(x += kAtOnce * x_step, x_step, next_x);
-      fetch<T, V>(dy += kAtOnce * dy_step, dy_step, next_dy);
+      next_x.fetch(x, x_step);
+      next_dy.fetch(dy, dy_step);
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i, dx += dx_step) {
       float now[V], d[V];
-      widen(now_x[i], now);
-      widen(now_dy[i], d);
-      of.take(now, d, true);
-      of.input_gradient(d);
-      if (!p.dx) continue;
-      if (p.dx_add) {
-        load<V>(dx, now);
-#pragma unroll
-        for (int v = 0; v < V; ++v) d[v] += now[v];
-      }
+      now_x.token[i].widen(now);
+      now_dy.token[i].widen(d);
+      of.template take<true>(now, d, true);
+      of.template input_gradient<true>(d);
       store<V>(dx, d);
     }
   }
 }
 
 // The tokens [from, end) of sequence s.
-template <class T, int V, int W>
+template <bool kUsual, class T, int V, int W>
 __device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBackward& b,
                                            const Sequence& q, int64_t s, int64_t from,
                                            int64_t end) {
@@ -303,16 +345,18 @@ __device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBac
   // Where inputs end that the state handed out holds.
   const int64_t free_of_state = b.dstate_out ? min(end, q.end - p.K + W - 1) : end;
   for (int64_t t = from; t < end + W - 1; ++t) {
-    if (p.dy && t - (W - 1) == from && t + kAtOnce <= free_of_state) {
-      const auto n = static_cast<int>((free_of_state - t) / kAtOnce);
-      take_groups(of, q, t, n);
-      t += n * kAtOnce;
+    if constexpr (kUsual) {
+      if (t - (W - 1) == from && t + kAtOnce <= free_of_state) {
+        const auto n = static_cast<int>((free_of_state - t) / kAtOnce);
+        take_groups(of, q, t, n);
+        t += n * kAtOnce;
+      }
     }
     if (t < q.end) {
       float now[V], dy[V] = {};
       of.window.input(q, t, now);
       if (p.dy) load<V>(static_cast<const T*>(p.dy) + q.row(t) * p.E + e, dy);
-      of.take(now, dy, t < end);
+      of.template take<kUsual>(now, dy, t < end);
     } else {
       of.take_nothing();
     }
@@ -320,7 +364,7 @@ __device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBac
     const bool before = from == q.begin && u >= q.begin - (p.width - 1);
     if (u >= end || (u < from && !before)) continue;
     float dx[V];
-    of.input_gradient(dx);
+    of.template input_gradient<kUsual>(dx);
     if (u >= from) {
       if (p.dx) write_input_gradient<T>(p, b, q, u, e, dx);
     } else if (b.dhistory) {
@@ -329,7 +373,7 @@ __device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBac
   }
 }
 
-template <class T, int V, int W>
+template <class T, int V, int W, bool kUsual>
 __global__ void __launch_bounds__(32 * kSlices)
     backward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
                     const __grid_constant__ ConvBackward b) {
@@ -342,7 +386,7 @@ __global__ void __launch_bounds__(32 * kSlices)
       const Sequence q = sequence(c, s);
       const int64_t end = min(to, q.end);
       if (t >= end) continue;
-      take_slice(of, b, q, s, t, end);
+      take_slice<kUsual>(of, b, q, s, t, end);
       t = end;
     }
   }
@@ -431,8 +475,9 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
                         static_cast<unsigned>(ceil_div(runs, threads)));
         kernel<<<grid, static_cast<unsigned>(threads), 0, s>>>(p, c, state_in);
       };
-      channels_in_runs(p, nullptr, 4) ? launch(forward_kernel<T, 4, taps>, 4)
-                                      : launch(forward_kernel<T, 1, taps>, 1);
+      if (!channels_in_runs(p, nullptr, 4)) return launch(forward_kernel<T, 1, taps, false>, 1);
+      is_usual<taps>(p) ? launch(forward_kernel<T, 4, taps, true>, 4)
+                        : launch(forward_kernel<T, 4, taps, false>, 4);
     });
     check_launch("conv1d_causal");
   }
@@ -459,8 +504,11 @@ void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackw
                         static_cast<unsigned>(ceil_div(p.E, 32 * V)));
         kernel<<<grid, dim3(32, kSlices), 0, s>>>(p, c, b);
       };
-      channels_in_runs(p, b.dhistory, 2) ? launch(backward_kernel<T, 2, taps>, 2)
-                                         : launch(backward_kernel<T, 1, taps>, 1);
+      if (!channels_in_runs(p, b.dhistory, kRun))
+        return launch(backward_kernel<T, 1, taps, false>, 1);
+      is_usual<taps>(p) && p.dy&& p.dx && !p.dx_add
+          ? launch(backward_kernel<T, kRun, taps, true>, kRun)
+          : launch(backward_kernel<T, kRun, taps, false>, kRun);
     });
     check_launch("conv1d_causal backward");
   }
