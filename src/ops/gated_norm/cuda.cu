@@ -2,6 +2,8 @@
 // partial sum.
 #include "krait/ops/gated_norm/cuda.h"
 
+#include <type_traits>
+
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -154,6 +156,159 @@ __global__ void backward_kernel(const GatedNormProblem p, int64_t rows, int64_t 
   }
 }
 
+// The same where a thread's runs of a row fit into its registers: each row is read once, the next one while this
+// one is summed.
+constexpr int kMostThreadsKept = 512;
+constexpr int kRun = 4;
+constexpr int64_t kPiecesForward = 1024;  // of all rows, at most
+
+template <class T, int K>
+struct Row {
+  Run<kRun, T> x[K], z[K], dy[K];
+};
+
+// A group of channels of some rows, K runs of four channels a thread.
+template <class T, int K>
+struct Rows {
+  const GatedNormProblem& p;
+  const int64_t n = p.E / p.groups, from = blockIdx.y * n, begin, end;
+  float w[K][kRun] = {}, b[K][kRun] = {};
+
+  __device__ Rows(const GatedNormProblem& problem, int64_t rows, int64_t rows_of_a_piece)
+      : p(problem), begin(blockIdx.x * rows_of_a_piece), end(min(rows, begin + rows_of_a_piece)) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (!here(k)) continue;
+      load<kRun>(p.w + channel(k), w[k]);
+      if (p.b) load<kRun>(p.b + channel(k), b[k]);
+    }
+  }
+  __device__ int64_t place(int k) const { return (int64_t{k} * blockDim.x + threadIdx.x) * kRun; }
+  __device__ bool here(int k) const { return place(k) < n; }
+  __device__ int64_t channel(int k) const { return from + place(k); }
+
+  __device__ Row<T, K> fetch(int64_t row) const {
+    const auto run = [](const void* base, int64_t at) {
+      return *reinterpret_cast<const Run<kRun, T>*>(static_cast<const T*>(base) + at);
+    };
+    Row<T, K> r = {};
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (!here(k)) continue;
+      r.x[k] = run(p.x, row * p.x_stride + channel(k));
+      if (p.z) r.z[k] = run(p.z, row * p.z_stride + channel(k));
+      if (p.dy) r.dy[k] = run(p.dy, row * p.E + channel(k));
+    }
+    return r;
+  }
+};
+
+// silu(z) and its slope, to what rounding to T leaves of them; 1 and 0 without z.
+template <class T>
+__device__ inline void gate_of(const GatedNormProblem& p, float z, float& gate, float& slope) {
+  if (!p.z) {
+    gate = 1, slope = 0;
+    return;
+  }
+  const float e = std::is_same_v<T, float> ? expf(fminf(-z, 80)) : __expf(fminf(-z, 80));
+  const float s = std::is_same_v<T, float> ? 1.0f / (1.0f + e) : __fdividef(1.0f, 1.0f + e);
+  gate = z * s;
+  slope = s * fmaf(z, e * s, 1.0f);
+}
+
+template <class T, int K>
+__global__ void __launch_bounds__(kMostThreadsKept)
+    forward_kept_kernel(const __grid_constant__ GatedNormProblem p, int64_t rows,
+                        int64_t rows_of_a_piece) {
+  const Rows<T, K> of(p, rows, rows_of_a_piece);
+  Row<T, K> next = of.fetch(of.begin);
+  for (int64_t row = of.begin; row < of.end; ++row) {
+    const Row<T, K> now = next;
+    if (row + 1 < of.end) next = of.fetch(row + 1);
+    float normed[K][kRun], gate[K][kRun], square = 0, slope;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+#pragma unroll
+      for (int v = 0; v < kRun; ++v) {
+        gate_of<T>(p, static_cast<float>(now.z[k].v[v]), gate[k][v], slope);
+        normed[k][v] = static_cast<float>(now.x[k].v[v]);
+        if (p.gate_first) normed[k][v] *= gate[k][v];
+        square = fmaf(normed[k][v], normed[k][v], square);
+      }
+    }
+    const float scale = 1.0f / sqrtf(block_sum(square) / static_cast<float>(of.n) + p.eps);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (!of.here(k)) continue;
+      float y[kRun];
+#pragma unroll
+      for (int v = 0; v < kRun; ++v) {
+        y[v] = normed[k][v] * scale * of.w[k][v] + of.b[k][v];
+        if (!p.gate_first) y[v] *= gate[k][v];
+      }
+      store<kRun>(static_cast<T*>(p.y) + row * p.E + of.channel(k), y);
+    }
+  }
+}
+
+template <class T, int K>
+__global__ void __launch_bounds__(kMostThreadsKept)
+    backward_kept_kernel(const __grid_constant__ GatedNormProblem p, int64_t rows,
+                         int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
+  const Rows<T, K> of(p, rows, rows_of_a_piece);
+  float dw[K][kRun] = {}, db[K][kRun] = {};
+  Row<T, K> next = of.fetch(of.begin);
+  for (int64_t row = of.begin; row < of.end; ++row) {
+    const Row<T, K> now = next;
+    if (row + 1 < of.end) next = of.fetch(row + 1);
+    float normed[K][kRun], g[K][kRun], gate[K][kRun], slope[K][kRun];
+    float square = 0, along = 0;  // Σ v², Σ g v
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+#pragma unroll
+      for (int v = 0; v < kRun; ++v) {
+        gate_of<T>(p, static_cast<float>(now.z[k].v[v]), gate[k][v], slope[k][v]);
+        normed[k][v] = static_cast<float>(now.x[k].v[v]);
+        g[k][v] = static_cast<float>(now.dy[k].v[v]);
+        if (p.gate_first) {
+          normed[k][v] *= gate[k][v];
+        } else {
+          g[k][v] *= gate[k][v];
+        }
+        square = fmaf(normed[k][v], normed[k][v], square);
+        along = fmaf(normed[k][v], g[k][v] * of.w[k][v], along);
+      }
+    }
+    const float scale = 1.0f / sqrtf(block_sum(square) / static_cast<float>(of.n) + p.eps);
+    const float mean = block_sum(along) * scale / static_cast<float>(of.n);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (!of.here(k)) continue;
+      float dx[kRun], dz[kRun];
+#pragma unroll
+      for (int v = 0; v < kRun; ++v) {
+        const float m = normed[k][v] * scale;
+        dw[k][v] = fmaf(g[k][v], m, dw[k][v]);
+        db[k][v] += g[k][v];
+        const float dv = scale * (g[k][v] * of.w[k][v] - m * mean);
+        dx[v] = p.gate_first ? dv * gate[k][v] : dv;
+        dz[v] =
+            (p.gate_first ? dv * static_cast<float>(now.x[k].v[v])
+                          : static_cast<float>(now.dy[k].v[v]) * fmaf(m, of.w[k][v], of.b[k][v])) *
+            slope[k][v];
+      }
+      if (p.dx) put<T, kRun>(p.dx, row * p.dx_stride + of.channel(k), dx, p.dx_add);
+      if (p.dz) put<T, kRun>(p.dz, row * p.dz_stride + of.channel(k), dz, p.dz_add);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    if (!of.here(k)) continue;
+    if (dw_parts) store<kRun>(dw_parts + blockIdx.x * p.E + of.channel(k), dw[k]);
+    if (db_parts) store<kRun>(db_parts + blockIdx.x * p.E + of.channel(k), db[k]);
+  }
+}
+
 // Whether every tensor of the call can be walked in runs of four.
 bool in_fours(const GatedNormProblem& p, const float* dw, const float* db) {
   const int64_t bytes = p.bf16 ? 2 : 4;
@@ -164,20 +319,40 @@ bool in_fours(const GatedNormProblem& p, const float* dw, const float* db) {
          in_runs(dw, 0, 4, 4) && in_runs(db, 0, 4, 4);
 }
 
-// Whole warps, at most 256 threads, no more than the group has runs.
-unsigned threads_for(int64_t n, int V) {
-  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(n, V), 32) * 32, 32, 256));
+// Whole warps, no more than the group has runs.
+unsigned threads_for(int64_t n, int64_t V, int64_t most = 256) {
+  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(n, V), 32) * 32, 32, most));
+}
+
+// Calls f(K, grid, threads) where the kernels that keep a row in registers can take the call, K a constant; else
+// false, and nothing is done.
+template <class F>
+bool with_kept(const GatedNormProblem& p, bool fours, int64_t pieces, const F& f) {
+  const int64_t n = p.E / p.groups, K = ceil_div(n, kRun * kMostThreadsKept);
+  if (!fours || K > 2) return false;
+  const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(p.groups));
+  const unsigned threads = threads_for(n, kRun * K, kMostThreadsKept);
+  K == 1 ? f(std::integral_constant<int, 1>(), grid, threads)
+         : f(std::integral_constant<int, 2>(), grid, threads);
+  return true;
 }
 
 }  // namespace
 
 void gated_norm_forward(const GatedNormProblem& p, int64_t rows, void* stream) {
   if (rows * p.E == 0) return;
-  const auto launch = [&](auto kernel, int V) {
-    kernel<<<static_cast<unsigned>(rows * p.groups), threads_for(p.E / p.groups, V), 0,
-             static_cast<cudaStream_t>(stream)>>>(p);
-  };
+  const auto at = static_cast<cudaStream_t>(stream);
   const bool fours = in_fours(p, nullptr, nullptr);
+  const int64_t each = ceil_div(rows, kPiecesForward);
+  const bool kept =
+      with_kept(p, fours, ceil_div(rows, each), [&](auto K, dim3 grid, unsigned threads) {
+        p.bf16 ? forward_kept_kernel<__nv_bfloat16, K><<<grid, threads, 0, at>>>(p, rows, each)
+               : forward_kept_kernel<float, K><<<grid, threads, 0, at>>>(p, rows, each);
+      });
+  if (kept) return check_launch("gated_norm");
+  const auto launch = [&](auto kernel, int V) {
+    kernel<<<static_cast<unsigned>(rows * p.groups), threads_for(p.E / p.groups, V), 0, at>>>(p);
+  };
   if (p.bf16) {
     fours ? launch(forward_kernel<__nv_bfloat16, 4>, 4)
           : launch(forward_kernel<__nv_bfloat16, 1>, 1);
@@ -192,13 +367,20 @@ void gated_norm_backward(const GatedNormProblem& p, int64_t rows, float* dw, flo
   if (rows * p.E == 0) return;
   const int64_t n = p.E / p.groups, floats = n * ((dw ? 1 : 0) + (db ? 1 : 0)),
                 each = gated_norm_rows_of_a_piece(rows);
-  const bool in_shared = floats <= kSharedFloats;
+  const bool in_shared = floats <= kSharedFloats, fours = in_fours(p, dw, db);
+  const auto at = static_cast<cudaStream_t>(stream);
+  const bool kept =
+      with_kept(p, fours, ceil_div(rows, each), [&](auto K, dim3 grid, unsigned threads) {
+        p.bf16 ? backward_kept_kernel<__nv_bfloat16, K>
+            <<<grid, threads, 0, at>>>(p, rows, each, dw, db)
+               : backward_kept_kernel<float, K><<<grid, threads, 0, at>>>(p, rows, each, dw, db);
+      });
+  if (kept) return check_launch("gated_norm backward");
   const auto launch = [&](auto kernel, int V) {
     const dim3 grid(static_cast<unsigned>(ceil_div(rows, each)), static_cast<unsigned>(p.groups));
     kernel<<<grid, threads_for(n, V), in_shared ? static_cast<size_t>(floats) * sizeof(float) : 0,
-             static_cast<cudaStream_t>(stream)>>>(p, rows, each, dw, db, in_shared);
+             at>>>(p, rows, each, dw, db, in_shared);
   };
-  const bool fours = in_fours(p, dw, db);
   if (p.bf16) {
     fours ? launch(backward_kernel<__nv_bfloat16, 4>, 4)
           : launch(backward_kernel<__nv_bfloat16, 1>, 1);
