@@ -17,11 +17,14 @@ namespace {
 // Memory for the logits of a block of rows. Larger blocks read w and update dw fewer times.
 constexpr int64_t kBlockBytes = int64_t{32} << 20, kBlockBytesOnGpu = int64_t{512} << 20;
 
+// On a GPU whole tiles of the products, but for the last block; on the CPU blocks of about one size.
 int64_t rows_of_block(Device device, int64_t M, int64_t V) {
-  const int64_t bytes = device.type == Device::cuda ? kBlockBytesOnGpu : kBlockBytes;
-  const int64_t most = std::max<int64_t>(bytes / (4 * V) / 16 * 16, 16);
+  const bool gpu = device.type == Device::cuda;
+  const int64_t bytes = gpu ? kBlockBytesOnGpu : kBlockBytes, unit = gpu ? 256 : 16;
+  const int64_t most = std::max<int64_t>(bytes / (4 * V) / unit * unit, unit);
   const int64_t blocks = (M + most - 1) / most;
-  return blocks <= 1 ? M : std::min(most, (M + blocks - 1) / blocks);
+  if (blocks <= 1) return M;
+  return gpu ? most : std::min(most, (M + blocks - 1) / blocks);
 }
 
 void check(const Tensor& h, const Tensor& w, const Tensor& targets) {
