@@ -8,6 +8,7 @@
 #include "krait/ops/gate/gate.h"
 #include "krait/ops/gated_norm/gated_norm.h"
 #include "krait/ops/linear/linear.h"
+#include "krait/ops/mamba2_step/mamba2_step.h"
 #include "krait/ops/scale/scale.h"
 #include "krait/ops/ssd/ssd.h"
 
@@ -119,6 +120,32 @@ Tensor Mamba2::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
                     y);
   return project_and_add(c, y, *out_proj_, out_bias_, stream, call.dropout,
                          g.out_factor);  // (B, L, D)
+}
+
+bool Mamba2::steps() const {
+  const Mamba2Config& g = config_;
+  return g.d_mlp == 0 && g.groups == 1 && !g.proj_bias && g.norm && !g.norm_before_gate &&
+         g.in_factor == 1 && g.out_factor == 1 &&
+         g.zxBCdt_factors == std::array<float, 5>{1, 1, 1, 1, 1};
+}
+
+Tensor Mamba2::step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const {
+  if (!steps() || norm.kind != ops::NormKind::rms || !norm.weight || norm.bias) return {};
+  const Mamba2Config& g = config_;
+  ops::Mamba2Layer layer;
+  layer.norm = norm.weight->value;
+  layer.eps = norm.eps;
+  layer.in_proj = in_proj_->value;
+  layer.conv = conv_->value.reshape({g.d_xBC(), g.d_conv});
+  if (conv_bias_) layer.conv_bias = conv_bias_->value;
+  layer.dt_bias = dt_bias_->value;
+  layer.A_log = A_log_->value;
+  layer.D = g.D_per_channel ? D_->value.reshape({g.heads(), g.headdim}) : D_->value;
+  layer.gate_norm = norm_->value;
+  layer.gate_eps = g.norm_eps;
+  layer.dt_min = g.dt_low, layer.dt_max = g.dt_high;
+  layer.out_proj = out_proj_->value;
+  return ops::mamba2_step(c, layer, stream, call.state.in[0], call.state.in[1]);
 }
 
 }  // namespace krait::nn

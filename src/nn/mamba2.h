@@ -45,8 +45,11 @@ class Mamba2 : public Mixer {
 
   std::vector<StatePart> state_parts() const override;  // conv (E + 2GN, W), ssm (H, P, N)
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
+  Tensor step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const override;
 
  private:
+  bool steps() const;  // ops::mamba2_step is this mixer
+
   Mamba2Config config_;
   Param *in_proj_, *in_bias_ = nullptr, *conv_, *conv_bias_ = nullptr, *dt_bias_, *A_log_, *D_;
   Param *norm_ = nullptr, *out_proj_, *out_bias_ = nullptr;

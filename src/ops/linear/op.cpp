@@ -5,7 +5,7 @@
 #include "krait/ops/linear/kernels.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/tensor/cpu/convert.h"
-#include "krait/tensor/cuda/few_rows.h"
+#include "krait/tensor/cuda/one_pass.h"
 #include "krait/tensor/cuda/rows.h"
 #include "krait/tensor/products.h"
 
@@ -89,26 +89,31 @@ void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
 // False where the kernel does not fit: nothing was done.
 bool few_rows_on_gpu(Context& c, const Sizes& z, const Tensor& x, const Tensor& w,
                      const Tensor& bias, const Tensor& y, const Tensor& stream) {
-  const bool bf16 = w.dtype == DType::bf16;
+  const bool bf16 = w.dtype == DType::bf16, many = bf16 && z.M > cuda::kMostFewRows;
   bool here = false;
-  KRAIT_WITH_CUDA(here = cuda::has_few_rows(c.device.index));
-  if (!here || !cuda::few_rows_pay(bf16, z.M, z.N, z.K) ||
+  KRAIT_WITH_CUDA(here = many ? cuda::has_one_pass(c.device.index)
+                              : cuda::has_few_rows(c.device.index));
+  if (!here || z.M > (bf16 ? cuda::kMostOnePassRows : cuda::kMostFewRows) ||
       !cuda::in_few_rows_form(w.data, x.data, x.row_stride(), z.K))
     return false;
   const Tensor ready = in_type(c, x, w.dtype);
   if (c.planning()) return true;
-  KRAIT_WITH_CUDA(cuda::few_rows({.w = w.data,
-                                  .x = ready.data,
-                                  .x_step = ready.row_stride(),
-                                  .bf16 = bf16,
-                                  .M = z.M,
-                                  .N = z.N,
-                                  .K = z.K},
-                                 {.y = y.data,
-                                  .bf16 = y.dtype == DType::bf16,
-                                  .bias = bias ? bias.as<float>() : nullptr,
-                                  .plus = stream ? stream.as<float>() : nullptr},
-                                 c.stream));
+  const cuda::FewRows p{.w = w.data,
+                        .x = ready.data,
+                        .x_step = ready.row_stride(),
+                        .bf16 = bf16,
+                        .M = z.M,
+                        .N = z.N,
+                        .K = z.K};
+  const cuda::StoreRows end{.y = y.data,
+                            .bf16 = y.dtype == DType::bf16,
+                            .bias = bias ? bias.as<float>() : nullptr,
+                            .plus = stream ? stream.as<float>() : nullptr};
+  if (many) {
+    KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(p), end, c.stream));
+  } else {
+    KRAIT_WITH_CUDA(cuda::few_rows(p, end, c.stream));
+  }
   return true;
 }
 

@@ -31,4 +31,12 @@ struct StepScan {
 };
 void step_scan(const StepScan& p, void* stream);
 
+// step_scan is the faster one up to so many rows.
+constexpr int64_t kMostStepScanRows = 2;
+
+// The same in bfloat16 for more rows; normed (M, D) is scratch. The kernel before step_scan_rows must let it start only
+// when those before that one are complete (holds_next).
+void step_in_proj_rows(const StepInProj& p, void* normed, void* stream);
+void step_scan_rows(const StepScan& p, void* stream);
+
 }  // namespace krait::cuda

@@ -4,6 +4,7 @@
 #include "krait/ops/mamba1_step/mamba1_step.h"
 #include "krait/ops/norm/norm.h"
 #include "krait/ops/selective_scan/selective_scan.h"
+#include "krait/tensor/cuda/one_pass.h"
 #include "krait/tensor/memory.h"
 
 namespace krait::ops {
@@ -85,6 +86,11 @@ Tensor composed(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& 
   return linear_add(c, y, l.out_proj, {}, stream);
 }
 
+// More rows than are normed on their way into a product.
+bool many_rows(const Context& c, const Sizes& s) {
+  return c.activation == DType::bf16 && s.B > cuda::kMostFewRows;
+}
+
 // The sizes, types and addresses that the kernels are made for.
 bool fits(const Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& stream) {
   if (c.device.type == Device::cpu) return false;
@@ -92,10 +98,11 @@ bool fits(const Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& 
     if (w->dtype != c.activation) return false;
   const bool bf16 = c.activation == DType::bf16;
   bool here = false;
-  KRAIT_WITH_CUDA(here = cuda::has_few_rows(c.device.index));
-  return here && s.B > 0 && cuda::few_rows_pay(bf16, s.B, 2 * s.E, s.D) && s.W == cuda::kStepTaps &&
-         s.N == cuda::kStepStates && s.R <= cuda::kStepMostRank && s.R % 8 == 0 &&
-         cuda::in_few_rows_form(l.in_proj.data, stream.data, s.D, s.D) &&
+  KRAIT_WITH_CUDA(here = many_rows(c, s) ? cuda::has_one_pass(c.device.index)
+                                         : cuda::has_few_rows(c.device.index));
+  return here && s.B > 0 && s.B <= (bf16 ? cuda::kMostOnePassRows : cuda::kMostFewRows) &&
+         s.W == cuda::kStepTaps && s.N == cuda::kStepStates && s.R <= cuda::kStepMostRank &&
+         s.R % 8 == 0 && cuda::in_few_rows_form(l.in_proj.data, stream.data, s.D, s.D) &&
          cuda::in_few_rows_form(l.x_proj.data, l.out_proj.data, s.E, s.E) &&
          cuda::in_few_rows_form(l.dt_proj.data, l.conv.data, s.R, s.R) &&
          cuda::in_few_rows_form(l.A_log.data, l.norm.data, s.N, s.N);
@@ -104,12 +111,13 @@ bool fits(const Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& 
 Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& stream,
              const Tensor& conv_state, const Tensor& ssm_state) {
   const DType type = c.activation;
-  const bool bf16 = type == DType::bf16, norms = s.B <= cuda::kMostNormedRows;
-  const Tensor x = norms ? stream : norm(c, NormKind::rms, stream, l.norm, {}, l.eps, type).y;
+  const bool bf16 = type == DType::bf16;
   Scratch scratch(c);
   const Tensor u = c.scratch({s.B, s.E}, type), z = c.scratch({s.B, s.E}, type),
                dt_B_C = c.scratch({s.B, s.R + 2 * s.N}, DType::f32),
                y = c.scratch({s.B, s.E}, type);
+  const bool many = many_rows(c, s), rows = bf16 && s.B > cuda::kMostStepScanRows;
+  const Tensor normed = many ? c.scratch({s.B, s.D}, type) : Tensor();
   if (c.planning()) return stream;
   const auto product = [&](const Tensor& from, const Tensor& w) {
     return cuda::FewRows{.w = w.data,
@@ -120,33 +128,49 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
                          .N = w.size(0),
                          .K = w.size(1)};
   };
-  KRAIT_WITH_CUDA(cuda::step_in_proj({.product = product(x, l.in_proj),
-                                      .norm = norms ? l.norm.as<float>() : nullptr,
-                                      .eps = l.eps,
-                                      .taps = l.conv.as<float>(),
-                                      .bias = l.conv_bias ? l.conv_bias.as<float>() : nullptr,
-                                      .state = conv_state.as<float>(),
-                                      .u = u.data,
-                                      .z = z.data},
-                                     c.stream));
-  KRAIT_WITH_CUDA(cuda::few_rows(product(u, l.x_proj), {.y = dt_B_C.data}, c.stream));
-  KRAIT_WITH_CUDA(cuda::step_scan({.M = s.B,
-                                   .E = s.E,
-                                   .R = s.R,
-                                   .bf16 = bf16,
-                                   .dt_proj = l.dt_proj.data,
-                                   .dt_B_C = dt_B_C.as<float>(),
-                                   .dt_bias = l.dt_bias.as<float>(),
-                                   .A_log = l.A_log.as<float>(),
-                                   .D = l.D.as<float>(),
-                                   .u = u.data,
-                                   .z = z.data,
-                                   .state = ssm_state.data,
-                                   .state_bf16 = ssm_state.dtype == DType::bf16,
-                                   .y = y.data},
-                                  c.stream));
-  KRAIT_WITH_CUDA(cuda::few_rows(product(y, l.out_proj),
-                                 {.y = stream.data, .plus = stream.as<float>()}, c.stream));
+  const cuda::StepInProj in{.product = product(stream, l.in_proj),
+                            .norm = l.norm.as<float>(),
+                            .eps = l.eps,
+                            .taps = l.conv.as<float>(),
+                            .bias = l.conv_bias ? l.conv_bias.as<float>() : nullptr,
+                            .state = conv_state.as<float>(),
+                            .u = u.data,
+                            .z = z.data};
+  const cuda::StepScan scan{.M = s.B,
+                            .E = s.E,
+                            .R = s.R,
+                            .bf16 = bf16,
+                            .dt_proj = l.dt_proj.data,
+                            .dt_B_C = dt_B_C.as<float>(),
+                            .dt_bias = l.dt_bias.as<float>(),
+                            .A_log = l.A_log.as<float>(),
+                            .D = l.D.as<float>(),
+                            .u = u.data,
+                            .z = z.data,
+                            .state = ssm_state.data,
+                            .state_bf16 = ssm_state.dtype == DType::bf16,
+                            .y = y.data};
+  const cuda::StoreRows low_rank{.y = dt_B_C.data},
+      add{.y = stream.data, .plus = stream.as<float>()};
+  cuda::FewRows to_low_rank = product(u, l.x_proj);
+  to_low_rank.holds_next = rows;
+  if (many) {
+    KRAIT_WITH_CUDA(cuda::step_in_proj_rows(in, normed.data, c.stream));
+    KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(to_low_rank), low_rank, c.stream));
+  } else {
+    KRAIT_WITH_CUDA(cuda::step_in_proj(in, c.stream));
+    KRAIT_WITH_CUDA(cuda::few_rows(to_low_rank, low_rank, c.stream));
+  }
+  if (rows) {
+    KRAIT_WITH_CUDA(cuda::step_scan_rows(scan, c.stream));
+  } else {
+    KRAIT_WITH_CUDA(cuda::step_scan(scan, c.stream));
+  }
+  if (many) {
+    KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(product(y, l.out_proj)), add, c.stream));
+  } else {
+    KRAIT_WITH_CUDA(cuda::few_rows(product(y, l.out_proj), add, c.stream));
+  }
   return stream;
 }
 

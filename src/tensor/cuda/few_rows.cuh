@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "krait/tensor/cuda/cluster.cuh"
 #include "krait/tensor/cuda/few_rows.h"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
@@ -89,45 +90,6 @@ __device__ inline void multiply_tile(float (&c)[4], unsigned a0, unsigned a1, un
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ inline unsigned rank_in_cluster() {
-#if __CUDA_ARCH__ >= 900
-  unsigned r;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-  return r;
-#else
-  return 0;
-#endif
-}
-
-// What the blocks wrote into their shared memory can be seen by the others after it.
-__device__ inline void synchronize_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-// No block leaves before all have come here.
-__device__ inline void leave_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-#endif
-}
-
-// The float at `p`, an address in this block's shared memory, of the cluster's block `rank`.
-__device__ inline float of_block(const float* p, unsigned rank) {
-  float x = 0;
-#if __CUDA_ARCH__ >= 900
-  unsigned at;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(at)
-      : "r"(static_cast<unsigned>(__cvta_generic_to_shared(p))), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(at) : "memory");
-#endif
-  return x;
 }
 
 template <int MT, int NT>
@@ -228,8 +190,9 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT
   };
 #pragma unroll
   for (int a = 0; a < kAhead; ++a) fetch(w[a], chunk + a * kFewWarps);
-  let_next_start();
+  if (!p.holds_next) let_next_start();
   wait_for_previous();
+  if (p.holds_next) let_next_start();
 
   WarpSums<W, MT, NT> acc;
   float square[NT] = {};
@@ -371,16 +334,7 @@ void launch_few_rows(const FewRows& p, const Normed& norm, const End& end, void*
       kFewWarps * 32, Layout::kBytes, static_cast<unsigned>(split), stream, p, norm, end, split);
 }
 
-// Rows of W a block has where x has up to 64 rows: the more, the less often x is read; but the card is filled.
-inline int strips_for(int64_t N, int64_t K) {
-  for (const int strips : {4, 2}) {
-    const int64_t blocks = ceil_div(N, int64_t{kStrip} * strips);
-    if (blocks * split_of(blocks, K) >= 96) return strips;
-  }
-  return 1;
-}
-
-// The product of x as it is, both factors W; `end` as few_rows_kernel calls it. M is at most most_few_rows.
+// The product of x as it is, both factors W; `end` as few_rows_kernel calls it. M is at most kMostFewRows.
 template <class W, class End>
 void few_rows_into(const FewRows& p, const End& end, void* stream) {
   const Normed none{};
@@ -388,26 +342,23 @@ void few_rows_into(const FewRows& p, const End& end, void* stream) {
     launch_few_rows<W, false, 1, 1, 1>(p, none, end, stream);
   } else if (p.M <= 8) {
     launch_few_rows<W, false, 1, 1, 4>(p, none, end, stream);
-  } else if (p.M <= 16) {
-    launch_few_rows<W, false, 1, 2, 4>(p, none, end, stream);
   } else {
-    switch (strips_for(p.N, p.K)) {
-      case 4: return launch_few_rows<W, false, 4, 8, 1>(p, none, end, stream);
-      case 2: return launch_few_rows<W, false, 2, 8, 2>(p, none, end, stream);
-      default: return launch_few_rows<W, false, 1, 8, 1>(p, none, end, stream);
-    }
+    launch_few_rows<W, false, 1, 2, 4>(p, none, end, stream);
   }
 }
 
-// The product of the norm of p.x (M, K) float32; M is at most kMostNormedRows.
+// The product of the norm of p.x (M, K) float32; M is at most kMostFewRows. Where there are more strips than blocks at
+// once, a block has two: one round of blocks, not one and a part.
 template <class W, class End>
 void normed_few_rows_into(const FewRows& p, const Normed& norm, const End& end, void* stream) {
   if constexpr (std::is_same_v<W, float>) {
     launch_few_rows<W, true, 1, 1, 1>(p, norm, end, stream);
-  } else if (p.M <= 8) {
-    launch_few_rows<W, true, 1, 1, 3>(p, norm, end, stream);
+  } else if (const bool two = p.N > kStrip * kBlocksWanted; p.M <= 8) {
+    two ? launch_few_rows<W, true, 2, 1, 2>(p, norm, end, stream)
+        : launch_few_rows<W, true, 1, 1, 3>(p, norm, end, stream);
   } else {
-    launch_few_rows<W, true, 1, 2, 4>(p, norm, end, stream);
+    two ? launch_few_rows<W, true, 2, 2, 2>(p, norm, end, stream)
+        : launch_few_rows<W, true, 1, 2, 4>(p, norm, end, stream);
   }
 }
 

@@ -1,4 +1,4 @@
-// y = x Wᵀ for few rows of x, as a decoded token needs it: bound by reading W once. For GPUs from sm_90 on.
+// y = x Wᵀ for up to 16 rows of x, as a decoded token needs it: bound by reading W once. For GPUs from sm_90 on.
 #pragma once
 #include <cstdint>
 
@@ -7,15 +7,7 @@ namespace krait::cuda {
 // Whether the device has these kernels.
 bool has_few_rows(int device);
 
-// Rows that a product takes: bfloat16 factors meet in tensor cores, float32 ones do not.
-constexpr int64_t most_few_rows(bool bf16) { return bf16 ? 128 : 16; }
-// Whether the kernel is the faster one: with more than 16 rows the library's is for large weights (H100,
-// mamba-1.4b at batch 64: 4.9 ms a token with the library, 6.5 with this; mamba-130m: 1.4 and 1.0).
-constexpr bool few_rows_pay(bool bf16, int64_t M, int64_t N, int64_t K) {
-  return M <= 16 || (M <= most_few_rows(bf16) && N * K <= int64_t{4} << 20);
-}
-// Rows that are normed on their way into a product.
-constexpr int64_t kMostNormedRows = 16;
+constexpr int64_t kMostFewRows = 16;  // more are for one_pass.h
 
 // Whether W (N, K) at `w` and rows of x, `x_step` elements apart, can be read 16 bytes at a time.
 inline bool in_few_rows_form(const void* w, const void* x, int64_t x_step, int64_t K) {
@@ -30,6 +22,8 @@ struct FewRows {
   int64_t x_step = 0;  // elements between rows
   bool bf16 = false;
   int64_t M = 0, N = 0, K = 0;
+  // The next kernel starts only when those before this one are complete: it may read what they wrote at once.
+  bool holds_next = false;
 };
 
 struct StoreRows {

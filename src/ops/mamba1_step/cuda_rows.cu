@@ -1,0 +1,188 @@
+// A layer's step for more than a few sequences, in bfloat16: products in one pass over the weights.
+#include "krait/ops/mamba1_step/cuda.h"
+#include "krait/ops/step_parts.cuh"
+#include "krait/tensor/cuda/one_pass.cuh"
+#include "krait/tensor/cuda/step_norm.h"
+
+namespace krait::cuda {
+
+namespace {
+
+using bfloat16 = __nv_bfloat16;
+
+// What becomes of in_proj's output: z as it is, x through a step of the convolution.
+struct GateAndConv {
+  static constexpr bool kFactors = false;
+  ConvOfStep conv;
+  bfloat16 *u, *z;
+
+  using Held = float4;  // not used where z is
+  __device__ Held hold(int64_t n, int m) const {
+    return n < conv.channels ? conv.hold(n, m) : Held{};
+  }
+  __device__ void operator()(int64_t n, int m, float value, const Held& held) const {
+    const int64_t E = conv.channels;
+    const auto rounded = static_cast<bfloat16>(value);
+    if (n >= E) {
+      z[m * E + n - E] = rounded;
+    } else {
+      u[m * E + n] = conv(n, m, rounded, held);
+    }
+  }
+};
+
+// A block has kChannels channels of kRows rows. Four warps give the products dt_proj δ, each of 16 channels, by tensor
+// cores: a lane has elements 8 t to 8 t + 7 of every 32 of its rows, of both factors, and δ is the sum of two
+// bfloat16. Then kLanes lanes share a channel, each with 16 bytes of its states.
+constexpr int kChannels = 64, kRows = 8, kStep = kChannels + 4;
+
+template <class S, int kRuns>
+__global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount)
+    step_scan_rows_kernel(const __grid_constant__ StepScan p) {
+  using Run = StateRun<S>;
+  constexpr int kCount = Run::kCount, kLanes = kStepStates / kCount, kThreads = kChannels * kLanes;
+  constexpr int kParts = kThreads / 128, kMine = (kRuns + kParts - 1) / kParts;
+  __shared__ float deltas[kParts][kRows][kStep];
+  __shared__ __align__(16) float BC[kRows][2 * kStepStates];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32,
+            g = lane / 4, t = lane % 4, part = warp / 4;
+  const int R = static_cast<int>(p.R), width = R + 2 * kStepStates;
+  const int64_t e0 = int64_t{blockIdx.x} * kChannels, m0 = int64_t{blockIdx.y} * kRows;
+  const int count = static_cast<int>(min(int64_t{kRows}, p.M - m0));
+  const int mine = thread / kLanes, n0 = thread % kLanes * kCount;
+  const bool there = e0 + mine < p.E;
+  const int64_t e = there ? e0 + mine : p.E - 1;
+
+  uint4 w[kMine][2];
+  const auto* const dt_proj = static_cast<const bfloat16*>(p.dt_proj);
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int k = 32 * (i * kParts + part) + 8 * t;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = min(e0 + warp % 4 * 16 + half * 8 + g, p.E - 1);
+      w[i][half] = k < R ? __ldg(reinterpret_cast<const uint4*>(dt_proj + row * R + k)) : uint4{};
+    }
+  }
+  float A[kCount];  // times log2(e)
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    const float4 a = __ldg(reinterpret_cast<const float4*>(p.A_log + e * kStepStates + n0 + i));
+    A[i] = scaled_A(a.x, true), A[i + 1] = scaled_A(a.y, true);
+    A[i + 2] = scaled_A(a.z, true), A[i + 3] = scaled_A(a.w, true);
+  }
+  const float D = __ldg(p.D + e);
+  // The kernel before this one let it start when those before were complete: the states are those of the last token.
+  auto* const states = static_cast<S*>(p.state) + n0;
+  Run h[kRows];
+#pragma unroll
+  for (int m = 0; m < kRows; ++m)
+    if (m < count) h[m].load(states + ((m0 + m) * p.E + e) * kStepStates);
+  let_next_start();
+  wait_for_previous();
+
+  bfloat16 u[kRows], z[kRows];
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    if (m >= count) break;
+    const int64_t at = (m0 + m) * p.E + e;
+    u[m] = __ldcg(static_cast<const bfloat16*>(p.u) + at);
+    z[m] = __ldcg(static_cast<const bfloat16*>(p.z) + at);
+  }
+  for (int i = thread; i < count * 2 * kStepStates; i += kThreads)
+    BC[i / (2 * kStepStates)][i % (2 * kStepStates)] =
+        __ldcg(p.dt_B_C + (m0 + i / (2 * kStepStates)) * width + R + i % (2 * kStepStates));
+  float sums[4] = {};
+  const float* const low_rank = p.dt_B_C + (m0 + min(g, count - 1)) * width;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int k = 32 * (i * kParts + part) + 8 * t;
+    float4 x[2] = {};
+    if (k < R) {
+      x[0] = __ldcg(reinterpret_cast<const float4*>(low_rank + k));
+      x[1] = __ldcg(reinterpret_cast<const float4*>(low_rank + k) + 1);
+    }
+    const uint4 &a = w[i][0], &b = w[i][1];
+    const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
+    const auto rest = [](float4 v, uint2 r) {
+      return four_bf16(
+          {v.x - low_bf16(r.x), v.y - high_bf16(r.x), v.z - low_bf16(r.y), v.w - high_bf16(r.y)});
+    };
+    const uint2 high[2] = {four_bf16(x[0]), four_bf16(x[1])};
+    const uint2 low[2] = {rest(x[0], high[0]), rest(x[1], high[1])};
+    mma_bf16(sums, first, high[0].x, high[0].y);
+    mma_bf16(sums, second, high[1].x, high[1].y);
+    mma_bf16(sums, first, low[0].x, low[0].y);
+    mma_bf16(sums, second, low[1].x, low[1].y);
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) deltas[part][2 * t + j % 2][warp % 4 * 16 + j / 2 * 8 + g] = sums[j];
+  __syncthreads();
+  for (int i = thread; i < kRows * kChannels; i += kThreads) {
+    const int m = i / kChannels, c = i % kChannels;
+    float sum = deltas[0][m][c], slope;
+#pragma unroll
+    for (int q = 1; q < kParts; ++q) sum += deltas[q][m][c];
+    deltas[0][m][c] = softplus<true>(sum + __ldg(p.dt_bias + min(e0 + c, p.E - 1)), slope);
+  }
+  __syncthreads();
+
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    if (m >= count) break;
+    const float delta = deltas[0][m][mine], of_u = static_cast<float>(u[m]), x = delta * of_u;
+    float state[kCount], y = 0;
+    h[m].get(state);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      state[i] = fmaf(exp2_fast(delta * A[i]), state[i], x * BC[m][n0 + i]);
+      y = fmaf(BC[m][kStepStates + n0 + i], state[i], y);
+    }
+#pragma unroll
+    for (int i = kLanes / 2; i > 0; i /= 2) y += __shfl_xor_sync(~0u, y, i);
+    if (!there) continue;
+    const int64_t at = (m0 + m) * p.E + e;
+    Run::put(states + at * kStepStates, state);
+    if (n0 > 0) continue;
+    const float gate = static_cast<float>(z[m]);
+    y = fmaf(D, of_u, y) * gate * sigmoid<true>(gate);
+    static_cast<bfloat16*>(p.y)[at] = static_cast<bfloat16>(y);
+  }
+}
+
+template <class S>
+void launch_scan_rows(const StepScan& p, void* stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.E, kChannels)),
+                  static_cast<unsigned>(ceil_div(p.M, kRows)));
+  const auto launch = [&](auto kernel) {
+    launch_dependent("mamba1_step", kernel, grid, kChannels * kStepStates / StateRun<S>::kCount, 0,
+                     1, stream, p);
+  };
+  if (p.R <= 64) return launch(step_scan_rows_kernel<S, 2>);
+  if (p.R <= 128) return launch(step_scan_rows_kernel<S, 4>);
+  launch(step_scan_rows_kernel<S, kStepMostRank / 32>);
+}
+
+}  // namespace
+
+void step_in_proj_rows(const StepInProj& p, void* normed, void* stream) {
+  step_norm({.x = static_cast<const float*>(p.product.x),
+             .w = p.norm,
+             .y = normed,
+             .M = p.product.M,
+             .D = p.product.K,
+             .eps = p.eps},
+            stream);
+  OnePass product = rows_of(p.product);
+  product.x = normed;
+  const GateAndConv end{{p.taps, p.bias, p.state, product.N / 2},
+                        static_cast<bfloat16*>(p.u),
+                        static_cast<bfloat16*>(p.z)};
+  one_pass_into(product, end, stream);
+}
+
+void step_scan_rows(const StepScan& p, void* stream) {
+  p.state_bf16 ? launch_scan_rows<bfloat16>(p, stream) : launch_scan_rows<float>(p, stream);
+}
+
+}  // namespace krait::cuda

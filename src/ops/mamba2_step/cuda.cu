@@ -1,0 +1,203 @@
+#include "krait/ops/mamba2_step/cuda.h"
+
+#include "krait/ops/step_parts.cuh"
+#include "krait/tensor/cuda/one_pass.cuh"
+
+namespace krait::cuda {
+
+namespace {
+
+using bfloat16 = __nv_bfloat16;
+
+// What becomes of in_proj's output: z and dt as they are, x, B and C through a step of the convolution.
+struct Parts {
+  static constexpr bool kFactors = false;
+  ConvOfStep conv;
+  int64_t E, H;
+  bfloat16 *z, *xBC;
+  float* dt;
+
+  using Held = float4;  // not used where z and dt are
+  __device__ Held hold(int64_t n, int m) const {
+    return n >= E && n - E < conv.channels ? conv.hold(n - E, m) : Held{};
+  }
+  __device__ void operator()(int64_t n, int m, float value, const Held& held) const {
+    if (n < E) {
+      z[m * E + n] = static_cast<bfloat16>(value);
+    } else if (n -= E; n < conv.channels) {
+      xBC[m * conv.channels + n] = conv(n, m, static_cast<bfloat16>(value), held);
+    } else {
+      dt[m * H + n - conv.channels] = value;
+    }
+  }
+};
+
+constexpr int kThreads = 256, kWarps = kThreads / 32, kP = kStep2Channels;
+
+template <class S, int kN>
+struct HeadLayout {
+  static constexpr int kCount = StateRun<S>::kCount;  // states of a lane
+  static constexpr int kLanes = kN / kCount;          // of a channel
+  static constexpr int kAtOnce = kWarps * 32 / kLanes;
+  static constexpr int kWhole = kP / kAtOnce;  // passes over a head
+  static constexpr int kQuarter =
+      kWhole < 4 ? 1 : kWhole / 4;  // the same of a part of it, for few rows
+  static_assert(kLanes <= 32 && kWhole > 0);
+};
+
+// A block has kPasses · kAtOnce channels of one head of one row.
+template <class S, int kN, int kPasses>
+__global__ void __launch_bounds__(kThreads) state_kernel(const __grid_constant__ Step2State p) {
+  using Layout = HeadLayout<S, kN>;
+  using Run = StateRun<S>;
+  constexpr int kCount = Layout::kCount, kLanes = Layout::kLanes, kAtOnce = Layout::kAtOnce,
+                kMine = kPasses * kAtOnce;
+  __shared__ float xs[kMine], ys[kMine];
+  const int thread = static_cast<int>(threadIdx.x), of_block = thread / kLanes,
+            n0 = thread % kLanes * kCount;
+  const int64_t m = blockIdx.y, E = p.H * kP, h = blockIdx.x / (kP / kMine);
+  const int64_t e0 = int64_t{blockIdx.x} * kMine;  // first channel
+
+  // The kernel before this one let it start when those before were complete: the states are those of the last token.
+  auto* const state = static_cast<S*>(p.state) + (m * E + e0 + of_block) * kN + n0;
+  Run held[kPasses];
+#pragma unroll
+  for (int i = 0; i < kPasses; ++i) held[i].load(state + int64_t{i} * kAtOnce * kN);
+  const float A = scaled_A(__ldg(p.A_log + h), true), bias = __ldg(p.dt_bias + h);
+  float D = 0, w = 0;
+  if (thread < kMine) {
+    D = __ldg(p.D + (p.D_per_channel ? e0 + thread : h));
+    w = __ldg(p.w + e0 + thread);
+  }
+  let_next_start();
+  wait_for_previous();
+
+  const auto* const xBC = static_cast<const bfloat16*>(p.xBC) + m * (E + 2 * kN);
+  float slope;
+  float delta = softplus<false>(__ldcg(p.dt + m * p.H + h) + bias, slope);
+  delta = delta < p.dt_low ? p.dt_low : delta > p.dt_high ? p.dt_high : delta;  // NaN stays
+  const float decay = exp2_exact(delta * A);
+  float z = 0;
+  if (thread < kMine) {
+    xs[thread] = static_cast<float>(__ldcg(xBC + e0 + thread));
+    z = static_cast<float>(__ldcg(static_cast<const bfloat16*>(p.z) + m * E + e0 + thread));
+  }
+  float B[kCount], C[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    const uint2 b = __ldcg(reinterpret_cast<const uint2*>(xBC + E + n0 + i)),
+                c = __ldcg(reinterpret_cast<const uint2*>(xBC + E + kN + n0 + i));
+    B[i] = low_bf16(b.x), B[i + 1] = high_bf16(b.x), B[i + 2] = low_bf16(b.y),
+    B[i + 3] = high_bf16(b.y);
+    C[i] = low_bf16(c.x), C[i + 1] = high_bf16(c.x), C[i + 2] = low_bf16(c.y),
+    C[i + 3] = high_bf16(c.y);
+  }
+  __syncthreads();
+
+#pragma unroll
+  for (int i = 0; i < kPasses; ++i) {
+    const float x = delta * xs[of_block + i * kAtOnce];
+    float s[kCount], y = 0;
+    held[i].get(s);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      s[j] = fmaf(decay, s[j], x * B[j]);
+      y = fmaf(s[j], C[j], y);
+    }
+    Run::put(state + int64_t{i} * kAtOnce * kN, s);
+#pragma unroll
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) y += __shfl_xor_sync(~0u, y, lanes);
+    if (n0 == 0) ys[of_block + i * kAtOnce] = y;
+  }
+  __syncthreads();
+  if (thread >= 64) return;
+  float square = 0;
+  if (thread < kMine) {
+    const float v = fmaf(D, xs[thread], ys[thread]) * z * sigmoid<true>(z);
+    square = v * v;
+    static_cast<bfloat16*>(p.y)[m * E + e0 + thread] = static_cast<bfloat16>(v * w);
+  }
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) square += __shfl_xor_sync(~0u, square, lanes);
+  if (thread % 32 == 0) p.squares[(m * gridDim.x + blockIdx.x) * 2 + thread / 32] = square;
+}
+
+// Few rows: a head is cut into pieces.
+constexpr bool in_pieces(int64_t M) { return M < 4; }
+
+template <class S, int kN>
+void launch_state(const Step2State& p, void* stream) {
+  using Layout = HeadLayout<S, kN>;
+  const auto launch = [&](auto kernel, int passes) {
+    const dim3 grid(static_cast<unsigned>(p.H * kP / (passes * Layout::kAtOnce)),
+                    static_cast<unsigned>(p.M));
+    launch_dependent("mamba2_step", kernel, grid, kThreads, 0, 1, stream, p);
+  };
+  if (in_pieces(p.M)) return launch(state_kernel<S, kN, Layout::kQuarter>, Layout::kQuarter);
+  launch(state_kernel<S, kN, Layout::kWhole>, Layout::kWhole);
+}
+
+template <class S>
+int64_t squares_of(int64_t M, int64_t H, int64_t N) {
+  const auto of = [&](int whole, int quarter, int at_once) {
+    return 2 * H * kP / ((in_pieces(M) ? quarter : whole) * at_once);
+  };
+  using Small = HeadLayout<S, 64>;
+  using Usual = HeadLayout<S, 128>;
+  if (N == 64) return of(Small::kWhole, Small::kQuarter, Small::kAtOnce);
+  if (N == 128) return of(Usual::kWhole, Usual::kQuarter, Usual::kAtOnce);
+  using Large = HeadLayout<bfloat16, 256>;
+  return of(Large::kWhole, Large::kQuarter, Large::kAtOnce);
+}
+
+struct AddNormed {
+  static constexpr bool kFactors = true;
+  const float* squares;
+  int64_t squares_of_row, N, E;
+  float eps;
+  float* stream;
+
+  __device__ float factor(int m) const {
+    float sum = 0;
+    for (int64_t i = threadIdx.x % 32; i < squares_of_row; i += 32)
+      sum += __ldcg(squares + m * squares_of_row + i);
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+    return 1.0f / sqrtf(sum / static_cast<float>(E) + eps);
+  }
+  using Held = float;  // of the stream
+  __device__ Held hold(int64_t n, int m) const { return __ldcg(stream + m * N + n); }
+  __device__ void operator()(int64_t n, int m, float value, Held held) const {
+    stream[m * N + n] = held + value;
+  }
+};
+
+}  // namespace
+
+void step2_in_proj(const Step2InProj& p, void* stream) {
+  const int64_t channels = p.E + 2 * p.N;
+  const Parts end{{p.taps, p.bias, p.state, channels}, p.E,
+                  p.product.N - p.E - channels,        static_cast<bfloat16*>(p.z),
+                  static_cast<bfloat16*>(p.xBC),       p.dt};
+  one_pass_into(p.product, end, stream);
+}
+
+int64_t step2_squares(int64_t M, int64_t H, int64_t N, bool state_bf16) {
+  return state_bf16 ? squares_of<bfloat16>(M, H, N) : squares_of<float>(M, H, N);
+}
+
+void step2_state(const Step2State& p, void* stream) {
+  if (p.state_bf16) {
+    if (p.N == 64) return launch_state<bfloat16, 64>(p, stream);
+    if (p.N == 128) return launch_state<bfloat16, 128>(p, stream);
+    return launch_state<bfloat16, 256>(p, stream);
+  }
+  p.N == 64 ? launch_state<float, 64>(p, stream) : launch_state<float, 128>(p, stream);
+}
+
+void step2_out_proj(const Step2OutProj& p, void* stream) {
+  const AddNormed end{p.squares, p.squares_of_row, p.product.N, p.product.K, p.eps, p.stream};
+  one_pass_into(p.product, end, stream);
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,51 @@
+// Private to this room: the kernels of a layer's step, all in bfloat16. Device pointers; sizes as in mamba2_step.h.
+#pragma once
+#include "krait/tensor/cuda/one_pass.h"
+
+namespace krait::cuda {
+
+constexpr int kStep2Channels = 64;  // P
+
+// z (M, E), xBC (M, E + 2N) bfloat16, dt (M, H) float32 from what is normed; conv_state (M, E + 2N, 4) moves on.
+struct Step2InProj {
+  OnePass product;
+  int64_t E = 0, N = 0;
+  const float *taps = nullptr, *bias = nullptr;  // bias may be null
+  float* state = nullptr;
+  void *z = nullptr, *xBC = nullptr;
+  float* dt = nullptr;
+};
+void step2_in_proj(const Step2InProj& p, void* stream);
+
+// Whether the states of a channel fit a warp.
+constexpr bool step2_takes(int64_t N, bool state_bf16) {
+  return N == 64 || N == 128 || (N == 256 && state_bf16);
+}
+
+// y (M, E) = w v and in `squares` (M, squares_of(M, ...)) sums of v², v = (S C + D x) silu(z); state (M, H, P, N)
+// moves on. The kernel before it must let it start only when those before that one are complete.
+struct Step2State {
+  int64_t M = 0, H = 0, N = 0;
+  const void *xBC = nullptr, *z = nullptr;
+  const float *dt = nullptr, *dt_bias = nullptr, *A_log = nullptr, *D = nullptr, *w = nullptr;
+  bool D_per_channel = false;
+  float dt_low = 0, dt_high = 0;
+  void* state = nullptr;
+  bool state_bf16 = false;
+  void* y = nullptr;
+  float* squares = nullptr;
+};
+int64_t step2_squares(int64_t M, int64_t H, int64_t N, bool state_bf16);  // of a row
+void step2_state(const Step2State& p, void* stream);
+
+// stream (M, D) += out_proj y / sqrt(mean v² + eps)
+struct Step2OutProj {
+  OnePass product;
+  const float* squares = nullptr;
+  int64_t squares_of_row = 0;
+  float eps = 0;
+  float* stream = nullptr;
+};
+void step2_out_proj(const Step2OutProj& p, void* stream);
+
+}  // namespace krait::cuda

@@ -1,0 +1,163 @@
+#include "krait/ops/mamba2_step/mamba2_step.h"
+#include "krait/ops/mamba2_step/reference.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::testing {
+namespace {
+
+using ops::Mamba2Layer;
+
+struct Case {
+  int64_t B, D, H, N;
+  DType type = DType::f32, state = DType::f32;
+  int64_t P = 64, W = 4;
+  bool conv_bias = true, D_per_channel = false;
+
+  std::string name() const {
+    return fmt::format("B{} D{} H{} P{} N{} W{} {}{}{} {} state", B, D, H, P, N, W, name_of(type),
+                       conv_bias ? "" : " without conv_bias", D_per_channel ? " D per channel" : "",
+                       name_of(state));
+  }
+};
+
+struct Step {
+  explicit Step(const Case& k) : q(k) {
+    t.c.activation = k.type;
+    const auto matrix = [&](int64_t n, int64_t m, uint64_t seed) {
+      return t.random({n, m}, k.type, seed, {.scale = 1 / std::sqrt(static_cast<double>(m))});
+    };
+    const int64_t E = k.H * k.P, C = E + 2 * k.N;
+    l.norm = t.random({k.D}, DType::f32, 1, {.mean = 1, .scale = 0.3});
+    l.in_proj = matrix(E + C + k.H, k.D, 2);
+    l.conv = t.random({C, k.W}, DType::f32, 3, {.scale = 0.5});
+    if (k.conv_bias) l.conv_bias = t.random({C}, DType::f32, 4);
+    l.dt_bias = t.random({k.H}, DType::f32, 5, {.mean = -2});
+    l.A_log = t.random({k.H}, DType::f32, 6, {.mean = 1});
+    l.D = t.random(k.D_per_channel ? Shape{k.H, k.P} : Shape{k.H}, DType::f32, 7);
+    l.gate_norm = t.random({E}, DType::f32, 8, {.mean = 1, .scale = 0.3});
+    l.out_proj = matrix(k.D, E, 9);
+    l.dt_min = 0.02f, l.dt_max = 0.5f;
+    stream = t.random({k.B, 1, k.D}, DType::f32, 10, {.mean = 0.1, .scale = 3});
+    conv_state = t.random({k.B, C, k.W}, DType::f32, 11);
+    ssm_state = t.random({k.B, k.H, k.P, k.N}, k.state, 12);
+  }
+
+  template <class T>
+  ops::reference::Mamba2Values<T> values() const {
+    const auto of = [](const Tensor& tensor) {
+      const Values v = to_double(tensor);
+      return std::vector<T>(v.begin(), v.end());
+    };
+    return {of(l.norm),
+            of(l.in_proj),
+            of(l.conv),
+            of(l.conv_bias),
+            of(l.dt_bias),
+            of(l.A_log),
+            of(l.D),
+            of(l.gate_norm),
+            of(l.out_proj),
+            of(stream),
+            of(conv_state),
+            of(ssm_state),
+            q.B,
+            q.D,
+            q.H,
+            q.P,
+            q.N,
+            q.W,
+            static_cast<T>(l.eps),
+            static_cast<T>(l.gate_eps),
+            static_cast<T>(l.dt_min),
+            static_cast<T>(l.dt_max)};
+  }
+
+  Values step() {
+    const Tensor next = mamba2_step(t.c, l, stream, conv_state, ssm_state);
+    Values all = to_double(next);
+    for (const Tensor& s : {conv_state, ssm_state}) {
+      const Values v = to_double(s);
+      all.insert(all.end(), v.begin(), v.end());
+    }
+    return all;
+  }
+
+  Case q;
+  TestContext t{false, size_t{48} << 20};
+  Mamba2Layer l;
+  Tensor stream, conv_state, ssm_state;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  const DType f32 = DType::f32, bf16 = DType::bf16;
+  for (const DType type : {f32, bf16})
+    for (const DType state : {f32, bf16}) {
+      // Rows on both sides of every border between kernels, widths off their tiles.
+      for (const int64_t B : {1, 3, 4, 16, 17, 64, 65, 128, 129})
+        all.push_back({B, 40, 4, 64, type, state});
+      all.push_back({2, 72, 8, 128, type, state, 64, 4, false, true});
+      all.push_back({5, 72, 4, 256, type, state, 64, 4, true, true});
+      all.push_back({6, 264, 12, 128, type, state});
+      // What the kernels are not made for.
+      all.push_back({2, 33, 3, 16, type, state, 22});
+      all.push_back({2, 32, 4, 64, type, state, 64, 3});
+      all.push_back({0, 32, 4, 64, type, state});
+    }
+  return all;
+}
+
+TEST(Mamba2Step, WithinTwiceAPlainRun) {
+  for (const Case& q : cases()) {
+    Step r(q);
+    const auto exact_values = r.values<double>();
+    const auto plain_values = r.values<float>();
+    const Values exact = ops::reference::mamba2_step(exact_values, [](double x) { return x; });
+    const bool rounds = q.type == DType::bf16;
+    const std::vector<float> plain = ops::reference::mamba2_step(
+        plain_values, [&](float x) { return rounds ? static_cast<float>(bf16(x)) : x; });
+    const Values got = r.step();
+    ASSERT_EQ(got.size(), exact.size());
+    const auto part = [](const auto& v, int64_t begin, int64_t end) {
+      return Values(v.begin() + begin, v.begin() + end);
+    };
+    const int64_t streams = q.B * q.D, convs = q.B * (q.H * q.P + 2 * q.N) * q.W;
+    const int64_t borders[] = {0, streams, streams + convs,
+                               streams + convs + q.B * q.H * q.P * q.N};
+    const char* names[] = {" stream", " conv_state", " ssm_state"};
+    for (int i = 0; i < 3; ++i) {
+      const int64_t begin = borders[i], end = borders[i + 1];
+      Values plainly = part(plain, begin, end);
+      const bool narrow = i == 2 && q.state == DType::bf16;
+      if (narrow)
+        for (double& x : plainly) x = static_cast<float>(bf16(static_cast<float>(x)));
+      expect_within_twice_plain(part(got, begin, end), part(exact, begin, end), plainly,
+                                narrow ? q.state : q.type, q.name() + names[i]);
+    }
+  }
+}
+
+TEST(Mamba2Step, TwiceTheSameBits) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const int64_t B : {1, 8, 33}) {
+      Step a({B, 128, 8, 64, type}), b({B, 128, 8, 64, type});
+      const ThreadCount one(1);
+      const Values first = a.step();
+      const ThreadCount two(2);
+      expect_same_bits(first, b.step(), a.q.name());
+    }
+}
+
+TEST(Mamba2Step, NamesWhatDoesNotFit) {
+  Step r({2, 32, 4, 16});
+  r.l.gate_norm = r.t.random({32}, DType::f32, 1);
+  try {
+    r.step();
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "[mamba2_step] gate_norm: expected contiguous (256,), got (32,)");
+  }
+}
+
+}  // namespace
+}  // namespace krait::testing

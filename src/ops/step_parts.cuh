@@ -1,0 +1,73 @@
+// What the one-token steps of Mamba-1 and Mamba-2 share on a GPU.
+#pragma once
+#include "krait/tensor/cuda/exponentials.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
+#include "krait/tensor/cuda/math.h"
+
+namespace krait::cuda {
+
+__device__ inline uint2 four_bf16(float4 v) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y),
+                       high = __floats2bfloat162_rn(v.z, v.w);
+  return {*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high)};
+}
+
+__device__ inline float low_bf16(unsigned v) { return __uint_as_float(v << 16); }
+__device__ inline float high_bf16(unsigned v) { return __uint_as_float(v & 0xffff0000u); }
+
+// One token through the causal convolution of width 4 and silu.
+struct ConvOfStep {
+  const float *taps = nullptr, *bias = nullptr;  // (channels, 4), (channels) or null
+  float* state = nullptr;                        // (M, channels, 4) moves on
+  int64_t channels = 0;
+
+  __device__ float4 hold(int64_t e, int m) const {
+    return __ldcg(reinterpret_cast<const float4*>(state) + m * channels + e);
+  }
+  // x: the input of channel e of row m; before: its state.
+  __device__ __nv_bfloat16 operator()(int64_t e, int m, __nv_bfloat16 x, float4 before) const {
+    const auto now = static_cast<float>(x);
+    const float4 k = __ldg(reinterpret_cast<const float4*>(taps) + e);
+    reinterpret_cast<float4*>(state)[m * channels + e] = {before.y, before.z, before.w, now};
+    float y = bias ? __ldg(bias + e) : 0.0f;
+    y = fmaf(k.x, before.y, y);
+    y = fmaf(k.y, before.z, y);
+    y = fmaf(k.z, before.w, y);
+    y = fmaf(k.w, now, y);
+    return static_cast<__nv_bfloat16>(y * sigmoid<true>(y));
+  }
+};
+
+// Neighbouring elements of a scan's state in 16 bytes.
+template <class S>
+struct StateRun {
+  static constexpr int kCount = 16 / sizeof(S);
+  uint4 v;
+
+  __device__ void load(const S* p) { v = __ldcg(reinterpret_cast<const uint4*>(p)); }
+  __device__ void get(float (&to)[kCount]) const {
+    const unsigned words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if constexpr (sizeof(S) == 4) {
+        to[i] = __uint_as_float(words[i]);
+      } else {
+        to[i] = i % 2 ? high_bf16(words[i / 2]) : low_bf16(words[i / 2]);
+      }
+    }
+  }
+  static __device__ void put(S* p, const float (&from)[kCount]) {
+    uint4 r;
+    if constexpr (sizeof(S) == 4) {
+      r = {__float_as_uint(from[0]), __float_as_uint(from[1]), __float_as_uint(from[2]),
+           __float_as_uint(from[3])};
+    } else {
+      const uint2 low = four_bf16({from[0], from[1], from[2], from[3]}),
+                  high = four_bf16({from[4], from[5], from[6], from[7]});
+      r = {low.x, low.y, high.x, high.y};
+    }
+    *reinterpret_cast<uint4*>(p) = r;
+  }
+};
+
+}  // namespace krait::cuda

@@ -1,0 +1,57 @@
+// Blocks of a cluster, which read each other's shared memory (sm_90 on; elsewhere a block is
+// alone).
+#pragma once
+#include <cstdint>
+
+namespace krait::cuda {
+
+__device__ inline unsigned rank_in_cluster() {
+#if __CUDA_ARCH__ >= 900
+  unsigned r;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+#else
+  return 0;
+#endif
+}
+
+// What the blocks wrote into their shared memory can be seen by the others after it.
+__device__ inline void synchronize_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// No block leaves before all have come here.
+__device__ inline void leave_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
+// The address of `p`, in this block's shared memory, in that of the cluster's block `rank`.
+__device__ inline unsigned address_in_block(const void* p, unsigned rank) {
+  unsigned at = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(at)
+      : "r"(static_cast<unsigned>(__cvta_generic_to_shared(p))), "r"(rank));
+#endif
+  return at;
+}
+
+// The float at `p`, an address in this block's shared memory, of the cluster's block `rank`.
+__device__ inline float of_block(const float* p, unsigned rank) {
+  float x = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.f32 %0, [%1];"
+               : "=f"(x)
+               : "r"(address_in_block(p, rank))
+               : "memory");
+#endif
+  return x;
+}
+
+}  // namespace krait::cuda

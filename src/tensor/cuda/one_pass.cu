@@ -1,0 +1,17 @@
+#include "krait/tensor/cuda/one_pass_ends.cuh"
+
+namespace krait::cuda {
+
+bool has_one_pass(int device) {
+  int bytes = 0;
+  return has_few_rows(device) &&
+         cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+             cudaSuccess &&
+         bytes >= 112 << 10;
+}
+
+void one_pass(const OnePass& p, const StoreRows& end, void* stream) {
+  one_pass_into(p, StoreSums{end, p.N}, stream);
+}
+
+}  // namespace krait::cuda
