@@ -14,6 +14,7 @@ namespace {
 using bfloat16 = __nv_bfloat16;
 
 constexpr int64_t kMostThreads = 256, kMostThreadsKept = 512;
+constexpr int64_t kPiecesForward = 1024;  // of all rows, at most
 constexpr int64_t kSharedFloats =
     11 * 1024;  // a block gets 48 KB without asking, sums of warps included
 
@@ -71,6 +72,84 @@ __global__ void forward_kernel(const NormProblem p, const bool keep) {
       if (p.b) s[v] += b[v];
     }
     store<V>(static_cast<Y*>(p.y) + row * p.D + i, s);
+  }
+}
+
+// The same of some rows where a thread's K runs of a row fit into its registers: the next row is on its way while
+// this one is summed.
+template <class X, class Y, int K>
+__global__ void __launch_bounds__(kMostThreadsKept)
+    forward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows,
+                        int64_t rows_of_a_piece) {
+  constexpr int V = 4;
+  struct Row {
+    Run<V, X> x[K];
+    Run<V, float> residual[K];
+  };
+  const auto column = [](int k) { return (int64_t{k} * blockDim.x + threadIdx.x) * V; };
+  const auto fetch = [&](int64_t row) {
+    Row r = {};
+    const X* const x = static_cast<const X*>(p.x) + row * p.x_stride;
+    const float* const residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int64_t i = column(k);
+      if (i >= p.D) continue;
+      r.x[k] = *reinterpret_cast<const Run<V, X>*>(x + i);
+      if (residual) r.residual[k] = *reinterpret_cast<const Run<V, float>*>(residual + i);
+    }
+    return r;
+  };
+  let_next_start();
+  wait_for_previous();
+  float w[K][V], b[K][V] = {};
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) w[k][v] = 1;
+    if (p.w && column(k) < p.D) load<V>(p.w + column(k), w[k]);
+    if (p.b && column(k) < p.D) load<V>(p.b + column(k), b[k]);
+  }
+  const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
+  const auto n = static_cast<float>(p.D);
+  Row next = fetch(begin);
+  for (int64_t row = begin; row < end; ++row) {
+    const Row now = next;
+    if (row + 1 < end) next = fetch(row + 1);
+    float s[K][V], total = 0, mean = 0;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        s[k][v] = static_cast<float>(now.x[k].v[v]) + now.residual[k].v[v];
+        total += p.layer ? s[k][v] : s[k][v] * s[k][v];
+      }
+      if (p.residual && column(k) < p.D) store<V>(p.sum + row * p.D + column(k), s[k]);
+    }
+    total = block_sum(total);
+    if (p.layer) {
+      mean = total / n;
+      total = 0;
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+          total += column(k) < p.D ? (s[k][v] - mean) * (s[k][v] - mean) : 0.0f;
+      }
+      total = block_sum(total);
+    }
+    const float scale = 1.0f / sqrtf(total / n + p.eps);
+    if (threadIdx.x == 0) {
+      if (p.scale) p.scale[row] = scale;
+      if (p.mean) p.mean[row] = mean;
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (column(k) >= p.D) continue;
+#pragma unroll
+      for (int v = 0; v < V; ++v) s[k][v] = (s[k][v] - mean) * scale * w[k][v] + b[k][v];
+      store<V>(static_cast<Y*>(p.y) + row * p.D + column(k), s[k]);
+    }
   }
 }
 
@@ -291,7 +370,9 @@ void with_types(const NormProblem& p, bool sum, const F& f) {
 
 void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
   if (rows == 0 || p.D == 0) return;
-  const bool keep = p.D <= kSharedFloats;
+  const int64_t each = ceil_div(rows, kPiecesForward);
+  const int64_t K = ceil_div(p.D, 4 * kMostThreadsKept);  // runs of a thread
+  const bool keep = p.D <= kSharedFloats, fours = in_fours(p, nullptr, nullptr);
   const size_t shared = keep ? static_cast<size_t>(p.D) * sizeof(float) : 0;
   with_types(p, true, [&](auto, auto x, auto y) {
     using X = decltype(x);
@@ -300,8 +381,14 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
       launch_dependent("norm_forward", kernel, dim3(static_cast<unsigned>(rows)),
                        threads_for(p.D, V), shared, 1, stream, p, keep);
     };
-    in_fours(p, nullptr, nullptr) ? launch(forward_kernel<X, Y, 4>, 4)
-                                  : launch(forward_kernel<X, Y, 1>, 1);
+    const auto launch_kept = [&](auto kernel) {
+      launch_dependent("norm_forward", kernel, dim3(static_cast<unsigned>(ceil_div(rows, each))),
+                       threads_for(p.D, 4 * static_cast<int>(K), kMostThreadsKept), 0, 1, stream, p,
+                       rows, each);
+    };
+    if (fours && K == 1) return launch_kept(forward_kept_kernel<X, Y, 1>);
+    if (fours && K == 2) return launch_kept(forward_kept_kernel<X, Y, 2>);
+    fours ? launch(forward_kernel<X, Y, 4>, 4) : launch(forward_kernel<X, Y, 1>, 1);
   });
 }
 
