@@ -49,6 +49,7 @@ models::VisionConfig config_from_shapes(const TensorFile& file) {
   c.mixer.d_state = A_log[1];
   c.mixer.d_conv = shape_of(file, "layers.0.mixer.conv1d.weight", 3)[2];
   c.mixer.dt_rank = shape_of(file, "layers.0.mixer.dt_proj.weight", 2)[1];
+  c.shared = !file.find("layers.0.mixer.conv1d_b.weight");
   c.classes = shape_of(file, "head.weight", 2)[0];
   c.n_layer = 0;
   while (file.find(fmt::format("layers.{}.mixer.A_log", c.n_layer))) ++c.n_layer;
@@ -88,6 +89,9 @@ models::VisionConfig parse_vision_config(const std::string& json_text, const std
   m.d_state = j.integer("state_size", m.d_state);
   m.d_conv = j.integer("conv_kernel", m.d_conv);
   m.dt_rank = j.integer("time_step_rank", (m.d_model + 15) / 16);
+  const std::string type = j.text("bimamba_type", "v2");
+  if (type != "v1" && type != "v2") j.wrong("bimamba_type", "\"v1\" or \"v2\"");
+  c.shared = type == "v1";
   c.labels = models::read_labels(j);
   c.classes = j.integer("num_classes",
                         c.labels.empty() ? c.classes : static_cast<int64_t>(c.labels.size()));
@@ -187,6 +191,7 @@ void save_vision_model(const models::VisionMamba& model, const fs::path& directo
   j["state_size"] = c.mixer.d_state;
   j["conv_kernel"] = c.mixer.d_conv;
   j["time_step_rank"] = c.mixer.dt_rank;
+  j["bimamba_type"] = c.shared ? "v1" : "v2";
   j["num_classes"] = c.classes;
   models::write_labels(j, c.labels);
   j["norm_epsilon"] = std::stod(fmt::format("{}", c.norm_eps));

@@ -138,7 +138,7 @@ VisionMamba::VisionMamba(const VisionConfig& config) : config_(config) {
     auto block = std::make_unique<nn::PreNorm>();
     const nn::Norm norm =
         nn::Norm::make(params_, name + ".norm", ops::NormKind::rms, D, config.norm_eps);
-    block->add(norm, std::make_unique<nn::BiMamba>(params_, name + ".mixer", mixer));
+    block->add(norm, std::make_unique<nn::BiMamba>(params_, name + ".mixer", mixer, config.shared));
     blocks_.push_back(std::move(block));
   }
   norm_f_ = nn::Norm::make(params_, "norm_f", ops::NormKind::rms, D, config.norm_eps);

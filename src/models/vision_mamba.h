@@ -17,7 +17,8 @@ struct VisionConfig {
   int64_t classes = 1000;
   int64_t n_layer = 24;
   float norm_eps = 1e-5f;
-  nn::Mamba1Config mixer;           // d_model and what follows from it
+  nn::Mamba1Config mixer;  // d_model and what follows from it
+  bool shared = false;     // both directions of time share their parameters but A: see nn::BiMamba
   std::vector<std::string> labels;  // names of the classes; may be empty
 
   int64_t grid() const { return (image - patch) / stride + 1; }  // patches of a row

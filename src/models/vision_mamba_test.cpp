@@ -22,8 +22,9 @@ TEST(VisionPresets, HaveThePublishedParameterCounts) {
   EXPECT_THROW(vision_preset("vim-huge"), Error);
 }
 
-VisionConfig small(int64_t stride) {
+VisionConfig small(int64_t stride, bool shared = false) {
   VisionConfig c;
+  c.shared = shared;
   c.image = 12;
   c.patch = 4;
   c.stride = stride;
@@ -42,9 +43,10 @@ testing::Values logits_of(const VisionMamba& model, const Tensor& images) {
     if (!c.planning()) result = testing::to_double(y);
   };
   Context c;
+  c.device = testing::test_device();
   Arena none(0);
   c.arena = &none;
-  Arena arena(plan(c, false, work).bytes);
+  Arena arena(plan(c, false, work).bytes, c.device);
   c.arena = &arena;
   work(c);
   return result;
@@ -53,9 +55,10 @@ testing::Values logits_of(const VisionMamba& model, const Tensor& images) {
 // The class token hears from both sides: from the first patch and from the last. Images of a batch do not
 // hear of each other.
 TEST(VisionMamba, SeesTheWholeImageAndNoOther) {
-  for (const int64_t stride : {4, 2}) {
-    VisionMamba model(small(stride));
-    model.params().allocate(nn::Purpose::inference, DType::f32);
+  for (const auto& [stride, shared] :
+       {std::pair{int64_t{4}, false}, std::pair{int64_t{2}, false}, std::pair{int64_t{4}, true}}) {
+    VisionMamba model(small(stride, shared));
+    model.params().allocate(nn::Purpose::inference, DType::f32, false, testing::test_device());
     model.params().initialize(3);
     testing::TestContext t;
     const Tensor images = t.random({2, 3, 12, 12}, DType::f32, 1);
@@ -109,9 +112,40 @@ TEST(Positions, AreResizedAsAPictureOfTheGrid) {
   }
 }
 
+// Shared: an A of its own is all that the other direction adds, and every parameter learns.
+TEST(VisionMamba, DirectionsMayShareTheirParameters) {
+  const VisionMamba separate(small(4));
+  VisionMamba shared(small(4, true));
+  const int64_t E = 16, N = 16, W = 4, R = 1;
+  EXPECT_EQ(
+      separate.params().numel() - shared.params().numel(),
+      2 * (E * W + E + (R + 2 * N) * E + E * R + E + E));  // conv, x_proj, dt_proj, D of two layers
+  shared.params().allocate(nn::Purpose::training, DType::f32, false, testing::test_device());
+  shared.params().initialize(3);
+  testing::TestContext t;
+  const Feed feed{
+      {}, t.random({2, 3, 12, 12}, DType::f32, 1), t.from({1, 4}, {2}, DType::i32, false)};
+  const auto work = [&](Context& c) {
+    shared.params().forget_gradients();
+    shared.objective(c, feed, {}, 1.0f);
+    c.tape->backward(c);
+  };
+  Context c;
+  c.device = testing::test_device();
+  Arena none(0);
+  c.arena = &none;
+  Arena arena(plan(c, true, work).bytes, c.device);
+  Tape tape;
+  c.arena = &arena;
+  c.tape = &tape;
+  work(c);
+  for (const nn::Param& p : shared.params())
+    EXPECT_GT(testing::max_abs(testing::to_double(p.var.grad)), 0) << p.name;
+}
+
 TEST(VisionMamba, RefusesImagesOfAnotherSize) {
   VisionMamba model(small(4));
-  model.params().allocate(nn::Purpose::inference, DType::f32);
+  model.params().allocate(nn::Purpose::inference, DType::f32, false, testing::test_device());
   testing::TestContext t;
   EXPECT_THROW(model.outputs(t.c, {.values = t.random({1, 3, 12, 16}, DType::f32, 1)}, {}), Error);
 }

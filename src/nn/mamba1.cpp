@@ -79,11 +79,13 @@ std::vector<StatePart> SelectiveBranch::state_parts() const {
           {.name = "ssm", .shape = {config_.d_inner, config_.d_state}, .scan = true}};
 }
 
-Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call) const {
+static Tensor part(const std::vector<Tensor>& v, size_t i) {
+  return i < v.size() ? v[i] : Tensor();
+}
+
+SelectiveBranch::Inputs SelectiveBranch::inputs(Context& c, const Tensor& xz,
+                                                const BlockCall& call) const {
   const int64_t E = config_.d_inner, N = config_.d_state, R = config_.dt_rank, W = config_.d_conv;
-  const auto part = [](const std::vector<Tensor>& v, size_t i) {
-    return i < v.size() ? v[i] : Tensor();
-  };
   const ops::ConvResult conv = ops::conv1d_causal(
       c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_), true, call.packing,
       part(call.state.in, 0), part(call.state.out, 0), backward_);
@@ -96,7 +98,8 @@ Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call) c
   const Tensor dt =
       ops::linear(c, inner(dt_norm_, 0, R), dt_proj_->value, {}, c.activation);  // (B, L, E)
 
-  ops::ScanInputs in;
+  Inputs result{{}, conv.state};
+  ops::ScanInputs& in = result.scan;
   in.u = u;
   in.dt = dt;
   in.A = A_log_->value;
@@ -107,9 +110,14 @@ Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call) c
   in.z = xz.slice(-1, E, 2 * E);
   in.dt_bias = dt_bias_->value;
   in.reverse = backward_;
-  const ops::ScanResult scan =
-      ops::selective_scan(c, in, call.packing, part(call.state.in, 1), part(call.state.out, 1));
-  if (!call.state.out.empty()) call.state.out = {conv.state, scan.state};
+  return result;
+}
+
+Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call) const {
+  const Inputs in = inputs(c, xz, call);
+  const ops::ScanResult scan = ops::selective_scan(c, in.scan, call.packing, part(call.state.in, 1),
+                                                   part(call.state.out, 1));
+  if (!call.state.out.empty()) call.state.out = {in.conv_state, scan.state};
   return scan.y;
 }
 
@@ -149,15 +157,28 @@ Tensor Mamba1::step(Context& c, const Norm& norm, const Tensor& stream, BlockCal
   return ops::mamba1_step(c, layer, stream, call.state.in[0], call.state.in[1]);
 }
 
-BiMamba::BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& g)
-    : in_proj_(in_proj(params, name, g)),
-      forward_(params, name, g),
-      backward_(params, name, g, true),
-      out_proj_(out_proj(params, name, g)) {}
+BiMamba::BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& g, bool shared)
+    : in_proj_(in_proj(params, name, g)), forward_(params, name, g) {
+  if (shared) {
+    A_b_log_ = vector(params, name + ".A_b_log", {g.d_inner, g.d_state}, log_of_one_to_N);
+  } else {
+    backward_.emplace(params, name, g, true);
+  }
+  out_proj_ = out_proj(params, name, g);
+}
 
 Tensor BiMamba::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
   const Tensor xz = ops::linear(c, x, in_proj_->value, {}, c.activation);  // (B, L, 2E)
-  const Tensor y = ops::add(c, forward_.forward(c, xz, call), backward_.forward(c, xz, call), 0.5f);
+  Tensor y;                                                                // (B, L, E)
+  if (backward_) {
+    y = ops::add(c, forward_.forward(c, xz, call), backward_->forward(c, xz, call), 0.5f);
+  } else {
+    ops::ScanInputs in = forward_.inputs(c, xz, call).scan;
+    const Tensor ahead = ops::selective_scan(c, in, call.packing).y;
+    in.A = A_b_log_->value;
+    in.reverse = true;
+    y = ops::add(c, ahead, ops::selective_scan(c, in, call.packing).y);
+  }
   if (call.drop_path > 0 && c.training)
     return ops::drop_path_add(c, ops::linear(c, y, out_proj_->value, {}, c.activation), stream,
                               call.drop_path);

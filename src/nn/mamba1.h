@@ -3,6 +3,7 @@
 #pragma once
 #include "krait/nn/block.h"
 #include "krait/ops/mamba1_step/mamba1_step.h"
+#include "krait/ops/selective_scan/selective_scan.h"
 
 namespace krait::nn {
 
@@ -40,6 +41,12 @@ class SelectiveBranch {
   std::vector<StatePart> state_parts() const;  // conv (E, W), ssm (E, N)
   // xz (B, L, 2E) -> y (B, L, E)
   Tensor forward(Context& c, const Tensor& xz, BlockCall& call) const;
+  // What the scan of it reads.
+  struct Inputs {
+    ops::ScanInputs scan;
+    Tensor conv_state;  // where the call hands states out
+  };
+  Inputs inputs(Context& c, const Tensor& xz, const BlockCall& call) const;
   // Its part of a layer's step.
   void describe(ops::Mamba1Layer& layer) const;
 
@@ -66,17 +73,21 @@ class Mamba1 : public Mixer {
   Param *out_proj_, *out_bias_;
 };
 
-// Both directions of time, from one in_proj to one out_proj (Vision Mamba, Zhu et al. 2024, algorithm 1;
-// "bimamba v2"): y = out_proj((forward + backward) / 2). Without states: it sees the whole sequence.
+// Both directions of time, from one in_proj to one out_proj (Vision Mamba, Zhu et al. 2024, algorithm 1). With
+// parameters of their own ("bimamba v2", as published): y = out_proj((forward + backward) / 2). With shared ones
+// ("v1") both scan what one convolution and its projections made, backwards with an A of its own:
+// y = out_proj(forward + backward). Without states: it sees the whole sequence.
 class BiMamba : public Mixer {
  public:
-  BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& config);
+  BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& config, bool shared);
 
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
 
  private:
   Param* in_proj_;
-  SelectiveBranch forward_, backward_;
+  SelectiveBranch forward_;
+  std::optional<SelectiveBranch> backward_;  // where it has its own
+  Param* A_b_log_ = nullptr;                 // where the rest is shared
   Param* out_proj_;
 };
 
