@@ -97,7 +97,9 @@ OrderedJson describe_all(const LoadedModel& loaded, Args a) {
                    {"n_layer", c.n_layer},
                    {"vocab_size", c.vocab_size},
                    {"padded_vocab_size", c.padded_vocab()},
-                   {"norm", c.norm == ops::NormKind::rms ? "rms" : "layer"},
+                   {"norm", c.norm == ops::NormKind::rms     ? "rms"
+                            : c.norm == ops::NormKind::layer ? "layer"
+                                                             : "batch"},
                    {"tie_embeddings", c.tie_embeddings},
                    {"tensors", loaded.model->params().size()},
                    {"state_bytes", nn::state_bytes(loaded.model->state_parts())},

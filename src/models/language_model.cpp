@@ -115,6 +115,8 @@ bool LanguageModel::any_block(bool (nn::Block::*has)() const) const {
 
 bool LanguageModel::routes() const { return any_block(&nn::Block::routes); }
 
+bool LanguageModel::carries_by_host() const { return any_block(&nn::Block::carries_by_host); }
+
 int64_t LanguageModel::longest() const {
   const int64_t n = config_.body->longest(config_);
   return (positions_ ? std::min(n, config_.positions) : n) - (token_ ? 1 : 0);

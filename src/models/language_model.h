@@ -20,6 +20,7 @@ class LanguageModel : public Model {
   bool judges_sequences() const { return score_ != nullptr; }
   int64_t n_layer() const override { return config_.n_layer; }
   bool routes() const override;
+  bool carries_by_host() const override;
   int64_t longest() const override;
   bool endless() const override { return Model::endless() && positions_ == nullptr; }
 

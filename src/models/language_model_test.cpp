@@ -281,7 +281,7 @@ Gradients gradients(LanguageModel& model, const Pass& pass, int64_t B, int64_t L
   c.tape = &tape;
   work(c);
   for (const nn::Param& p : model.params()) {
-    EXPECT_TRUE(p.var.written) << p.name;
+    EXPECT_EQ(p.var.written, p.trained) << p.name;
     const auto v = to_vector(p.var.grad);
     g.values.insert(g.values.end(), v.begin(), v.end());
   }

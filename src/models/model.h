@@ -51,8 +51,9 @@ class Model {
     return nn::State(parts_, batch, capacity, params_.device(), types);
   }
   virtual int64_t n_layer() const = 0;
-  virtual bool routes() const { return false; }          // has experts
-  virtual int64_t longest() const { return INT64_MAX; }  // tokens of what can be trained on
+  virtual bool routes() const { return false; }           // has experts
+  virtual bool carries_by_host() const { return false; }  // see nn::Mixer
+  virtual int64_t longest() const { return INT64_MAX; }   // tokens of what can be trained on
   // A sequence may go on for ever: its state does not grow and its positions do not run out.
   virtual bool endless() const { return !nn::grows(parts_); }
 

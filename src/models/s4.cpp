@@ -1,4 +1,5 @@
-// Language models of S4 and S4D layers between layer norms (Gu, Goel, Ré 2021; Gu, Gupta, Goel, Ré 2022).
+// S4 and S4D layers with layer or batch norms before or after them (Gu, Goel, Ré 2021; Gu, Gupta, Goel, Ré 2022):
+// language models, and, where both directions of time are heard, heads that judge a sequence.
 // The papers' code has no config.json; the keys here are Krait's, the layers' names those of that code.
 #include "krait/nn/s4.h"
 
@@ -13,7 +14,7 @@ namespace {
 
 class S4Body : public Body {
  public:
-  explicit S4Body(const nn::S4Config& s) : mixer(s) {}
+  S4Body(const nn::S4Config& s, bool norms_first) : mixer(s), prenorm(norms_first) {}
 
   void check(const Config& c) const override {
     check_size("state_size", mixer.d_state, 2, 256);
@@ -30,12 +31,18 @@ class S4Body : public Body {
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
+    require(
+        !mixer.bidirectional || c.task.kind != Task::language,
+        "config: bidirectional: a model that predicts the next token must not hear it; give the "
+        "sequences a head (problem_type, or train --task)");
     const std::string name = fmt::format("backbone.layers.{}", i);
     nn::S4Config s = mixer;
     s.d_model = c.d_model;
-    auto block = std::make_unique<nn::PreNorm>();
     const nn::Norm norm = nn::Norm::make(params, name + ".norm", c.norm, c.d_model, c.norm_eps);
-    block->add(norm, std::make_unique<nn::S4>(params, name + ".mixer", s));
+    auto layer = std::make_unique<nn::S4>(params, name + ".mixer", s);
+    if (!prenorm) return std::make_unique<nn::PostNorm>(norm, std::move(layer));
+    auto block = std::make_unique<nn::PreNorm>();
+    block->add(norm, std::move(layer));
     return block;
   }
 
@@ -61,6 +68,9 @@ class S4Body : public Body {
     j["dt_min"] = mixer.dt_min;
     j["dt_max"] = mixer.dt_max;
     j["ssm_lr"] = shortest(mixer.lr);
+    j["bidirectional"] = mixer.bidirectional;
+    j["norm"] = c.norm == ops::NormKind::batch ? "batch" : "layer";
+    j["prenorm"] = prenorm;
     j["layer_norm_epsilon"] = shortest(c.norm_eps);
     j["tie_word_embeddings"] = c.tie_embeddings;
     write_eos(j, c);
@@ -69,12 +79,15 @@ class S4Body : public Body {
 
  private:
   const nn::S4Config mixer;  // d_model follows from the shell
+  const bool prenorm;
 };
 
-Config with_s4(Config c, const nn::S4Config& mixer) {
+// As in the published code, there is no last norm where norms come after the layers.
+Config with_s4(Config c, const nn::S4Config& mixer, ops::NormKind norm, bool prenorm) {
   c.architecture = "s4";
-  c.norm = ops::NormKind::layer;
-  c.body = std::make_shared<S4Body>(mixer);
+  c.norm = norm;
+  if (!prenorm) c.norm_f.clear();
+  c.body = std::make_shared<S4Body>(mixer, prenorm);
   return c;
 }
 
@@ -105,7 +118,10 @@ Config read(const JsonView& j, Layout) {
   s.dt_min = j.number("dt_min", s.dt_min);
   s.dt_max = j.number("dt_max", s.dt_max);
   s.lr = static_cast<float>(j.number("ssm_lr", static_cast<double>(s.lr)));
-  return with_s4(c, s);
+  s.bidirectional = j.boolean("bidirectional", false);
+  const bool batch = one_of(j, "norm", "layer", {"layer", "batch"}) == "batch";
+  return with_s4(c, s, batch ? ops::NormKind::batch : ops::NormKind::layer,
+                 j.boolean("prenorm", true));
 }
 
 struct Preset {
@@ -142,7 +158,7 @@ const Architecture kS4 = {"s4",
                                 s.init = p.init;
                               }
                             if (s.dplr) s.length = 1024;
-                            return with_s4(c, s);
+                            return with_s4(c, s, ops::NormKind::layer, true);
                           }};
 
 }  // namespace krait::models

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "krait/ops/batch_norm/batch_norm.h"
 #include "krait/ops/dropout/dropout.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/scale/scale.h"
@@ -18,16 +19,27 @@ Norm Norm::make(ParamSet& params, const std::string& name, ops::NormKind kind, i
   Param& w = params.add(name + ".weight", {D}, constant(1.0f));
   w.keep_float32 = true;
   n.weight = &w;
-  if (kind == ops::NormKind::layer) {
-    Param& b = params.add(name + ".bias", {D}, constant(0.0f));
-    b.keep_float32 = true;
-    n.bias = &b;
-  }
+  if (kind == ops::NormKind::rms) return n;
+  Param& b = params.add(name + ".bias", {D}, constant(0.0f));
+  b.keep_float32 = true;
+  n.bias = &b;
+  if (kind == ops::NormKind::layer) return n;
+  const auto seen = [&](const char* what, float start) {
+    Param& p = params.add(name + what, {D}, constant(start));
+    p.keep_float32 = true;
+    p.trained = false;
+    return &p;
+  };
+  n.running_mean = seen(".running_mean", 0);
+  n.running_var = seen(".running_var", 1);
   return n;
 }
 
 Tensor Norm::operator()(Context& c, const Tensor& x, DType out) const {
   const auto value = [](const Param* p) { return p ? p->value : Tensor(); };
+  if (kind == ops::NormKind::batch)
+    return ops::batch_norm(c, x, value(weight), value(bias), value(running_mean),
+                           value(running_var), eps, out);
   return ops::norm(c, kind, x, value(weight), value(bias), eps, out).y;
 }
 
@@ -46,9 +58,14 @@ std::vector<StatePart> PreNorm::state_parts() const {
   return all;
 }
 
-bool PreNorm::routes() const {
-  return std::any_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.mixer->routes(); });
+bool PreNorm::any_mixer(bool (Mixer::*has)() const) const {
+  return std::any_of(parts_.begin(), parts_.end(),
+                     [=](const Part& p) { return (*p.mixer.*has)(); });
 }
+
+bool PreNorm::routes() const { return any_mixer(&Mixer::routes); }
+
+bool PreNorm::carries_by_host() const { return any_mixer(&Mixer::carries_by_host); }
 
 // run(call) with the next of the states that are left; the ends are added to those of `call`.
 template <class Run>
@@ -125,6 +142,10 @@ Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
     });
   }
   return stream;
+}
+
+Tensor PostNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
+  return norm_(c, mixer_->forward(c, r, r, call), DType::f32);
 }
 
 Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,

@@ -30,8 +30,10 @@ struct Norm {
   float eps = 1e-5f;
   const Param* weight = nullptr;  // null: ones
   const Param* bias = nullptr;
+  const Param *running_mean = nullptr, *running_var = nullptr;  // batch
 
-  // Registers `name`.weight (D), and `name`.bias for a layer norm.
+  // Registers `name`.weight (D), `name`.bias for a layer or batch norm, `name`.running_mean and .running_var for
+  // the latter.
   static Norm make(ParamSet& params, const std::string& name, ops::NormKind kind, int64_t D,
                    float eps);
   Tensor operator()(Context& c, const Tensor& x, DType out) const;
@@ -43,6 +45,8 @@ class Mixer {
   virtual ~Mixer() = default;
   virtual std::vector<StatePart> state_parts() const { return {}; }
   virtual bool routes() const { return false; }  // it has experts: BlockCall::router is written
+  // The host has a part in training it from a state: such a step cannot be recorded on a GPU.
+  virtual bool carries_by_host() const { return false; }
   // x (B, L, D), normed, in the activation type -> stream (B, L, D) float32 + what the mixer adds (see
   // project_and_add). The stream must not be used again (Tape::watch_sum). No stream: what it adds alone.
   virtual Tensor forward(Context& c, const Tensor& x, const Tensor& stream,
@@ -57,6 +61,7 @@ class Block {
   virtual ~Block() = default;
   virtual std::vector<StatePart> state_parts() const = 0;
   virtual bool routes() const { return false; }
+  virtual bool carries_by_host() const { return false; }
   virtual bool reads_embeddings() const { return false; }  // BlockCall::embedded is needed
   // r (B, L, D) float32 -> (B, L, D) float32; r must not be used again.
   virtual Tensor forward(Context& c, const Tensor& r, BlockCall& call) const = 0;
@@ -72,15 +77,34 @@ class PreNorm : public Block {
 
   std::vector<StatePart> state_parts() const override;
   bool routes() const override;
+  bool carries_by_host() const override;
   Tensor forward(Context& c, const Tensor& r, BlockCall& call) const override;
 
  private:
+  bool any_mixer(bool (Mixer::*has)() const) const;
+
   struct Part {
     std::optional<Norm> norm;  // none: it reads what the part before reads
     std::unique_ptr<Mixer> mixer;
   };
   bool parallel_;
   std::vector<Part> parts_;
+};
+
+// r <- norm(r + mixer(r)).
+class PostNorm : public Block {
+ public:
+  PostNorm(const Norm& norm, std::unique_ptr<Mixer> mixer)
+      : norm_(norm), mixer_(std::move(mixer)) {}
+
+  std::vector<StatePart> state_parts() const override { return mixer_->state_parts(); }
+  bool routes() const override { return mixer_->routes(); }
+  bool carries_by_host() const override { return mixer_->carries_by_host(); }
+  Tensor forward(Context& c, const Tensor& r, BlockCall& call) const override;
+
+ private:
+  Norm norm_;
+  std::unique_ptr<Mixer> mixer_;
 };
 
 // Runs `mixer` with the next of the states that are left; the ends are added to those of `call`.

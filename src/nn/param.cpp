@@ -77,7 +77,7 @@ void ParamSet::allocate(Purpose purpose, DType dtype, bool planning, Device devi
     };
     for (Param& p : params_) {
       const DType t = value_dtype(p, dtype);
-      if (purpose == Purpose::inference) {
+      if (purpose == Purpose::inference || !p.trained) {
         if (!p.value) p.value = take(p.shape, t);
         p.master = p.value.dtype == DType::f32 ? p.value : Tensor();
         continue;

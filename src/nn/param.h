@@ -30,8 +30,10 @@ struct Param {
   std::vector<std::string> parts;
   Shape shape;
   Init init;
-  bool decay = false;         // weight decay applies
-  float lr = 0;               // a peak learning rate of its own; 0: the run's
+  bool decay = false;  // weight decay applies
+  bool trained =
+      true;      // false: kept and saved, but moved by no gradient (what a batch norm has seen)
+  float lr = 0;  // a peak learning rate of its own; 0: the run's
   bool keep_float32 = false;  // never stored or computed in bfloat16
   const char* meaning = "";   // one line for `krait inspect --tensors`
 

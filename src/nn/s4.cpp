@@ -130,7 +130,8 @@ std::shared_ptr<const ops::S4Steps> S4::steps(const Context& c) const {
 
 Tensor S4::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
   const bool states = !call.state.in.empty() || !call.state.out.empty();
-  const bool too_long = config_.dplr && x.size(1) > options_.length && !c.tape;
+  const int64_t longest = call.packing ? call.packing->longest : x.size(1);  // of the sequences
+  const bool too_long = config_.dplr && longest > options_.length && !c.tape;
   Tensor y;  // (B, L, H)
   if (!config_.bidirectional && (states || too_long)) {
     const auto part = [](const std::vector<Tensor>& v) { return v.empty() ? Tensor() : v[0]; };
@@ -141,7 +142,7 @@ Tensor S4::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall&
     if (!call.state.out.empty()) call.state.out = {scan.state};
     y = scan.y;
   } else {
-    const Tensor K = ops::s4_kernel(c, parameters(), options_, x.size(1));  // (1 or 2, H, L)
+    const Tensor K = ops::s4_kernel(c, parameters(), options_, longest);  // (1 or 2, H, L)
     y = ops::long_conv(c, x, K, D_->value, call.packing);
   }
   const int64_t H = config_.d_model;

@@ -36,6 +36,7 @@ class S4 : public Mixer {
   S4(ParamSet& params, const std::string& name, const S4Config& config);
 
   std::vector<StatePart> state_parts() const override;  // ssm (H, N, 2)
+  bool carries_by_host() const override { return true; }
   // With states the recurrence runs, without them the convolution; both give the same.
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
 

@@ -24,6 +24,8 @@ constexpr const char* kFamilies[] = {
         "d_state": 4, "headdim": 8})",
     R"({"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 256,
         "num_attention_heads": 2, "intermediate_size": 32)",
+    R"({"model_type": "s4", "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 256, "state_size": 8,
+        "mode": "dplr", "l_kernel": 300, "bidirectional": true, "norm": "batch", "prenorm": false)",
 };
 
 class SequenceRuns : public ::testing::Test {

@@ -164,7 +164,8 @@ static std::vector<int64_t> kind_of(const std::vector<PlacedBatch>& batches, int
 }
 
 void Trainer::run(const std::vector<PlacedBatch>& batches) {
-  if (device().type == Device::cpu) return queue(batches);
+  const bool by_host = options_.carry_state && model_.carries_by_host();
+  if (device().type == Device::cpu || by_host) return queue(batches);
   if (kinds_.size() == kMostKinds) kinds_.clear();
   const auto [it, fresh] = kinds_.try_emplace(kind_of(batches, turn()));
   if (fresh) return queue(batches);
@@ -193,6 +194,7 @@ void Trainer::queue(const std::vector<PlacedBatch>& batches) {
 void Trainer::clip(Context& c) {
   std::vector<Tensor> grads;
   for (const nn::Param& p : model_.params()) {
+    if (!p.trained) continue;
     require(p.var.written, "{} has no gradient", p.name);
     grads.push_back(p.var.grad);
   }
@@ -207,8 +209,9 @@ void Trainer::update(Context& c) {
   };
   std::vector<ops::AdamwTensors> tensors;
   for (const nn::Param& p : model_.params())
-    tensors.push_back({p.master, p.value.data == p.master.data ? Tensor() : p.value.detach(),
-                       p.var.grad, p.m, p.v, p.decay ? o.weight_decay : 0.0f, rate(p)});
+    if (p.trained)
+      tensors.push_back({p.master, p.value.data == p.master.data ? Tensor() : p.value.detach(),
+                         p.var.grad, p.m, p.v, p.decay ? o.weight_decay : 0.0f, rate(p)});
   ops::adamw(c, tensors, {o.beta1, o.beta2, o.eps}, scalars_);
 }
 

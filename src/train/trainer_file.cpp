@@ -14,6 +14,7 @@ const char* const kFile = "trainer.safetensors";
 void visit(models::Model& model, const nn::State* state,
            const std::function<void(const std::string&, const Tensor&)>& fn) {
   for (const nn::Param& p : model.params()) {
+    if (!p.trained) continue;
     fn("m." + p.name, p.m);
     fn("v." + p.name, p.v);
   }

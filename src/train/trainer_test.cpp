@@ -185,6 +185,63 @@ TEST(Trainer, TheArenaIsAsLargeAsThePlanAndNoLarger) {
   }
 }
 
+std::unique_ptr<models::LanguageModel> s4_model(const std::string& more, Device device) {
+  Layout layout;
+  auto model = std::make_unique<models::LanguageModel>(parse_config(
+      R"({"model_type": "s4", "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 256,
+          "state_size": 8, )" +
+          more + "}",
+      "config", layout));
+  model->params().allocate(nn::Purpose::training, DType::f32, false, device);
+  model->params().initialize(1);
+  return model;
+}
+
+// The steps of a recurrence are made from the parameters on the host, anew in each training step.
+TEST(Trainer, StatesOfS4AreCarriedOnEveryDeviceAlike) {
+  const TokenStream data = byte_stream({nursery_text(20)});
+  for (const char* mode : {R"("mode": "dplr", "l_kernel": 40)", R"("mode": "s4d")"}) {
+    const auto losses = [&](Device device) {
+      const auto model = s4_model(mode, device);
+      TrainOptions o = small_options();
+      o.device = device;
+      o.order = Order::sequential;
+      o.carry_state = true;
+      Trainer trainer(*model, data, o);
+      std::vector<double> all;
+      for (int s = 0; s < 6; ++s) all.push_back(trainer.step().loss);
+      return all;
+    };
+    const std::vector<double> host = losses({}), here = losses(testing::test_device());
+    for (size_t s = 0; s < host.size(); ++s)
+      EXPECT_NEAR(here[s], host[s], 2e-5) << mode << " " << s;
+    EXPECT_LT(host.back(), host.front());
+  }
+}
+
+// What a batch norm has seen moves once a step, however often a layer is run for it; and it is saved.
+TEST(Trainer, BatchNormsSeeABatchOnceWhetherLayersAreRecomputedOrNot) {
+  const TokenStream data = byte_stream({nursery_text(20)});
+  const auto trained = [&](bool recompute) {
+    auto model = s4_model(R"("norm": "batch")", testing::test_device());
+    TrainOptions o = small_options();
+    o.recompute = recompute;
+    Trainer trainer(*model, data, o);
+    for (int s = 0; s < 3; ++s) trainer.step();
+    return model;
+  };
+  const auto kept = trained(false), again = trained(true);
+  EXPECT_EQ(weights(*kept), weights(*again));
+  const nn::Param* mean = kept->params().find("backbone.layers.0.norm.running_mean");
+  ASSERT_NE(mean, nullptr);
+  EXPECT_GT(testing::max_abs(testing::to_double(mean->value)), 1e-4);
+  const testing::TempDir dir;
+  save_model(*kept, dir.path(), Layout::huggingface, DType::f32);
+  const LoadedModel loaded =
+      load_model(dir.path(), {nn::Purpose::training, DType::f32, testing::test_device()});
+  EXPECT_EQ(weights(*loaded.model), weights(*kept));
+}
+
 TEST(Trainer, T1_T3_OnlyMatricesButNotALogAreDecayed) {
   const auto model = small_model();
   for (const nn::Param& p : model->params()) {

@@ -17,7 +17,7 @@
 
 namespace krait::ops {
 
-enum class NormKind { rms, layer };
+enum class NormKind { rms, layer, batch };  // batch: not of this op, see ops/batch_norm
 
 struct NormResult {
   Tensor y;

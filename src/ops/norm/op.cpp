@@ -133,6 +133,7 @@ void backward(Context& c, const Call& q) {
 
 NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, const Tensor& b,
                 float eps, DType out, const Tensor& residual) {
+  require(kind != NormKind::batch, "[norm] a norm over the batch is another op");
   check(x, w, b, out, residual);
   const bool recorded = c.tape && needs_grad({x, w, b, residual});
   const int64_t rows = x.shape.rows();
