@@ -209,7 +209,12 @@ void check_adamw(Probe& p) {
   const Tensor grad = p.floats(s).detach(), m = p.floats(s).detach();
   const Tensor v = p.floats(s, 3, 0.1).detach(), value = p.floats(s).detach();
   constexpr float lr = 0.01f, bias1 = 0.1f, bias2 = 0.05f, clip = 0.5f;
-  const Tensor scalars = p.constant({ops::kStepScalars}, DType::f32, {lr, bias1, bias2, clip, 0});
+  std::vector<double> step(ops::kStepScalars);
+  step[ops::kLearningRate] = lr;
+  step[ops::kBias1] = bias1;
+  step[ops::kBias2] = bias2;
+  step[ops::kClip] = clip;
+  const Tensor scalars = p.constant({ops::kStepScalars}, DType::f32, step);
   const auto expected = [&](auto zero) {
     using T = decltype(zero);
     const auto in = [&](const Tensor& t) {
