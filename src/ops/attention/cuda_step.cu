@@ -1,12 +1,15 @@
 // attention of one token a sequence. Its keys are cut into pieces, so that one sequence fills the card. A warp has
 // one piece for a head, or for some heads that share a head of keys, so that keys and values are read once; warps
 // beside each other have the heads beside each other, whose rows lie side by side in the cache. A row takes as few
-// lanes as 16 bytes each allow, and a warp has as many keys at once as that leaves room for. And the cache: what is
-// appended to it.
+// lanes as 16 bytes each allow, and a warp has as many keys at once as that leaves room for; rows on their way lie in
+// shared memory, each lane's own part of them. And the cache: what is appended to it.
+#include <algorithm>
 #include <type_traits>
 
 #include "krait/ops/attention/cuda_plain.cuh"
 #include "krait/ops/attention/cuda_tensor.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
+#include "krait/tensor/cuda/mma.h"
 
 namespace krait::cuda {
 
@@ -14,7 +17,7 @@ namespace attention {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int64_t kFewestPositions = 64, kWarpsWanted = 32768;
+constexpr int64_t kFewestPositions = 64, kWarpsWanted = 16384;
 
 // The most positions that a token sees, by the shapes.
 int64_t most_positions(const AttentionCall& c) {
@@ -43,8 +46,9 @@ Parts parts_at(const AttentionCall& c, float* at) {
 }
 
 // A lane's elements of a row of P: kPasses runs of kWidth, runs of one pass side by side over kLanes lanes.
-template <int kWidth, int kLanes, int kPasses>
+template <int kWidthOf, int kLanes, int kPassesOf>
 struct Lane {
+  static constexpr int kWidth = kWidthOf, kPasses = kPassesOf;
   static constexpr int kElements = kWidth * kPasses, kSides = 32 / kLanes;
   int lane = static_cast<int>(threadIdx.x) % kLanes;
   int side =
@@ -145,14 +149,45 @@ struct Running {
   }
 };
 
+// Keys and values of a lane that are on their way: kStages times kKeys of each, the lane's 16 bytes of every pass.
+template <class Row, class S>
+struct Ring {
+  static constexpr int kKeys = 4, kPasses = Row::kPasses, kStages = kPasses > 1 ? 2 : 3;
+  static constexpr int kOfWarp = kStages * kKeys * 2 * kPasses * 32;  // of 16 bytes
+  using Raw = typename Row::template Raw<S>;
+  static_assert(sizeof(Run<Row::kWidth, S>) == 16);
+  uint4* mine;
+
+  __device__ explicit Ring(uint4* all)
+      : mine(all + threadIdx.x / 32 * kOfWarp + threadIdx.x % 32) {}
+  __device__ uint4* slot(int stage, int key, int value, int pass) const {
+    return mine + (((stage * kKeys + key) * 2 + value) * kPasses + pass) * 32;
+  }
+  __device__ void fetch(const Row& row, int stage, int key, int value, const S* from,
+                        int64_t P) const {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass)
+      copy_async(slot(stage, key, value, pass), from + (row.at(pass) < P ? row.at(pass) : 0),
+                 row.at(pass) < P);
+  }
+  __device__ void read(int stage, int key, int value, Raw& to) const {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass)
+      to.of_pass[pass] =
+          *reinterpret_cast<const Run<Row::kWidth, S>*>(slot(stage, key, value, pass));
+  }
+};
+
 // Warps: pieces of sequences, for kHeads heads of one head of keys. S: type of the cache.
 template <class T, class S, int kHeads, int kWidth, int kLanes, int kPasses>
 __global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1)
     step_kernel(const AttentionCall c, const Parts parts, int64_t positions) {
+  extern __shared__ uint4 shared[];
   using Row = Lane<kWidth, kLanes, kPasses>;
   using Cached = typename Row::template Raw<S>;
   using Own = typename Row::template Raw<T>;
   constexpr int kElements = Row::kElements, kKeys = 4;  // of a side at once
+  let_next_start();
   const int64_t blocks_of_head = (c.group() + kHeads - 1) / kHeads, blocks = c.Hkv * blocks_of_head;
   const int64_t unit = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   const int64_t place = unit / blocks, index = place / parts.pieces, piece = place % parts.pieces;
@@ -166,28 +201,71 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1
   const int64_t begin = see.low + piece * positions, end = min(begin + positions, s.total());
   Running<Row, kHeads> running;
   if (s.tokens > 0 && begin < end) {
-    float q[kHeads][kElements];
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      Own raw;
-      row.read(static_cast<const T*>(c.q.data) + s.begin * c.q.row + min(h0 + h, h1 - 1) * c.q.head,
-               c.P, raw);
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) q[h][e] = raw[e] * c.scale;
-    }
     const KeysOf<T> k_rows(c, s, c.k, c.from_k, head), v_rows(c, s, c.v, c.from_v, head);
     const int64_t cached_end = min(end, s.first);
-    for (int64_t key = begin + row.side; key - row.side < cached_end; key += kKeys * Row::kSides) {
-      Cached k[kKeys], v[kKeys];
+    const auto key_at = [&](int64_t key) { return k_rows.template cached_at<S>(key); };
+    const auto value_at = [&](int64_t key) { return v_rows.template cached_at<S>(key); };
+    const auto load_queries = [&](float(&q)[kHeads][kElements]) {
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        Own raw;
+        row.read(
+            static_cast<const T*>(c.q.data) + s.begin * c.q.row + min(h0 + h, h1 - 1) * c.q.head,
+            c.P, raw);
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) q[h][e] = raw[e] * c.scale;
+      }
+    };
+    float q[kHeads][kElements];
+    constexpr int kRun = kKeys * Row::kSides;  // keys of a warp at once
+    const int runs = static_cast<int>((cached_end - begin + kRun - 1) / kRun);
+    const auto add = [&](int run, const Cached(&k)[kKeys], const Cached(&v)[kKeys]) {
       bool there[kKeys];
 #pragma unroll
-      for (int j = 0; j < kKeys; ++j) {
-        there[j] = key + j * Row::kSides < cached_end;
-        const int64_t at = min(key + j * Row::kSides, cached_end - 1);
-        row.read(k_rows.template cached_at<S>(at), c.P, k[j]);
-        row.read(v_rows.template cached_at<S>(at), c.P, v[j]);
-      }
+      for (int j = 0; j < kKeys; ++j)
+        there[j] = begin + int64_t{run} * kRun + j * Row::kSides + row.side < cached_end;
       running.template add<kKeys>(row, q, k, v, there);
+    };
+    const auto position = [&](int run, int j) {
+      return min(begin + int64_t{run} * kRun + j * Row::kSides + row.side, cached_end - 1);
+    };
+    if constexpr (kWidth > 1) {
+      const Ring<Row, S> ring(shared);
+      constexpr int kStages = Ring<Row, S>::kStages;
+      const auto fetch = [&](int run) {
+        if (run < runs) {
+#pragma unroll
+          for (int j = 0; j < kKeys; ++j) {
+            ring.fetch(row, run % kStages, j, 0, key_at(position(run, j)), c.P);
+            ring.fetch(row, run % kStages, j, 1, value_at(position(run, j)), c.P);
+          }
+        }
+        commit_copies();
+      };
+      for (int run = 0; run < kStages - 1; ++run) fetch(run);
+      load_queries(q);
+      for (int run = 0; run < runs; ++run) {
+        fetch(run + kStages - 1);
+        wait_for_copies<kStages - 1>();
+        Cached k[kKeys], v[kKeys];
+#pragma unroll
+        for (int j = 0; j < kKeys; ++j) {
+          ring.read(run % kStages, j, 0, k[j]);
+          ring.read(run % kStages, j, 1, v[j]);
+        }
+        add(run, k, v);
+      }
+    } else {
+      load_queries(q);
+      for (int run = 0; run < runs; ++run) {
+        Cached k[kKeys], v[kKeys];
+#pragma unroll
+        for (int j = 0; j < kKeys; ++j) {
+          row.read(key_at(position(run, j)), c.P, k[j]);
+          row.read(value_at(position(run, j)), c.P, v[j]);
+        }
+        add(run, k, v);
+      }
     }
     if (end > s.first) {  // its own key
       Own k[1], v[1];
@@ -261,8 +339,8 @@ constexpr int kJoinThreads = 512;  // at most
 
 // Enough to read the pieces of a head side by side, at least one an element.
 int join_threads(const AttentionCall& c) {
-  return pieces_of(c) <= 16 ? static_cast<int>(ceil_div(std::max<int64_t>(c.P, 128), 32) * 32)
-                            : kJoinThreads;
+  const int64_t wanted = ceil_div(c.P, 32) * 32 * ceil_div(pieces_of(c), 8);
+  return static_cast<int>(std::clamp<int64_t>(wanted, 128, kJoinThreads));
 }
 
 // A block: the pieces of a head together, an element of y a thread, and as many threads an element as there
@@ -270,6 +348,7 @@ int join_threads(const AttentionCall& c) {
 __global__ void __launch_bounds__(kJoinThreads)
     join_kernel(const AttentionCall c, const Parts parts) {
   extern __shared__ float weights[];  // (pieces), then one a thread
+  wait_for_previous();
   const int64_t index = blockIdx.x, h = blockIdx.y;
   if (h == c.H) {
     const Sequence s = sequence(c, index);
@@ -283,11 +362,11 @@ __global__ void __launch_bounds__(kJoinThreads)
   const auto place = [&](int64_t piece) { return (index * parts.pieces + piece) * c.H + h; };
   float most = -INFINITY, sum = 0;
   for (int64_t i = threadIdx.x; i < parts.pieces; i += blockDim.x)
-    most = fmaxf(most, parts.largest[place(i)]);
+    most = fmaxf(most, __ldcg(parts.largest + place(i)));
   most = block_max(most);
   for (int64_t i = threadIdx.x; i < parts.pieces; i += blockDim.x) {
-    weights[i] = expf(parts.largest[place(i)] - most);
-    sum += weights[i] * parts.sum[place(i)];
+    weights[i] = expf(__ldcg(parts.largest + place(i)) - most);
+    sum += weights[i] * __ldcg(parts.sum + place(i));
   }
   const float over = 1.0f / block_sum(sum);  // with a barrier: the weights are there
   float* const shares = weights + parts.pieces;
@@ -296,7 +375,7 @@ __global__ void __launch_bounds__(kJoinThreads)
   float y = 0;
 #pragma unroll 4
   for (int64_t i = part; part < of_element && i < parts.pieces; i += of_element)
-    y = fmaf(weights[i], parts.y[place(i) * c.P + e], y);
+    y = fmaf(weights[i], __ldcg(parts.y + place(i) * c.P + e), y);
   shares[threadIdx.x] = y;
   __syncthreads();
   if (part == 0) {
@@ -329,18 +408,27 @@ void launch_step(const AttentionCall& c, const Parts& parts, cudaStream_t stream
   constexpr int kWidth = 16 / sizeof(S);
   const int64_t units = c.sequences * parts.pieces * c.Hkv * ceil_div(c.group(), kHeads);
   const int64_t positions = positions_of_a_piece(c);
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(ceil_div(units, kWarps)), 32 * kWarps, 0, stream>>>(c, parts,
-                                                                                       positions);
+  const auto launch = [&](auto kernel, int of_warp) {
+    const int bytes = kWarps * of_warp * 16;
+    if (bytes > 48 << 10)
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    kernel<<<static_cast<unsigned>(ceil_div(units, kWarps)), 32 * kWarps, bytes, stream>>>(
+        c, parts, positions);
   };
+  const auto wide = [&](auto lanes, auto passes) {
+    launch(step_kernel<T, S, kHeads, kWidth, lanes, passes>,
+           Ring<Lane<kWidth, lanes, passes>, S>::kOfWarp);
+  };
+  using std::integral_constant;
+  constexpr integral_constant<int, 1> one;
   if (!in_width(c, kWidth)) {
-    launch(step_kernel<T, S, kHeads, 1, 32, 8>);
+    launch(step_kernel<T, S, kHeads, 1, 32, 8>, 0);
   } else if (c.P <= 8 * kWidth) {
-    launch(step_kernel<T, S, kHeads, kWidth, 8, 1>);
+    wide(integral_constant<int, 8>(), one);
   } else if (c.P <= 16 * kWidth) {
-    launch(step_kernel<T, S, kHeads, kWidth, 16, 1>);
+    wide(integral_constant<int, 16>(), one);
   } else {
-    launch(step_kernel<T, S, kHeads, kWidth, 32, 8 / kWidth>);
+    wide(integral_constant<int, 32>(), integral_constant<int, 8 / kWidth>());
   }
 }
 
@@ -371,9 +459,8 @@ void attention_step(const AttentionCall& c, float* parts, void* stream) {
                   static_cast<unsigned>(c.H + (c.to_k && c.in_place ? 1 : 0)));
   const int threads = attention::join_threads(c);
   const size_t floats = static_cast<size_t>(at.pieces + threads);
-  attention::join_kernel<<<grid, static_cast<unsigned>(threads), floats * sizeof(float), s>>>(c,
-                                                                                              at);
-  check_launch("attention step, pieces together");
+  launch_dependent("attention step, pieces together", attention::join_kernel, grid,
+                   static_cast<unsigned>(threads), floats * sizeof(float), 1, s, c, at);
 }
 
 void attention_append(const AttentionCall& c, void* stream) {

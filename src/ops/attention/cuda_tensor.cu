@@ -1,18 +1,16 @@
 // attention in bfloat16 on tensor cores: scores, weights and all sums in float32 registers, weights and the
-// gradients of scores rounded to bfloat16 where they are factors of the next product. A warp has 16 rows of
-// a block's tile, or 32 where registers allow, which halves what it reads of shared memory; what it multiplies them
-// with passes by there.
+// gradients of scores rounded to bfloat16 where they are factors of the next product. A warp has 32 rows of a block's
+// tile forward, 16 backward; what it multiplies them with passes by in shared memory.
 #include "krait/ops/attention/cuda_tensor.cuh"
 
 #include <type_traits>
 
+#include "krait/tensor/cuda/exponentials.cuh"
 #include "krait/tensor/cuda/mma.h"
 
 namespace krait::cuda::attention {
 
 namespace {
-
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // Tiles of rows in shared memory: 16 bytes more than kHead elements keep eight rows in different banks.
 template <int kHead>
@@ -128,15 +126,9 @@ struct Tile {
   }
 };
 
-// Tiles of 16 rows that a warp has: as many as leave registers for its sums.
-constexpr int tiles_of_a_warp(int head) { return head <= 64 ? 2 : 1; }
-
-// 2^x to two units in the last place, 0 below 2^-126.
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+// In backward a warp has one tile of 16 rows: with two, too few warps would be there to hide each other's latency.
+// So many blocks are on a multiprocessor at once.
+constexpr int backward_blocks(int head) { return head <= 64 ? 4 : 1; }
 
 // x - from, cut off far outside of any tile.
 __device__ inline int distance(int64_t x, int64_t from) {
@@ -162,14 +154,17 @@ __device__ inline void put_pair(bfloat16* to, float low, float high, bool add) {
   pair = __floats2bfloat162_rn(low, high);
 }
 
-// A block: 128 queries of one head; tiles of 64 keys pass by, the next on its way during each.
+// A block: 128 queries of one head; tiles of keys pass by, the next on its way during each.
+constexpr int kForwardQueries = 128, kForwardThreads = 128;
+constexpr int forward_keys(int head) { return head <= 64 ? 64 : 32; }  // as registers allow
+
 template <int kHead>
-__global__ void __launch_bounds__(256 / tiles_of_a_warp(kHead))
-    forward_kernel(const AttentionCall c) {
+__global__ void __launch_bounds__(kForwardThreads) forward_kernel(const AttentionCall c) {
   extern __shared__ uint4 shared[];
   using Rows = Tile<kHead>;
-  constexpr int kM = tiles_of_a_warp(kHead), kOfWarp = 16 * kM, kQueries = 128, kKeys = 64,
-                kThreads = 32 * kQueries / kOfWarp, kKeyTile = kKeys * Rows::kStep;
+  constexpr int kThreads = kForwardThreads, kQueries = kForwardQueries, kM = 2, kOfWarp = 16 * kM,
+                kKeys = forward_keys(kHead), kKeyTile = kKeys * Rows::kStep;
+  static_assert(kThreads / 32 * kOfWarp == kQueries);
   bfloat16* const q = reinterpret_cast<bfloat16*>(shared);
   bfloat16* const k_tiles = q + kQueries * Rows::kStep;
   bfloat16* const v_tiles = k_tiles + 2 * kKeyTile;
@@ -288,12 +283,13 @@ __device__ inline void weigh(float& score, float& dscore, bool visible, float sc
 // factors of the products that sum over queries as they are.
 template <int kHead>
 struct KeysBlock {
-  static constexpr int kM = tiles_of_a_warp(kHead), kOfWarp = 16 * kM, kKeys = 4 * kOfWarp,
-                       kQueries = 32, kRows = 2 * kKeys + 4 * kQueries;  // in shared memory
+  static constexpr int kM = 1, kOfWarp = 16 * kM, kKeys = 4 * kOfWarp, kQueries = 32,
+                       kRows = 2 * kKeys + 4 * kQueries;  // in shared memory
 };
 
 template <int kHead>
-__global__ void __launch_bounds__(128) keys_kernel(const AttentionBackward b) {
+__global__ void __launch_bounds__(128, backward_blocks(kHead))
+    keys_kernel(const AttentionBackward b) {
   extern __shared__ uint4 shared[];
   using Rows = Tile<kHead>;
   using Block = KeysBlock<kHead>;
@@ -402,12 +398,14 @@ __global__ void __launch_bounds__(128) keys_kernel(const AttentionBackward b) {
 // A block: queries of one head; tiles of keys pass by.
 template <int kHead>
 struct QueriesBlock {
-  static constexpr int kM = tiles_of_a_warp(kHead), kOfWarp = 16 * kM, kQueries = 4 * kOfWarp,
-                       kKeys = 64 / kM, kRows = 2 * kQueries + 4 * kKeys;  // in shared memory
+  static constexpr int kM = 1, kOfWarp = 16 * kM, kQueries = 4 * kOfWarp,
+                       kKeys = kHead <= 64 ? 32 : 64,
+                       kRows = 2 * kQueries + 4 * kKeys;  // in shared memory
 };
 
 template <int kHead>
-__global__ void __launch_bounds__(128) queries_kernel(const AttentionBackward b) {
+__global__ void __launch_bounds__(128, backward_blocks(kHead))
+    queries_kernel(const AttentionBackward b) {
   extern __shared__ uint4 shared[];
   using Rows = Tile<kHead>;
   using Block = QueriesBlock<kHead>;
@@ -543,8 +541,8 @@ bool fits_tensor_cores(const AttentionCall& c) {
 
 void tensor_forward(const AttentionCall& c, void* stream) {
   with_head(c.P, [&](auto head) {
-    launch(forward_kernel<head>, tiles(c, 128) * c.H, 256 / tiles_of_a_warp(head), 128 + 4 * 64,
-           Tile<head>::kStep, 0, c, stream, "attention");
+    launch(forward_kernel<head>, tiles(c, kForwardQueries) * c.H, kForwardThreads,
+           kForwardQueries + 4 * forward_keys(head), Tile<head>::kStep, 0, c, stream, "attention");
   });
 }
 
