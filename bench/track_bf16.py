@@ -4,9 +4,10 @@
 Trains byte-tiny on one text from the same weights on the same batches, once in each type, at sequence lengths around
 and off the tiles, and compares the mean loss of each 100 steps.
 
-    bench/track_bf16.py KRAIT TEXT [--device cuda] [--steps 2000] [--model byte-tiny]
+    bench/track_bf16.py KRAIT TEXT [--device cuda] [--steps 2000] [--model byte-tiny] [--jobs 1]
 """
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import subprocess
@@ -28,7 +29,7 @@ def losses(args, dtype, length, batch):
         start = time.time()
         done = subprocess.run([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            sys.exit(done.stderr)
+            raise RuntimeError(done.stderr)
         records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         return [r["loss"] for r in records if "loss" in r], time.time() - start
 
@@ -40,18 +41,23 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--model", default="byte-tiny")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     args = parser.parse_args()
+    pool = concurrent.futures.ThreadPoolExecutor(args.jobs)
+    runs = {(length, dtype): pool.submit(losses, args, dtype, length, batch)
+            for length, batch in LENGTHS.items() for dtype in ("float32", "bfloat16")}
     print(f"{args.model}, {args.steps} steps on {pathlib.Path(args.text).name}, means of {BLOCK} steps")
     print("length  batch  float32 at the end  bfloat16 at the end  off at the end  most off  seconds")
     good = True
     for length, batch in LENGTHS.items():
-        exact, a = losses(args, "float32", length, batch)
-        half, b = losses(args, "bfloat16", length, batch)
+        exact, a = runs[length, "float32"].result()
+        half, b = runs[length, "bfloat16"].result()
         means = [(sum(exact[i:i + BLOCK]), sum(half[i:i + BLOCK])) for i in range(0, args.steps, BLOCK)]
         off = [h / e - 1 for e, h in means]
         worst = max(off, key=abs)
         good = good and abs(worst) < 0.005
-        print(f"{length:6}  {batch:5}  {means[-1][0] / BLOCK:18.4f}  {means[-1][1] / BLOCK:19.4f}  {off[-1]:+14.3%}"
+        last = args.steps % BLOCK or BLOCK
+        print(f"{length:6}  {batch:5}  {means[-1][0] / last:18.4f}  {means[-1][1] / last:19.4f}  {off[-1]:+14.3%}"
               f"  {worst:+8.3%}  {a:4.1f} + {b:.1f}", flush=True)
     print("within 0.5%" if good else "NOT within 0.5%")
     return 0 if good else 1
