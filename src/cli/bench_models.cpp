@@ -20,8 +20,8 @@ namespace {
 
 struct Args {
   std::string what, op, model, preset = "mamba-130m", recompute = "none";
-  std::vector<int64_t> lengths = {512}, contexts = {0};
-  int64_t batch = 1, new_tokens = 128, repeat = 5;
+  std::vector<int64_t> batches = {1}, lengths = {512}, contexts = {0};
+  int64_t batch = 1 /* of `batches`, the one at hand */, new_tokens = 128, repeat = 5;
   DType scan_state = DType::f32;
 };
 
@@ -250,10 +250,10 @@ Work add_bench(CLI::App& app) {
   app.add_option("--preset", a->preset, "sizes of this preset, random weights; default mamba-130m");
   app.add_option("--model", a->model, "a model's folder instead");
   const CLI::Range positive(int64_t{1}, int64_t{1} << 30);
-  app.add_option("--batch", a->batch, "sequences at once; default 1")->check(positive);
   const auto list = [&](const char* name, std::vector<int64_t>& to, const char* help) {
     app.add_option(name, to, help)->delimiter(',')->allow_extra_args(false);
   };
+  list("--batch", a->batches, "sequences at once, or several such numbers: 1,64; default 1");
   list("--length", a->lengths, "tokens of each, or several such numbers: 512,2048; default 512");
   list("--context", a->contexts, "decode: tokens that each has read before; default 0");
   app.add_option("--new", a->new_tokens, "generate: new tokens of each; default 128")
@@ -264,21 +264,28 @@ Work add_bench(CLI::App& app) {
   app.add_option("--repeat", a->repeat, "runs that are timed; default 5")->check(positive);
   return [a](const Common& common) {
     if (!a->op.empty() && a->what != "op") throw Usage("NAME goes with `bench op` only");
-    for (const int64_t n : a->lengths)
-      if (n < 1) throw Usage(fmt::format("--length: expected numbers from 1 on, got {}", n));
+    for (const auto& [name, numbers] :
+         {std::pair{"--batch", &a->batches}, {"--length", &a->lengths}})
+      for (const int64_t n : *numbers)
+        if (n < 1 || n > int64_t{1} << 30)
+          throw Usage(fmt::format("{}: expected numbers from 1 to 2^30, got {}", name, n));
     for (const int64_t n : a->contexts)
       if (n < 0) throw Usage(fmt::format("--context: expected numbers from 0 on, got {}", n));
     peaks_of(common.resolved_device());  // while there is memory for it
-    if (a->what == "op") {
-      bench_ops(*a, common);
-    } else if (a->what == "train") {
-      bench_train(*a, common);
-    } else {
-      const LoadedModel m = make_model(*a, nn::Purpose::inference, common);
-      const auto bench = a->what == "prefill"  ? bench_prefill
-                         : a->what == "decode" ? bench_decode
-                                               : bench_generate;
-      bench(*a, m, common);
+    LoadedModel m;
+    if (a->what != "op" && a->what != "train") m = make_model(*a, nn::Purpose::inference, common);
+    for (const int64_t batch : a->batches) {
+      a->batch = batch;
+      if (a->what == "op") {
+        bench_ops(*a, common);
+      } else if (a->what == "train") {
+        bench_train(*a, common);
+      } else {
+        const auto bench = a->what == "prefill"  ? bench_prefill
+                           : a->what == "decode" ? bench_decode
+                                                 : bench_generate;
+        bench(*a, m, common);
+      }
     }
     return kDone;
   };
