@@ -11,7 +11,7 @@ lengths=1024,4096,16384,65536,262144,1048576
 limit=${SECONDS_A_COMMAND:-25}
 
 measure() {
-  local out=$1 krait=$2 model what
+  local out=$1 krait=$2 model what left
   bench() { timeout "$limit" "$krait" bench "$@" --device cuda --dtype bfloat16 --json >>"$out.jsonl" || true; }
   for what in ${WHAT:-prefill train decode}; do
     for model in "${models[@]}"; do
@@ -20,7 +20,8 @@ measure() {
         decode) bench decode --preset "$model" --context $lengths --repeat 3 ;;
         train) # whole layers are kept as long as memory has room, then run again in backward
           bench train --preset "$model" --length $lengths --repeat 1
-          bench train --preset "$model" --length "$(left_of "$out.jsonl" "$model")" --recompute layer --repeat 1
+          left=$(left_of "$out.jsonl" "$model")
+          [[ -z $left ]] || bench train --preset "$model" --length "$left" --recompute layer --repeat 1
           ;;
       esac
     done
