@@ -3,6 +3,7 @@
 
 #include "krait/ops/ssd/cuda_device.cuh"
 #include "krait/ops/ssd/cuda_gradient.cuh"
+#include "krait/ops/ssd/cuda_matrix_parts.cuh"
 #include "krait/ops/ssd/cuda_step.cuh"
 #include "krait/ops/ssd/cuda_walk.cuh"
 #include "krait/tensor/cuda/rows.h"
@@ -27,14 +28,31 @@ class Parts {
   int64_t used_ = 0;
 };
 
+struct ForwardParts {
+  float *steps, *pairs, *of_walk;
+  int64_t used;
+
+  ForwardParts(const CudaProblem& p, float* scratch) {
+    Parts parts(scratch);
+    const bool matrices = p.matrix_units && p.longest > kShort;
+    steps = parts.take(matrices ? 2 * matrix_steps_size(p) : 0);
+    pairs = parts.take(matrices ? matrix_pairs_size(p) : 0);
+    of_walk = parts.take(p.longest > kShort ? walk_scratch(p, 1) : 0);
+    used = parts.used();
+  }
+};
+
 struct BackwardParts {
-  float *states, *dstates, *dB, *dC, *sums, *totals, *of_totals, *of_sequences, *of_walk;
+  float *steps, *slopes, *states, *dstates, *dB, *dC, *sums, *totals, *of_totals, *of_sequences,
+      *of_walk;
   int64_t used;
 
   BackwardParts(const CudaProblem& p, float* scratch) {
     Parts parts(scratch);
     const int64_t Q = chunk_of(p.matrix_units), chunks = slots(p, Q), of_head = p.P * p.N;
     const int64_t states_size = ceil_div(chunks * p.H * of_head, p.matrix_units ? 2 : 1);
+    const int64_t steps_size = p.matrix_units ? matrix_steps_size(p) : 0;
+    steps = parts.take(2 * steps_size), slopes = parts.take(steps_size);
     states = parts.take(states_size), dstates = parts.take(states_size);
     const int64_t of_rows = p.G * sets_of_group(p) * p.tokens * p.N;
     dB = parts.take(of_rows), dC = parts.take(of_rows);
@@ -42,20 +60,37 @@ struct BackwardParts {
     totals = parts.take(p.H * sums_size(p));
     of_totals = parts.take(cuda::parts_of_sum(chunks) * p.H * sums_size(p));
     of_sequences = parts.take(p.state_in ? p.sequences * p.H * of_head : 0);
-    of_walk = parts.take(walk_scratch(p));
+    of_walk = parts.take(walk_scratch(p, 2));
     used = parts.used();
   }
 };
 
-// dB or dC: the sum over the sets of heads of each group.
-__global__ void sum_sets_kernel(const CudaProblem p, const float* parts, const CudaRows to) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, columns = p.G * p.N;
-  if (i >= p.tokens * columns) return;
-  const int64_t t = i / columns, column = i % columns, g = column / p.N, n = column % p.N;
-  float sum = 0;
-  for (int64_t set = g * sets_of_group(p); set < (g + 1) * sets_of_group(p); ++set)
-    sum += parts[(set * p.tokens + t) * p.N + n];
-  put(to, t, column, sum);
+constexpr int kRowsOfBlock = 16, kThreadsOfSum = 256;
+
+// dB and dC: the sums over the sets of heads of each group, V columns a thread.
+template <int V>
+__global__ void __launch_bounds__(kThreadsOfSum)
+    sum_sets_kernel(const CudaProblem p, const float* of_dB, const CudaRows dB, const float* of_dC,
+                    const CudaRows dC) {
+  const float* const parts = blockIdx.y == 0 ? of_dB : of_dC;
+  const CudaRows& to = blockIdx.y == 0 ? dB : dC;
+  if (!to.data) return;
+  const int64_t first = int64_t{blockIdx.x} * kRowsOfBlock, sets = sets_of_group(p);
+  const int rows = static_cast<int>(min(int64_t{kRowsOfBlock}, p.tokens - first));
+  const int N = static_cast<int>(p.N), columns = static_cast<int>(p.G) * N / V;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * columns; i += kThreadsOfSum) {
+    const int64_t t = first + i / columns;
+    const int column = i % columns * V, g = column / N, n = column % N;
+    float sum[V] = {};
+    for (int64_t set = g * sets; set < (g + 1) * sets; ++set) {
+      float part[V];
+      cuda::load<V>(parts + (set * p.tokens + t) * N + n, part);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] += part[v];
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) put(to, t, column + v, sum[v]);
+  }
 }
 
 __device__ inline void put(const CudaSum& to, int64_t i, float value) {
@@ -70,7 +105,7 @@ __global__ void hand_out_sums_kernel(const CudaBackward w, const float* totals) 
   put(w.dA, h, of_head[0] * (p.a_is_log ? rate(p, h) : 1.0f));
   put(w.ddt_bias, h, of_head[1]);
   float sum = 0;
-  for (int64_t i = 0; i < p.P; ++i) {
+  for (int64_t i = 0; i < sums_size(p) - 2; ++i) {
     sum += of_head[2 + i];
     if (p.D_per_channel) put(w.dD, h * p.P + i, of_head[2 + i]);
   }
@@ -98,17 +133,27 @@ __global__ void state_gradient_kernel(const CudaBackward w, const float* of_sequ
 
 }  // namespace
 
-int64_t forward_scratch(const CudaProblem& p) { return p.longest <= kShort ? 0 : walk_scratch(p); }
+int64_t forward_scratch(const CudaProblem& p) { return ForwardParts(p, nullptr).used; }
 
 void ssd_forward(const CudaForward& w, void* stream) {
   if (w.p.begin || w.p.longest <= kShort) step(w, stream);
   if (w.p.longest <= kShort) return;
-  Walk walks;
-  walks.p = w.p, walks.y = w.y;
-  walks.start = w.p.state_in, walks.start_row = w.p.row_in;
-  walks.end = w.state_out, walks.end_row = w.p.row_out;
-  walks.skip_short = true;
-  walk(walks, false, w.scratch, stream);
+  const ForwardParts parts(w.p, w.scratch);
+  Walks walks;
+  walks.count = 1;
+  Walk& forwards = walks.walk[0];
+  forwards.p = w.p, forwards.y = w.y;
+  forwards.start = w.p.state_in, forwards.start_row = w.p.row_in;
+  forwards.end = w.state_out, forwards.end_row = w.p.row_out;
+  forwards.skip_short = true;
+  if (w.p.matrix_units) {
+    const auto s = static_cast<cudaStream_t>(stream);
+    auto* const steps = reinterpret_cast<float2*>(parts.steps);
+    matrix_steps(w.p, {steps, nullptr}, s);
+    matrix_pairs(w.p, parts.pairs, s);
+    forwards.steps = steps, forwards.pairs = parts.pairs;
+  }
+  walk(walks, parts.of_walk, stream);
 }
 
 int64_t backward_scratch(const CudaProblem& p) { return BackwardParts(p, nullptr).used; }
@@ -120,37 +165,37 @@ void ssd_backward(const CudaBackward& w, void* stream) {
   const int64_t chunks = slots(p, chunk_of(p.matrix_units));
   const bool want_sums = w.dA.to || w.ddt_bias.to || w.dD.to;
 
-  Walk forwards;
-  forwards.p = p;
+  auto* const steps = reinterpret_cast<float2*>(parts.steps);
+  if (p.matrix_units && chunks > 0 && p.H > 0) matrix_steps(p, {steps, parts.slopes}, s);
+  Walks walks;
+  walks.count = 2;
+  Walk &forwards = walks.walk[0], &backwards = walks.walk[1];
+  forwards.p = p, forwards.steps = steps;
   forwards.start = p.state_in, forwards.start_row = p.row_in;
   forwards.states = parts.states;
-  walk(forwards, false, parts.of_walk, stream);
-
-  Walk backwards;
-  backwards.p = p;
+  backwards.p = p, backwards.backwards = true, backwards.steps = steps;
   backwards.p.x = w.dy, backwards.p.B = p.C;
   backwards.start = w.dstate_out, backwards.start_row = p.row_out;
   if (w.dstate_in.to) backwards.end = parts.of_sequences;
   backwards.states = parts.dstates;
-  walk(backwards, true, parts.of_walk, stream);
+  walk(walks, parts.of_walk, stream);
 
   if (chunks > 0) {
     Gradient g;
     g.p = p, g.dy = w.dy, g.dx = w.dx, g.ddt = w.ddt;
+    g.steps = steps, g.slopes = parts.slopes;
     g.states = parts.states, g.dstates = parts.dstates;
     if (w.dB.data) g.dB = parts.dB;
     if (w.dC.data) g.dC = parts.dC;
     if (want_sums) g.sums = parts.sums;
     gradient(g, stream);
   }
-  const int64_t elements = p.tokens * p.G * p.N;
-  const auto sum_sets = [&](const float* from, const CudaRows& to) {
-    if (!to.data || elements == 0) return;
-    sum_sets_kernel<<<static_cast<unsigned>(ceil_div(elements, 256)), 256, 0, s>>>(p, from, to);
+  if (p.tokens > 0 && (w.dB.data || w.dC.data)) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.tokens, kRowsOfBlock)), 2);
+    const auto kernel = p.N % 4 == 0 ? sum_sets_kernel<4> : sum_sets_kernel<1>;
+    kernel<<<grid, kThreadsOfSum, 0, s>>>(p, parts.dB, w.dB, parts.dC, w.dC);
     cuda::check_launch("ssd sums of sets");
-  };
-  sum_sets(parts.dB, w.dB);
-  sum_sets(parts.dC, w.dC);
+  }
   if (want_sums) {
     const int64_t n = p.H * sums_size(p);
     cuda::sum_rows(parts.sums, false, n, chunks, n, parts.totals, false, parts.of_totals, stream);

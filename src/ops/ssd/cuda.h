@@ -31,11 +31,11 @@ constexpr int64_t slots(const CudaProblem& p, int64_t unit) {
   return p.begin ? p.tokens / unit + p.sequences : p.sequences * ((p.L + unit - 1) / unit);
 }
 
+// Whether the device has the shared memory that N states take on matrix units.
+bool matrix_units_fit(int64_t N);
+
 constexpr int64_t kShort = 8;  // tokens of a sequence that is stepped
 constexpr int64_t chunk_of(bool matrix_units) { return matrix_units ? 64 : 32; }
-
-// Tokens that one block walks through: all of a sequence, or where that leaves most of the card idle a piece.
-int64_t span_of(const CudaProblem& p);
 
 // A gradient of a small contiguous float32 tensor; to null: not wanted.
 struct CudaSum {

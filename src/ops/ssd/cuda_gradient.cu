@@ -10,92 +10,65 @@
 //   dΔ[k] = x[k]·u[k] + A d(log decay of k)
 #include "krait/ops/ssd/cuda_gradient.cuh"
 
-#include "krait/ops/ssd/cuda_device.cuh"
+#include "krait/ops/ssd/cuda_exact.cuh"
 
 namespace krait::ops::ssd_gpu {
 
 namespace {
 
-template <class E, int NT>
+template <int NT>
 struct Room {
-  using T = typename E::T;
-  static constexpr int Q = E::kQ, ldP = kP + E::kPad, ldN = 64 * NT + E::kPad, ldQ = Q + E::kPad;
-  T *x, *dy, *B, *C, *state;  // state: S, then dS
-  T *for_x, *for_BC;          // (Q, Q): D G; D K Δ
-  float *W, *decays;          // (Q, Q + 1); (Q, Q + kPad), not with matrix units
-  Steps<Q>* steps;
-  float *start, *end,
-      *u;        // (kRowParts, Q): of each token, the dot products above of S, of dS, and x·u
-  float* loose;  // (32)
+  static constexpr int Q = kQ, ldP = kP + kPad, ldN = 64 * NT + kPad, ldQ = Q + kPad;
+  float *x, *dy, *B, *C, *state;  // state: S, then dS
+  float *for_x, *for_BC;          // (Q, Q): D G; D K Δ
+  float *W, *decays;              // (Q, Q + 1); (Q, Q + kPad)
+  Steps* steps;
+  float *start, *end, *u;  // of each token, the dot products above of S, of dS, and x·u
+  float* loose;            // (32)
 
   static constexpr int ldW = Q + 1;
   static constexpr size_t size() {
-    return (2 * Q * ldP + 2 * Q * ldN + kP * ldN + 2 * Q * ldQ) * sizeof(T) +
-           (Q * ldW + 3 * E::kRowParts * Q + 32 + (E::kMatrixUnits ? 0 : Q * ldQ)) * sizeof(float) +
-           sizeof(Steps<Q>);
+    return (2 * Q * ldP + 2 * Q * ldN + kP * ldN + 3 * Q * ldQ + Q * ldW + 3 * Q + 32) *
+               sizeof(float) +
+           sizeof(Steps);
   }
   __device__ explicit Room(unsigned char* memory) {
-    T* at = reinterpret_cast<T*>(memory);
+    float* at = reinterpret_cast<float*>(memory);
     const auto take = [&](int n) {
-      T* const taken = at;
+      float* const taken = at;
       at += n;
       return taken;
     };
     x = take(Q * ldP), dy = take(Q * ldP), B = take(Q * ldN), C = take(Q * ldN);
     state = take(kP * ldN), for_x = take(Q * ldQ), for_BC = take(Q * ldQ);
-    W = reinterpret_cast<float*>(at);
-    start = W + Q * ldW, end = start + E::kRowParts * Q, u = end + E::kRowParts * Q;
-    loose = u + E::kRowParts * Q;
-    steps = reinterpret_cast<Steps<Q>*>(loose + 32);
+    W = take(Q * ldW), start = take(Q), end = take(Q), u = take(Q), loose = take(32);
+    steps = reinterpret_cast<Steps*>(at);
     decays = reinterpret_cast<float*>(steps + 1);
   }
 };
 
-// Of two bfloat16 each.
-__device__ inline float dot_of_pair(uint32_t a, uint32_t b) {
-  return __uint_as_float(a << 16) * __uint_as_float(b << 16) +
-         __uint_as_float(a & 0xffff0000) * __uint_as_float(b & 0xffff0000);
-}
-
 // Brings a head's states (channels, N) at `from` to `to`, zeros beyond. Returns this thread's part of their
 // product with what stood there, where `with_product`.
-template <class E, int NT>
-__device__ float bring_states(typename E::T* to, const typename E::T* from, int channels, int N,
+template <int NT>
+__device__ float bring_states(float* to, const float* from, int channels, int N,
                               bool with_product) {
-  using T = typename E::T;
-  constexpr int NP = 64 * NT, ld = Room<E, NT>::ldN;
+  constexpr int NP = 64 * NT, ld = Room<NT>::ldN;
   float sum = 0;
-  if constexpr (E::kMatrixUnits) {  // N is a multiple of 16
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < kP * NP / 8; i += kThreads) {
-      const int row = i / (NP / 8), n = i % (NP / 8) * 8;
-      uint4 run = {0, 0, 0, 0};
-      if (row < channels && n < N) run = *reinterpret_cast<const uint4*>(from + row * N + n);
-      T* const at = to + row * ld + n;
-      if (with_product) {
-        const uint4 old = *reinterpret_cast<const uint4*>(at);
-        sum += dot_of_pair(run.x, old.x) + dot_of_pair(run.y, old.y) + dot_of_pair(run.z, old.z) +
-               dot_of_pair(run.w, old.w);
-      }
-      *reinterpret_cast<uint4*>(at) = run;
-    }
-  } else {
-    for (int i = static_cast<int>(threadIdx.x); i < kP * NP; i += kThreads) {
-      const int row = i / NP, n = i % NP;
-      const T value = row < channels && n < N ? from[row * N + n] : T(0);
-      T& at = to[row * ld + n];
-      if (with_product) sum = fmaf(value, at, sum);
-      at = value;
-    }
+  for (int i = static_cast<int>(threadIdx.x); i < kP * NP; i += kThreads) {
+    const int row = i / NP, n = i % NP;
+    const float value = row < channels && n < N ? from[row * N + n] : 0.0f;
+    float& at = to[row * ld + n];
+    if (with_product) sum = fmaf(value, at, sum);
+    at = value;
   }
   return sum;
 }
 
 // dΔ and what follows from it, once all channels of a head have been added up. One warp.
-template <class E, int NT>
-__device__ void finish_head(const Gradient& w, const Room<E, NT>& room, const Steps<E::kQ>& steps,
-                            int64_t h, int64_t row, int valid, float across, float* sums) {
-  constexpr int Q = E::kQ, ldW = Room<E, NT>::ldW;
+template <int NT>
+__device__ void finish_head(const Gradient& w, const Room<NT>& room, const Steps& steps, int64_t h,
+                            int64_t row, int valid, float across, float* sums) {
+  constexpr int Q = kQ, ldW = Room<NT>::ldW;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const float A = rate(w.p, h);
 #pragma unroll
@@ -108,10 +81,9 @@ __device__ void finish_head(const Gradient& w, const Room<E, NT>& room, const St
 #pragma unroll
   for (int k = lane; k < Q; k += 32) {
     float sum = across * steps.before[Q - 1];
-    for (int t = Q - 1; t >= k; --t) sum += sum_of_parts<E>(room.start, Q, t);
-    for (int s = 0; s < k; ++s)
-      sum += steps.delta[s] * sum_of_parts<E>(room.end, Q, s) + room.W[k * ldW + s];
-    const float ddelta = fmaf(A, sum, sum_of_parts<E>(room.u, Q, k));
+    for (int t = Q - 1; t >= k; --t) sum += room.start[t];
+    for (int s = 0; s < k; ++s) sum += steps.delta[s] * room.end[s] + room.W[k * ldW + s];
+    const float ddelta = fmaf(A, sum, room.u[k]);
     const float ddt = ddelta * steps.slope[k];
     if (k >= valid) continue;
     dA = fmaf(steps.delta[k], sum, dA);
@@ -125,17 +97,16 @@ __device__ void finish_head(const Gradient& w, const Room<E, NT>& room, const St
   if (lane == 0 && sums) sums[0] = dA, sums[1] = dbias;
 }
 
-template <class E, int NT>
+template <int NT>
 __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(const Gradient w) {
   extern __shared__ __align__(16) unsigned char memory[];
-  using T = typename E::T;
-  using R = Room<E, NT>;
-  constexpr int Q = E::kQ, NP = 64 * NT, kRows = E::template kRows<Q>;
-  using Scores = typename E::template Tile<Q, Q>;
-  using Columns = typename E::template Tile<Q, 64>;
+  using R = Room<NT>;
+  constexpr int Q = kQ, NP = 64 * NT, kRows = Q / 16;
+  using Scores = Tile<Q, Q>;
+  using Columns = Tile<Q, 64>;
   const CudaProblem& p = w.p;
   const R room(memory);
-  Steps<Q>& steps = *room.steps;
+  Steps& steps = *room.steps;
   const int N = static_cast<int>(p.N), thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int64_t of_group = sets_of_group(p), set = blockIdx.y, g = set / of_group;
   const int64_t first_head = g * (p.H / p.G) + set % of_group * heads_of_set(p);
@@ -156,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
   __syncthreads();
   Scores G;
   clear(G);
-  E::template product<false, false>(G, room.C, R::ldN, room.B, R::ldN, NP);
+  product<false, false>(G, room.C, R::ldN, room.B, R::ldN, NP);
   Columns dB[NT], dC[NT];
 #pragma unroll
   for (int j = 0; j < NT; ++j) clear(dB[j]), clear(dC[j]);
@@ -169,21 +140,21 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
       const bool again = p0 > 0;  // a head's further channels
       const int channels = static_cast<int>(min(int64_t{kP}, p.P - p0));
       const int64_t at_state = ((blockIdx.x * p.H + h) * p.P + p0) * p.N;
-      if (warp == 0 && !again) E::take_steps(p, h, row, valid, steps, room.decays);
+      if (warp == 0 && !again) take_steps(p, h, row, valid, steps, room.decays);
       bring<Q, kP>(room.x, R::ldP, p.x, row, valid, h * p.P + p0, channels);
       bring<Q, kP>(room.dy, R::ldP, w.dy, row, valid, h * p.P + p0, channels);
-      bring_states<E, NT>(room.state, static_cast<const T*>(w.states) + at_state, channels, N,
-                          false);
+      bring_states<NT>(room.state, static_cast<const float*>(w.states) + at_state, channels, N,
+                       false);
       __syncthreads();
 
       Scores K;
       clear(K);
-      E::template product<false, false>(K, room.dy, R::ldP, room.x, R::ldP, kP);
-      E::for_both(G, K, [&](int t, int s, const float* c, const float* k, int) {
+      product<false, false>(K, room.dy, R::ldP, room.x, R::ldP, kP);
+      for_both(G, K, [&](int t, int s, const float* c, const float* k, int) {
         float DG[2], DK[2];
 #pragma unroll
         for (int v = 0; v < 2; ++v) {
-          const float decay = s + v <= t ? E::decay(steps, room.decays, t, s + v) : 0.0f;
+          const float decay = s + v <= t ? decay_of(room.decays, t, s + v) : 0.0f;
           DG[v] = decay * c[v];
           DK[v] = decay * k[v] * steps.delta[s + v];
           float& W = room.W[t * R::ldW + s + v];
@@ -197,71 +168,69 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
       for (int j = 0; j < NT; ++j) {
         Columns d;
         clear(d);
-        E::template product<false, true>(d, room.dy, R::ldP, room.state + 64 * j, R::ldN, kP);
-        E::for_both(d, dC[j], [&](int t, int n, const float* from_start, float* sum, int i) {
-          const T* const C = room.C + t * R::ldN + 64 * j + n;
+        product<false, true>(d, room.dy, R::ldP, room.state + 64 * j, R::ldN, kP);
+        for_both(d, dC[j], [&](int t, int n, const float* from_start, float* sum, int i) {
+          const float* const C = room.C + t * R::ldN + 64 * j + n;
 #pragma unroll
           for (int v = 0; v < 2; ++v) {
             const float value = steps.before[t] * from_start[v];
-            start[i] = fmaf(value, static_cast<float>(C[v]), start[i]);
+            start[i] = fmaf(value, C[v], start[i]);
             sum[v] += value;
           }
         });
       }
-      E::template sum_rows<Q>(start, room.start, again);
+      sum_rows<Q>(start, room.start, again);
       __syncthreads();
-      across += bring_states<E, NT>(room.state, static_cast<const T*>(w.dstates) + at_state,
-                                    channels, N, true);
+      across += bring_states<NT>(room.state, static_cast<const float*>(w.dstates) + at_state,
+                                 channels, N, true);
       __syncthreads();
 
       Columns u;
       float part[kRows] = {};
       const auto times_x = [&](int s, int i, float& a, float& b, int r) {
-        const T* const x = room.x + s * R::ldP + i;
-        part[r] = fmaf(a, static_cast<float>(x[0]), part[r]);
-        part[r] = fmaf(b, static_cast<float>(x[1]), part[r]);
+        const float* const x = room.x + s * R::ldP + i;
+        part[r] = fmaf(a, x[0], part[r]);
+        part[r] = fmaf(b, x[1], part[r]);
       };
       clear(u);
-      E::template product<false, false>(u, room.B, R::ldN, room.state, R::ldN, NP);
-      E::for_pairs(u, [&](int s, int i, float& a, float& b, int r) {
+      product<false, false>(u, room.B, R::ldN, room.state, R::ldN, NP);
+      for_pairs(u, [&](int s, int i, float& a, float& b, int r) {
         a *= steps.after[s], b *= steps.after[s];
         times_x(s, i, a, b, r);
       });
-      E::template sum_rows<Q>(part, room.end, again);
-      E::template product<true, true>(u, room.for_x, R::ldQ, room.dy, R::ldP, Q);
+      sum_rows<Q>(part, room.end, again);
+      product<true, true>(u, room.for_x, R::ldQ, room.dy, R::ldP, Q);
 #pragma unroll
       for (float& sum : part) sum = 0;
-      E::for_pairs(u, [&](int s, int i, float& a, float& b, int r) {
+      for_pairs(u, [&](int s, int i, float& a, float& b, int r) {
         times_x(s, i, a, b, r);
         if (!w.dx.data || s >= valid || i >= channels) return;
         const bool two = i + 1 < channels;
-        const T* const dy = room.dy + s * R::ldP + i;
+        const float* const dy = room.dy + s * R::ldP + i;
         const float* const D = p.D ? p.D + (p.D_per_channel ? h * p.P + p0 + i : h) : nullptr;
         const float D0 = D ? D[0] : 0.0f, D1 = D && two ? D[p.D_per_channel ? 1 : 0] : 0.0f;
-        put_pair(w.dx, row + s, h * p.P + p0 + i, two ? 2 : 1,
-                 fmaf(steps.delta[s], a, D0 * static_cast<float>(dy[0])),
-                 fmaf(steps.delta[s], b, D1 * static_cast<float>(dy[1])));
+        put_pair(w.dx, row + s, h * p.P + p0 + i, two ? 2 : 1, fmaf(steps.delta[s], a, D0 * dy[0]),
+                 fmaf(steps.delta[s], b, D1 * dy[1]));
       });
-      E::template sum_rows<Q>(part, room.u, again);
+      sum_rows<Q>(part, room.u, again);
 #pragma unroll
       for (int j = 0; j < NT; ++j) {
         Columns d;
         clear(d);
-        E::template product<false, true>(d, room.x, R::ldP, room.state + 64 * j, R::ldN, kP);
-        E::for_both(d, dB[j], [&](int s, int, const float* to_end, float* sum, int) {
+        product<false, true>(d, room.x, R::ldP, room.state + 64 * j, R::ldN, kP);
+        for_both(d, dB[j], [&](int s, int, const float* to_end, float* sum, int) {
           const float weight = steps.delta[s] * steps.after[s];
 #pragma unroll
           for (int v = 0; v < 2; ++v) sum[v] = fmaf(weight, to_end[v], sum[v]);
         });
-        E::template product<true, true>(dB[j], room.for_BC, R::ldQ, room.C + 64 * j, R::ldN, Q);
-        E::template product<false, true>(dC[j], room.for_BC, R::ldQ, room.B + 64 * j, R::ldN, Q);
+        product<true, true>(dB[j], room.for_BC, R::ldQ, room.C + 64 * j, R::ldN, Q);
+        product<false, true>(dC[j], room.for_BC, R::ldQ, room.B + 64 * j, R::ldN, Q);
       }
       if (sums && thread >= kThreads - kP && thread - (kThreads - kP) < channels) {  // dD
         const int i = thread - (kThreads - kP);
         float sum = 0;
         for (int t = 0; t < Q; ++t)
-          sum = fmaf(static_cast<float>(room.dy[t * R::ldP + i]),
-                     static_cast<float>(room.x[t * R::ldP + i]), sum);
+          sum = fmaf(room.dy[t * R::ldP + i], room.x[t * R::ldP + i], sum);
         sums[2 + p0 + i] = sum;
       }
       if (p0 + kP >= p.P) {
@@ -274,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
     if (warp > 0) continue;  // on to what the next head begins with, which this does not touch
     float all = 0;
     for (int i = 0; i < kThreads / 32; ++i) all += room.loose[i];
-    finish_head<E, NT>(w, room, steps, h, row, valid, all, sums);
+    finish_head<NT>(w, room, steps, h, row, valid, all, sums);
     __syncwarp();
   }
 
@@ -283,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
   for (int j = 0; j < NT; ++j) {
     const auto write = [&](float* to, Columns& tile) {
       if (!to) return;
-      E::for_pairs(tile, [&](int t, int n, float& a, float& b, int) {
+      for_pairs(tile, [&](int t, int n, float& a, float& b, int) {
         n += 64 * j;
         if (t < valid) store_pair(to + (part_row + t) * N + n, a, b, N - n);
       });
@@ -293,31 +262,27 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
   }
 }
 
-template <class E>
-void launch(const Gradient& w, cudaStream_t stream) {
+}  // namespace
+
+void gradient(const Gradient& w, void* stream) {
   const CudaProblem& p = w.p;
-  const dim3 grid(static_cast<unsigned>(slots(p, E::kQ)),
+  const auto s = static_cast<cudaStream_t>(stream);
+  if (p.matrix_units) return matrix_gradient(w, s);
+  const dim3 grid(static_cast<unsigned>(slots(p, kQ)),
                   static_cast<unsigned>(p.G * sets_of_group(p)));
   const auto run = [&](auto kernel, size_t bytes) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(bytes));
-    kernel<<<grid, kThreads, bytes, stream>>>(w);
+    kernel<<<grid, kThreads, bytes, s>>>(w);
   };
   if (p.N <= 64) {
-    run(gradient_kernel<E, 1>, Room<E, 1>::size());
+    run(gradient_kernel<1>, Room<1>::size());
   } else if (p.N <= 128) {
-    run(gradient_kernel<E, 2>, Room<E, 2>::size());
+    run(gradient_kernel<2>, Room<2>::size());
   } else {
-    run(gradient_kernel<E, 4>, Room<E, 4>::size());
+    run(gradient_kernel<4>, Room<4>::size());
   }
   cuda::check_launch("ssd gradients");
-}
-
-}  // namespace
-
-void gradient(const Gradient& w, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  w.p.matrix_units ? launch<Halves>(w, s) : launch<Exact>(w, s);
 }
 
 }  // namespace krait::ops::ssd_gpu

@@ -1,27 +1,42 @@
 // Private to ssd: the gradients of one chunk of tokens, from the states at its two ends.
 #pragma once
+#include <cuda_runtime_api.h>
+
 #include "krait/ops/ssd/cuda.h"
 
 namespace krait::ops::ssd_gpu {
 
-// Heads of a group that a block takes one after the other, with one sum of dB and dC.
-constexpr int64_t heads_of_set(const CudaProblem& p) { return p.H / p.G < 8 ? p.H / p.G : 8; }
+// The heads of a group in sets of about one size: a block takes those of a set one after the other, with one sum
+// of dB and dC. As few sets as give a large card work for some blocks each of its multiprocessors.
 constexpr int64_t sets_of_group(const CudaProblem& p) {
-  return (p.H / p.G + heads_of_set(p) - 1) / heads_of_set(p);
+  constexpr int64_t kBlocks = 512;
+  const int64_t heads = p.H / p.G, blocks = slots(p, chunk_of(p.matrix_units)) * p.G;
+  const int64_t most = blocks > 0 ? (kBlocks + blocks - 1) / blocks : 1;
+  const int64_t of_set = most < heads ? (heads + most - 1) / most : 1;
+  return (heads + of_set - 1) / of_set;
 }
-constexpr int64_t sums_size(const CudaProblem& p) { return 2 + p.P; }
+constexpr int64_t heads_of_set(const CudaProblem& p) {
+  return (p.H / p.G + sets_of_group(p) - 1) / sets_of_group(p);
+}
+// Sums of a head and chunk: dA, ddt_bias and dD, which matrix units have of a head at once where D is one.
+constexpr int64_t sums_size(const CudaProblem& p) {
+  return 2 + (p.matrix_units && !p.D_per_channel ? 1 : p.P);
+}
 
 struct Gradient {
   CudaProblem p;
   CudaRows dy, dx, ddt;
   // (slots of chunks, H, P, N), float32 or bfloat16: the state before each chunk, its gradient behind it
   const void *states = nullptr, *dstates = nullptr;
+  const float2* steps = nullptr;  // on matrix units, as the next: see cuda_matrix_parts.cuh
+  const float* slopes = nullptr;
   // (sets of all groups, tokens, N), or null
   float *dB = nullptr, *dC = nullptr;
-  // (slots of chunks, H, sums_size): of dA (of A itself), ddt_bias, dD (of each channel), or null
+  // (slots of chunks, H, sums_size), of A itself, or null
   float* sums = nullptr;
 };
 
 void gradient(const Gradient& w, void* stream);
+void matrix_gradient(const Gradient& w, cudaStream_t stream);
 
 }  // namespace krait::ops::ssd_gpu

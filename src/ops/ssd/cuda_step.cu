@@ -41,11 +41,12 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const CudaForward w) 
         for (int v = 0; v < V; ++v) S[r][j + v] = run[v];
       }
     }
-  const float A = rate(p, h);
+  const float A = scaled_rate(p, h);
   const int64_t column = h / (p.H / p.G) * p.N + n0;
   for (int64_t t = begin; t < end; ++t) {
     float slope, B[NS], C[NS];
-    const float delta = step_size(p, t, h, slope), decay = expf(delta * A);
+    const float delta = step_size(p, h, get(p.dt, t, h), slope),
+                decay = cuda::exp2_exact(delta * A);
 #pragma unroll
     for (int j = 0; j < NS; ++j) {
       const bool there = n0 + j < p.N;

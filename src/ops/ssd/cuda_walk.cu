@@ -1,46 +1,47 @@
+// The walk in float32, and the order of its passes.
 #include "krait/ops/ssd/cuda_walk.cuh"
 
 #include <algorithm>
+
+#include "krait/ops/ssd/cuda_exact.cuh"
 
 namespace krait::ops::ssd_gpu {
 
 namespace {
 
 // What a block keeps in shared memory: first the operands of products, then Steps and decays.
-template <class E, int NT>
+template <int NT>
 struct Room {
-  using T = typename E::T;
-  static constexpr int Q = E::kQ, ldP = kP + E::kPad, ldN = 64 * NT + E::kPad, ldQ = Q + E::kPad;
-  T *x, *weighted, *B, *C, *state, *scores;
-  Steps<Q>* steps;
+  static constexpr int Q = kQ, ldP = kP + kPad, ldN = 64 * NT + kPad, ldQ = Q + kPad;
+  float *x, *weighted, *B, *C, *state, *scores;
+  Steps* steps;
   float* decays;
 
   static constexpr size_t size(bool with_y) {
     const size_t elements = 2 * Q * ldP + Q * ldN + (with_y ? Q * ldN + kP * ldN + Q * ldQ : 0);
-    return elements * sizeof(T) + sizeof(Steps<Q>) + (E::kMatrixUnits ? 0 : Q * ldQ * 4);
+    return (elements + Q * ldQ) * sizeof(float) + sizeof(Steps);
   }
   __device__ Room(unsigned char* memory, bool with_y) {
-    T* at = reinterpret_cast<T*>(memory);
+    float* at = reinterpret_cast<float*>(memory);
     const auto take = [&](int n) {
-      T* const taken = at;
+      float* const taken = at;
       at += n;
       return taken;
     };
     x = take(Q * ldP), weighted = take(Q * ldP), B = take(Q * ldN);
     C = state = scores = nullptr;
     if (with_y) C = take(Q * ldN), state = take(kP * ldN), scores = take(Q * ldQ);
-    steps = reinterpret_cast<Steps<Q>*>(at);
+    steps = reinterpret_cast<Steps*>(at);
     decays = reinterpret_cast<float*>(steps + 1);
   }
 };
 
-template <class E, int NT, bool kBackwards, bool kFirstPass>
+template <int NT, bool kBackwards, bool kFirstPass>
 __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1)
     walk_kernel(const Walk w, const int64_t span) {
   extern __shared__ __align__(16) unsigned char memory[];
-  using T = typename E::T;
-  constexpr int Q = E::kQ, NP = 64 * NT;
-  using R = Room<E, NT>;
+  constexpr int Q = kQ, NP = 64 * NT;
+  using R = Room<NT>;
   const CudaProblem& p = w.p;
   const Place piece = place_of(p, blockIdx.x, span);
   if (!piece.there) return;
@@ -53,10 +54,10 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1)
   const int channels = static_cast<int>(min(int64_t{kP}, p.P - p0)), states = static_cast<int>(N);
   const bool with_y = !kBackwards && !kFirstPass && w.y.data;
   const R room(memory, with_y);
-  const Steps<Q>& steps = *room.steps;
+  const Steps& steps = *room.steps;
   const int64_t at_head = (piece.s * p.H + h) * of_head + p0 * N;  // of row s of a tensor of states
 
-  typename E::template Tile<kP, NP> S;
+  Tile<kP, NP> S;
   clear(S);
   const float* from = nullptr;
   if (!kFirstPass && w.pieces) {
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1)
     if (row >= 0) from = w.start + at_head + (row - piece.s) * p.H * of_head;
   }
   if (from)
-    E::for_pairs(S, [&](int i, int n, float& a, float& b, int) {
+    for_pairs(S, [&](int i, int n, float& a, float& b, int) {
       if (i < channels && n < states) a = from[i * N + n];
       if (i < channels && n + 1 < states) b = from[i * N + n + 1];
     });
@@ -77,18 +78,19 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1)
   for (int64_t c = 0; c < chunks; ++c) {
     const int64_t chunk = kBackwards ? chunks - 1 - c : c, row = piece.begin + chunk * Q;
     const int valid = static_cast<int>(min(int64_t{Q}, piece.tokens - chunk * Q));
-    if (threadIdx.x < 32) E::take_steps(p, h, row, valid, *room.steps, room.decays);
+    if (threadIdx.x < 32) take_steps(p, h, row, valid, *room.steps, room.decays);
     bring<Q, kP>(room.x, R::ldP, p.x, row, valid, h * p.P + p0, channels);
     bring<Q, NP>(room.B, R::ldN, p.B, row, valid, column_B, states);
     if (w.states && !kFirstPass) {
-      T* const to = static_cast<T*>(w.states) + ((slot + chunk) * p.H + h) * of_head + p0 * N;
-      E::for_pairs(S, [&](int i, int n, float& a, float& b, int) {
+      float* const to =
+          static_cast<float*>(w.states) + ((slot + chunk) * p.H + h) * of_head + p0 * N;
+      for_pairs(S, [&](int i, int n, float& a, float& b, int) {
         if (i < channels) store_pair(to + i * N + n, a, b, states - n);
       });
     }
     if (with_y) {
       bring<Q, NP>(room.C, R::ldN, p.C, row, valid, column_B, states);
-      E::for_pairs(S, [&](int i, int n, float& a, float& b, int) {
+      for_pairs(S, [&](int i, int n, float& a, float& b, int) {
         store_pair(room.state + i * R::ldN + n, a, b, 2);
       });
     }
@@ -97,42 +99,42 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1)
     for (int i = static_cast<int>(threadIdx.x); i < Q * kP; i += kThreads) {
       const int t = i / kP, at = t * R::ldP + i % kP;
       const float weight = kBackwards ? steps.before[t] : steps.delta[t] * steps.after[t];
-      room.weighted[at] = static_cast<T>(weight * static_cast<float>(room.x[at]));
+      room.weighted[at] = weight * room.x[at];
     }
-    typename E::template Tile<Q, kP> y;
+    Tile<Q, kP> y;
     if (with_y) {
-      typename E::template Tile<Q, Q> scores;
+      Tile<Q, Q> scores;
       clear(scores);
-      E::template product<false, false>(scores, room.C, R::ldN, room.B, R::ldN, NP);
-      E::for_pairs(scores, [&](int t, int s, float& a, float& b, int) {
-        a = s <= t ? a * E::decay(steps, room.decays, t, s) * steps.delta[s] : 0.0f;
-        b = s < t ? b * E::decay(steps, room.decays, t, s + 1) * steps.delta[s + 1] : 0.0f;
+      product<false, false>(scores, room.C, R::ldN, room.B, R::ldN, NP);
+      for_pairs(scores, [&](int t, int s, float& a, float& b, int) {
+        a = s <= t ? a * decay_of(room.decays, t, s) * steps.delta[s] : 0.0f;
+        b = s < t ? b * decay_of(room.decays, t, s + 1) * steps.delta[s + 1] : 0.0f;
         store_pair(room.scores + t * R::ldQ + s, a, b, 2);
       });
       clear(y);
-      E::template product<false, false>(y, room.C, R::ldN, room.state, R::ldN, NP);
-      E::for_pairs(y, [&](int t, int, float& a, float& b, int) {
+      product<false, false>(y, room.C, R::ldN, room.state, R::ldN, NP);
+      for_pairs(y, [&](int t, int, float& a, float& b, int) {
         a *= steps.before[t], b *= steps.before[t];
       });
     }
     __syncthreads();
 
     if (with_y) {
-      E::template product<false, true>(y, room.scores, R::ldQ, room.x, R::ldP, Q);
-      E::for_pairs(y, [&](int t, int i, float& a, float& b, int) {
+      product<false, true>(y, room.scores, R::ldQ, room.x, R::ldP, Q);
+      for_pairs(y, [&](int t, int i, float& a, float& b, int) {
         if (t >= valid || i >= channels) return;
-        const T* const x = room.x + t * R::ldP + i;
+        const float* const x = room.x + t * R::ldP + i;
         const float* const D = p.D ? p.D + (p.D_per_channel ? h * p.P + p0 + i : h) : nullptr;
         const bool two = i + 1 < channels;
-        if (D) a += D[0] * static_cast<float>(x[0]);
-        if (D && two) b += D[p.D_per_channel ? 1 : 0] * static_cast<float>(x[1]);
+        if (D) a += D[0] * x[0];
+        if (D && two) b += D[p.D_per_channel ? 1 : 0] * x[1];
         put_pair(w.y, row + t, h * p.P + p0 + i, two ? 2 : 1, a, b);
       });
     }
     const float through = steps.before[Q - 1];
     kept *= through;
-    E::for_pairs(S, [&](int, int, float& a, float& b, int) { a *= through, b *= through; });
-    E::template product<true, true>(S, room.weighted, R::ldP, room.B, R::ldN, Q);
+    for_pairs(S, [&](int, int, float& a, float& b, int) { a *= through, b *= through; });
+    product<true, true>(S, room.weighted, R::ldP, room.B, R::ldN, Q);
     __syncthreads();
   }
 
@@ -145,13 +147,14 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1)
     if (row >= 0) to = w.end + at_head + (row - piece.s) * p.H * of_head;
   }
   if (to)
-    E::for_pairs(S, [&](int i, int n, float& a, float& b, int) {
+    for_pairs(S, [&](int i, int n, float& a, float& b, int) {
       if (i < channels) store_pair(to + i * N + n, a, b, states - n);
     });
 }
 
 // From what each piece of a sequence leaves on its own to what it begins with, in the order of the walk.
-__global__ void join_kernel(const Walk w, const int64_t span, const bool backwards) {
+__global__ void join_kernel(const Walks walks, const int64_t span) {
+  const Walk& w = walks.walk[blockIdx.z];
   const CudaProblem& p = w.p;
   const int64_t s = blockIdx.x, h = blockIdx.y, of_head = p.P * p.N;
   const int64_t slot = first_slot(p, s, span),
@@ -160,7 +163,7 @@ __global__ void join_kernel(const Walk w, const int64_t span, const bool backwar
   for (int64_t i = threadIdx.x; i < of_head; i += blockDim.x) {
     float state = w.start && row >= 0 ? w.start[(row * p.H + h) * of_head + i] : 0.0f;
     for (int64_t k = 0; k < units; ++k) {
-      const int64_t piece = (slot + (backwards ? units - 1 - k : k)) * p.H + h;
+      const int64_t piece = (slot + (w.backwards ? units - 1 - k : k)) * p.H + h;
       float& at = w.pieces[piece * of_head + i];
       const bool more = k + 1 < units;
       const float left = more ? at : 0.0f, kept = more ? w.kept[piece] : 0.0f;
@@ -170,65 +173,77 @@ __global__ void join_kernel(const Walk w, const int64_t span, const bool backwar
   }
 }
 
-template <class E, int NT>
-void launch(const Walk& w, bool backwards, int64_t span, cudaStream_t stream) {
+template <int NT>
+void exact_walk(const Walk& w, int64_t span, bool first_pass, cudaStream_t stream) {
   const CudaProblem& p = w.p;
   const dim3 grid(static_cast<unsigned>(slots(p, span)),
                   static_cast<unsigned>(p.H * ceil_div(p.P, kP)));
-  const auto run = [&](auto kernel, bool with_y) {
-    const size_t bytes = Room<E, NT>::size(with_y);
+  const auto run = [&](auto kernel) {
+    const size_t bytes = Room<NT>::size(!w.backwards && !first_pass && w.y.data);
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(bytes));
     kernel<<<grid, kThreads, bytes, stream>>>(w, span);
     cuda::check_launch("ssd");
   };
-  if (w.pieces) {
-    backwards ? run(walk_kernel<E, NT, true, true>, false)
-              : run(walk_kernel<E, NT, false, true>, false);
-    join_kernel<<<dim3(static_cast<unsigned>(p.sequences), static_cast<unsigned>(p.H)), 256, 0,
-                  stream>>>(w, span, backwards);
-    cuda::check_launch("ssd pieces");
+  if (w.backwards) {
+    first_pass ? run(walk_kernel<NT, true, true>) : run(walk_kernel<NT, true, false>);
+  } else {
+    first_pass ? run(walk_kernel<NT, false, true>) : run(walk_kernel<NT, false, false>);
   }
-  backwards ? run(walk_kernel<E, NT, true, false>, false)
-            : run(walk_kernel<E, NT, false, false>, w.y.data != nullptr);
 }
 
-template <class E>
-void launch(const Walk& w, bool backwards, int64_t span, cudaStream_t stream) {
-  if (w.p.N <= 64) {
-    launch<E, 1>(w, backwards, span, stream);
-  } else if (w.p.N <= 128) {
-    launch<E, 2>(w, backwards, span, stream);
-  } else {
-    launch<E, 4>(w, backwards, span, stream);
+void pass(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream) {
+  if (w.walk[0].p.matrix_units) return matrix_walk(w, span, first_pass, stream);
+  for (int i = 0; i < w.count; ++i) {
+    if (w.walk[i].p.N <= 64) {
+      exact_walk<1>(w.walk[i], span, first_pass, stream);
+    } else if (w.walk[i].p.N <= 128) {
+      exact_walk<2>(w.walk[i], span, first_pass, stream);
+    } else {
+      exact_walk<4>(w.walk[i], span, first_pass, stream);
+    }
   }
+}
+
+// Tokens that one block walks through: all of a sequence, or where that leaves half of the card idle a piece.
+// Pieces cost a second walk, and more than run at once would wait for the first.
+int64_t span_of(const CudaProblem& p, int walks) {
+  constexpr int64_t kBlocks = 264;  // that a large card runs at once
+  constexpr int64_t kLeast = 512;   // tokens
+  const int64_t of_piece = p.matrix_units ? walks * matrix_walk_blocks(p) : p.H * ceil_div(p.P, kP);
+  const int64_t blocks = std::max<int64_t>(1, p.sequences * of_piece);
+  const int64_t pieces = std::max<int64_t>(1, kBlocks / blocks);
+  return std::max(ceil_div(ceil_div(p.longest, pieces), 64) * 64, kLeast);
+}
+
+int64_t pieces_scratch(const CudaProblem& p, int64_t span) {
+  return p.longest <= span ? 0 : ceil_div(slots(p, span) * p.H * (p.P * p.N + 1), 4) * 4;
 }
 
 }  // namespace
 
-int64_t span_of(const CudaProblem& p) {
-  // Blocks that a large card runs at once: more pieces would wait for the first, and pieces cost a second walk.
-  constexpr int64_t kBlocks = 264;
-  constexpr int64_t kLeast = 512, kMost = int64_t{1} << 20;  // tokens
-  const int64_t blocks = std::max<int64_t>(1, p.sequences * p.H * ceil_div(p.P, kP));
-  const int64_t pieces = std::max<int64_t>(1, kBlocks / blocks), each = ceil_div(p.longest, pieces);
-  return std::clamp(ceil_div(each, 64) * 64, kLeast, kMost);
+int64_t walk_scratch(const CudaProblem& p, int walks) {
+  return walks * pieces_scratch(p, span_of(p, walks));
 }
 
-int64_t walk_scratch(const CudaProblem& p) {
-  const int64_t span = span_of(p);
-  return p.longest <= span ? 0 : slots(p, span) * p.H * (p.P * p.N + 1);
-}
-
-void walk(Walk w, bool backwards, float* scratch, void* stream) {
-  if (w.p.tokens == 0 || w.p.H == 0) return;
-  const int64_t span = span_of(w.p);
-  if (w.p.longest > span) {
-    w.pieces = scratch;
-    w.kept = scratch + slots(w.p, span) * w.p.H * w.p.P * w.p.N;
-  }
+void walk(Walks w, float* scratch, void* stream) {
+  const CudaProblem& p = w.walk[0].p;
+  if (p.tokens == 0 || p.H == 0) return;
   const auto s = static_cast<cudaStream_t>(stream);
-  w.p.matrix_units ? launch<Halves>(w, backwards, span, s) : launch<Exact>(w, backwards, span, s);
+  const int64_t span = span_of(p, w.count), size = pieces_scratch(p, span);
+  for (int i = 0; i < w.count; ++i) {
+    if (size == 0) break;
+    w.walk[i].pieces = scratch + i * size;
+    w.walk[i].kept = w.walk[i].pieces + slots(p, span) * p.H * p.P * p.N;
+  }
+  if (size > 0) {
+    pass(w, span, true, s);
+    const dim3 grid(static_cast<unsigned>(p.sequences), static_cast<unsigned>(p.H),
+                    static_cast<unsigned>(w.count));
+    join_kernel<<<grid, 256, 0, s>>>(w, span);
+    cuda::check_launch("ssd pieces");
+  }
+  pass(w, span, false, s);
 }
 
 }  // namespace krait::ops::ssd_gpu

@@ -1,28 +1,44 @@
 // Private to ssd: from chunk to chunk through a sequence, forwards with the state or backwards with its
 // gradient.
 #pragma once
-#include "krait/ops/ssd/cuda_device.cuh"
+#include <cuda_runtime_api.h>
+
+#include "krait/ops/ssd/cuda.h"
 
 namespace krait::ops::ssd_gpu {
 
 struct Walk {
   CudaProblem p;  // backwards: x is dy, and B is C
-  CudaRows y;     // forwards: data null: not wanted
+  bool backwards = false;
+  CudaRows y;  // forwards: data null: not wanted
   // The state where the walk begins and ends: row row[s] of (S, H, P, N), or s without `row`; -1: none.
   const float* start = nullptr;
   const int32_t* start_row = nullptr;
   float* end = nullptr;
   const int32_t* end_row = nullptr;
-  void* states =
-      nullptr;  // (slots of chunks, H, P, N), float32 or bfloat16: what each chunk begins with
+  // (slots of chunks, H, P, N), float32 or bfloat16: what each chunk begins with; or null
+  void* states = nullptr;
+  bool skip_short = false;
   // Where sequences are walked in pieces: (slots of pieces, H, P, N), first what a piece leaves that begins with
   // zero, then what it begins with; and (slots of pieces, H), the decay over it.
   float *pieces = nullptr, *kept = nullptr;
-  bool skip_short = false;
+  // On matrix units: see cuda_matrix_parts.cuh; pairs with y alone.
+  const float2* steps = nullptr;
+  const float* pairs = nullptr;
 };
 
-// Floats of pieces and kept: `scratch` of walk. 0 where sequences are walked in one.
-int64_t walk_scratch(const CudaProblem& p);
-void walk(Walk w, bool backwards, float* scratch, void* stream);
+// One or two walks over the same sequences, at once.
+struct Walks {
+  Walk walk[2];
+  int count = 0;
+};
+
+// Floats of pieces and kept: `scratch` of walk.
+int64_t walk_scratch(const CudaProblem& p, int walks);
+void walk(Walks w, float* scratch, void* stream);
+
+// On matrix units: blocks that a piece of a sequence takes; one pass of a walk.
+int64_t matrix_walk_blocks(const CudaProblem& p);
+void matrix_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
 
 }  // namespace krait::ops::ssd_gpu

@@ -42,6 +42,7 @@ static CudaProblem gpu_problem(const Problem& p) {
   q.x = gpu_rows(p.in.x), q.dt = gpu_rows(p.in.dt);
   q.B = gpu_rows(p.in.B), q.C = gpu_rows(p.in.C);
   q.matrix_units = q.x.bf16 && q.B.bf16 && q.C.bf16 && p.P % 16 == 0 && p.N % 16 == 0;
+  if (q.matrix_units) KRAIT_WITH_CUDA(q.matrix_units = ssd_gpu::matrix_units_fit(p.N));
   q.A = floats_at(p.in.A, 0), q.D = floats_at(p.in.D, 0), q.dt_bias = floats_at(p.in.dt_bias, 0);
   q.state_in = floats_at(p.state_in, 0);
   return q;

@@ -35,8 +35,14 @@ struct SsdReference {
   }
   static std::complex<double> log1p(const std::complex<double>& v) { return std::log(1.0 + v); }
   template <class F>
-  static F log1p(F v) {
-    return std::log1p(v);
+  static F log1p(const F& v) {
+    using std::log1p;
+    return log1p(v);
+  }
+  template <class F>
+  static F exp(const F& v) {
+    using std::exp;
+    return exp(v);
   }
   static size_t index(int64_t i) { return static_cast<size_t>(i); }
   T before_softplus(int64_t t, int64_t h) const {
@@ -44,7 +50,7 @@ struct SsdReference {
   }
   T unclamped(int64_t t, int64_t h) const {
     const T v = before_softplus(t, h);
-    return !softplus || real(v) > 20 ? v : log1p(std::exp(v));
+    return !softplus || real(v) > 20 ? v : log1p(exp(v));
   }
   bool clamped(const T& v) const { return real(v) < dt_min || real(v) > dt_max; }
   T step_size(int64_t t, int64_t h) const {
@@ -54,9 +60,9 @@ struct SsdReference {
   T slope(int64_t t, int64_t h) const {
     const T v = before_softplus(t, h);
     if (clamped(unclamped(t, h))) return T(0);
-    return !softplus || real(v) > 20 ? T(1) : T(1) / (T(1) + std::exp(-v));
+    return !softplus || real(v) > 20 ? T(1) : T(1) / (T(1) + exp(-v));
   }
-  T rate(int64_t h) const { return a_is_log ? -std::exp(A[index(h)]) : A[index(h)]; }
+  T rate(int64_t h) const { return a_is_log ? -exp(A[index(h)]) : A[index(h)]; }
   size_t in_x(int64_t t, int64_t h, int64_t i) const { return index((t * H + h) * P + i); }
   size_t in_B(int64_t t, int64_t h, int64_t n) const {
     return index((t * G + h / (H / G)) * N + n);
@@ -78,7 +84,7 @@ typename SsdReference<T>::Result SsdReference<T>::forward() const {
         for (int64_t n = 0; n < N && starts(s); ++n)
           S[index(n)] = state_in[in_state(row_in[s], h, i, n)];
         for (int64_t t = begin[s]; t < begin[s + 1]; ++t) {
-          const T delta = step_size(t, h), decay = std::exp(delta * rate(h));
+          const T delta = step_size(t, h), decay = exp(delta * rate(h));
           T y = D.empty() ? T(0) : D[in_D(h, i)] * x[in_x(t, h, i)];
           for (int64_t n = 0; n < N; ++n) {
             S[index(n)] = decay * S[index(n)] + delta * x[in_x(t, h, i)] * B[in_B(t, h, n)];
@@ -107,14 +113,14 @@ SsdReference<T> SsdReference<T>::backward(const std::vector<T>& dy,
           if (starts(s)) S[0] = state_in[in_state(row_in[s], h, i, n)];
           for (int64_t k = 0; k < L; ++k) {
             const T delta = step_size(t0 + k, h);
-            S[index(k + 1)] = std::exp(delta * rate(h)) * S[index(k)] +
+            S[index(k + 1)] = exp(delta * rate(h)) * S[index(k)] +
                               delta * x[in_x(t0 + k, h, i)] * B[in_B(t0 + k, h, n)];
           }
           T dS = row_out[s] >= 0 && !dstate.empty() ? dstate[in_state(row_out[s], h, i, n)] : T(0);
           for (int64_t t = begin[s + 1] - 1; t >= t0; --t) {
             const size_t tx = in_x(t, h, i), tb = in_B(t, h, n);
             const T before = S[index(t - t0)], after = S[index(t - t0 + 1)];
-            const T delta = step_size(t, h), a = rate(h), decay = std::exp(delta * a);
+            const T delta = step_size(t, h), a = rate(h), decay = exp(delta * a);
             const T out = dy.empty() ? T(0) : dy[tx];
             if (n == 0 && !D.empty()) {
               g.D[in_D(h, i)] += out * x[tx];

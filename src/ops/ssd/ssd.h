@@ -23,14 +23,15 @@
 // inside a chunk (C Bᵀ ∘ decay) Δx, from the state before it C S. The decay between two tokens is the
 // product of the steps between them, never a ratio, so that nothing overflows or cancels.
 //
-// A GPU takes N up to 256. Where x, B and C are bfloat16 there, P and N multiples of 16, the products run on its
-// matrix units: their operands, decays and states included, are rounded to bfloat16, their sums and the state
-// from chunk to chunk stay float32. All else is float32 as here, in chunks of 32.
+// A GPU takes N up to 256, and a decay there is a power of the sum of the steps' logarithms. Where x, B and C are
+// bfloat16, P and N multiples of 16, and its blocks have 110 KB of shared memory, the products run on its matrix units: their operands, decays and states
+// included, are rounded to bfloat16, their sums and the state from chunk to chunk stay float32. All else is float32
+// as here, in chunks of 32.
 //
 // Gradients for every tensor above, state_in included, from y and state_out. Saved for backward: the inputs
 // and the state at every 64th token of each sequence, B L H P N / 64 floats in all (P rounded up to 16);
-// backward recomputes the rest; on a GPU the inputs alone. Sums over heads, time and sequences have an order that follows from the shapes alone: the
-// same bits for any number of threads, and from run to run.
+// backward recomputes the rest; on a GPU the inputs alone. Sums over heads, time and sequences have an order that
+// follows from the shapes alone: the same bits for any number of threads, and from run to run.
 //
 // Throws Error where shapes, types or the packing do not fit.
 #pragma once

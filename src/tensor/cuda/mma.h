@@ -63,6 +63,13 @@ __device__ inline void load_b_rows(uint32_t (&b)[4], const __nv_bfloat16* tile, 
   load_matrices_transposed(b, tile + (lane / 8 % 2 * 8 + lane % 8) * step + lane / 16 * 8);
 }
 
+// Of an 8x8 matrix of which a lane has row g, columns 2t and 2t+1: the transpose, laid out alike.
+__device__ inline uint32_t transpose_matrix(uint32_t pair) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
+}
+
 __device__ inline uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&v);
