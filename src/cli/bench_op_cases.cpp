@@ -83,7 +83,7 @@ OpCase conv_case(const OpSizes& s) {
 
 OpCase scan_case(const OpSizes& s) {
   const int64_t E = inner(s), N = 16;
-  const OpInput BC = {{s.B, s.L, N}, DType::f32};
+  const OpInput BC = rows(s, N);  // as models have them
   return {{rows(s, E), rows(s, E, 0.5, -3), floats({E, N}, 0.5, 1), BC, BC, floats({E}), rows(s, E),
            floats({E}, 0.5)},
           [](Context& c, const Tensors& in) {

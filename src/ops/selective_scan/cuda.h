@@ -18,9 +18,15 @@ struct CudaProblem {
   int64_t tokens = 0, L = 0, E = 0, N = 0, G = 1, sequences = 0;
   const int64_t* begin = nullptr;  // packed: borders of the sequences; null: rows of L tokens
   const int32_t *row_in = nullptr, *row_out = nullptr;  // packed: rows of the states
+  // Set: the rows are given from the last token on, with negative strides, so that sequences come in reverse, too.
+  bool reverse = false;
   bool softplus = true, a_is_log = false, constant_B = false, constant_C = false;
   CudaRows u, dt, z, B, C;
   const float *A = nullptr, *D = nullptr, *dt_bias = nullptr, *state_in = nullptr;
+
+  constexpr int64_t row_of(int64_t sequence) const {
+    return reverse ? sequences - 1 - sequence : sequence;
+  }
 };
 
 struct CudaForward {
@@ -30,6 +36,7 @@ struct CudaForward {
   // The state before step i * interval of a sequence that begins at token s goes to row
   // s / interval + i - 1 of (tokens / interval, E, N). Null: not kept.
   float* saved = nullptr;
+  float* scratch = nullptr;  // cuda_forward_scratch floats
 };
 
 // A gradient of a small contiguous float32 tensor; to null: not wanted.
@@ -55,6 +62,7 @@ struct CudaBackward {
 // Steps between two saved states.
 constexpr int64_t cuda_saved_interval(int64_t N) { return N <= 128 ? 32 : 16; }
 
+int64_t cuda_forward_scratch(const CudaProblem& p);
 int64_t cuda_backward_scratch(const CudaProblem& p);
 void cuda_scan_forward(const CudaForward& w, void* stream);
 void cuda_scan_backward(const CudaBackward& w, void* stream);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "krait/ops/selective_scan/cuda_backward.cuh"
+#include "krait/ops/selective_scan/cuda_backward_bf16.h"
 
 namespace krait::ops::scan {
 namespace {
@@ -22,7 +23,7 @@ __device__ inline void load_row(const BackwardTile<S>& at, int t, int channel,
 }
 
 // The adjoint recurrence of one scanning thread.
-template <class S, bool kConstant, bool kFast>
+template <class S, bool kConstant>
 struct Adjoint {
   int channel, lane, warp;
   bool constant_B, constant_C;
@@ -45,7 +46,7 @@ struct Adjoint {
         for (int i = 0; i < S::CPT; ++i)
 #pragma unroll
           for (int k = 0; k < S::NS; ++k)
-            h[i][k] = fmaf(exp2_of<kFast>(delta[i] * A[i][k]), h[i][k],
+            h[i][k] = fmaf(exp2_of<false>(delta[i] * A[i][k]), h[i][k],
                            x[i] * (kConstant && constant_B ? B[i][k] : b[k]));
       }
     }
@@ -73,7 +74,7 @@ struct Adjoint {
         float sum = 0;
 #pragma unroll
         for (int k = 0; k < S::NS; ++k) {
-          const float a = exp2_of<kFast>(delta[i] * A[i][k]);
+          const float a = exp2_of<false>(delta[i] * A[i][k]);
           const float after =
               fmaf(a, states[s][i][k], x[i] * (kConstant && constant_B ? B[i][k] : b[k]));
           decay[s][i][k] = a, states[s + 1][i][k] = after;
@@ -139,35 +140,15 @@ struct Adjoint {
   }
 };
 
-// A sequence belongs to the piece of the tokens that holds its first.
-__device__ inline int64_t piece_of(const Work& k, int64_t s) {
-  const CudaProblem& p = k.w.p;
-  const int64_t piece = begin_of(p, s) * k.pieces / (p.tokens > 0 ? p.tokens : 1);
-  return piece < k.pieces ? piece : k.pieces - 1;
-}
-
-__device__ inline int64_t first_of(const Work& k, int64_t piece) {
-  int64_t low = 0, high = k.w.p.sequences;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (piece_of(k, middle) < piece)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
-template <class S, bool kFast>
+template <class S>
 __device__ inline void help_backward(const Work& k, const Place& place, int64_t block,
                                      int64_t piece, int helper, BackwardMemory<S>& memory) {
   const CudaProblem& p = k.w.p;
-  Helper<S, kFast> h(k.w, place, helper);
+  Helper<S> h(k.w, place, helper);
   for (int64_t n = first_of(k, piece); n < p.sequences && piece_of(k, n) == piece; ++n) {
-    const Span s = sequence(p, n);
-    const int64_t tiles = tiles_of<S>(k, s);
-    for (int64_t i = 0; i < tiles + 2; ++i) {
-      h.step(k, n, s, tiles, i, block, memory.tile[i & 1]);
+    const Unit u = unit_of<S>(k, n);
+    for (int64_t i = 0; i < u.tiles + 2; ++i) {
+      h.step(k, n, u.s, u.tiles, i, block, memory.tile[i & 1]);
       __syncthreads();
     }
   }
@@ -176,12 +157,12 @@ __device__ inline void help_backward(const Work& k, const Place& place, int64_t 
     memory.sums[0][helper][i] = h.dD[i], memory.sums[1][helper][i] = h.ddt_bias[i];
 }
 
-template <class S, bool kConstant, bool kFast>
+template <class S, bool kConstant>
 __device__ inline void scan_backward_states(const Work& k, const Place& place, int64_t piece,
                                             int role, int lane, BackwardMemory<S>& memory) {
   const CudaBackward& w = k.w;
   const CudaProblem& p = w.p;
-  Adjoint<S, kConstant, kFast> a;
+  Adjoint<S, kConstant> a;
   a.warp = role, a.lane = lane;
   a.channel = (role * (32 / S::LPC) + lane / S::LPC) * S::CPT;
   a.constant_B = p.constant_B, a.constant_C = p.constant_C;
@@ -208,8 +189,9 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
                    a.C);
   }
   for (int64_t n = first_of(k, piece); n < p.sequences && piece_of(k, n) == piece; ++n) {
-    const Span s = sequence(p, n);
-    const int64_t tiles = tiles_of<S>(k, s), first_tile = k.from / S::kTile;
+    const Unit u = unit_of<S>(k, n);
+    const Span& s = u.s;
+    const int64_t tiles = u.tiles, first_tile = k.from / S::kTile;
     const float* of_start = p.state_in && s.in >= 0 ? p.state_in + s.in * states : nullptr;
     const auto before = [&](int64_t i) {
       const int64_t tile = first_tile + i;
@@ -241,7 +223,7 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
   }
 }
 
-template <class S, bool kConstant, bool kFast, int kBlocks>
+template <class S, bool kConstant, int kBlocks>
 __global__ void __launch_bounds__(S::kThreads, kBlocks)
     scan_backward(const __grid_constant__ Work k) {
   extern __shared__ float4 shared[];
@@ -253,9 +235,9 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
   const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
   if (role == S::kIdle) return;
   if (role >= 0)
-    scan_backward_states<S, kConstant, kFast>(k, place, piece, role, lane, memory);
+    scan_backward_states<S, kConstant>(k, place, piece, role, lane, memory);
   else
-    help_backward<S, kFast>(k, place, block, piece, ~role * 32 + lane, memory);
+    help_backward<S>(k, place, block, piece, ~role * 32 + lane, memory);
   __syncthreads();
   if (role != ~0) return;
   for (int c = lane; c < place.channels; c += 32) {  // the helpers of a channel, in order
@@ -270,130 +252,29 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
   }
 }
 
-__device__ inline void put(const CudaSum& g, int64_t i, float value) {
-  if (g.to) g.to[i] = g.add ? g.to[i] + value : value;
-}
-
-// Over the pieces: dA, dD, ddt_bias, constant dB and dC. One thread a state.
-__global__ void sum_pieces(const __grid_constant__ Work k) {
-  const CudaBackward& w = k.w;
-  const int64_t N = w.p.N, states = w.p.E * N, i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= states) return;
-  const auto total = [&](const float* of, int64_t at, int64_t step) {
-    float sum = 0;
-    for (int64_t piece = 0; piece < k.pieces; ++piece) sum += of[piece * step + at];
-    return sum;
-  };
-  if (w.dA.to)
-    put(w.dA, i, total(k.dA, i, states) * (w.p.a_is_log ? kLn2 * scaled_A(w.p.A[i], true) : 1.0f));
-  if (w.dB_constant.to) put(w.dB_constant, i, total(k.dB, i, states));
-  if (w.dC_constant.to) put(w.dC_constant, i, total(k.dC, i, states));
-  if (i % N != 0) return;
-  if (w.dD.to) put(w.dD, i / N, total(k.dD, i / N, w.p.E));
-  if (w.ddt_bias.to) put(w.ddt_bias, i / N, total(k.ddt_bias, i / N, w.p.E));
-}
-
-// A row of states may have started several sequences, or none. One thread a state.
-__global__ void sum_states(const __grid_constant__ Work k) {
-  const CudaBackward& w = k.w;
-  const int64_t states = w.p.E * w.p.N, i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= states) return;
-  float* to = w.dstate_in.to + i;
-  if (!w.dstate_in.add)
-    for (int64_t row = 0; row < w.state_rows; ++row) to[row * states] = 0;
-  for (int64_t n = 0; n < w.p.sequences; ++n) {
-    const int64_t row = sequence(w.p, n).in;
-    if (row >= 0) to[row * states] += k.dstates[n * states + i];
-  }
-}
-
-// dB and dC of the tokens of a launch over the sets of channels. One thread a (token, group, n), B and C.
-template <int NS>
-__global__ void sum_sets(const __grid_constant__ Work k, int64_t sets_of_group, int row) {
-  const CudaBackward& w = k.w;
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, part_row = i / row;
-  const int column = static_cast<int>(i % row), n = column / (2 * NS) * NS + column % NS;
-  const CudaRows& to = column % (2 * NS) < NS ? w.dB : w.dC;
-  if (part_row >= k.part_rows || n >= w.p.N || !to.data) return;
-  const int64_t in_sequence = k.from + part_row % k.span;
-  const int64_t t = w.p.begin ? part_row : part_row / k.span * w.p.L + in_sequence;
-  if (!w.p.begin && in_sequence >= w.p.L) return;
-  for (int64_t group = 0; group < w.p.G; ++group) {
-    const float* part = k.parts + (group * sets_of_group * k.part_rows + part_row) * row + column;
-    float sum = 0;
-#pragma unroll 8
-    for (int64_t set = 0; set < sets_of_group; ++set) sum += part[set * k.part_rows * row];
-    const int64_t at = t * to.stride + group * to.group + n;
-    if (to.bf16) {
-      auto* x = static_cast<__nv_bfloat16*>(to.data) + at;
-      *x = __float2bfloat16_rn(to.add ? __bfloat162float(*x) + sum : sum);
-    } else {
-      auto* x = static_cast<float*>(to.data) + at;
-      *x = to.add ? *x + sum : sum;
-    }
-  }
-}
-
-constexpr int64_t kMostParts = int64_t{1} << 26;  // floats
-
-// Sizes and places in the scratch, from the shapes alone.
 template <class S>
 Work plan(const CudaProblem& p, float* scratch, int64_t* floats) {
-  Work k{};
+  Memory at{scratch};
+  Work k = plan_spans<S>(p, at);
   k.pieces = std::clamp<int64_t>(p.sequences, 1, 64);
-  k.blocks = blocks_of_group<S>(p);
-  const int64_t states = p.E * p.N, sets = p.G * k.blocks;
-  int64_t at = 0;
-  const auto take = [&](int64_t n) {
-    float* const here = scratch ? scratch + at : nullptr;
-    at += ceil_div(n, 4) * 4;
-    return here;
-  };
-  k.dA = take(k.pieces * states);
-  k.dB = take(p.constant_B || p.constant_C ? k.pieces * states : 0);
-  k.dC = take(p.constant_B || p.constant_C ? k.pieces * states : 0);
-  k.dD = take(k.pieces * p.E);
-  k.ddt_bias = take(k.pieces * p.E);
-  // The parts of dB and dC are bounded by going over time in several launches; packed sequences, which start
-  // anywhere, go in one.
-  const bool varying = !p.constant_B || !p.constant_C;
-  const auto tiles = [](int64_t tokens) { return ceil_div(tokens, S::kTile) * S::kTile; };
-  const int64_t whole = tiles(std::max<int64_t>(p.begin ? p.tokens : p.L, 1));
-  const int64_t fitting = tiles(kMostParts / (sets * std::max<int64_t>(p.sequences, 1) * S::kRow));
-  k.span = p.begin || !varying ? whole : std::min(whole, std::max<int64_t>(fitting, 16 * S::kTile));
-  k.part_rows = p.begin ? p.tokens : p.sequences * k.span;
-  k.dstates = take(p.state_in || k.span < whole ? p.sequences * states : 0);
-  k.parts = take(varying ? sets * k.part_rows * S::kRow : 0);
-  *floats = at;
+  take_sums(p, k, at);
+  *floats = at.taken;
   return k;
 }
 
-template <class S, bool kConstant, bool kFast, int kBlocks>
+template <class S, bool kConstant, int kBlocks>
 void launch(const CudaBackward& w, void* stream) {
   int64_t floats = 0;
   Work k = plan<S>(w.p, w.scratch, &floats);
   k.w = w;
-  if (!w.dB.data && !w.dC.data) k.parts = nullptr;
-  const bool in_one = (w.p.begin ? w.p.tokens : w.p.L) <= k.span;
-  if (!w.dstate_in.to && in_one) k.dstates = nullptr;
-  const auto kernel = scan_backward<S, kConstant, kFast, kBlocks>;
+  const auto kernel = scan_backward<S, kConstant, kBlocks>;
   constexpr int bytes = sizeof(BackwardMemory<S>);
   static_assert(kBlocks * (bytes + 1024) <= 228 * 1024);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  const auto queue = static_cast<cudaStream_t>(stream);
-  const auto blocks = [](int64_t n) { return static_cast<unsigned>(ceil_div(n, 256)); };
-  const int64_t states = w.p.E * w.p.N, length = w.p.begin ? w.p.tokens : w.p.L;
-  for (k.from = in_one ? 0 : (length - 1) / k.span * k.span; k.from >= 0; k.from -= k.span) {
-    kernel<<<static_cast<unsigned>(k.pieces * w.p.G * k.blocks), S::kThreads, bytes, queue>>>(k);
-    if (k.parts && w.p.tokens > 0)
-      sum_sets<S::NS><<<blocks(k.part_rows * S::kRow), 256, 0, queue>>>(k, k.blocks, S::kRow);
-    k.last = false;
-    if (in_one) break;
-  }
-  cuda::check_launch("selective_scan backward");
-  sum_pieces<<<blocks(states), 256, 0, queue>>>(k);
-  if (w.dstate_in.to) sum_states<<<blocks(states), 256, 0, queue>>>(k);
-  cuda::check_launch("sums of selective_scan backward");
+  in_spans<S>(k, stream, [&](const Work& span, cudaStream_t queue) {
+    kernel<<<static_cast<unsigned>(span.pieces * w.p.G * span.blocks), S::kThreads, bytes, queue>>>(
+        span);
+  });
 }
 
 // Lanes a channel, states a lane, channels a thread; scanning and helping warps; steps of a tile.
@@ -426,21 +307,21 @@ auto with_layout(const CudaProblem& p, const F& f) {
 }  // namespace
 
 int64_t cuda_backward_scratch(const CudaProblem& p) {
-  return with_layout(p, [&]<class S, bool kConstant, int kBlocks>() {
+  const int64_t any = with_layout(p, [&]<class S, bool kConstant, int kBlocks>() {
     int64_t floats = 0;
     plan<S>(p, nullptr, &floats);
     return floats;
   });
+  return p.N <= 16 ? std::max(any, cuda_backward_bf16_scratch(p)) : any;
 }
 
 void cuda_scan_backward(const CudaBackward& unaligned, void* stream) {
   CudaBackward w = unaligned;
   const bool fast = align(w.p, {&w.dy, &w.du, &w.ddt, &w.dz});
   if (w.p.E == 0 || w.p.N == 0) return;
+  if (fast && cuda_takes_bf16_backward(w)) return cuda_scan_backward_bf16(w, stream);
   with_layout(w.p, [&]<class S, bool kConstant, int kBlocks>() {
-    if constexpr (!kConstant && S::NP == 16)
-      if (fast) return launch<S, false, true, kBlocks>(w, stream);
-    launch<S, kConstant, false, kBlocks>(w, stream);
+    launch<S, kConstant, kBlocks>(w, stream);
   });
 }
 

@@ -1,11 +1,9 @@
 // Private to selective_scan: memory and helping warps of the backward kernel of cuda_backward.cu.
 #pragma once
-#include "krait/ops/selective_scan/cuda_device.cuh"
+#include "krait/ops/selective_scan/cuda_work.cuh"
 
 namespace krait::ops::scan {
 namespace {
-
-using cuda::ceil_div;
 
 constexpr int kSub = 8;  // steps whose states are in registers at once
 
@@ -23,29 +21,6 @@ struct BackwardMemory {
   float start[S::kTile / kSub][S::CPT * S::NS][S::kScanWarps * 32];  // states before every eighth step
   float sums[2][S::kHelpers][4];
 };
-
-// What the launcher adds.
-struct Work {
-  CudaBackward w;
-  int64_t pieces = 1, blocks = 1;  // of the sequences; of the channels of a group
-  // A launch goes over `span` tokens (whole tiles) of every sequence, from token `from` on.
-  int64_t from = 0, span = 0;
-  bool last = true;       // of the launches in time, so the first to run: adjoints start here
-  int64_t part_rows = 0;  // tokens of `parts`
-  float *parts, *dA, *dB, *dC, *dD, *ddt_bias, *dstates;  // dstates: adjoints before the tokens of a launch
-
-  // Row of `parts` of token t of sequence n, which begins at token `begin` of all.
-  __device__ int64_t part_row(int64_t n, int64_t begin, int64_t t) const {
-    return w.p.begin ? begin + t : n * span + t - from;
-  }
-};
-
-// Tiles of a sequence in this launch; they begin at token k.from.
-template <class S>
-__device__ inline int64_t tiles_of(const Work& k, const Span& s) {
-  const int64_t left = s.tokens - k.from;
-  return left <= 0 ? 0 : ceil_div(left < k.span ? left : k.span, S::kTile);
-}
 
 __device__ inline void add(float4& sum, const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }
 
@@ -67,7 +42,7 @@ __device__ inline void sum_parts(const Work& k, const Place& place, int64_t n, c
 
 // What a helping thread does: brings the rows of the next tile, and makes du, ddt and dz of the tile before last
 // from the sums that the scanning warps left in its place.
-template <class S, bool kFast>
+template <class S>
 struct Helper {
   static constexpr int kBatch = S::kPasses < 2 ? S::kPasses : 2;
   using BC = StagedBC<S>;
@@ -127,9 +102,9 @@ struct Helper {
     return static_cast<int>(left < S::kTile ? left : S::kTile) - first_row - first * S::kHelperRows;
   }
   __device__ char* row(const CudaRows& r, const Span& s, int64_t t0, int first) const {
-    return element(r, kFast || r.bf16, s.begin + t0 + first_row + first * S::kHelperRows, column);
+    return element(r, r.bf16, s.begin + t0 + first_row + first * S::kHelperRows, column);
   }
-  __device__ int64_t step(const CudaRows& r) const { return bytes_of_rows(r, kFast || r.bf16, S::kHelperRows); }
+  __device__ int64_t step(const CudaRows& r) const { return bytes_of_rows(r, r.bf16, S::kHelperRows); }
 
   __device__ Rows4 load(const Span& s, int64_t t0, int first) const {
     const CudaProblem& p = w.p;
@@ -140,10 +115,10 @@ struct Helper {
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const int there = j * S::kHelperRows < left ? valid : 0;
-      r.u[j] = load_quad<kFast>(p.u, u + j * step(p.u), there);
-      r.dt[j] = load_quad<kFast>(p.dt, dt + j * step(p.dt), there);
-      r.z[j] = load_quad<kFast>(p.z, z + j * step(p.z), p.z.data ? there : 0);
-      r.dy[j] = load_quad<kFast>(w.dy, dy + j * step(w.dy), w.dy.data ? there : 0);
+      r.u[j] = load_quad<false>(p.u, u + j * step(p.u), there);
+      r.dt[j] = load_quad<false>(p.dt, dt + j * step(p.dt), there);
+      r.z[j] = load_quad<false>(p.z, z + j * step(p.z), p.z.data ? there : 0);
+      r.dy[j] = load_quad<false>(w.dy, dy + j * step(w.dy), w.dy.data ? there : 0);
     }
     return r;
   }
@@ -169,22 +144,22 @@ struct Helper {
       if (t >= S::kTile) return;
       const int there = j * S::kHelperRows < left ? valid : 0;
       float u[4], delta[4], z[4], g[4];
-      to_floats<kFast>(r.u[j], p.u.bf16, u);
-      to_floats<kFast>(r.dt[j], p.dt.bf16, delta);
-      to_floats<kFast>(r.z[j], p.z.bf16, z);
-      to_floats<kFast>(r.dy[j], w.dy.bf16, g);
+      to_floats<false>(r.u[j], p.u.bf16, u);
+      to_floats<false>(r.dt[j], p.dt.bf16, delta);
+      to_floats<false>(r.z[j], p.z.bf16, z);
+      to_floats<false>(r.dy[j], w.dy.bf16, g);
 #pragma unroll
       for (int i = 0; i < 4; ++i) delta[i] += bias[i];
       if (p.softplus) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float e;
-          delta[i] = softplus<kFast>(delta[i], e);
+          delta[i] = softplus<false>(delta[i], e);
         }
       }
       if (p.z.data) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) g[i] *= z[i] * sigmoid<kFast>(z[i]);
+        for (int i = 0; i < 4; ++i) g[i] *= z[i] * sigmoid<false>(z[i]);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -210,10 +185,10 @@ struct Helper {
       const float s_A[4] = {s01.x, s01.z, s23.x, s23.z}, s_B[4] = {s01.y, s01.w, s23.y, s23.w};
       const float y[4] = {y_part.x, y_part.y, y_part.z, y_part.w};
       float u[4], x[4], z[4], dy[4], du[4], ddt[4], dz[4] = {};
-      to_floats<kFast>(r.u[j], p.u.bf16, u);
-      to_floats<kFast>(r.dt[j], p.dt.bf16, x);
-      to_floats<kFast>(r.z[j], p.z.bf16, z);
-      to_floats<kFast>(r.dy[j], w.dy.bf16, dy);
+      to_floats<false>(r.u[j], p.u.bf16, u);
+      to_floats<false>(r.dt[j], p.dt.bf16, x);
+      to_floats<false>(r.z[j], p.z.bf16, z);
+      to_floats<false>(r.dy[j], w.dy.bf16, dy);
       float slope[4], g[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) x[i] += bias[i], slope[i] = 1, g[i] = dy[i];
@@ -222,15 +197,15 @@ struct Helper {
         for (int i = 0; i < 4; ++i) {
           float e;
           const float of = x[i];
-          x[i] = softplus<kFast>(of, e);
-          const float inverse = reciprocal<kFast>(1.0f + e);
+          x[i] = softplus<false>(of, e);
+          const float inverse = reciprocal<false>(1.0f + e);
           slope[i] = of >= 0 ? inverse : e * inverse;
         }
       }
       if (p.z.data) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float sig = sigmoid<kFast>(z[i]);
+          const float sig = sigmoid<false>(z[i]);
           g[i] *= z[i] * sig;
           dz[i] = dy[i] * fmaf(D[i], u[i], y[i]) * sig * fmaf(z[i], 1.0f - sig, 1.0f);
         }
@@ -244,9 +219,9 @@ struct Helper {
           ddt_bias[i] += ddt[i];
         }
       }
-      store_quad<kFast>(w.du, to_u + j * step(w.du), there, du);
-      store_quad<kFast>(w.ddt, to_dt + j * step(w.ddt), there, ddt);
-      store_quad<kFast>(w.dz, to_z + j * step(w.dz), there, dz);
+      store_quad<false>(w.du, to_u + j * step(w.du), there, du);
+      store_quad<false>(w.ddt, to_dt + j * step(w.ddt), there, ddt);
+      store_quad<false>(w.dz, to_z + j * step(w.dz), there, dz);
     }
   }
 };

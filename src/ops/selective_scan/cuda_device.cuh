@@ -151,8 +151,10 @@ __device__ inline void sum_transposed(float (&v)[V], int lane) {
 }
 
 
+// Sequences are counted in the order of the rows.
 __device__ inline int64_t begin_of(const CudaProblem& p, int64_t s) {
-  return p.begin ? p.begin[s] : s * p.L;
+  if (!p.begin) return s * p.L;
+  return p.reverse ? p.tokens - p.begin[p.sequences - s] : p.begin[s];
 }
 
 // Known to the compiler to be the same in all lanes.
@@ -164,8 +166,9 @@ struct Span {
 };
 
 __device__ inline Span sequence(const CudaProblem& p, int64_t s) {
-  if (!p.begin) return {s * p.L, p.L, s, s};
-  return {p.begin[s], p.begin[s + 1] - p.begin[s], p.row_in[s], p.row_out[s]};
+  const int64_t row = p.row_of(s), begin = begin_of(p, s);
+  if (!p.begin) return {begin, p.L, row, row};
+  return {begin, begin_of(p, s + 1) - begin, p.row_in[row], p.row_out[row]};
 }
 
 // The channels of a block, of one group of B and C.

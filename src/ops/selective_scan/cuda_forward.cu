@@ -1,6 +1,7 @@
 // selective_scan forward on NVIDIA GPUs. The floor is the exponentials, 16 a cycle and multiprocessor: one for
 // each (t, e, n), two for each (t, e). See cuda_device.cuh for who does what.
 #include "krait/ops/selective_scan/cuda_device.cuh"
+#include "krait/ops/selective_scan/cuda_forward_bf16.h"
 
 namespace krait::ops::scan {
 namespace {
@@ -15,7 +16,7 @@ struct ForwardTile {
 
 // What a helping thread does: the next tile, from memory to where the tile before last was, and that one's y to
 // memory. Loads run ahead of their use: a whole tile where a thread has few rows, a few rows otherwise.
-template <class S, bool kFast>
+template <class S>
 struct Helper {
   static constexpr int kBatch = S::kPasses < 2 ? S::kPasses : 2;
   using BC = StagedBC<S>;
@@ -93,10 +94,10 @@ struct Helper {
   }
   __device__ char* row(const CudaRows& r, int64_t tile, int first) const {
     const int64_t token = s.begin + tile * S::kTile + first_row + first * S::kHelperRows;
-    return element(r, kFast || r.bf16, token, column);
+    return element(r, r.bf16, token, column);
   }
   __device__ int64_t step(const CudaRows& r) const {
-    return bytes_of_rows(r, kFast || r.bf16, S::kHelperRows);
+    return bytes_of_rows(r, r.bf16, S::kHelperRows);
   }
 
   __device__ Rows4 load(int64_t tile, int first) const {
@@ -109,10 +110,10 @@ struct Helper {
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const bool there = j * S::kHelperRows < left, there_before = j * S::kHelperRows < left_before;
-      r.u[j] = load_quad<kFast>(p.u, u + j * step(p.u), there ? valid : 0);
-      r.dt[j] = load_quad<kFast>(p.dt, dt + j * step(p.dt), there ? valid : 0);
-      r.u_before[j] = load_quad<kFast>(p.u, u_before + j * step(p.u), there_before ? valid : 0);
-      r.z_before[j] = load_quad<kFast>(p.z, z_before + j * step(p.z), there_before ? valid_z : 0);
+      r.u[j] = load_quad<false>(p.u, u + j * step(p.u), there ? valid : 0);
+      r.dt[j] = load_quad<false>(p.dt, dt + j * step(p.dt), there ? valid : 0);
+      r.u_before[j] = load_quad<false>(p.u, u_before + j * step(p.u), there_before ? valid : 0);
+      r.z_before[j] = load_quad<false>(p.z, z_before + j * step(p.z), there_before ? valid_z : 0);
     }
     if (!kAhead && quad % 4 == 0 && valid > 0) {  // one of a sector
       const int left_next = rows_left(tile + 1, first);
@@ -143,8 +144,8 @@ struct Helper {
         const float4* slot = reinterpret_cast<const float4*>(&at.row[t][quad * 4]);
         const float4 a = slot[0], b = slot[1];
         y[j][0] = a.x, y[j][1] = a.z, y[j][2] = b.x, y[j][3] = b.z;
-        to_floats<kFast>(r.u_before[j], p.u.bf16, u[j]);
-        to_floats<kFast>(r.z_before[j], p.z.bf16, z[j]);
+        to_floats<false>(r.u_before[j], p.u.bf16, u[j]);
+        to_floats<false>(r.z_before[j], p.z.bf16, z[j]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) y[j][i] = fmaf(D[i], u[j][i], y[j][i]);
       }
@@ -152,20 +153,20 @@ struct Helper {
 #pragma unroll
         for (int j = 0; j < kBatch; ++j)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) y[j][i] *= z[j][i] * sigmoid<kFast>(z[j][i]);
+          for (int i = 0; i < 4; ++i) y[j][i] *= z[j][i] * sigmoid<false>(z[j][i]);
       }
       char* to = row(w.y, tile - 2, first);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
-        store_quad<kFast>(w.y, to + j * step(w.y), j * S::kHelperRows < left_before ? valid : 0,
+        store_quad<false>(w.y, to + j * step(w.y), j * S::kHelperRows < left_before ? valid : 0,
                           y[j]);
     }
     if (tile >= tiles) return;
     float(&delta)[kBatch][4] = z;
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      to_floats<kFast>(r.u[j], p.u.bf16, u[j]);
-      to_floats<kFast>(r.dt[j], p.dt.bf16, delta[j]);
+      to_floats<false>(r.u[j], p.u.bf16, u[j]);
+      to_floats<false>(r.dt[j], p.dt.bf16, delta[j]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) delta[j][i] += bias[i];
     }
@@ -175,7 +176,7 @@ struct Helper {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float e;
-          delta[j][i] = softplus<kFast>(delta[j][i], e);
+          delta[j][i] = softplus<false>(delta[j][i], e);
         }
     }
 #pragma unroll
@@ -213,7 +214,7 @@ struct Operands {
 };
 
 // What a scanning thread does. The sums over lanes of a few steps are taken while the next few are computed.
-template <class S, bool kConstant, bool kFast>
+template <class S, bool kConstant>
 struct Scanner {
   static constexpr int kSteps = S::LPC < 8 ? S::LPC : 8;  // summed over lanes together
   static constexpr int kSharers = S::LPC / kSteps;        // lanes that hold the same sum then
@@ -251,7 +252,7 @@ struct Scanner {
         for (int k = 0; k < S::NS; ++k) {
           const float bk = kConstant && constant_B ? B[i][k] : o.b[s][k];
           const float ck = kConstant && constant_C ? C[i][k] : o.c[s][k];
-          const float a = exp2_of<kFast>(o.dx[s][2 * i] * A[i][k]);
+          const float a = exp2_of<false>(o.dx[s][2 * i] * A[i][k]);
           h[i][k] = fmaf(a, h[i][k], o.dx[s][2 * i + 1] * bk);
           sum = k == 0 ? ck * h[i][k] : fmaf(ck, h[i][k], sum);
         }
@@ -268,7 +269,7 @@ struct Scanner {
   }
 };
 
-template <class S, bool kConstant, bool kFast, int kBlocks>
+template <class S, bool kConstant, int kBlocks>
 __global__ void __launch_bounds__(S::kThreads, kBlocks)
     scan_forward(const __grid_constant__ CudaForward w) {
   extern __shared__ float4 memory[];
@@ -282,10 +283,10 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
   const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
   if (role == S::kIdle) return;
   if (role < 0) {
-    Helper<S, kFast>(w, place, s, tiles, ~role * 32 + lane).run(tile);
+    Helper<S>(w, place, s, tiles, ~role * 32 + lane).run(tile);
     return;
   }
-  Scanner<S, kConstant, kFast> scan;
+  Scanner<S, kConstant> scan;
   scan.lane = lane, scan.channel = (role * (32 / S::LPC) + lane / S::LPC) * S::CPT;
   scan.constant_B = p.constant_B, scan.constant_C = p.constant_C;
   const int n0 = lane % S::LPC * S::NS, left = place.channels - scan.channel;
@@ -327,14 +328,14 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
     store_states<S>(scan.h, p.N, e, left, n0, w.state_out + s.out * states);
 }
 
-template <class S, bool kConstant, bool kFast, int kBlocks>
+template <class S, bool kConstant, int kBlocks>
 void launch(const CudaForward& w, void* stream) {
   const int64_t grid = w.p.sequences * w.p.G * blocks_of_group<S>(w.p);
   constexpr int bytes = 2 * sizeof(ForwardTile<S>);
   static_assert(kBlocks * bytes <= 227 * 1024);
-  cudaFuncSetAttribute(scan_forward<S, kConstant, kFast, kBlocks>,
+  cudaFuncSetAttribute(scan_forward<S, kConstant, kBlocks>,
                        cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  scan_forward<S, kConstant, kFast, kBlocks>
+  scan_forward<S, kConstant, kBlocks>
       <<<static_cast<unsigned>(grid), S::kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(w);
   cuda::check_launch("selective_scan");
 }
@@ -346,25 +347,27 @@ using Many = Layout<4, 4, 2, 4, 4, false, 32>;
 
 template <bool kConstant>
 void launch_any(const CudaForward& w, void* stream) {
-  if (w.p.N <= 16) return launch<Some, kConstant, false, 2>(w, stream);
-  if (w.p.N <= 32) return launch<Layout<8, 4, 1, 4, 4, false, 32>, kConstant, false, 2>(w, stream);
-  if (w.p.N <= 64) return launch<Layout<16, 4, 1, 4, 2, false, 32>, kConstant, false, 2>(w, stream);
-  if (w.p.N <= 128)
-    return launch<Layout<32, 4, 1, 4, 2, false, 16>, kConstant, false, 2>(w, stream);
-  return launch<Layout<32, 8, 1, 4, 2, false, 16>, kConstant, false, 1>(w, stream);
+  if (w.p.N <= 16) return launch<Some, kConstant, 2>(w, stream);
+  if (w.p.N <= 32) return launch<Layout<8, 4, 1, 4, 4, false, 32>, kConstant, 2>(w, stream);
+  if (w.p.N <= 64) return launch<Layout<16, 4, 1, 4, 2, false, 32>, kConstant, 2>(w, stream);
+  if (w.p.N <= 128) return launch<Layout<32, 4, 1, 4, 2, false, 16>, kConstant, 2>(w, stream);
+  return launch<Layout<32, 8, 1, 4, 2, false, 16>, kConstant, 1>(w, stream);
 }
 
-template <bool kFast>
 void launch_for_16(const CudaForward& w, void* stream) {
   const CudaProblem& p = w.p;
   const int64_t few = rounds<Few>(p, p.sequences), some = rounds<Some>(p, p.sequences),
                 many = rounds<Many>(p, p.sequences);
-  if (many <= some && many <= few) return launch<Many, false, kFast, 3>(w, stream);
-  if (some <= few) return launch<Some, false, kFast, 3>(w, stream);
-  launch<Few, false, kFast, 1>(w, stream);
+  if (many <= some && many <= few) return launch<Many, false, 3>(w, stream);
+  if (some <= few) return launch<Some, false, 3>(w, stream);
+  launch<Few, false, 1>(w, stream);
 }
 
 }  // namespace
+
+int64_t cuda_forward_scratch(const CudaProblem& p) {
+  return p.N <= 16 ? cuda_forward_bf16_scratch(p) : 0;
+}
 
 void cuda_scan_forward(const CudaForward& unaligned, void* stream) {
   CudaForward w = unaligned;
@@ -374,7 +377,7 @@ void cuda_scan_forward(const CudaForward& unaligned, void* stream) {
   if (!p.begin && p.L == 1) return cuda_scan_step(w, stream);
   if (p.constant_B || p.constant_C) return launch_any<true>(w, stream);
   if (p.N > 16) return launch_any<false>(w, stream);
-  fast ? launch_for_16<true>(w, stream) : launch_for_16<false>(w, stream);
+  fast ? cuda_scan_forward_bf16(w, stream) : launch_for_16(w, stream);
 }
 
 }  // namespace krait::ops::scan

@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kThreads) scan_step(const __grid_constant__ Cu
   if (p.softplus) delta = softplus<kFast>(delta, slope);
   const float x = delta * u;
   const int64_t states = p.E * p.N;
-  const float* const before = p.state_in ? p.state_in + s * states + e * p.N : nullptr;
-  float* const after = w.state_out ? w.state_out + s * states + e * p.N : nullptr;
+  const float* const before = p.state_in ? p.state_in + p.row_of(s) * states + e * p.N : nullptr;
+  float* const after = w.state_out ? w.state_out + p.row_of(s) * states + e * p.N : nullptr;
   const int64_t at_B = p.constant_B ? e * p.N : s * p.B.stride + in_group * p.B.group,
                 at_C = p.constant_C ? e * p.N : s * p.C.stride + in_group * p.C.group;
   float y = 0;

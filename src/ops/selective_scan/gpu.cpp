@@ -22,6 +22,12 @@ static CudaRows gpu_grouped_rows(const Tensor& t, bool constant) {
   return r;
 }
 
+// The rows of all tokens from the last one on.
+static void turn(CudaRows& r, int64_t tokens) {
+  if (r.data) r.data = static_cast<std::byte*>(r.data) + (tokens - 1) * r.stride * (r.bf16 ? 2 : 4);
+  r.stride = -r.stride;
+}
+
 static CudaRows gradient_rows(CudaRows r, const GradTarget& g) {
   r.add = g.add;
   return r;
@@ -44,15 +50,25 @@ static CudaProblem gpu_problem(const Problem& p) {
   q.B = gpu_grouped_rows(p.in.B, p.constant_B), q.C = gpu_grouped_rows(p.in.C, p.constant_C);
   q.A = floats_at(p.in.A, 0), q.D = floats_at(p.in.D, 0), q.dt_bias = floats_at(p.in.dt_bias, 0);
   q.state_in = floats_at(p.state_in, 0);
+  q.reverse = p.in.reverse && p.tokens > 0;
+  if (q.reverse) {
+    for (CudaRows* r : {&q.u, &q.dt, &q.z}) turn(*r, p.tokens);
+    if (!p.constant_B) turn(q.B, p.tokens);
+    if (!p.constant_C) turn(q.C, p.tokens);
+  }
   return q;
 }
 
-void forward_on_gpu([[maybe_unused]] Context& c, const Problem& p, const Tensor& y,
-                    const Tensor& saved) {
-  if (c.planning()) return;
+void forward_on_gpu(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
   CudaForward w;
   w.p = gpu_problem(p);
+  int64_t floats = 0;
+  KRAIT_WITH_CUDA(floats = cuda_forward_scratch(w.p));
+  Scratch scratch(c);
+  w.scratch = floats_at(c.scratch({floats}, DType::f32), 0);
+  if (c.planning()) return;
   w.y = gpu_rows(y);
+  if (w.p.reverse) turn(w.y, p.tokens);
   w.state_out = floats_at(p.state_out, 0);
   w.saved = floats_at(saved, 0);
   KRAIT_WITH_CUDA(cuda_scan_forward(w, c.stream));
@@ -76,6 +92,8 @@ void backward_on_gpu(Context& c, const Problem& p, const Tensor& dy, const Tenso
     w.dC_constant = gradient_sum(g.C);
   else
     w.dC = gradient_rows(gpu_grouped_rows(g.C.grad, false), g.C);
+  if (w.p.reverse)
+    for (CudaRows* r : {&w.dy, &w.du, &w.ddt, &w.dz, &w.dB, &w.dC}) turn(*r, p.tokens);
   w.dA = gradient_sum(g.A), w.dD = gradient_sum(g.D), w.ddt_bias = gradient_sum(g.dt_bias);
   w.dstate_in = gradient_sum(g.state_in);
   w.state_rows = p.state_in ? p.state_in.size(0) : 0;

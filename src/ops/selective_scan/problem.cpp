@@ -60,8 +60,6 @@ Problem::Problem(const Context& c, const ScanInputs& inputs, const Packing* pack
       state_out(to),
       packed(pack != nullptr),
       packing(pack ? *pack : Packing()) {
-  require(!in.reverse || c.device.type == Device::cpu,
-          "[selective_scan] backwards in time it runs on the CPU only");
   require(in.u.rank() == 3, "[selective_scan] u: expected (B, L, E), got {}", in.u.shape);
   require(in.A.rank() == 2, "[selective_scan] A: expected (E, N), got {}", in.A.shape);
   B = in.u.size(0), L = in.u.size(1), E = in.u.size(2), N = in.A.size(1);

@@ -1,0 +1,155 @@
+// selective_scan backward on NVIDIA GPUs for bfloat16 rows and up to 16 states: training. As cuda_backward.cu;
+// the sums of dB and dC over channels are products on tensor cores, whose operands have 11 bits, and long
+// sequences are cut into segments.
+#include <algorithm>
+
+#include "krait/ops/selective_scan/cuda_backward_bf16.cuh"
+#include "krait/ops/selective_scan/cuda_backward_bf16.h"
+#include "krait/ops/selective_scan/cuda_segments.h"
+
+namespace krait::ops::scan {
+namespace {
+
+template <class S>
+__device__ inline void scan_states(const Work& k, const Place& place, int64_t piece, int role,
+                                   int lane, BackwardMemory<S>& memory) {
+  const CudaBackward& w = k.w;
+  const CudaProblem& p = w.p;
+  Adjoint<S> a;
+  a.warp = role, a.lane = lane, a.channel = role * 8 + lane % 8;
+  const StatePlace at(p, place, a.channel, lane / 8 * 4);
+  const int64_t states = p.E * p.N;
+  at.load(p.A, a.A);
+#pragma unroll
+  for (int n = 0; n < 4; ++n) a.A[n] = scaled_A(a.A[n], p.a_is_log);
+  at.load(k.last ? nullptr : k.dA + piece * states, a.dA);
+  for (int64_t i = first_of(k, piece); i < k.units() && piece_of(k, i) == piece; ++i) {
+    const Unit u = unit_of<S>(k, i);
+    const int64_t first_tile = u.from / S::kTile;
+    const auto before = [&](int64_t tile) -> const float* {  // the state before it
+      if (first_tile + tile > 0)
+        return w.saved + (u.s.begin / S::kTile + first_tile + tile - 1) * states;
+      return p.state_in && u.s.in >= 0 ? p.state_in + u.s.in * states : nullptr;
+    };
+    const float* dstate_out =
+        w.dstate_out && u.s.out >= 0 ? w.dstate_out + u.s.out * states : nullptr;
+    at.load(k.adjoints ? k.adjoints + i * states
+            : k.last   ? dstate_out
+                       : k.dstates + u.n * states,
+            a.dh);
+    float next[4];
+    if (u.tiles > 0) at.load(before(u.tiles - 1), next);
+    __syncthreads();
+    for (int64_t tile = u.tiles - 1; tile >= 0; --tile) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) a.h[n] = next[n];
+      if (tile > 0) at.load(before(tile - 1), next);
+      const int64_t tokens = u.s.tokens - u.from - tile * S::kTile;
+      a.tile(memory, memory.tile[(u.tiles - 1 - tile) & 1],
+             static_cast<int>(tokens < S::kTile ? tokens : S::kTile));
+      __syncthreads();
+    }
+    __syncthreads();
+    if (k.dstates && u.segment == 0) at.store(a.dh, k.dstates + u.n * states);
+  }
+  at.store(a.dA, k.dA + piece * states);
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, 1)
+    scan_backward_bf16(const __grid_constant__ Work k) {
+  extern __shared__ float4 shared[];
+  auto& memory = *reinterpret_cast<BackwardMemory<S>*>(shared);
+  const CudaProblem& p = k.w.p;
+  const int64_t all = k.blocks * p.G, of_all = blockIdx.x % all, piece = blockIdx.x / all;
+  const int64_t block = of_all % k.blocks;
+  const Place place = place_of<S>(p, of_all / k.blocks, block);
+  const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
+  if (role >= 0) return scan_states<S>(k, place, piece, role, lane, memory);
+  Helper<S> h(k, place, memory, ~role * 32 + lane);
+  for (int64_t i = first_of(k, piece); i < k.units() && piece_of(k, i) == piece; ++i) {
+    const Unit u = unit_of<S>(k, i);
+    for (int step = 0; step < u.tiles + 2; ++step) {
+      h.step(u, step, block);
+      __syncthreads();
+    }
+  }
+  h.sum_over_rows(piece);
+}
+
+template <class S>
+Work plan(const CudaProblem& p, float* scratch, CudaSegments& segments, int64_t* floats) {
+  Memory at{scratch};
+  Work k = plan_spans<S>(p, at);
+  segments = cuda_segments(p, k.span, p.sequences * p.G * k.blocks, S::kTile);
+  k.segments = segments.segments, k.segment = segments.segment;
+  k.pieces = std::clamp<int64_t>(p.sequences * k.segments, 1, 64);
+  take_sums(p, k, at);
+  if (k.segments > 1) {
+    float* const here = at.take(segments.floats(p));
+    if (here) segments.place(p, here);
+    k.adjoints = segments.at;
+  }
+  *floats = at.taken;
+  return k;
+}
+
+template <class S>
+void launch(const CudaBackward& w, void* stream) {
+  int64_t floats = 0;
+  CudaSegments segments;
+  Work k = plan<S>(w.p, w.scratch, segments, &floats);
+  k.w = w;
+  constexpr int bytes = sizeof(BackwardMemory<S>);
+  static_assert(bytes <= 227 * 1024);
+  cudaFuncSetAttribute(scan_backward_bf16<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  in_spans<S>(k, stream, [&](const Work& span, cudaStream_t queue) {
+    if (span.adjoints) {
+      segments.from = span.from;
+      cuda_adjoints_between(w.p, w.dy, segments, span.last ? w.dstate_out : span.dstates, span.last,
+                            stream);
+    }
+    scan_backward_bf16<S>
+        <<<static_cast<unsigned>(span.pieces * w.p.G * span.blocks), S::kThreads, bytes, queue>>>(
+            span);
+  });
+}
+
+template <bool kWhole>
+using Eight = Shape16<8, 8, kWhole>;
+template <bool kWhole>
+using Twelve = Shape16<12, 8, kWhole>;
+
+}  // namespace
+
+// Whether a block may have the shared memory of one of Hopper.
+static bool fits() {
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return most >= static_cast<int>(sizeof(BackwardMemory<Twelve<true>>));
+}
+
+bool cuda_takes_bf16_backward(const CudaBackward& w) {
+  const CudaProblem& p = w.p;
+  const auto narrow = [](const CudaRows& r) { return !r.data || r.bf16; };
+  return p.N <= 16 && p.softplus && w.dy.data && p.z.data && w.du.data && w.ddt.data && w.dz.data &&
+         p.B.bf16 && p.C.bf16 && narrow(w.dB) && narrow(w.dC) && fits();
+}
+
+int64_t cuda_backward_bf16_scratch(const CudaProblem& p) {
+  int64_t eight = 0, twelve = 0;
+  CudaSegments segments;
+  plan<Eight<true>>(p, nullptr, segments, &eight);
+  plan<Twelve<true>>(p, nullptr, segments, &twelve);
+  return std::max(eight, twelve);
+}
+
+void cuda_scan_backward_bf16(const CudaBackward& w, void* stream) {
+  if (cuda_prefers_8_warps(w.p))
+    return all_whole<Eight<true>>(w.p) ? launch<Eight<true>>(w, stream)
+                                       : launch<Eight<false>>(w, stream);
+  all_whole<Twelve<true>>(w.p) ? launch<Twelve<true>>(w, stream) : launch<Twelve<false>>(w, stream);
+}
+
+}  // namespace krait::ops::scan

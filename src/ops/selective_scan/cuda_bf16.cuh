@@ -1,0 +1,131 @@
+// Private to selective_scan: what the kernels for bfloat16 rows and up to 16 states share. One block a
+// multiprocessor, of scanning and helping warps.
+#pragma once
+#include <type_traits>
+
+#include "krait/ops/selective_scan/cuda_device.cuh"
+
+namespace krait::ops::scan {
+namespace {
+
+// kWarps scanning warps of eight channels: lane 8 i + c has the states 4 i ... 4 i + 3 of channel c.
+// kWhole: every block has all of its channels, and they have 16 states.
+template <int kWarps, int kHelpingWarps, bool Whole>
+struct Shape16 : Layout<4, 4, 1, kWarps, kHelpingWarps, false, 32> {
+  static constexpr bool kWhole = Whole;
+};
+
+// How a helping thread lies on a tile: a row or two, and of their channels every eighth group of four. What it
+// reads from memory it asks for long before: the functions take all its groups at once.
+template <class S>
+struct HelperPlace {
+  static constexpr int kLanes = 8, kApart = S::kHelpers / kLanes, kRows = S::kTile / kApart,
+                       kQuads = S::kChannels / (4 * kLanes);
+  static constexpr int kQuadBytes = kLanes * 4 * 2;  // from one group to the thread's next
+  static_assert(S::kTile % kApart == 0);
+  const Place& place;
+  const int row, lane;
+
+  __device__ HelperPlace(const Place& place_, int helper)
+      : place(place_), row(helper / kLanes), lane(helper % kLanes) {}
+  __device__ int channel(int quad) const { return (lane + quad * kLanes) * 4; }
+  __device__ bool exists(int quad) const { return S::kWhole || channel(quad) < place.channels; }
+  __device__ char* at(const CudaRows& r, int token) const {
+    return static_cast<char*>(r.data) + (int64_t{token} * static_cast<int>(r.stride) + place.first + lane * 4) * 2;
+  }
+  using Quads = Quad[kQuads];
+  __device__ void load(const CudaRows& r, int token, Quads& to) const {
+    const char* from = at(r, token);
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) to[j] = load_quad<true>(r, from + j * kQuadBytes, exists(j) ? 4 : 0);
+  }
+
+};
+
+// B and C of a tile on their way to shared memory, as StagedBC, but of rows that can be moved by fours and have
+// all 16 states. Rows beyond the end are those of the last token.
+template <class S>
+struct WholeBC {
+  static constexpr int kEach = S::kTile * 4 * 2 / S::kHelpers;  // quads a thread
+  uint2 bits[kEach];
+
+  // Quad i of the thread: of C in the second half.
+  static __device__ int index(int helper, int i) { return helper + i * S::kHelpers; }
+  static __device__ bool of_C(int index) { return index >= S::kTile * 4; }
+  static __device__ int step(int index) { return index / 4 % S::kTile; }
+
+  __device__ void load(const CudaProblem& p, const Place& place, int begin, int t0, int last, int helper) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = index(helper, i), t = t0 + step(at);
+      const CudaRows& r = of_C(at) ? p.C : p.B;
+      const int64_t column = place.group * r.group + at % 4 * 4;
+      bits[i] = __ldg(reinterpret_cast<const uint2*>(
+          static_cast<const char*>(r.data) +
+          (int64_t{begin + (t < last ? t : last)} * static_cast<int>(r.stride) + column) * 2));
+    }
+  }
+  __device__ void store(int helper, float* to) const {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = index(helper, i);
+      Quad q;
+      q.bits.x = bits[i].x, q.bits.y = bits[i].y;
+      float x[4];
+      to_floats<true>(q, true, x);
+      *reinterpret_cast<float4*>(to + step(at) * S::kRow + at % 4 * 8 + of_C(at) * 4) = {x[0], x[1], x[2], x[3]};
+    }
+  }
+};
+
+// Either of the two.
+template <class S>
+struct AnyBC : std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>> {
+  using Base = std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>>;
+  __device__ void load(const CudaProblem& p, const Place& place, const Span& s, int64_t t0, int helper) {
+    if constexpr (S::kWhole)
+      Base::load(p, place, static_cast<int>(s.begin), static_cast<int>(t0), static_cast<int>(s.tokens) - 1, helper);
+    else
+      Base::load(p, place, s, t0, helper, 0);
+  }
+  __device__ void store(const CudaProblem& p, int helper, float* to) const {
+    if constexpr (S::kWhole)
+      Base::store(helper, to);
+    else
+      Base::store(p, helper, 0, to);
+  }
+};
+
+template <class S>
+bool all_whole(const CudaProblem& p) {
+  return p.E / p.G % S::kChannels == 0 && p.N == 16 && p.B.bf16 && p.B.by4 && p.C.bf16 && p.C.by4;
+}
+
+__device__ inline void to_floats(const float4& v, float (&x)[4]) { x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
+
+// A barrier of the helping warps.
+template <class S>
+__device__ inline void helpers_meet() {
+  asm volatile("bar.sync 2, %0;" ::"n"(S::kHelpers) : "memory");
+}
+
+// Four states of a channel, from or to a contiguous (E, N); zero where they do not exist.
+struct StatePlace {
+  int64_t at;
+  int there;  // of the four
+  __device__ StatePlace(const CudaProblem& p, const Place& place, int channel, int n0)
+      : at((place.first + channel) * p.N + n0),
+        there(channel < place.channels ? static_cast<int>(p.N) - n0 : 0) {}
+  __device__ void load(const float* from, float (&to)[4]) const {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) to[n] = from && n < there ? from[at + n] : 0.0f;
+  }
+  __device__ void store(const float (&from)[4], float* to) const {
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+      if (n < there) to[at + n] = from[n];
+  }
+};
+
+}  // namespace
+}  // namespace krait::ops::scan

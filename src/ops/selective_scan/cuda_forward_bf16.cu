@@ -1,0 +1,292 @@
+// selective_scan forward on NVIDIA GPUs for bfloat16 rows and up to 16 states; long sequences are cut into
+// segments. The floor is the exponentials, 16 a cycle and multiprocessor: one for each (t, e, n), three for each
+// (t, e).
+#include "krait/ops/selective_scan/cuda_bf16.cuh"
+#include "krait/ops/selective_scan/cuda_forward_bf16.h"
+#include "krait/ops/selective_scan/cuda_segments.h"
+
+namespace krait::ops::scan {
+namespace {
+
+using cuda::ceil_div;
+
+template <class S>
+struct ForwardTile {
+  float2 row[S::kTile][S::kChannels];   // delta, delta u
+  float y[S::kTile][S::kChannels + 8];  // rows apart by 8 banks: four of them are written at once
+  float bc[S::kTile * S::kRow];
+};
+
+template <class S>
+struct ForwardMemory {
+  ForwardTile<S> tile[2];
+  float bias[S::kChannels], D[S::kChannels];
+};
+
+struct Work {
+  CudaForward w;
+  int64_t segments, segment;
+  const float* states;  // before each segment; null: there is one, from state_in
+};
+
+struct Unit {
+  Span s;
+  int64_t segment, from, tokens;  // its first token in the sequence
+  __device__ Unit(const Work& k, int64_t index)
+      : s(sequence(k.w.p, index / k.segments)), segment(index % k.segments) {
+    from = segment * k.segment;
+    const int64_t left = s.tokens - from;
+    tokens = left < 0 ? 0 : left < k.segment ? left : k.segment;
+  }
+};
+
+// What a helping thread does: the next tile, from memory to where the tile before last was, and that one's y to
+// memory.
+template <class S>
+struct Helper : HelperPlace<S> {
+  using HelperPlace<S>::kRows, HelperPlace<S>::kQuads, HelperPlace<S>::kQuadBytes;
+  using HelperPlace<S>::row, HelperPlace<S>::place;
+  const CudaForward& w;
+  ForwardMemory<S>& memory;
+  const int helper;
+
+  __device__ Helper(const CudaForward& w_, const Place& place_, ForwardMemory<S>& memory_,
+                    int helper_)
+      : HelperPlace<S>(place_, helper_), w(w_), memory(memory_), helper(helper_) {
+    const CudaProblem& p = w.p;
+    for (int c = helper; c < S::kChannels; c += S::kHelpers) {
+      const bool there = c < place.channels;
+      memory.bias[c] = there && p.dt_bias ? p.dt_bias[place.first + c] : 0.0f;
+      memory.D[c] = there && p.D ? p.D[place.first + c] : 0.0f;
+    }
+    for (int i = helper; !S::kWhole && i < 2 * S::kTile * S::kChannels; i += S::kHelpers) {
+      const int c = i % S::kChannels;  // channels that do not exist
+      if (c >= place.channels)
+        memory.tile[i / (S::kTile * S::kChannels)].row[i / S::kChannels % S::kTile][c] = {0, 0};
+    }
+    helpers_meet<S>();
+  }
+
+  __device__ void run(const Unit& u, int tiles) const {
+    static_assert(kRows == 1);
+    if (tiles == 0) return __syncthreads();
+    const int begin = static_cast<int>(u.s.begin + u.from),
+              last = static_cast<int>(u.s.tokens - u.from) - 1;
+    AnyBC<S> bc_next;
+    Inputs next;
+    bc_next.load(w.p, place, u.s, u.from, helper);
+    load(begin, row < last ? row : last, row < last ? row : last, next);
+#pragma unroll 2
+    for (int i = 0; i < tiles + 2; ++i) {
+      ForwardTile<S>& at = memory.tile[i & 1];
+      const AnyBC<S> bc = bc_next;
+      const Inputs now = next;
+      // Asked for in this step, used in the next; what is not there to be read is read twice.
+      const int t = i * S::kTile + row, after = min(t + S::kTile, last),
+                before = max(t - S::kTile, row);
+      if (i + 1 < tiles) bc_next.load(w.p, place, u.s, u.from + (i + 1) * S::kTile, helper);
+      load(begin, after, min(before, last), next);
+      if (i >= 2 && t - 2 * S::kTile <= last) finish(begin + t - 2 * S::kTile, now, at);
+      if (i < tiles) {
+        bc.store(w.p, helper, at.bc);
+        prepare(t <= last, now, at);
+      }
+      if (i <= tiles) __syncthreads();
+    }
+  }
+
+ private:
+  using typename HelperPlace<S>::Quads;
+  struct Inputs {
+    Quads u, dt, u_before, z_before;  // of the next tile; of the tile before last
+  };
+
+  __device__ void load(int begin, int after, int before, Inputs& to) const {
+    HelperPlace<S>::load(w.p.u, begin + after, to.u);
+    HelperPlace<S>::load(w.p.dt, begin + after, to.dt);
+    HelperPlace<S>::load(w.p.u, begin + before, to.u_before);
+    if (w.p.z.data) HelperPlace<S>::load(w.p.z, begin + before, to.z_before);
+  }
+
+  __device__ void prepare(bool there, const Inputs& in, ForwardTile<S>& at) const {
+    const CudaProblem& p = w.p;
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) {
+      if (!this->exists(j)) break;
+      const int c = this->channel(j);
+      float bias[4], u[4], delta[4];
+      to_floats(*reinterpret_cast<const float4*>(&memory.bias[c]), bias);
+      to_floats<true>(in.u[j], true, u);
+      to_floats<true>(in.dt[j], true, delta);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) delta[n] += bias[n];
+      if (p.softplus) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          float e;
+          delta[n] = softplus<true>(delta[n], e);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        if (!there) delta[n] = 0;  // steps beyond the end change nothing
+      float4* slot = reinterpret_cast<float4*>(&at.row[row][c]);
+      slot[0] = {delta[0], delta[0] * u[0], delta[1], delta[1] * u[1]};
+      slot[1] = {delta[2], delta[2] * u[2], delta[3], delta[3] * u[3]};
+    }
+  }
+
+  __device__ void finish(int token, const Inputs& in, const ForwardTile<S>& at) const {
+    char* const to_y = this->at(w.y, token);
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) {
+      if (!this->exists(j)) break;
+      const int c = this->channel(j);
+      float D[4], u[4], z[4], y[4];
+      to_floats(*reinterpret_cast<const float4*>(&memory.D[c]), D);
+      to_floats<true>(in.u_before[j], true, u);
+      to_floats<true>(in.z_before[j], true, z);
+      to_floats(*reinterpret_cast<const float4*>(&at.y[row][c]), y);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) y[n] = fmaf(D[n], u[n], y[n]);
+      if (w.p.z.data) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) y[n] *= z[n] * sigmoid<true>(z[n]);
+      }
+      store_quad<true>(w.y, to_y + j * kQuadBytes, 4, y);
+    }
+  }
+};
+
+// What a scanning thread does. Four steps at a time, whose sums over the states are taken while the next four are
+// computed.
+template <class S>
+struct Scanner {
+  static constexpr int kSteps = 4;
+  int channel, lane;
+  float A[4], h[4];  // A: A log2(e)
+
+  // Steps beyond the end of the sequence change nothing.
+  __device__ void tile(ForwardTile<S>& at) {
+    constexpr int kRounds = S::kTile / kSteps;
+    float y[2][kSteps];
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      step(at, r * kSteps, y[r % 2]);
+      if (r > 0) put(at, (r - 1) * kSteps, y[(r - 1) % 2]);
+    }
+    put(at, (kRounds - 1) * kSteps, y[(kRounds - 1) % 2]);
+  }
+
+ private:
+  __device__ void step(const ForwardTile<S>& at, int t0, float (&y)[kSteps]) {
+    float b[kSteps][4], c[kSteps][4];
+    float2 v[kSteps];
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      load_bc<S>(at.bc, t0 + s, lane / 8, b[s], c[s]);
+      v[s] = at.row[t0 + s][channel];
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        h[n] = fmaf(exp2_of<true>(v[s].x * A[n]), h[n], v[s].y * b[s][n]);
+        y[s] = n == 0 ? c[s][n] * h[n] : fmaf(c[s][n], h[n], y[s]);
+      }
+  }
+  __device__ void put(ForwardTile<S>& at, int t0, float (&y)[kSteps]) const {
+    sum_transposed<4, 8>(y, lane);
+    at.y[t0 + lane / 8][channel] = y[0];
+  }
+};
+
+template <class S>
+__device__ inline void scan_states(const Work& k, const Place& place, const Unit& u, int64_t unit,
+                                   int64_t tiles, int role, int lane, ForwardMemory<S>& memory) {
+  const CudaForward& w = k.w;
+  const CudaProblem& p = w.p;
+  Scanner<S> scan;
+  scan.lane = lane, scan.channel = role * 8 + lane % 8;
+  const StatePlace at(p, place, scan.channel, lane / 8 * 4);
+  const int64_t states = p.E * p.N;
+  at.load(p.A, scan.A);
+#pragma unroll
+  for (int n = 0; n < 4; ++n) scan.A[n] = scaled_A(scan.A[n], p.a_is_log);
+  const float* state_in = p.state_in && u.s.in >= 0 ? p.state_in + u.s.in * states : nullptr;
+  at.load(k.states ? k.states + unit * states : state_in, scan.h);
+  float* saved = w.saved ? w.saved + (u.s.begin / S::kTile + u.from / S::kTile) * states : nullptr;
+  __syncthreads();
+  for (int64_t i = 0; i < tiles; ++i) {
+    if (saved && u.from + i > 0) at.store(scan.h, saved + (i - 1) * states);
+    scan.tile(memory.tile[i & 1]);
+    __syncthreads();
+  }
+  if (w.state_out && u.s.out >= 0 && u.from + u.tokens == u.s.tokens &&
+      (tiles > 0 || u.segment == 0))
+    at.store(scan.h, w.state_out + u.s.out * states);
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, 1)
+    scan_forward_bf16(const __grid_constant__ Work k) {
+  extern __shared__ float4 shared[];
+  auto& memory = *reinterpret_cast<ForwardMemory<S>*>(shared);
+  const CudaProblem& p = k.w.p;
+  const int64_t of_group = blocks_of_group<S>(p), blocks = of_group * p.G;
+  const int64_t block = blockIdx.x % blocks, index = blockIdx.x / blocks;
+  const Unit u(k, index);
+  const Place place = place_of<S>(p, block / of_group, block % of_group);
+  const int64_t tiles = ceil_div(u.tokens, S::kTile);
+  const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
+  if (role < 0)
+    Helper<S>(k.w, place, memory, ~role * 32 + lane).run(u, static_cast<int>(tiles));
+  else
+    scan_states<S>(k, place, u, index, tiles, role, lane, memory);
+}
+
+template <class S>
+CudaSegments cut(const CudaProblem& p) {
+  return cuda_segments(p, p.L, p.sequences * p.G * blocks_of_group<S>(p), S::kTile);
+}
+
+template <class S>
+void launch(const CudaForward& w, void* stream) {
+  const CudaProblem& p = w.p;
+  CudaSegments segments = cut<S>(p);
+  Work k{w, segments.segments, segments.segment, nullptr};
+  if (p.begin) k.segments = 1, k.segment = p.tokens;
+  if (k.segments > 1) {
+    segments.place(p, w.scratch);
+    cuda_states_between(p, segments, stream);
+    k.states = segments.at;
+  }
+  constexpr int bytes = sizeof(ForwardMemory<S>);
+  cudaFuncSetAttribute(scan_forward_bf16<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  scan_forward_bf16<S>
+      <<<static_cast<unsigned>(p.sequences * k.segments * p.G * blocks_of_group<S>(p)), S::kThreads,
+         bytes, static_cast<cudaStream_t>(stream)>>>(k);
+  cuda::check_launch("selective_scan");
+}
+
+template <bool kWhole>
+using Eight = Shape16<8, 8, kWhole>;
+template <bool kWhole>
+using Twelve = Shape16<12, 8, kWhole>;
+
+}  // namespace
+
+int64_t cuda_forward_bf16_scratch(const CudaProblem& p) {
+  const auto floats = [&](const CudaSegments& k) { return k.segments > 1 ? k.floats(p) : 0; };
+  const int64_t eight = floats(cut<Eight<true>>(p)), twelve = floats(cut<Twelve<true>>(p));
+  return eight > twelve ? eight : twelve;
+}
+
+void cuda_scan_forward_bf16(const CudaForward& w, void* stream) {
+  if (cuda_prefers_8_warps(w.p))
+    return all_whole<Eight<true>>(w.p) ? launch<Eight<true>>(w, stream)
+                                       : launch<Eight<false>>(w, stream);
+  all_whole<Twelve<true>>(w.p) ? launch<Twelve<true>>(w, stream) : launch<Twelve<false>>(w, stream);
+}
+
+}  // namespace krait::ops::scan

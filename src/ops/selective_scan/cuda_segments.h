@@ -1,0 +1,41 @@
+// Private to selective_scan: sequences cut into segments that are walked through at the same time on a GPU.
+//
+// What enters a segment follows from all before it. It is found without walking: each token's part of the state at
+// the end of its segment is weighted by its decay to there, exp(A Σ Δ), summed over pieces of the segment at once;
+// then a chain over the segments. The adjoint is the same backwards in time. Weights below 2^-126 are zero as in
+// the walk: where all of a warp's are, its tokens are not read.
+#pragma once
+#include "krait/ops/selective_scan/cuda.h"
+
+namespace krait::ops::scan {
+
+struct CudaSegments {
+  int64_t from = 0, tokens = 0;       // of every sequence: the stretch that is cut
+  int64_t segments = 1, segment = 0;  // tokens of a segment
+  int64_t pieces = 1, piece = 0;      // tokens of a piece; a segment is whole pieces
+  float *ends = nullptr,
+        *sums = nullptr;  // scratch: (sequences, pieces, E, N) and (sequences, pieces, E)
+  float* at = nullptr;    // out: (sequences, segments, E, N), what enters each segment
+
+  int64_t floats(const CudaProblem& p) const {
+    return p.sequences * p.E * ((pieces + segments) * p.N + pieces);
+  }
+  void place(const CudaProblem& p, float* scratch) {
+    at = scratch, ends = at + p.sequences * segments * p.E * p.N,
+    sums = ends + p.sequences * pieces * p.E * p.N;
+  }
+};
+
+// The best cut of `tokens` tokens of every sequence where one segment keeps `blocks` blocks busy, one a
+// multiprocessor. Segments are whole tiles.
+CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile);
+// Whether blocks of 8 warps, 64 channels, are done before those of 12.
+bool cuda_prefers_8_warps(const CudaProblem& p);
+// States. N <= 16, bfloat16 rows.
+void cuda_states_between(const CudaProblem& p, const CudaSegments& k, void* stream);
+// Adjoints, from the gate z and the gradient dy. What enters the last segment is `last` (sequences, E, N), null:
+// zero; by_row: a tensor of states, not of sequences in the order of their tokens.
+void cuda_adjoints_between(const CudaProblem& p, const CudaRows& dy, const CudaSegments& k,
+                           const float* last, bool by_row, void* stream);
+
+}  // namespace krait::ops::scan

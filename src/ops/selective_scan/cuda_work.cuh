@@ -1,0 +1,199 @@
+// Private to selective_scan: what both backward kernels share: how the work is cut, and the sums that follow them.
+#pragma once
+#include <algorithm>
+
+#include "krait/ops/selective_scan/cuda_device.cuh"
+
+namespace krait::ops::scan {
+namespace {
+
+using cuda::ceil_div;
+
+// What the launcher adds.
+struct Work {
+  CudaBackward w;
+  int64_t pieces = 1, blocks = 1;  // of the sequences; of the channels of a group
+  // A launch goes over `span` tokens (whole tiles) of every sequence, from token `from` on.
+  int64_t from = 0, span = 0;
+  // The tokens of a launch are cut into segments (whole tiles), which blocks walk through at the same time, one
+  // where sequences are packed.
+  int64_t segments = 1, segment = 0;
+  bool last = true;       // of the launches in time, so the first to run: adjoints start here
+  int64_t part_rows = 0;  // tokens of `parts`
+  float *parts, *dA, *dB, *dC, *dD, *ddt_bias, *dstates;  // dstates: adjoints before the tokens of a launch
+  float* adjoints = nullptr;                              // after each segment, where there are several
+
+  __device__ int64_t units() const { return w.p.sequences * segments; }
+
+  // Row of `parts` of token t of sequence n, which begins at token `begin` of all.
+  __device__ int64_t part_row(int64_t n, int64_t begin, int64_t t) const {
+    return w.p.begin ? begin + t : n * span + t - from;
+  }
+};
+
+// A unit is a segment of a sequence. It belongs to the piece of the tokens that holds its first.
+__device__ inline int64_t piece_of(const Work& k, int64_t unit) {
+  const CudaProblem& p = k.w.p;
+  const int64_t piece = p.begin ? begin_of(p, unit) * k.pieces / (p.tokens > 0 ? p.tokens : 1)
+                                : unit * k.pieces / k.units();
+  return piece < k.pieces ? piece : k.pieces - 1;
+}
+
+__device__ inline int64_t first_of(const Work& k, int64_t piece) {
+  int64_t low = 0, high = k.units();
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (piece_of(k, middle) < piece)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+struct Unit {
+  int64_t n, segment;  // its sequence; which of that one's segments
+  Span s;              // the sequence
+  int64_t from, tiles;  // its first token in the sequence; empty ones have no tiles
+};
+
+template <class S>
+__device__ inline Unit unit_of(const Work& k, int64_t index) {
+  Unit u;
+  u.n = index / k.segments, u.segment = index % k.segments;
+  u.s = sequence(k.w.p, u.n);
+  u.from = k.from + u.segment * k.segment;
+  const int64_t end = u.s.tokens < k.from + k.span ? u.s.tokens : k.from + k.span, left = end - u.from;
+  u.tiles = left <= 0 ? 0 : ceil_div(left < k.segment ? left : k.segment, S::kTile);
+  return u;
+}
+
+__device__ inline void put(const CudaSum& g, int64_t i, float value) {
+  if (g.to) g.to[i] = g.add ? g.to[i] + value : value;
+}
+
+// Over the pieces: dA, dD, ddt_bias, constant dB and dC. One thread a state.
+__global__ void sum_pieces(const __grid_constant__ Work k) {
+  const CudaBackward& w = k.w;
+  const int64_t N = w.p.N, states = w.p.E * N, i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= states) return;
+  const auto total = [&](const float* of, int64_t at, int64_t step) {
+    float sum = 0;
+    for (int64_t piece = 0; piece < k.pieces; ++piece) sum += of[piece * step + at];
+    return sum;
+  };
+  if (w.dA.to)
+    put(w.dA, i, total(k.dA, i, states) * (w.p.a_is_log ? kLn2 * scaled_A(w.p.A[i], true) : 1.0f));
+  if (w.dB_constant.to) put(w.dB_constant, i, total(k.dB, i, states));
+  if (w.dC_constant.to) put(w.dC_constant, i, total(k.dC, i, states));
+  if (i % N != 0) return;
+  if (w.dD.to) put(w.dD, i / N, total(k.dD, i / N, w.p.E));
+  if (w.ddt_bias.to) put(w.ddt_bias, i / N, total(k.ddt_bias, i / N, w.p.E));
+}
+
+// A row of states may have started several sequences, or none. One thread a state.
+__global__ void sum_states(const __grid_constant__ Work k) {
+  const CudaBackward& w = k.w;
+  const int64_t states = w.p.E * w.p.N, i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= states) return;
+  float* to = w.dstate_in.to + i;
+  if (!w.dstate_in.add)
+    for (int64_t row = 0; row < w.state_rows; ++row) to[row * states] = 0;
+  for (int64_t n = 0; n < w.p.sequences; ++n) {
+    const int64_t row = sequence(w.p, n).in;
+    if (row >= 0) to[row * states] += k.dstates[n * states + i];
+  }
+}
+
+// dB and dC of the tokens of a launch over the sets of channels. One thread a (token, group, n), B and C.
+template <int NS>
+__global__ void sum_sets(const __grid_constant__ Work k, int64_t sets_of_group, int row) {
+  const CudaBackward& w = k.w;
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, part_row = i / row;
+  const int column = static_cast<int>(i % row), n = column / (2 * NS) * NS + column % NS;
+  const CudaRows& to = column % (2 * NS) < NS ? w.dB : w.dC;
+  if (part_row >= k.part_rows || n >= w.p.N || !to.data) return;
+  const int64_t in_sequence = k.from + part_row % k.span;
+  const int64_t t = w.p.begin ? part_row : part_row / k.span * w.p.L + in_sequence;
+  if (!w.p.begin && in_sequence >= w.p.L) return;
+  for (int64_t group = 0; group < w.p.G; ++group) {
+    const float* part = k.parts + (group * sets_of_group * k.part_rows + part_row) * row + column;
+    float sum = 0;
+#pragma unroll 8
+    for (int64_t set = 0; set < sets_of_group; ++set) sum += part[set * k.part_rows * row];
+    const int64_t at = t * to.stride + group * to.group + n;
+    if (to.bf16) {
+      auto* x = static_cast<__nv_bfloat16*>(to.data) + at;
+      *x = __float2bfloat16_rn(to.add ? __bfloat162float(*x) + sum : sum);
+    } else {
+      auto* x = static_cast<float*>(to.data) + at;
+      *x = to.add ? *x + sum : sum;
+    }
+  }
+}
+
+constexpr int64_t kMostParts = int64_t{1} << 26;  // floats
+
+// Places in the scratch, from the shapes alone; without memory only their sizes.
+struct Memory {
+  float* from;
+  int64_t taken = 0;
+  float* take(int64_t n) {
+    float* const here = from ? from + taken : nullptr;
+    taken += ceil_div(n, 4) * 4;
+    return here;
+  }
+};
+
+// How the tokens are cut.
+template <class S>
+Work plan_spans(const CudaProblem& p, Memory& at) {
+  Work k{};
+  k.blocks = blocks_of_group<S>(p);
+  const int64_t states = p.E * p.N, sets = p.G * k.blocks;
+  // The parts of dB and dC are bounded by going over time in several launches; packed sequences, which start
+  // anywhere, go in one.
+  const bool varying = !p.constant_B || !p.constant_C;
+  const auto tiles = [](int64_t tokens) { return ceil_div(tokens, S::kTile) * S::kTile; };
+  const int64_t whole = tiles(std::max<int64_t>(p.begin ? p.tokens : p.L, 1));
+  const int64_t fitting = tiles(kMostParts / (sets * std::max<int64_t>(p.sequences, 1) * S::kRow));
+  k.span = p.begin || !varying ? whole : std::min(whole, std::max<int64_t>(fitting, 16 * S::kTile));
+  k.segment = k.span;
+  k.part_rows = p.begin ? p.tokens : p.sequences * k.span;
+  k.dstates = at.take(p.state_in || k.span < whole ? p.sequences * states : 0);
+  k.parts = at.take(varying ? sets * k.part_rows * S::kRow : 0);
+  return k;
+}
+
+inline void take_sums(const CudaProblem& p, Work& k, Memory& at) {
+  const int64_t states = k.pieces * p.E * p.N, constant = p.constant_B || p.constant_C ? states : 0;
+  k.dA = at.take(states), k.dB = at.take(constant), k.dC = at.take(constant);
+  k.dD = at.take(k.pieces * p.E), k.ddt_bias = at.take(k.pieces * p.E);
+}
+
+// Calls launch(Work, stream) for each span from the last on, and takes the sums.
+template <class S, class F>
+void in_spans(Work k, void* stream, const F& launch) {
+  const CudaBackward& w = k.w;
+  if (!w.dB.data && !w.dC.data) k.parts = nullptr;
+  const int64_t length = w.p.begin ? w.p.tokens : w.p.L;
+  const bool in_one = length <= k.span;
+  if (!w.dstate_in.to && in_one) k.dstates = nullptr;
+  const auto queue = static_cast<cudaStream_t>(stream);
+  const auto blocks = [](int64_t n) { return static_cast<unsigned>(ceil_div(n, 256)); };
+  const int64_t states = w.p.E * w.p.N;
+  for (k.from = in_one ? 0 : (length - 1) / k.span * k.span; k.from >= 0; k.from -= k.span) {
+    launch(k, queue);
+    if (k.parts && w.p.tokens > 0)
+      sum_sets<S::NS><<<blocks(k.part_rows * S::kRow), 256, 0, queue>>>(k, k.blocks, S::kRow);
+    k.last = false;
+    if (in_one) break;
+  }
+  cuda::check_launch("selective_scan backward");
+  sum_pieces<<<blocks(states), 256, 0, queue>>>(k);
+  if (w.dstate_in.to) sum_states<<<blocks(states), 256, 0, queue>>>(k);
+  cuda::check_launch("sums of selective_scan backward");
+}
+
+}  // namespace
+}  // namespace krait::ops::scan
