@@ -89,7 +89,9 @@ void few_rows(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
 // False where the kernel does not fit: nothing was done.
 bool few_rows_on_gpu(Context& c, const Sizes& z, const Tensor& x, const Tensor& w,
                      const Tensor& bias, const Tensor& y, const Tensor& stream) {
-  const bool bf16 = w.dtype == DType::bf16, many = bf16 && z.M > cuda::kMostFewRows;
+  // A head's many rows fill the card however they are cut: one_pass is the faster one from a few rows on.
+  const bool bf16 = w.dtype == DType::bf16,
+             many = bf16 && (z.M > cuda::kMostFewRows || (z.M > 4 && z.N >= 16384));
   bool here = false;
   KRAIT_WITH_CUDA(here = many ? cuda::has_one_pass(c.device.index)
                               : cuda::has_few_rows(c.device.index));

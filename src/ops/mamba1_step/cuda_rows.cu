@@ -34,15 +34,15 @@ struct GateAndConv {
 // A block has kChannels channels of kRows rows. Four warps give the products dt_proj δ, each of 16 channels, by tensor
 // cores: a lane has elements 8 t to 8 t + 7 of every 32 of its rows, of both factors, and δ is the sum of two
 // bfloat16. Then kLanes lanes share a channel, each with 16 bytes of its states.
-constexpr int kChannels = 64, kRows = 8, kStep = kChannels + 4;
+constexpr int kChannels = 64, kStep = kChannels + 4;
 
-template <class S, int kRuns>
+template <class S, int kRuns, int kRows>
 __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount)
     step_scan_rows_kernel(const __grid_constant__ StepScan p) {
   using Run = StateRun<S>;
   constexpr int kCount = Run::kCount, kLanes = kStepStates / kCount, kThreads = kChannels * kLanes;
   constexpr int kParts = kThreads / 128, kMine = (kRuns + kParts - 1) / kParts;
-  __shared__ float deltas[kParts][kRows][kStep];
+  __shared__ float deltas[kParts][8][kStep];
   __shared__ __align__(16) float BC[kRows][2 * kStepStates];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32,
             g = lane / 4, t = lane % 4, part = warp / 4;
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount)
   }
 }
 
-template <class S>
+template <class S, int kRows>
 void launch_scan_rows(const StepScan& p, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(p.E, kChannels)),
                   static_cast<unsigned>(ceil_div(p.M, kRows)));
@@ -158,9 +158,9 @@ void launch_scan_rows(const StepScan& p, void* stream) {
     launch_dependent("mamba1_step", kernel, grid, kChannels * kStepStates / StateRun<S>::kCount, 0,
                      1, stream, p);
   };
-  if (p.R <= 64) return launch(step_scan_rows_kernel<S, 2>);
-  if (p.R <= 128) return launch(step_scan_rows_kernel<S, 4>);
-  launch(step_scan_rows_kernel<S, kStepMostRank / 32>);
+  if (p.R <= 64) return launch(step_scan_rows_kernel<S, 2, kRows>);
+  if (p.R <= 128) return launch(step_scan_rows_kernel<S, 4, kRows>);
+  launch(step_scan_rows_kernel<S, kStepMostRank / 32, kRows>);
 }
 
 }  // namespace
@@ -182,7 +182,15 @@ void step_in_proj_rows(const StepInProj& p, void* normed, void* stream) {
 }
 
 void step_scan_rows(const StepScan& p, void* stream) {
-  p.state_bf16 ? launch_scan_rows<bfloat16>(p, stream) : launch_scan_rows<float>(p, stream);
+  // Blocks of eight rows where they fill the card, two of 256 threads or more of 128 on a multiprocessor.
+  const int64_t blocks = ceil_div(p.E, kChannels) * ceil_div(p.M, 8);
+  if (p.state_bf16) {
+    blocks > 2 * kOnePassProcessors ? launch_scan_rows<bfloat16, 8>(p, stream)
+                                    : launch_scan_rows<bfloat16, 4>(p, stream);
+  } else {
+    blocks > kOnePassProcessors ? launch_scan_rows<float, 8>(p, stream)
+                                : launch_scan_rows<float, 4>(p, stream);
+  }
 }
 
 }  // namespace krait::cuda

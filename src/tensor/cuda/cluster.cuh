@@ -54,4 +54,16 @@ __device__ inline float of_block(const float* p, unsigned rank) {
   return x;
 }
 
+// The same of four floats, 16 bytes aligned.
+__device__ inline float4 four_of_block(const float* p, unsigned rank) {
+  float4 x{};
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(address_in_block(p, rank))
+               : "memory");
+#endif
+  return x;
+}
+
 }  // namespace krait::cuda

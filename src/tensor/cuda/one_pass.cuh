@@ -152,22 +152,25 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
           mine[(8 * n + j % 2) * Tile::kStep + 16 * m + j / 2 * 8] = sums[m][n][j];
   }
 
-  // A thread ends kTogether elements at a time; neighbouring ones have neighbouring rows of W.
-  constexpr int kTogether = 8;
-  const int elements = M * kRows, stride = split * kThreads;
-  int at = thread + static_cast<int>(rank) * kThreads;
+  // The cluster's blocks share out the sums: runs of kRun elements in turn. In a run, of which a thread has four,
+  // neighbouring elements have neighbouring rows of W.
+  constexpr int kRun = 4 * kThreads, kTogether = 2;  // runs
+  const int elements = M * kRows, stride = split * kRun, mine = static_cast<int>(rank) * kRun;
   const auto row_of = [&](int element) { return n0 + element % kRows; };
   const auto place_of = [&](int element) {
     return parts + element / kRows * Tile::kStep + element % kRows;
   };
-  typename End::Held held[kTogether];
-  const auto hold = [&] {
+  const auto element_of = [&](int run, int i) {
+    return run + i / 4 * stride + i % 4 * kThreads + thread;
+  };
+  typename End::Held held[4 * kTogether];
+  const auto hold = [&](int run) {
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i)
-      if (const int e = at + i * stride; e < elements && row_of(e) < p.N)
+    for (int i = 0; i < 4 * kTogether; ++i)
+      if (const int e = element_of(run, i); e < elements && row_of(e) < p.N)
         held[i] = end.hold(row_of(e), e / kRows);
   };
-  hold();
+  hold(mine);
   if constexpr (End::kFactors)
     for (int m = warp; m < M; m += kThreads / 32) {
       const float f = end.factor(m);
@@ -175,47 +178,45 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
     }
   __syncthreads();
 
-  const auto over_warps = [&](const float* sums_of) {
-    float sum = sums_of[0];
-#pragma unroll
-    for (int i = 1; i < Tile::kKG; ++i) sum += sums_of[i * Tile::kSums];
-    return sum;
+  // Four at a time: over warps, then over blocks. What comes out stands where it is read by this block alone.
+  const auto add = [](float4& sum, float4 b) {
+    sum.x += b.x, sum.y += b.y, sum.z += b.z, sum.w += b.w;
   };
+  const auto sum_over_warps = [&](int element) {
+    auto* const at = reinterpret_cast<float4*>(place_of(element));
+    float4 sum = *at;
+#pragma unroll
+    for (int i = 1; i < Tile::kKG; ++i) add(sum, at[i * Tile::kSums / 4]);
+    *at = sum;
+  };
+  if (Tile::kKG > 1)
+    for (int e = 4 * thread; e < elements; e += kRun) sum_over_warps(e);
   if (split > 1) {
-    if (Tile::kKG >
-        1)  // the sum over warps takes the first group's place, where the other blocks find it
-      for (int e = thread; e < elements; e += kThreads) *place_of(e) = over_warps(place_of(e));
     synchronize_cluster();
+#pragma unroll 2
+    for (int e = mine + 4 * thread; e < elements; e += stride) {
+      float* const at = place_of(e);
+      float4 of_blocks[kMostSplit], sum{};
+#pragma unroll
+      for (int r = 0; r < kMostSplit; ++r)
+        if (r < split) of_blocks[r] = four_of_block(at, static_cast<unsigned>(r));
+#pragma unroll
+      for (int r = 0; r < kMostSplit; ++r)
+        if (r < split) add(sum, of_blocks[r]);
+      *reinterpret_cast<float4*>(at) = sum;
+    }
   }
-  while (at < elements) {
-    float values[kTogether] = {};
-    if (split == 1) {
+  __syncthreads();
+  for (int run = mine; run < elements; run += kTogether * stride) {
+    if (run > mine) hold(run);
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i)
-        if (at + i * stride < elements) values[i] = over_warps(place_of(at + i * stride));
-    } else {
-#pragma unroll
-      for (int r = 0; r < kMostSplit; ++r) {
-        if (r >= split) break;
-        float of_rank[kTogether];
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i)
-          if (at + i * stride < elements)
-            of_rank[i] = of_block(place_of(at + i * stride), static_cast<unsigned>(r));
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i)
-          if (at + i * stride < elements) values[i] += of_rank[i];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int e = at + i * stride;
+    for (int i = 0; i < 4 * kTogether; ++i) {
+      const int e = element_of(run, i);
       if (e >= elements || row_of(e) >= p.N) continue;
-      if constexpr (End::kFactors) values[i] *= factors[e / kRows];
-      end(row_of(e), e / kRows, values[i], held[i]);
+      float value = *place_of(e);
+      if constexpr (End::kFactors) value *= factors[e / kRows];
+      end(row_of(e), e / kRows, value, held[i]);
     }
-    at += kTogether * stride;
-    if (at < elements) hold();
   }
   if (split > 1) leave_cluster();  // another block may still read this one's memory
 }
