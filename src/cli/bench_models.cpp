@@ -169,7 +169,7 @@ void bench_decode(const Args& a, const LoadedModel& m, const Common& common) {
     const auto run = [&] {
       for (int64_t i = 0; i < kSteps; ++i) reader.step();
     };
-    bench_reader(a, m, reader, {{"context", context}}, kSteps, run, common);
+    bench_reader(a, m, reader, {{"context", context}, {"new", kSteps}}, kSteps, run, common);
   }
 }
 
