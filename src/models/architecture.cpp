@@ -25,6 +25,7 @@ const std::vector<const Architecture*>& architectures() {
       &kFalconH1,
       &kZamba2,
       &kS4,
+      &kBlocks,
   };
   // clang-format on
   return all;

@@ -55,6 +55,7 @@ extern const Architecture kGptNeox;
 extern const Architecture kMamba2;
 extern const Architecture kMamba3;
 extern const Architecture kS4;
+extern const Architecture kBlocks;
 extern const Architecture kMamba2Hybrid;
 extern const Architecture kJamba;
 extern const Architecture kBamba;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "krait/base/error.h"
+#include "krait/models/mixers.h"
 #include "krait/models/original.h"
 
 namespace krait::models {
@@ -14,12 +15,7 @@ class Mamba1Body : public Body {
  public:
   explicit Mamba1Body(const nn::Mamba1Config& m) : mixer(m) {}
 
-  void check(const Config&) const override {
-    check_size("d_inner", mixer.d_inner, 1, 1 << 22);
-    check_size("d_state", mixer.d_state, 1, 256);
-    check_size("dt_rank", mixer.dt_rank, 1, 1 << 20);
-    check_size("d_conv", mixer.d_conv, 2, 8);
-  }
+  void check(const Config&) const override { models::check(mixer); }
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
@@ -89,23 +85,10 @@ Config read_original(const JsonView& j) {
     j.wrong("d_intermediate", "0: Mamba-1 has no MLP layers");
   if (const Json* attention = j.find("attn_layer_idx"); attention && !attention->empty())
     j.wrong("attn_layer_idx", "an empty list: Mamba-1 has no attention layers");
-  nn::Mamba1Config m;
-  double expand = 2;
-  m.dt_rank = default_rank(c.d_model);
-  if (j.has("ssm_cfg")) {
-    const JsonView s = j.object("ssm_cfg");
-    m.d_state = s.integer("d_state", m.d_state);
-    m.d_conv = s.integer("d_conv", m.d_conv);
-    expand = s.number("expand", expand);
-    m.dt_rank = read_dt_rank(s, "dt_rank", c.d_model);
-    m.conv_bias = s.boolean("conv_bias", m.conv_bias);
-    m.proj_bias = s.boolean("bias", m.proj_bias);
-    read_dt(s, "dt", m);
-    m.dt_floor = s.number("dt_init_floor", m.dt_floor);
-    m.dt_constant = is_constant(s, "dt_init");
-  }
-  m.d_inner = expanded(expand, c.d_model);
-  return with_mamba1(c, m);
+  const Json usual = Json::object();
+  return with_mamba1(
+      c, read_original_mamba1(j.has("ssm_cfg") ? j.object("ssm_cfg") : JsonView(usual, "ssm_cfg"),
+                              c.d_model));
 }
 
 double expand_of(const nn::Mamba1Config& m, const Config& c) {
@@ -267,6 +250,28 @@ const nn::Mamba1Config& mamba1_of(const Config& config) {
   require(body != nullptr, "expected a Mamba-1 model, got the architecture \"{}\"",
           config.architecture);
   return body->mixer;
+}
+
+nn::Mamba1Config read_original_mamba1(const JsonView& s, int64_t d_model) {
+  nn::Mamba1Config m;
+  m.d_model = d_model;
+  m.d_inner = expanded(s.number("expand", 2), d_model);
+  m.d_state = s.integer("d_state", m.d_state);
+  m.d_conv = s.integer("d_conv", m.d_conv);
+  m.dt_rank = read_dt_rank(s, "dt_rank", d_model);
+  m.conv_bias = s.boolean("conv_bias", m.conv_bias);
+  m.proj_bias = s.boolean("bias", m.proj_bias);
+  read_dt(s, "dt", m);
+  m.dt_floor = s.number("dt_init_floor", m.dt_floor);
+  m.dt_constant = is_constant(s, "dt_init");
+  return m;
+}
+
+void check(const nn::Mamba1Config& m) {
+  check_size("d_inner", m.d_inner, 1, 1 << 22);
+  check_size("d_state", m.d_state, 1, 256);
+  check_size("dt_rank", m.dt_rank, 1, 1 << 20);
+  check_size("d_conv", m.d_conv, 2, 8);
 }
 
 int64_t read_dt_rank(const JsonView& j, const std::string& key, int64_t D) {

@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "krait/base/error.h"
+#include "krait/models/mixers.h"
 #include "krait/models/original.h"
-#include "krait/nn/mamba3.h"
 
 namespace krait::models {
 
@@ -19,21 +19,7 @@ class Mamba3Body : public Body {
 
   void check(const Config& c) const override {
     layers.check(c);
-    check_size("d_inner", mixer.d_inner, 1, 1 << 22);
-    check_size("headdim", mixer.headdim, 1, 1024);
-    require(mixer.d_inner % mixer.headdim == 0,
-            "config: headdim: expected a divisor of the inner width {}, got {}", mixer.d_inner,
-            mixer.headdim);
-    check_size("ngroups", mixer.ngroups, 1, mixer.heads());
-    require(mixer.heads() % mixer.ngroups == 0,
-            "config: ngroups: expected a divisor of the {} heads, got {}", mixer.heads(),
-            mixer.ngroups);
-    check_size("d_state", mixer.d_state, 2, 1024);
-    require(!mixer.mimo || mixer.d_state % 2 == 0,
-            "config: d_state: expected an even number, as MIMO turns its halves together, got {}",
-            mixer.d_state);
-    check_size("mimo_rank", mixer.rank, 1, 64);
-    check_size("rotation angles", mixer.angles, 1, mixer.d_state / 2);
+    models::check(mixer);
   }
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
@@ -67,28 +53,8 @@ double fraction_of(int64_t angles, int64_t N) {
 
 Config read(const JsonView& j, Layout) {
   const Config c = read_original_shell(j);
-  const JsonView s = j.object("ssm_cfg");
-  nn::Mamba3Config m;
-  m.d_state = s.integer("d_state", m.d_state);
-  m.headdim = s.integer("headdim", m.headdim);
-  m.ngroups = s.integer("ngroups", m.ngroups);
-  const double E = s.number("expand", 2) * static_cast<double>(c.d_model);
-  m.d_inner = E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;  // 0 is refused by check()
-  m.mimo = s.boolean("is_mimo", false);
-  m.rank = m.mimo ? s.integer("mimo_rank", 4) : 1;
-  m.angles = angles_of(s.number("rope_fraction", 0.5), m.d_state);
-  if (m.angles < 0) s.wrong("rope_fraction", "a number from 0 to 1");
-  m.A_floor = s.number("A_floor", m.A_floor);
-  m.outproj_norm = s.boolean("is_outproj_norm", false);
-  m.dt_min = s.number("dt_min", m.dt_min);
-  m.dt_max = s.number("dt_max", m.dt_max);
-  m.dt_floor = s.number("dt_init_floor", m.dt_floor);
-  // The published code has no key for it: its first release had softplus, and no file says which it is.
-  const std::string decay = s.text("A_activation", "heavy_tailed");
-  if (decay != "heavy_tailed" && decay != "softplus")
-    s.wrong("A_activation", "\"heavy_tailed\" or \"softplus\"");
-  m.decay = decay == "softplus" ? ops::DecayKind::softplus : ops::DecayKind::heavy_tailed;
-  return with_mamba3(c, m, read_original_layers(j, c));
+  return with_mamba3(c, read_original_mamba3(j.object("ssm_cfg"), c.d_model),
+                     read_original_layers(j, c));
 }
 
 OrderedJson Mamba3Body::json(const Config& c, Layout layout) const {
@@ -204,5 +170,47 @@ Config with_mamba3(Config config, const nn::Mamba3Config& mixer, const OriginalL
 }  // namespace
 
 const Architecture kMamba3 = {"mamba3", claims, read, presets, preset_of, follow};
+
+nn::Mamba3Config read_original_mamba3(const JsonView& s, int64_t d_model) {
+  nn::Mamba3Config m;
+  m.d_model = d_model;
+  m.d_state = s.integer("d_state", m.d_state);
+  m.headdim = s.integer("headdim", m.headdim);
+  m.ngroups = s.integer("ngroups", m.ngroups);
+  const double E = s.number("expand", 2) * static_cast<double>(d_model);
+  m.d_inner = E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;  // 0 is refused by check()
+  m.mimo = s.boolean("is_mimo", false);
+  m.rank = m.mimo ? s.integer("mimo_rank", 4) : 1;
+  m.angles = angles_of(s.number("rope_fraction", 0.5), m.d_state);
+  if (m.angles < 0) s.wrong("rope_fraction", "a number from 0 to 1");
+  m.A_floor = s.number("A_floor", m.A_floor);
+  m.outproj_norm = s.boolean("is_outproj_norm", false);
+  m.dt_min = s.number("dt_min", m.dt_min);
+  m.dt_max = s.number("dt_max", m.dt_max);
+  m.dt_floor = s.number("dt_init_floor", m.dt_floor);
+  // The published code has no key for it: its first release had softplus, and no file says which it is.
+  const std::string decay = s.text("A_activation", "heavy_tailed");
+  if (decay != "heavy_tailed" && decay != "softplus")
+    s.wrong("A_activation", "\"heavy_tailed\" or \"softplus\"");
+  m.decay = decay == "softplus" ? ops::DecayKind::softplus : ops::DecayKind::heavy_tailed;
+  return m;
+}
+
+void check(const nn::Mamba3Config& m) {
+  check_size("d_inner", m.d_inner, 1, 1 << 22);
+  check_size("headdim", m.headdim, 1, 1024);
+  require(m.d_inner % m.headdim == 0,
+          "config: headdim: expected a divisor of the inner width {}, got {}", m.d_inner,
+          m.headdim);
+  check_size("ngroups", m.ngroups, 1, m.heads());
+  require(m.heads() % m.ngroups == 0, "config: ngroups: expected a divisor of the {} heads, got {}",
+          m.heads(), m.ngroups);
+  check_size("d_state", m.d_state, 2, 1024);
+  require(!m.mimo || m.d_state % 2 == 0,
+          "config: d_state: expected an even number, as MIMO turns its halves together, got {}",
+          m.d_state);
+  check_size("mimo_rank", m.rank, 1, 64);
+  check_size("rotation angles", m.angles, 1, m.d_state / 2);
+}
 
 }  // namespace krait::models

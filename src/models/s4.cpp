@@ -7,6 +7,7 @@
 
 #include "krait/base/error.h"
 #include "krait/models/architecture.h"
+#include "krait/models/mixers.h"
 
 namespace krait::models {
 
@@ -16,18 +17,7 @@ class S4Body : public Body {
  public:
   S4Body(const nn::S4Config& s, bool norms_first) : mixer(s), prenorm(norms_first) {}
 
-  void check(const Config& c) const override {
-    check_size("state_size", mixer.d_state, 2, 256);
-    require(mixer.d_state % 2 == 0, "config: state_size: expected an even number, got {}",
-            mixer.d_state);
-    check_size("n_ssm", mixer.n_ssm, 1, c.d_model);
-    require(c.d_model % mixer.n_ssm == 0, "config: n_ssm: expected a divisor of {}, got {}",
-            c.d_model, mixer.n_ssm);
-    check_size("l_kernel", mixer.length, mixer.dplr ? 1 : 0, int64_t{1} << 24);
-    require(mixer.dt_min > 0 && mixer.dt_max >= mixer.dt_min,
-            "config: dt_min, dt_max: expected two numbers above 0 in order, got {}, {}",
-            mixer.dt_min, mixer.dt_max);
-  }
+  void check(const Config& c) const override { models::check(mixer, c.d_model); }
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
@@ -107,18 +97,7 @@ Config read(const JsonView& j, Layout) {
   c.norm_eps = static_cast<float>(j.number("layer_norm_epsilon", 1e-5));
   c.tie_embeddings = j.boolean("tie_word_embeddings", true);
   c.eos_ids = eos_ids(j);
-  nn::S4Config s;
-  s.d_state = j.integer("state_size", s.d_state);
-  s.n_ssm = j.integer("n_ssm", s.n_ssm);
-  s.dplr = one_of(j, "mode", "s4d", {"s4d", "dplr"}) == "dplr";
-  s.init = one_of(j, "init", "legs", {"legs", "lin", "inv", "real"});
-  if (s.dplr && s.init != "legs") j.wrong("init", "\"legs\", with the mode dplr");
-  s.bilinear = one_of(j, "disc", "zoh", {"zoh", "bilinear"}) == "bilinear";
-  s.length = s.dplr ? j.integer("l_kernel") : 0;
-  s.dt_min = j.number("dt_min", s.dt_min);
-  s.dt_max = j.number("dt_max", s.dt_max);
-  s.lr = static_cast<float>(j.number("ssm_lr", static_cast<double>(s.lr)));
-  s.bidirectional = j.boolean("bidirectional", false);
+  const nn::S4Config s = read_s4(j);
   const bool batch = one_of(j, "norm", "layer", {"layer", "batch"}) == "batch";
   return with_s4(c, s, batch ? ops::NormKind::batch : ops::NormKind::layer,
                  j.boolean("prenorm", true));
@@ -160,5 +139,33 @@ const Architecture kS4 = {"s4",
                             if (s.dplr) s.length = 1024;
                             return with_s4(c, s, ops::NormKind::layer, true);
                           }};
+
+nn::S4Config read_s4(const JsonView& j) {
+  nn::S4Config s;
+  s.d_state = j.integer("state_size", s.d_state);
+  s.n_ssm = j.integer("n_ssm", s.n_ssm);
+  s.dplr = one_of(j, "mode", "s4d", {"s4d", "dplr"}) == "dplr";
+  s.init = one_of(j, "init", "legs", {"legs", "lin", "inv", "real"});
+  if (s.dplr && s.init != "legs") j.wrong("init", "\"legs\", with the mode dplr");
+  s.bilinear = one_of(j, "disc", "zoh", {"zoh", "bilinear"}) == "bilinear";
+  s.length = s.dplr ? j.integer("l_kernel") : 0;
+  s.dt_min = j.number("dt_min", s.dt_min);
+  s.dt_max = j.number("dt_max", s.dt_max);
+  s.lr = static_cast<float>(j.number("ssm_lr", static_cast<double>(s.lr)));
+  s.bidirectional = j.boolean("bidirectional", false);
+  return s;
+}
+
+void check(const nn::S4Config& m, int64_t d_model) {
+  check_size("state_size", m.d_state, 2, 256);
+  require(m.d_state % 2 == 0, "config: state_size: expected an even number, got {}", m.d_state);
+  check_size("n_ssm", m.n_ssm, 1, d_model);
+  require(d_model % m.n_ssm == 0, "config: n_ssm: expected a divisor of {}, got {}", d_model,
+          m.n_ssm);
+  check_size("l_kernel", m.length, m.dplr ? 1 : 0, int64_t{1} << 24);
+  require(m.dt_min > 0 && m.dt_max >= m.dt_min,
+          "config: dt_min, dt_max: expected two numbers above 0 in order, got {}, {}", m.dt_min,
+          m.dt_max);
+}
 
 }  // namespace krait::models

@@ -26,6 +26,9 @@ constexpr const char* kFamilies[] = {
         "num_attention_heads": 2, "intermediate_size": 32)",
     R"({"model_type": "s4", "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 256, "state_size": 8,
         "mode": "dplr", "l_kernel": 300, "bidirectional": true, "norm": "batch", "prenorm": false)",
+    R"({"model_type": "blocks", "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 256,
+        "layers": ["bimamba+mlp", "mamba3"], "bimamba": {"d_state": 4, "shared": true},
+        "mamba3": {"d_state": 4, "headdim": 8}, "mlp": {"d_inner": 32})",
 };
 
 class SequenceRuns : public ::testing::Test {
