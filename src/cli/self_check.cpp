@@ -8,6 +8,8 @@
 #include "krait/ops/adamw/reference.h"
 #include "krait/ops/attention/attention.h"
 #include "krait/ops/attention/reference.h"
+#include "krait/ops/batch_norm/batch_norm.h"
+#include "krait/ops/batch_norm/reference.h"
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
 #include "krait/ops/conv1d_causal/reference.h"
 #include "krait/ops/cross_entropy/cross_entropy.h"
@@ -20,10 +22,15 @@
 #include "krait/ops/gated_norm/reference.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/linear/reference.h"
+#include "krait/ops/long_conv/long_conv.h"
+#include "krait/ops/long_conv/reference.h"
+#include "krait/ops/mamba3_scan/mamba3_scan.h"
+#include "krait/ops/mamba3_scan/reference.h"
 #include "krait/ops/norm/norm.h"
 #include "krait/ops/norm/reference.h"
 #include "krait/ops/rotary/reference.h"
 #include "krait/ops/rotary/rotary.h"
+#include "krait/ops/s4_kernel/reference.h"
 #include "krait/ops/selective_scan/reference.h"
 #include "krait/ops/selective_scan/selective_scan.h"
 #include "krait/ops/ssd/reference.h"
@@ -155,6 +162,67 @@ void check_ssd(Probe& p) {
       });
 }
 
+void check_mamba3(Probe& p) {
+  constexpr int64_t H = 3, P = 8, T = 5;
+  ops::Mamba3Inputs a;
+  a.x = p.values({B, L, H * P}), a.z = p.values({B, L, H * P});
+  a.B = p.values({B, L, 1, 1, N}), a.C = p.values({B, L, 1, 1, N});
+  a.B_bias = p.floats({H, 1, N}), a.C_bias = p.floats({H, 1, N});
+  a.dt = p.floats({B, L, H}, 0.3, 0.05), a.adt = p.floats({B, L, H}, -0.2, 0.05);
+  a.trap = p.floats({B, L, H}), a.angle = p.floats({B, L, T}), a.D = p.floats({H});
+  p.check(
+      {a.x, a.z, a.B, a.C, a.B_bias, a.C_bias, a.dt, a.adt, a.trap, a.angle, a.D},
+      [&](Context& c) { return ops::mamba3_scan(c, a).y; },
+      [](const auto& in) {
+        ops::Mamba3Reference<Of<decltype(in)>> r;
+        whole_rows(r);
+        r.H = H, r.P = P, r.N = N, r.angles = T;
+        r.x = in[0], r.z = in[1], r.B = in[2], r.C = in[3], r.B_bias = in[4], r.C_bias = in[5];
+        r.dt = in[6], r.adt = in[7], r.trap = in[8], r.angle = in[9], r.D = in[10];
+        return r.forward().y;
+      });
+}
+
+void check_s4_kernel(Probe& p) {
+  const ops::S4Case k{.H = 6, .S = 2, .N = 5, .L = L};
+  ops::S4Params s;
+  s.inv_dt = p.floats({k.H}, -3, 0.5);
+  s.A_real = p.floats({k.S, k.N}, -0.7, 0.3), s.A_imag = p.floats({k.S, k.N}, 4, 2);
+  s.B = p.floats({1, k.S, k.N, 2}), s.C = p.floats({1, k.H, k.N, 2});
+  p.check(
+      {s.inv_dt, s.A_real, s.A_imag, s.B, s.C},
+      [&](Context& c) { return ops::s4_kernel(c, s, k.options, L); },
+      [&](const auto& in) {
+        ops::S4Values<Of<decltype(in)>> v;
+        v.inv_dt = in[0], v.A_real = in[1], v.A_imag = in[2], v.B = in[3], v.C = in[4];
+        return ops::s4_kernel_reference(k, v);
+      });
+}
+
+void check_long_conv(Probe& p) {
+  const Tensor u = p.values({B, L, E}), K = p.floats({1, E, L}), D = p.floats({E});
+  p.check(
+      {u, K, D}, [&](Context& c) { return ops::long_conv(c, u, K, D); },
+      [](const auto& in) {
+        return ops::long_conv_reference(E, L, int64_t{1}, {{0, L}, {L, 2 * L}}, in[0], in[1],
+                                        in[2]);
+      });
+}
+
+void check_batch_norm(Probe& p) {
+  p.context().training = true;
+  const Tensor x = p.floats({B, L, E}), w = p.floats({E}, 1), b = p.floats({E});
+  const std::vector<double> zeros(static_cast<size_t>(E));
+  const Tensor mean = p.constant({E}, DType::f32, zeros), var = p.constant({E}, DType::f32, zeros);
+  p.check(
+      {x, w, b},
+      [&](Context& c) { return ops::batch_norm(c, x, w, b, mean, var, 1e-5f, p.dtype()); },
+      [](const auto& in) {
+        std::vector<Of<decltype(in)>> means, vars;
+        return ops::batch_norm_reference(E, double{1e-5f}, in[0], in[1], in[2], means, vars);
+      });
+}
+
 void check_attention(Probe& p) {
   constexpr int64_t H = 4, Hkv = 2, P = 32;
   ops::AttentionInputs a;
@@ -240,11 +308,15 @@ constexpr Check kChecks[] = {
     {"embedding", check_embedding},
     {"rms_norm", check_norm<ops::NormKind::rms>},
     {"layer_norm", check_norm<ops::NormKind::layer>},
+    {"batch_norm", check_batch_norm},
     {"gated_norm", check_gated_norm},
     {"gate", check_gate},
     {"conv1d_causal", check_conv},
     {"selective_scan", check_scan},
     {"ssd", check_ssd},
+    {"mamba3_scan", check_mamba3},
+    {"s4_kernel", check_s4_kernel},
+    {"long_conv", check_long_conv},
     {"attention", check_attention},
     {"rotary", check_rotary},
     {"linear_cross_entropy", check_cross_entropy},
