@@ -7,7 +7,7 @@ namespace krait::ops::ssd_gpu {
 namespace {
 
 // Warps of a block: four strips of 16 tokens, of which kParts warps each have a part of the columns.
-constexpr int kParts = 2, kStripThreads = 32 * kParts, kBlock = 4 * kStripThreads;
+constexpr int kParts = 4, kStripThreads = 32 * kParts, kBlock = 4 * kStripThreads;
 
 struct alignas(16) HeadSteps {
   float delta[kQ], slope[kQ], log2[kQ];

@@ -1,7 +1,7 @@
-// The walk where products run on matrix units. A block takes two slices of 64 channels of a group, mostly two
-// heads, one with each four of its warps; a warp keeps the states of 16 channels in registers, as sums of products
-// and, rounded, as their left operand. B and C come once for both, C Bᵀ for all heads of a group from a kernel
-// before. Transposed throughout: rows are channels, columns tokens or states.
+// The walk where products run on matrix units. A block of four warps takes a slice of 64 channels, mostly a
+// head; a warp keeps the states of 16 channels in registers, as sums of products and, rounded, as their left operand:
+// no more blocks at once than leave it those registers, since beside so much shared memory spills are slow. C Bᵀ of a
+// group is from a kernel before. Transposed throughout: rows are channels, columns tokens or states.
 #include "krait/ops/ssd/cuda_matrix.cuh"
 #include "krait/ops/ssd/cuda_matrix_parts.cuh"
 #include "krait/ops/ssd/cuda_walk.cuh"
@@ -10,7 +10,7 @@ namespace krait::ops::ssd_gpu {
 
 namespace {
 
-constexpr int kSlices = 2, kSliceThreads = 128, kBlock = kSlices * kSliceThreads;
+constexpr int kSlices = 1, kSliceThreads = 128, kBlock = kSlices * kSliceThreads;
 
 // What a chunk does with the state of a slice: log2 of the decay from the chunk's begin through each token, and
 // the same less log2 of its Δ; the decay itself; what a token weighs in the state behind the chunk.
