@@ -81,7 +81,7 @@ template <class S>
 Work plan(const CudaProblem& p, float* scratch, CudaSegments& segments, int64_t* floats) {
   Memory at{scratch};
   Work k = plan_spans<S>(p, at);
-  segments = cuda_segments(p, k.span, p.sequences * p.G * k.blocks, S::kTile);
+  segments = cuda_segments(p, k.span, p.sequences * p.G * k.blocks, S::kTile, kExtraBackward);
   k.segments = segments.segments, k.segment = segments.segment;
   k.pieces = std::clamp<int64_t>(p.sequences * k.segments, 1, 64);
   take_sums(p, k, at);
@@ -115,11 +115,6 @@ void launch(const CudaBackward& w, void* stream) {
   });
 }
 
-template <bool kWhole>
-using Eight = Shape16<8, 8, kWhole>;
-template <bool kWhole>
-using Twelve = Shape16<12, 8, kWhole>;
-
 }  // namespace
 
 // Whether a block may have the shared memory of one of Hopper.
@@ -127,7 +122,7 @@ static bool fits() {
   int device = 0, most = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return most >= static_cast<int>(sizeof(BackwardMemory<Twelve<true>>));
+  return most >= static_cast<int>(sizeof(BackwardMemory<Shape16<12, true>>));
 }
 
 bool cuda_takes_bf16_backward(const CudaBackward& w) {
@@ -138,18 +133,16 @@ bool cuda_takes_bf16_backward(const CudaBackward& w) {
 }
 
 int64_t cuda_backward_bf16_scratch(const CudaProblem& p) {
-  int64_t eight = 0, twelve = 0;
-  CudaSegments segments;
-  plan<Eight<true>>(p, nullptr, segments, &eight);
-  plan<Twelve<true>>(p, nullptr, segments, &twelve);
-  return std::max(eight, twelve);
+  return most_scratch([&]<class S>() {
+    int64_t floats = 0;
+    CudaSegments segments;
+    plan<S>(p, nullptr, segments, &floats);
+    return floats;
+  });
 }
 
 void cuda_scan_backward_bf16(const CudaBackward& w, void* stream) {
-  if (cuda_prefers_8_warps(w.p))
-    return all_whole<Eight<true>>(w.p) ? launch<Eight<true>>(w, stream)
-                                       : launch<Eight<false>>(w, stream);
-  all_whole<Twelve<true>>(w.p) ? launch<Twelve<true>>(w, stream) : launch<Twelve<false>>(w, stream);
+  with_shape(w.p, kExtraBackward, [&]<class S>() { launch<S>(w, stream); });
 }
 
 }  // namespace krait::ops::scan

@@ -49,7 +49,7 @@ __device__ inline void wait_for_part() {
 // from the sums that the scanning warps left in its place.
 template <class S>
 struct Helper : HelperPlace<S> {
-  using HelperPlace<S>::kRows, HelperPlace<S>::kQuads, HelperPlace<S>::kApart, HelperPlace<S>::kQuadBytes;
+  using HelperPlace<S>::kQuads, HelperPlace<S>::kQuadBytes;
   using HelperPlace<S>::row, HelperPlace<S>::place;
   using typename HelperPlace<S>::Quads;
   struct Inputs {
@@ -58,7 +58,7 @@ struct Helper : HelperPlace<S> {
   const Work& k;
   BackwardMemory<S>& memory;
   const int helper;
-  Inputs before[kRows];  // of the tile that is finished next
+  Inputs before;  // of the tile that is finished next
   float dD[kQuads][4] = {}, ddt_bias[kQuads][4] = {};
 
   __device__ Helper(const Work& k_, const Place& place_, BackwardMemory<S>& memory_, int helper_)
@@ -86,31 +86,23 @@ struct Helper : HelperPlace<S> {
     if (i < tiles) bc.load(k.w.p, place, u.s, u.from + first, helper);
     if (i >= 2 && k.parts) sum_parts(u, u.from + first + 2 * S::kTile, block);
     if (i >= 1 && i <= tiles) part_is_free<S>();
-    Inputs now[kRows];
-    Quads dt[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int t = first + row + r * kApart, done = t + 2 * S::kTile;
-      if (i >= 2 && done <= last) finish(r, begin + done, at);
-      if (i >= tiles) continue;
-      const int token = begin + min(t, last);  // rows beyond the end are those of the last token
-      load(token, now[r]);
-      HelperPlace<S>::load(k.w.p.dt, token, dt[r]);
-    }
+    const int t = first + row, done = t + 2 * S::kTile;
+    Inputs now;
+    Quads dt;
+    if (i >= 2 && done <= last) finish(begin + done, at);
     if (i < tiles) {
+      const int token = begin + min(t, last);  // rows beyond the end are those of the last token
+      load(token, now);
+      HelperPlace<S>::load(k.w.p.dt, token, dt);
       bc.store(k.w.p, helper, at.bc);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) prepare(r, first + row + r * kApart <= last, now[r], dt[r], at);
+      prepare(t <= last, now, dt, at);
     }
-    if (i == 0 || i > tiles) return;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r)  // finished in the next step
-      load(begin + min(first + S::kTile + row + r * kApart, last), before[r]);
+    if (i >= 1 && i <= tiles) load(begin + min(t + S::kTile, last), before);  // finished in the next step
   }
 
   // Over the rows, in order; `sums` in memory that the tiles do not need any more.
   __device__ void sum_over_rows(int64_t piece) {
-    auto* sums = reinterpret_cast<float(*)[kApart][S::kChannels]>(&memory.tile[0]);
+    auto* sums = reinterpret_cast<float(*)[S::kTile][S::kChannels]>(&memory.tile[0]);
 #pragma unroll
     for (int j = 0; j < kQuads; ++j)
 #pragma unroll
@@ -121,7 +113,7 @@ struct Helper : HelperPlace<S> {
     helpers_meet<S>();
     for (int c = helper; c < place.channels; c += S::kHelpers) {
       float D_sum = 0, bias_sum = 0;
-      for (int r = 0; r < kApart; ++r) D_sum += sums[0][r][c], bias_sum += sums[1][r][c];
+      for (int r = 0; r < S::kTile; ++r) D_sum += sums[0][r][c], bias_sum += sums[1][r][c];
       const int64_t to = piece * k.w.p.E + place.first + c;
       k.dD[to] = k.last ? D_sum : k.dD[to] + D_sum;
       k.ddt_bias[to] = k.last ? bias_sum : k.ddt_bias[to] + bias_sum;
@@ -153,8 +145,7 @@ struct Helper : HelperPlace<S> {
     HelperPlace<S>::load(k.w.dy, token, to.dy);
   }
 
-  __device__ void prepare(int r, bool there, const Inputs& in, const Quads& dt, BackwardTile<S>& at) const {
-    const int t = row + r * kApart;
+  __device__ void prepare(bool there, const Inputs& in, const Quads& dt, BackwardTile<S>& at) const {
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
       if (!this->exists(j)) break;
@@ -174,35 +165,34 @@ struct Helper : HelperPlace<S> {
         g[n] *= z[n] * sigmoid<true>(z[n]);
         if (!there) delta[n] = g[n] = 0;  // steps beyond the end change nothing
       }
-      float4* slot = reinterpret_cast<float4*>(&at.row[t][c]);
+      float4* slot = reinterpret_cast<float4*>(&at.row[row][c]);
       slot[0] = {delta[0], delta[0] * u[0], delta[1], delta[1] * u[1]};
       slot[1] = {delta[2], delta[2] * u[2], delta[3], delta[3] * u[3]};
-      *reinterpret_cast<float4*>(&at.g[t][c]) = {g[0], g[1], g[2], g[3]};
-      *reinterpret_cast<float4*>(&at.delta[t][c]) = {delta[0], delta[1], delta[2], delta[3]};
-      *reinterpret_cast<float4*>(&at.slope[t][c]) = {slope[0], slope[1], slope[2], slope[3]};
+      *reinterpret_cast<float4*>(&at.g[row][c]) = {g[0], g[1], g[2], g[3]};
+      *reinterpret_cast<float4*>(&at.delta[row][c]) = {delta[0], delta[1], delta[2], delta[3]};
+      *reinterpret_cast<float4*>(&at.slope[row][c]) = {slope[0], slope[1], slope[2], slope[3]};
     }
   }
 
-  __device__ void finish(int r, int token, const BackwardTile<S>& at) {
+  __device__ void finish(int token, const BackwardTile<S>& at) {
     const CudaBackward& w = k.w;
-    const int t = row + r * kApart;
     char *const to_u = this->at(w.du, token), *const to_dt = this->at(w.ddt, token),
                *const to_z = this->at(w.dz, token);
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
       if (!this->exists(j)) break;
       const int c = this->channel(j);
-      const float4* slot = reinterpret_cast<const float4*>(&at.row[t][c]);
+      const float4* slot = reinterpret_cast<const float4*>(&at.row[row][c]);
       const float4 s01 = slot[0], s23 = slot[1];
       const float s_A[4] = {s01.x, s01.z, s23.x, s23.z}, s_B[4] = {s01.y, s01.w, s23.y, s23.w};
       float D[4], y[4], delta[4], slope[4], u[4], z[4], dy[4], du[4], ddt[4], dz[4];
       to_floats(*reinterpret_cast<const float4*>(&memory.D[c]), D);
-      to_floats(*reinterpret_cast<const float4*>(&at.g[t][c]), y);
-      to_floats(*reinterpret_cast<const float4*>(&at.delta[t][c]), delta);
-      to_floats(*reinterpret_cast<const float4*>(&at.slope[t][c]), slope);
-      to_floats<true>(before[r].u[j], true, u);
-      to_floats<true>(before[r].z[j], true, z);
-      to_floats<true>(before[r].dy[j], true, dy);
+      to_floats(*reinterpret_cast<const float4*>(&at.g[row][c]), y);
+      to_floats(*reinterpret_cast<const float4*>(&at.delta[row][c]), delta);
+      to_floats(*reinterpret_cast<const float4*>(&at.slope[row][c]), slope);
+      to_floats<true>(before.u[j], true, u);
+      to_floats<true>(before.z[j], true, z);
+      to_floats<true>(before.dy[j], true, dy);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const float sig = sigmoid<true>(z[n]), gate = z[n] * sig, g = dy[n] * gate;
@@ -298,7 +288,6 @@ struct Adjoint {
     __syncwarp();
     at.row[t0 + l][channel] = {s_A[0], s_B[0]};
     at.g[t0 + l][channel] = y[0];
-    __syncwarp();
   }
 };
 

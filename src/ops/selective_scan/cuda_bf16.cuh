@@ -1,28 +1,29 @@
 // Private to selective_scan: what the kernels for bfloat16 rows and up to 16 states share. One block a
 // multiprocessor, of scanning and helping warps.
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
 #include "krait/ops/selective_scan/cuda_device.cuh"
+#include "krait/ops/selective_scan/cuda_segments.h"
 
 namespace krait::ops::scan {
 namespace {
 
 // kWarps scanning warps of eight channels: lane 8 i + c has the states 4 i ... 4 i + 3 of channel c.
 // kWhole: every block has all of its channels, and they have 16 states.
-template <int kWarps, int kHelpingWarps, bool Whole>
-struct Shape16 : Layout<4, 4, 1, kWarps, kHelpingWarps, false, 32> {
+template <int kWarps, bool Whole>
+struct Shape16 : Layout<4, 4, 1, kWarps, 8, false, 32> {
   static constexpr bool kWhole = Whole;
 };
 
-// How a helping thread lies on a tile: a row or two, and of their channels every eighth group of four. What it
-// reads from memory it asks for long before: the functions take all its groups at once.
+// How a helping thread lies on a tile: a row, and of its channels every eighth group of four. What it reads from
+// memory it asks for long before: the functions take all its groups at once.
 template <class S>
 struct HelperPlace {
-  static constexpr int kLanes = 8, kApart = S::kHelpers / kLanes, kRows = S::kTile / kApart,
-                       kQuads = S::kChannels / (4 * kLanes);
+  static constexpr int kLanes = 8, kQuads = S::kChannels / (4 * kLanes);
   static constexpr int kQuadBytes = kLanes * 4 * 2;  // from one group to the thread's next
-  static_assert(S::kTile % kApart == 0);
+  static_assert(S::kHelpers == S::kTile * kLanes);
   const Place& place;
   const int row, lane;
 
@@ -96,9 +97,22 @@ struct AnyBC : std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>> {
   }
 };
 
-template <class S>
-bool all_whole(const CudaProblem& p) {
-  return p.E / p.G % S::kChannels == 0 && p.N == 16 && p.B.bf16 && p.B.by4 && p.C.bf16 && p.C.by4;
+// Calls f with the shape for a problem; `extra` as of cuda_segments.
+template <class F>
+void with_shape(const CudaProblem& p, double extra, const F& f) {
+  const auto with = [&]<int kWarps>() {
+    const bool whole = p.E / p.G % (kWarps * 8) == 0 && p.N == 16 && p.B.bf16 && p.B.by4 && p.C.bf16 && p.C.by4;
+    whole ? f.template operator()<Shape16<kWarps, true>>() : f.template operator()<Shape16<kWarps, false>>();
+  };
+  const int warps = cuda_scan_warps(p, extra);
+  warps == 4 ? with.template operator()<4>() : warps == 8 ? with.template operator()<8>() : with.template operator()<12>();
+}
+
+// The most floats of scratch that any of the shapes needs.
+template <class F>
+int64_t most_scratch(const F& of_shape) {
+  return std::max({of_shape.template operator()<Shape16<4, true>>(), of_shape.template operator()<Shape16<8, true>>(),
+                   of_shape.template operator()<Shape16<12, true>>()});
 }
 
 __device__ inline void to_floats(const float4& v, float (&x)[4]) { x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }

@@ -44,7 +44,7 @@ struct Unit {
 // memory.
 template <class S>
 struct Helper : HelperPlace<S> {
-  using HelperPlace<S>::kRows, HelperPlace<S>::kQuads, HelperPlace<S>::kQuadBytes;
+  using HelperPlace<S>::kQuads, HelperPlace<S>::kQuadBytes;
   using HelperPlace<S>::row, HelperPlace<S>::place;
   const CudaForward& w;
   ForwardMemory<S>& memory;
@@ -68,7 +68,6 @@ struct Helper : HelperPlace<S> {
   }
 
   __device__ void run(const Unit& u, int tiles) const {
-    static_assert(kRows == 1);
     if (tiles == 0) return __syncthreads();
     const int begin = static_cast<int>(u.s.begin + u.from),
               last = static_cast<int>(u.s.tokens - u.from) - 1;
@@ -247,7 +246,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class S>
 CudaSegments cut(const CudaProblem& p) {
-  return cuda_segments(p, p.L, p.sequences * p.G * blocks_of_group<S>(p), S::kTile);
+  return cuda_segments(p, p.L, p.sequences * p.G * blocks_of_group<S>(p), S::kTile, kExtraForward);
 }
 
 template <class S>
@@ -255,7 +254,7 @@ void launch(const CudaForward& w, void* stream) {
   const CudaProblem& p = w.p;
   CudaSegments segments = cut<S>(p);
   Work k{w, segments.segments, segments.segment, nullptr};
-  if (p.begin) k.segments = 1, k.segment = p.tokens;
+  if (k.segments == 1) k.segment = p.tokens;
   if (k.segments > 1) {
     segments.place(p, w.scratch);
     cuda_states_between(p, segments, stream);
@@ -269,24 +268,17 @@ void launch(const CudaForward& w, void* stream) {
   cuda::check_launch("selective_scan");
 }
 
-template <bool kWhole>
-using Eight = Shape16<8, 8, kWhole>;
-template <bool kWhole>
-using Twelve = Shape16<12, 8, kWhole>;
-
 }  // namespace
 
 int64_t cuda_forward_bf16_scratch(const CudaProblem& p) {
-  const auto floats = [&](const CudaSegments& k) { return k.segments > 1 ? k.floats(p) : 0; };
-  const int64_t eight = floats(cut<Eight<true>>(p)), twelve = floats(cut<Twelve<true>>(p));
-  return eight > twelve ? eight : twelve;
+  return most_scratch([&]<class S>() {
+    const CudaSegments k = cut<S>(p);
+    return k.segments > 1 ? k.floats(p) : 0;
+  });
 }
 
 void cuda_scan_forward_bf16(const CudaForward& w, void* stream) {
-  if (cuda_prefers_8_warps(w.p))
-    return all_whole<Eight<true>>(w.p) ? launch<Eight<true>>(w, stream)
-                                       : launch<Eight<false>>(w, stream);
-  all_whole<Twelve<true>>(w.p) ? launch<Twelve<true>>(w, stream) : launch<Twelve<false>>(w, stream);
+  with_shape(w.p, kExtraForward, [&]<class S>() { launch<S>(w, stream); });
 }
 
 }  // namespace krait::ops::scan

@@ -20,10 +20,20 @@ struct Ends {
   bool by_row;           // of its sequences, not in the order of their tokens
 };
 
-__device__ inline float from_bf16(const void* rows, int64_t at) {
-  return __uint_as_float(static_cast<unsigned>(__ldg(static_cast<const unsigned short*>(rows) + at))
-                         << 16);
+__device__ inline float from_bf16(unsigned short bits) {
+  return __uint_as_float(static_cast<unsigned>(bits) << 16);
 }
+
+// A channel's elements step after step.
+struct Column {
+  const char* first;
+  int step;  // bytes
+  __device__ Column(const CudaRows& r, int64_t token, int64_t channel, int direction)
+      : first(element(r, true, token, channel)), step(direction * 2 * static_cast<int>(r.stride)) {}
+  __device__ unsigned short operator[](int t) const {
+    return __ldg(reinterpret_cast<const unsigned short*>(first + int64_t{t} * step));
+  }
+};
 
 // The tokens of a piece.
 struct Piece {
@@ -37,7 +47,7 @@ struct Piece {
 
 // Δ, summed over a piece. One thread two channels.
 __global__ void __launch_bounds__(kChannels) sum_deltas(const __grid_constant__ Ends w) {
-  constexpr int kStep = 8;
+  constexpr int kStep = 16;
   const CudaProblem& p = w.p;
   const int64_t blocks = ceil_div(p.E, 2 * kChannels),
                 e = (blockIdx.x % blocks * kChannels + threadIdx.x) * 2;
@@ -70,9 +80,9 @@ __global__ void __launch_bounds__(kChannels) sum_deltas(const __grid_constant__ 
 // decayed to before its beginning. The walk starts where the weights are largest, and four states of a warp's
 // channels are left out from where all their weights are zero. One thread a channel.
 template <bool kAdjoint>
-__global__ void __launch_bounds__(kChannels) sum_pieces(const __grid_constant__ Ends w) {
+__global__ void __launch_bounds__(kChannels, 4) sum_pieces(const __grid_constant__ Ends w) {
   __shared__ float rows[2][kTile][kN];  // B or C
-  constexpr int kStep = 8;
+  constexpr int kStep = kAdjoint ? 4 : 8;
   const CudaProblem& p = w.p;
   const CudaRows &r = kAdjoint ? p.C : p.B, &other = kAdjoint ? w.dy : p.u;
   const int64_t in_group = p.E / p.G, of_group = ceil_div(in_group, kChannels),
@@ -83,7 +93,7 @@ __global__ void __launch_bounds__(kChannels) sum_pieces(const __grid_constant__ 
   const bool there = in_block < in_group;
   const int64_t e = group * in_group + (there ? in_block : 0);
   const Piece at(w, piece);
-  constexpr int64_t kDirection = kAdjoint ? 1 : -1;
+  constexpr int kDirection = kAdjoint ? 1 : -1;
   const int64_t first =
       n * p.L + at.begin + (kAdjoint ? 0 : at.tokens - 1);  // token of the first step
 
@@ -100,16 +110,32 @@ __global__ void __launch_bounds__(kChannels) sum_pieces(const __grid_constant__ 
     decay += w.k.sums[(n * w.k.pieces + piece - in_segment + i) * p.E + e];
   const auto alive = [&](int group_of_4) { return there && slowest[group_of_4] * decay > -126.0f; };
 
+  const int tokens = static_cast<int>(at.tokens);
   const int t_of = threadIdx.x / 4, n_of = threadIdx.x % 4 * 4;
-  const auto load = [&](int64_t t0) {
-    const int64_t t = t0 + t_of;
-    const int valid = t < at.tokens && p.N > n_of ? static_cast<int>(p.N) - n_of : 0;
+  const auto load = [&](int t0) {
+    const int t = t0 + t_of;
+    const int valid = t < tokens && p.N > n_of ? static_cast<int>(p.N) - n_of : 0;
     return load_quad<false>(
         r, element(r, r.bf16, first + kDirection * (valid > 0 ? t : 0), group * r.group + n_of),
         valid);
   };
+  const Column of_dt(p.dt, first, e, kDirection), of_value(other, first, e, kDirection),
+      of_z(p.z, first, e, kDirection);
+  const bool gated = kAdjoint && p.z.data;
+  struct {
+    unsigned short dt[kStep], value[kStep], z[kStep];
+  } ahead;
+  const auto fetch = [&](int t0) {
+#pragma unroll
+    for (int s = 0; s < kStep; ++s) {
+      const int t = min(t0 + s, tokens - 1);
+      ahead.dt[s] = of_dt[t], ahead.value[s] = of_value[t];
+      if (gated) ahead.z[s] = of_z[t];
+    }
+  };
   Quad next = load(0);
-  for (int64_t t0 = 0; t0 < at.tokens; t0 += kTile) {
+  if (tokens > 0) fetch(0);
+  for (int t0 = 0; t0 < tokens; t0 += kTile) {
     float(&tile)[kTile][kN] = rows[t0 / kTile % 2];
     float x[4];
     to_floats<false>(next, r.bf16, x);
@@ -118,7 +144,7 @@ __global__ void __launch_bounds__(kChannels) sum_pieces(const __grid_constant__ 
     next = load(t0 + kTile);
 #pragma unroll 1
     for (int s0 = 0; s0 < kTile; s0 += kStep) {
-      const int left = static_cast<int>(min(at.tokens - t0, int64_t{kTile})) - s0;
+      const int left = min(tokens - t0, kTile) - s0;
       bool needed[kN / 4];
 #pragma unroll
       for (int k = 0; k < kN / 4; ++k) needed[k] = __any_sync(~0u, alive(k));
@@ -126,21 +152,19 @@ __global__ void __launch_bounds__(kChannels) sum_pieces(const __grid_constant__ 
       float delta[kStep], value[kStep], z[kStep], so_far[kStep];
 #pragma unroll
       for (int s = 0; s < kStep; ++s) {
-        const int64_t token = first + kDirection * (t0 + s0 + (s < left ? s : left - 1));
-        delta[s] = from_bf16(p.dt.data, token * p.dt.stride + e);
-        value[s] = from_bf16(other.data, token * other.stride + e);
-        if (kAdjoint && p.z.data) z[s] = from_bf16(p.z.data, token * p.z.stride + e);
+        delta[s] = from_bf16(ahead.dt[s]) + bias, value[s] = from_bf16(ahead.value[s]);
+        if (gated) z[s] = from_bf16(ahead.z[s]);
       }
+      fetch(t0 + s0 + kStep);
 #pragma unroll
       for (int s = 0; s < kStep; ++s) {
-        delta[s] += bias;
         if (p.softplus) {
           float unused;
           delta[s] = softplus<true>(delta[s], unused);
         }
         if (s >= left) delta[s] = 0;  // where B and C are zero, too
         if (!kAdjoint) value[s] *= delta[s];
-        if (kAdjoint && p.z.data) value[s] *= z[s] * sigmoid<true>(z[s]);
+        if (gated) value[s] *= z[s] * sigmoid<true>(z[s]);
       }
 #pragma unroll
       for (int s = 0; s < kStep; ++s) {
@@ -176,7 +200,9 @@ __global__ void chain_segments(const __grid_constant__ Ends w) {
   if (i >= p.sequences * states) return;
   const int64_t n = i / states, state = i % states, of_segment = w.k.segment / w.k.piece;
   const float A = scaled_A(p.A[state], p.a_is_log);
-  float value = w.enters ? w.enters[(w.by_row ? p.row_of(n) : n) * states + state] : 0.0f;
+  const Span s = sequence(p, n);
+  const int64_t row = !w.by_row ? n : kAdjoint ? s.out : s.in;
+  float value = w.enters && row >= 0 ? w.enters[row * states + state] : 0.0f;
   for (int64_t j = 0; j < w.k.segments; ++j) {
     const int64_t segment = kAdjoint ? w.k.segments - 1 - j : j,
                   piece = n * w.k.pieces + segment * of_segment;
@@ -212,39 +238,46 @@ void between(Ends w, void* stream) {
 
 }  // namespace
 
-// In rounds of blocks that each walk over the whole stretch; finding what enters the segments is a quarter of the
-// work at most.
-static double cost(int64_t blocks, int64_t segments) {
+// In rounds of blocks that each walk over the whole stretch. `extra`: the time to find what enters a segment, of
+// that to walk through it.
+static double cost(int64_t blocks, int64_t segments, double extra) {
   const auto s = static_cast<double>(segments);
   return static_cast<double>(ceil_div(blocks * segments, kMultiprocessors)) / s *
-         (1 + 0.25 * (s - 1) / s);
+         (1 + extra * (s - 1) / s);
 }
 
-static int64_t best_segments(const CudaProblem& p, int64_t tokens, int64_t blocks) {
+static int64_t best_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, double extra) {
   int64_t best = 1;
   const int64_t of_sequence =
-      p.begin ? 1 : std::max<int64_t>(64 / std::max<int64_t>(p.sequences, 1), 1);
+      p.begin && p.sequences > 1 ? 1 : std::max<int64_t>(64 / std::max<int64_t>(p.sequences, 1), 1);
   const int64_t most = std::clamp<int64_t>(tokens / 512, 1, of_sequence);
   for (int64_t s = 2; s <= most; ++s)
-    if (cost(blocks, s) < 0.97 * cost(blocks, best)) best = s;
+    if (cost(blocks, s, extra) < 0.97 * cost(blocks, best, extra)) best = s;
   return best;
 }
 
-bool cuda_prefers_8_warps(const CudaProblem& p) {
+int cuda_scan_warps(const CudaProblem& p, double extra) {
   const auto time = [&](int64_t warps) {
     const int64_t blocks = p.sequences * p.G * ceil_div(p.E / p.G, warps * 8);
-    return cost(blocks, best_segments(p, p.L, blocks)) * static_cast<double>(warps);
+    const double in_round = warps == 4 ? 6.0 : static_cast<double>(warps);  // so few hide less
+    return cost(blocks, best_segments(p, p.L, blocks, extra), extra) * in_round;
   };
-  return 1.08 * time(8) < time(12);  // fewer warps hide less
+  if (time(4) < time(8) && time(4) < time(12)) return 4;
+  return time(8) < time(12) ? 8 : 12;
 }
 
-CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile) {
+CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile,
+                           double extra) {
   CudaSegments k;
   k.tokens = tokens;
-  k.segments = best_segments(p, tokens, blocks);
-  const int64_t warps = std::max<int64_t>(p.sequences * ceil_div(p.E, 32) * k.segments, 1);
-  const int64_t of_segment = std::clamp<int64_t>(ceil_div(4096, warps), 1,
-                                                 std::max<int64_t>(tokens / k.segments / 512, 1));
+  k.segments = best_segments(p, tokens, blocks, extra);
+  // Pieces of 128 tokens at least, in whole rounds of four blocks a multiprocessor.
+  const int64_t of_one =
+      std::max<int64_t>(p.sequences * p.G * ceil_div(p.E / p.G, kChannels) * (k.segments - 1), 1);
+  const int64_t rounds = std::max<int64_t>(of_one / (4 * kMultiprocessors), 1);
+  const int64_t most = std::max<int64_t>(tokens / k.segments / 128, 1);
+  const int64_t of_segment =
+      std::clamp<int64_t>(2 * rounds * 4 * kMultiprocessors / of_one, 1, most);
   k.piece = ceil_div(ceil_div(std::max<int64_t>(tokens, 1), k.segments * of_segment), tile) * tile;
   k.segment = k.piece * of_segment;
   k.segments = std::max<int64_t>(ceil_div(tokens, k.segment), 1);

@@ -1,4 +1,5 @@
-// Private to selective_scan: sequences cut into segments that are walked through at the same time on a GPU.
+// Private to selective_scan: sequences cut into segments that are walked through at the same time on a GPU; packed
+// ones only where there is one.
 //
 // What enters a segment follows from all before it. It is found without walking: each token's part of the state at
 // the end of its segment is weighted by its decay to there, exp(A Σ Δ), summed over pieces of the segment at once;
@@ -26,11 +27,14 @@ struct CudaSegments {
   }
 };
 
+// Time to find what enters a segment, of that to walk through it: forward, backward.
+constexpr double kExtraForward = 0.8, kExtraBackward = 0.25;
 // The best cut of `tokens` tokens of every sequence where one segment keeps `blocks` blocks busy, one a
 // multiprocessor. Segments are whole tiles.
-CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile);
-// Whether blocks of 8 warps, 64 channels, are done before those of 12.
-bool cuda_prefers_8_warps(const CudaProblem& p);
+CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile,
+                           double extra);
+// Scanning warps of a block, 4, 8 or 12, of eight channels each, that are done first.
+int cuda_scan_warps(const CudaProblem& p, double extra);
 // States. N <= 16, bfloat16 rows.
 void cuda_states_between(const CudaProblem& p, const CudaSegments& k, void* stream);
 // Adjoints, from the gate z and the gradient dy. What enters the last segment is `last` (sequences, E, N), null:

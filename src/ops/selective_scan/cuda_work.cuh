@@ -34,7 +34,7 @@ struct Work {
 // A unit is a segment of a sequence. It belongs to the piece of the tokens that holds its first.
 __device__ inline int64_t piece_of(const Work& k, int64_t unit) {
   const CudaProblem& p = k.w.p;
-  const int64_t piece = p.begin ? begin_of(p, unit) * k.pieces / (p.tokens > 0 ? p.tokens : 1)
+  const int64_t piece = p.begin && k.segments == 1 ? begin_of(p, unit) * k.pieces / (p.tokens > 0 ? p.tokens : 1)
                                 : unit * k.pieces / k.units();
   return piece < k.pieces ? piece : k.pieces - 1;
 }

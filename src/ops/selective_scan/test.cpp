@@ -76,6 +76,7 @@ std::vector<ScanCase> cases() {
   add_bf16("bf16_kernel_groups", [](ScanCase& k) { k.G = 2, k.E = 192, k.B = 2; });
   add_bf16("bf16_kernel_segments", [](ScanCase& k) { k.L = 2500, k.E = 96; });
   add_bf16("bf16_kernel_segments_of_many", [](ScanCase& k) { k.L = 1100, k.E = 20, k.B = 3; });
+  add_bf16("bf16_kernel_packed_one", [](ScanCase& k) { k.L = 2100, k.E = 96, k.lengths = {2100}; });
   add_bf16("bf16_kernel_packed", [](ScanCase& k) {
     k.B = 3, k.L = 100, k.E = 20, k.lengths = {5, 0, 130, 1, 63, 1, 0, 8, 64, 28};
   });
