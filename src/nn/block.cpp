@@ -145,7 +145,7 @@ Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
 }
 
 Tensor PostNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
-  return norm_(c, mixer_->forward(c, r, r, call), DType::f32);
+  return norm_(c, forward_widened(c, *mixer_, r, r, call), DType::f32);
 }
 
 Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
