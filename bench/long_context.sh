@@ -60,13 +60,15 @@ table() {
       cell[$1, $2, $3] = $1 == "decode" ? sprintf("%.0f tokens/s", $6) : time_text($4) ", " sprintf("%.3g GB", $5)
       if ($7 == "layer") cell[$1, $2, $3] = cell[$1, $2, $3] " (*)"
       if (!($2 in seen)) { seen[$2] = 1; model[++models] = $2 }
+      if (!($1 in measured)) measured[$1] = 1
       if (!($3 in known)) { known[$3] = 1; length_[++lengths] = $3 }
     }
     END {
       for (i = 2; i <= lengths; ++i) for (j = i; j > 1 && length_[j] < length_[j - 1]; --j) {
         t = length_[j]; length_[j] = length_[j - 1]; length_[j - 1] = t
       }
-      n = split("prefill train decode", bench)
+      all = split("prefill train decode", order)
+      for (b = 1; b <= all; ++b) if (order[b] in measured) bench[++n] = order[b]
       name["prefill"] = "forward"; name["train"] = "forward and backward"; name["decode"] = "generation behind L tokens"
       printf "| L |"
       for (b = 1; b <= n; ++b) for (m = 1; m <= models; ++m) printf " %s, %s |", model[m], name[bench[b]]
@@ -141,9 +143,15 @@ drawing() {
       for (i = 1; i <= known; ++i)
         printf "<path d=\"M80 %dh28\" stroke=\"%s\" stroke-width=\"3\"/><text x=\"118\" y=\"%d\">%s</text>\n", \
           10 + 18 * i, colour[i], 14 + 18 * i, models[i]
-      draw("prefill", "forward, ms against L", 20, 50); draw("train", "forward and backward, ms against L", 580, 50)
-      draw("memory", "memory, GB against L (dashed: with backward)", 20, 350)
-      draw("decode", "generation, tokens/s against the context", 580, 350)
+      all = split("prefill train memory decode", panel)
+      title["prefill"] = "forward, ms against L"
+      title["train"] = "forward and backward, ms against L"
+      title["memory"] = "memory, GB against L (dashed: with backward)"
+      title["decode"] = "generation, tokens/s against the context"
+      for (b = 1; b <= all; ++b) if (panel[b] in curves) {
+        draw(panel[b], title[panel[b]], 20 + drawn % 2 * 560, 50 + int(drawn / 2) * 300)
+        ++drawn
+      }
       print "</svg>"
     }'
 }
