@@ -89,8 +89,8 @@ SelectiveBranch::Inputs SelectiveBranch::inputs(Context& c, const Tensor& xz,
   const ops::ConvResult conv = ops::conv1d_causal(
       c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_), true, call.packing,
       part(call.state.in, 0), part(call.state.out, 0), backward_);
-  const Tensor u = conv.y;                                                  // (B, L, E)
-  const Tensor dt_B_C = ops::linear(c, u, x_proj_->value, {}, DType::f32);  // (B, L, R+2N)
+  const Tensor u = conv.y;                                                    // (B, L, E)
+  const Tensor dt_B_C = ops::linear(c, u, x_proj_->value, {}, c.activation);  // (B, L, R+2N)
   const auto inner = [&](const Norm& norm, int64_t begin, int64_t end) {
     const Tensor t = dt_B_C.slice(-1, begin, end);
     return config_.inner_norm == InnerNorm::none ? t : norm(c, t, DType::f32);
