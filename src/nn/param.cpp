@@ -103,6 +103,10 @@ void ParamSet::allocate(Purpose purpose, DType dtype, bool planning, Device devi
   for (Param& p : params_) p.value = purpose == Purpose::inference ? mapped[i++] : Tensor();
   memory_ = Arena(bytes_, device);
   place(memory_);
+  if (device.type == Device::cpu) return;  // fresh memory of the host is zero
+  for (const Param& p : params_)
+    for (const Tensor& moment : {p.m, p.v})
+      if (moment) zero_bytes(moment);
 }
 
 void ParamSet::initialize(uint64_t seed) {

@@ -52,7 +52,8 @@ class ParamSet {
 
   // Takes memory for every parameter in one block (none of it touched while `planning`). Inference: the
   // values in `dtype` (those marked keep_float32 in float32), except where a file's own memory was mapped
-  // in before. Training: float32 masters, gradients and moments, and values in `dtype`. All of it on `device`.
+  // in before. Training: float32 masters, gradients and moments, which are zero, and values in `dtype`. All of it on
+  // `device`.
   void allocate(Purpose purpose, DType dtype, bool planning = false, Device device = {});
   Device device() const { return device_; }
   size_t allocated_bytes() const { return bytes_; }

@@ -242,6 +242,20 @@ TEST(Trainer, BatchNormsSeeABatchOnceWhetherLayersAreRecomputedOrNot) {
   EXPECT_EQ(weights(*loaded.model), weights(*kept));
 }
 
+// A GPU gives memory out again as it was left.
+TEST(Trainer, MomentsStartFromZeroInMemoryThatWasUsed) {
+  {
+    const auto model = small_model();
+    for (const nn::Param& p : model->params())
+      for (const Tensor& t : {p.m, p.v, p.var.grad, p.master})
+        testing::set_values(t, testing::Values(static_cast<size_t>(t.numel()), std::nan("")));
+  }
+  const auto model = small_model();
+  for (const nn::Param& p : model->params())
+    for (const Tensor& t : {p.m, p.v})
+      EXPECT_EQ(testing::to_double(t), testing::Values(static_cast<size_t>(t.numel()))) << p.name;
+}
+
 TEST(Trainer, T1_T3_OnlyMatricesButNotALogAreDecayed) {
   const auto model = small_model();
   for (const nn::Param& p : model->params()) {
