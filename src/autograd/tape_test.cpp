@@ -153,8 +153,7 @@ TEST(Tape, PartialViewsFillWithZero) {
 // The halves of a projection, from the last to the first: nothing is cleared, nothing added.
 TEST(Tape, ViewsThatDoNotOverlapOverwrite) {
   TestContext t(true);
-  const Tensor x = t.from({1, 2, 3, 4, 5, 6}, {2, 1, 3}, DType::f32),
-               one = t.from({1}, {1}, DType::f32, false);
+  const Tensor x = t.from({1, 2, 3, 4, 5, 6}, {2, 1, 3}, DType::f32);
   const auto into = [&](int64_t begin, int64_t end) {
     return t.tape.grad_into(t.c, x.slice(2, begin, end));
   };

@@ -127,7 +127,9 @@ TEST(CapturedStep, IsTheEagerOneWithValidationBetween) {
   Trace t;
   for (int64_t s = 0; s < kSteps; ++s) {
     add(t, trainer);
-    if (s % 3 == 1) EXPECT_TRUE(trainer.validate(valid).has_value());
+    if (s % 3 == 1) {
+      EXPECT_TRUE(trainer.validate(valid).has_value());
+    }
   }
   EXPECT_EQ(t.losses, plain.losses);
   EXPECT_EQ(weights(*model), plain.weights);
