@@ -4,8 +4,8 @@
 #include "krait/ops/mamba1_step/mamba1_step.h"
 #include "krait/ops/norm/norm.h"
 #include "krait/ops/selective_scan/selective_scan.h"
+#include "krait/ops/wide_state.h"
 #include "krait/tensor/cuda/one_pass.h"
-#include "krait/tensor/memory.h"
 
 namespace krait::ops {
 
@@ -76,13 +76,9 @@ Tensor composed(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& 
   in.D = l.D;
   in.z = xz.slice(-1, s.E, 2 * s.E);
   in.dt_bias = l.dt_bias;
-  if (ssm_state.dtype == DType::f32)
-    return linear_add(c, selective_scan(c, in, nullptr, ssm_state, ssm_state).y, l.out_proj, {},
-                      stream);
-  const Tensor wide = c.alloc(ssm_state.shape, DType::f32);
-  copy(c, ssm_state, wide);
-  const Tensor y = selective_scan(c, in, nullptr, wide, wide).y;
-  copy(c, wide, ssm_state);
+  const Tensor y = with_wide_state(c, ssm_state, [&](const Tensor& state) {
+    return selective_scan(c, in, nullptr, state, state).y;
+  });
   return linear_add(c, y, l.out_proj, {}, stream);
 }
 

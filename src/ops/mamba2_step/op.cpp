@@ -5,8 +5,8 @@
 #include "krait/ops/mamba2_step/mamba2_step.h"
 #include "krait/ops/norm/norm.h"
 #include "krait/ops/ssd/ssd.h"
+#include "krait/ops/wide_state.h"
 #include "krait/tensor/cuda/step_norm.h"
-#include "krait/tensor/memory.h"
 
 namespace krait::ops {
 
@@ -75,13 +75,8 @@ Tensor composed(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& 
   in.D = l.D;
   in.dt_bias = l.dt_bias;
   in.dt_min = l.dt_min, in.dt_max = l.dt_max;
-  Tensor state = ssm_state;
-  if (ssm_state.dtype != DType::f32) {
-    state = c.alloc(ssm_state.shape, DType::f32);
-    copy(c, ssm_state, state);
-  }
-  const Tensor y = ssd(c, in, nullptr, state, state).y;
-  if (state.data != ssm_state.data) copy(c, state, ssm_state);
+  const Tensor y = with_wide_state(
+      c, ssm_state, [&](const Tensor& state) { return ssd(c, in, nullptr, state, state).y; });
   const Tensor gated = gated_norm(
       c, {y, all.slice(-1, 0, s.E), l.gate_norm, {}, 1, GateOrder::gate_first, l.gate_eps});
   return linear_add(c, gated, l.out_proj, {}, stream);
