@@ -110,6 +110,13 @@ std::vector<int32_t> eos_ids(const JsonView& j) {
   return ids;
 }
 
+void write_shell(OrderedJson& j, const Config& c) {
+  j["model_type"] = c.architecture;
+  j["vocab_size"] = c.padded_vocab();
+  j["hidden_size"] = c.d_model;
+  j["num_hidden_layers"] = c.n_layer;
+}
+
 void read_shell(const JsonView& j, Config& c) {
   c.vocab_size = j.integer("vocab_size", c.vocab_size);
   c.d_model = j.integer("hidden_size", c.d_model);

@@ -92,10 +92,7 @@ class BlocksBody : public Body {
         "the original layout is for models of the state-spaces repository of Mamba; mixed blocks "
         "are written in the Hugging Face layout");
     OrderedJson j;
-    j["model_type"] = c.architecture;
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
-    j["num_hidden_layers"] = c.n_layer;
+    write_shell(j, c);
     j.update(sizes_.given);
     j["norm"] = c.norm == ops::NormKind::rms     ? "rms"
                 : c.norm == ops::NormKind::layer ? "layer"

@@ -103,10 +103,7 @@ OrderedJson Mamba1Body::huggingface(const Config& c) const {
   OrderedJson j;
   const bool falcon = m.inner_norm == nn::InnerNorm::plain;
   j["architectures"] = OrderedJson::array({falcon ? "FalconMambaForCausalLM" : "MambaForCausalLM"});
-  j["model_type"] = c.architecture;
-  j["vocab_size"] = c.padded_vocab();
-  j["hidden_size"] = c.d_model;
-  j["num_hidden_layers"] = c.n_layer;
+  write_shell(j, c);
   j["intermediate_size"] = m.d_inner;
   j["expand"] = m.d_inner % c.d_model == 0 ? OrderedJson(m.d_inner / c.d_model)
                                            : OrderedJson(expand_of(m, c));

@@ -68,10 +68,7 @@ struct MoeMambaBody : Body {
   OrderedJson own(const Config& c) const {
     OrderedJson j;
     j["architectures"] = OrderedJson::array({"MoeMambaForCausalLM"});
-    j["model_type"] = c.architecture;
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
-    j["num_hidden_layers"] = c.n_layer;
+    write_shell(j, c);
     j["max_position_embeddings"] = c.positions;
     j["layer_norm_epsilon"] = shortest(c.norm_eps);
     j["intermediate_size"] = mamba.d_inner;

@@ -45,10 +45,7 @@ class S4Body : public Body {
             "the original layout is for models of the state-spaces repository of Mamba; S4 is "
             "written in the Hugging Face layout");
     OrderedJson j;
-    j["model_type"] = c.architecture;
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
-    j["num_hidden_layers"] = c.n_layer;
+    write_shell(j, c);
     j["state_size"] = mixer.d_state;
     j["n_ssm"] = mixer.n_ssm;
     j["mode"] = mixer.dplr ? "dplr" : "s4d";
