@@ -1,6 +1,6 @@
 #include "krait/ops/mamba1_step/mamba1_step.h"
 #include "krait/ops/mamba1_step/reference.h"
-#include "krait/testing/op_test.h"
+#include "krait/testing/step_test.h"
 
 namespace krait::testing {
 namespace {
@@ -107,22 +107,8 @@ TEST(Mamba1Step, WithinTwiceAPlainRun) {
     const std::vector<float> plain = ops::reference::mamba1_step(
         plain_values, [&](float x) { return rounds ? static_cast<float>(bf16(x)) : x; });
     const Values got = r.step();
-    ASSERT_EQ(got.size(), exact.size());
-    const auto part = [](const auto& v, int64_t begin, int64_t end) {
-      return Values(v.begin() + begin, v.begin() + end);
-    };
-    const int64_t borders[] = {0, q.B * q.D, q.B * (q.D + q.E * q.W),
-                               q.B * (q.D + q.E * (q.W + q.N))};
-    const char* names[] = {" stream", " conv_state", " ssm_state"};
-    const DType types[] = {q.type, q.type, q.state == DType::bf16 ? q.state : q.type};
-    for (int i = 0; i < 3; ++i) {
-      const int64_t begin = borders[i], end = borders[i + 1];
-      Values plainly = part(plain, begin, end);
-      if (i == 2 && q.state == DType::bf16)
-        for (double& x : plainly) x = static_cast<float>(bf16(static_cast<float>(x)));
-      expect_within_twice_plain(part(got, begin, end), part(exact, begin, end), plainly, types[i],
-                                q.name() + names[i]);
-    }
+    expect_steps_within_twice_plain(got, exact, plain, q.B * q.D, q.B * q.E * q.W, q.type, q.state,
+                                    q.name());
   }
 }
 

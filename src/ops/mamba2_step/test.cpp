@@ -1,6 +1,6 @@
 #include "krait/ops/mamba2_step/mamba2_step.h"
 #include "krait/ops/mamba2_step/reference.h"
-#include "krait/testing/op_test.h"
+#include "krait/testing/step_test.h"
 
 namespace krait::testing {
 namespace {
@@ -117,23 +117,8 @@ TEST(Mamba2Step, WithinTwiceAPlainRun) {
     const std::vector<float> plain = ops::reference::mamba2_step(
         plain_values, [&](float x) { return rounds ? static_cast<float>(bf16(x)) : x; });
     const Values got = r.step();
-    ASSERT_EQ(got.size(), exact.size());
-    const auto part = [](const auto& v, int64_t begin, int64_t end) {
-      return Values(v.begin() + begin, v.begin() + end);
-    };
-    const int64_t streams = q.B * q.D, convs = q.B * (q.H * q.P + 2 * q.N) * q.W;
-    const int64_t borders[] = {0, streams, streams + convs,
-                               streams + convs + q.B * q.H * q.P * q.N};
-    const char* names[] = {" stream", " conv_state", " ssm_state"};
-    for (int i = 0; i < 3; ++i) {
-      const int64_t begin = borders[i], end = borders[i + 1];
-      Values plainly = part(plain, begin, end);
-      const bool narrow = i == 2 && q.state == DType::bf16;
-      if (narrow)
-        for (double& x : plainly) x = static_cast<float>(bf16(static_cast<float>(x)));
-      expect_within_twice_plain(part(got, begin, end), part(exact, begin, end), plainly,
-                                narrow ? q.state : q.type, q.name() + names[i]);
-    }
+    expect_steps_within_twice_plain(got, exact, plain, q.B * q.D, q.B * (q.H * q.P + 2 * q.N) * q.W,
+                                    q.type, q.state, q.name());
   }
 }
 
