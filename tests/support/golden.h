@@ -81,13 +81,15 @@ inline std::vector<GoldenVariant> golden_variants(const std::filesystem::path& f
   return found;
 }
 
-// A contiguous float32 tensor of the context with the two last axes of a (B, E, L) tensor swapped.
-inline Tensor swapped(TestContext& test, const Tensor& t) {
-  const int64_t B = t.size(0), E = t.size(1), L = t.size(2);
-  const Tensor out = test.tensor({B, L, E}, DType::f32);
+// A contiguous float32 tensor of the context with the two last axes of a (B, E, L) tensor swapped; `parts` neighbours
+// on the last one stay side by side: of (B, E, L parts) comes (B, L, E parts).
+inline Tensor swapped(TestContext& test, const Tensor& t, int64_t parts = 1) {
+  const int64_t B = t.size(0), E = t.size(1), L = t.size(2) / parts;
+  const Tensor out = test.tensor({B, L, E * parts}, DType::f32);
   for (int64_t i = 0; i < out.numel(); ++i) {
-    const int64_t e = i % E, l = i / E % L, b = i / (E * L);
-    set(out, i, get(t, (b * E + e) * L + l));
+    const int64_t part = i % parts, e = i / parts % E, l = i / (parts * E) % L,
+                  b = i / (parts * E * L);
+    set(out, i, get(t, ((b * E + e) * L + l) * parts + part));
   }
   return out;
 }

@@ -3,7 +3,7 @@
 #include <hwy/highway.h>
 
 #include "krait/ops/mamba3_scan/kernels.h"
-#include "krait/ops/simd_math.h"
+#include "krait/ops/simd_turns.h"
 
 namespace krait::KRAIT_ISA::mamba3 {
 
@@ -102,10 +102,6 @@ HWY_INLINE Vec<D> Tanh(D tag, Vec<D> x) {
   return hn::CopySign(hn::Div(hn::Sub(one, e), hn::Add(one, e)), x);
 }
 
-// Angles are counted in turns of 2^32, which wrap by themselves.
-template <class D>
-using Turns = hn::Vec<hn::RebindToSigned<D>>;
-
 static int32_t turns_of(float angle) {
   const double turns = static_cast<double>(angle) * 0.15915494309189535;
   const double part = turns - __builtin_floor(turns);
@@ -117,40 +113,6 @@ static float angle_of(int32_t turns) {
   const float a =
       static_cast<float>(static_cast<double>(static_cast<uint32_t>(turns)) * 1.4629180792671596e-9);
   return a < 6.2831853f ? a : 0.0f;
-}
-
-// The fraction of a turn `half` / 2; any size.
-template <class D>
-HWY_INLINE Turns<D> turns_of_half(D tag, Vec<D> half) {
-  const hn::RebindToSigned<D> di;
-  auto turn = hn::Mul(half, hn::Set(tag, 0.5f));
-  turn = hn::Sub(turn, hn::Round(turn));
-  return hn::ConvertTo(di, hn::Mul(turn, hn::Set(tag, 0x1p32f)));
-}
-
-// The quarter turn around a multiple of one: exact. Polynomials through the Chebyshev nodes, absolute error
-// 3e-9 beside the roundings.
-template <class D>
-HWY_INLINE void SinCos(D tag, Turns<D> turns, Vec<D>& sin, Vec<D>& cos) {
-  const hn::RebindToSigned<D> di;
-  const auto quarter = hn::ShiftRight<30>(hn::Add(turns, hn::Set(di, 1 << 29)));
-  const auto u = hn::Mul(hn::ConvertTo(tag, hn::Sub(turns, hn::ShiftLeft<30>(quarter))),
-                         hn::Set(tag, 0x1p-29f));
-  const auto t = hn::Mul(u, u);
-  auto s =
-      hn::MulAdd(t, hn::Set(tag, -3.5954290723279945e-05f), hn::Set(tag, 0.002490006801489351f));
-  s = hn::MulAdd(s, t, hn::Set(tag, -0.08074543470810011f));
-  s = hn::Mul(u, hn::MulAdd(s, t, hn::Set(tag, 0.7853981609766182f)));
-  auto c =
-      hn::MulAdd(t, hn::Set(tag, 3.541952717316077e-06f), hn::Set(tag, -0.0003259613803265038f));
-  c = hn::MulAdd(c, t, hn::Set(tag, 0.015854338147307873f));
-  c = hn::MulAdd(c, t, hn::Set(tag, -0.30842513734355304f));
-  c = hn::MulAdd(c, t, hn::Set(tag, 1.0f));
-  const auto odd = hn::RebindMask(tag, hn::Ne(hn::And(quarter, hn::Set(di, 1)), hn::Zero(di)));
-  const auto second = hn::And(quarter, hn::Set(di, 2));
-  const auto next = hn::And(hn::Add(quarter, hn::Set(di, 1)), hn::Set(di, 2));
-  sin = hn::Xor(hn::IfThenElse(odd, c, s), hn::BitCast(tag, hn::ShiftLeft<30>(second)));
-  cos = hn::Xor(hn::IfThenElse(odd, s, c), hn::BitCast(tag, hn::ShiftLeft<30>(next)));
 }
 
 // The pairs of dimensions that are turned together, in padded rows of N: (2i, 2i+1), or (i, i + N/2). An odd last

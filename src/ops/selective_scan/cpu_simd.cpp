@@ -1,6 +1,6 @@
 // The loops of selective_scan. The recurrence is bound by arithmetic: about 14 vector operations a vector
 // of (channel, state) pairs, with the states of a block in registers over the whole chunk.
-#include "krait/ops/selective_scan/simd_states.h"
+#include "krait/ops/selective_scan/simd_complex.h"
 
 namespace krait::KRAIT_ISA {
 namespace selective_scan {
@@ -32,6 +32,13 @@ static void scale_A(const float* A, int64_t n, bool is_log, float* A2) {
     const auto scaled = hn::Add(hn::BitCast(di, value), hn::ShiftLeft<23>(m));
     hn::StoreU(hn::Neg(hn::BitCast(tag, scaled)), tag, A2 + i);
   });
+}
+
+// 1 / π is kHigh + kLow.
+static void scale_complex_A(const float* A, int64_t n, float* A2) {
+  constexpr float kHigh = 0x1.45f306p-2f, kLow = 0x1.b9391p-27f;
+  scale_A(A, n, false, A2);
+  for (int64_t i = 1; i < n; i += 2) A2[i] = __builtin_fmaf(A[i], kHigh, A[i] * kLow);
 }
 
 static void scan_chunked(const scan::Forward& w) {
@@ -70,7 +77,7 @@ static void scan_chunked(const scan::Forward& w) {
     prefetch_rows(b.dt, t + kChunk, b.tokens);
     prefetch_rows(b.z, t, b.tokens);
     prefetch_rows({w.y.data, w.y.stride, w.y.bf16}, t, b.tokens);
-    passes<false>(p, N, b.constant_B, b.constant_C);
+    all_passes<false>(p, b);
     if (b.z.data) {
       load_rows(b.z, t, p.rows, b.channels, u);
       gate(p.rows, u, y);
@@ -297,7 +304,7 @@ static void backward(const scan::Backward& w) {
         load_transposed(static_cast<const float*>(b.C.data) + k * NB, channels, N, const_C);
         p.dC = sums.dC;
       }
-      passes<true>(p, N, b.constant_B, b.constant_C);
+      all_passes<true>(p, b);
       finish_block(w, k, channels, t, rows, D_row, c, sums);
     }
     if (w.part_dB) reduce_rows(lanes_dB, rows * N, w.part_dB + t * N);
@@ -311,7 +318,7 @@ static void backward(const scan::Backward& w) {
 }  // namespace selective_scan
 
 const ops::scan::Kernels selective_scan_kernels = {
-    selective_scan::scale_A, selective_scan::scan_chunked, selective_scan::scan_step,
-    selective_scan::backward};
+    selective_scan::scale_A, selective_scan::scale_complex_A, selective_scan::scan_chunked,
+    selective_scan::scan_step, selective_scan::backward};
 
 }  // namespace krait::KRAIT_ISA

@@ -16,10 +16,11 @@ struct ScanCase {
   int64_t B = 1, L = 97, E = 16, N = 16, G = 0;  // G = 0: B and C are (B, L, N)
   bool D = true, z = true, bias = true, softplus = true, a_is_log = true;
   bool constant_B = false, constant_C = false, strided = false, states = false;
+  bool complex = false;          // of N/2 states; A is given, not its logarithm
   DType dtype = DType::f32;      // of u, dt, z
   DType dtype_BC = DType::f32;   // where they vary
   std::vector<int64_t> lengths;  // packed: of the sequences, B*L in all
-  double dt_mean = -1, dt_scale = 1, A_mean = 0.5, A_scale = 1;
+  double dt_mean = -1, dt_scale = 1, A_mean = 0.5, A_scale = 1, turning = 10;
   uint64_t seed = 0;
   size_t memory = 0;  // bytes of the arena, where more than for the small cases
 };
@@ -53,8 +54,11 @@ struct ScanSetup {
     if (k.D) in.D = random({k.E}, DType::f32, 6, 0, 1);
     if (k.z) in.z = random(rows, k.dtype, 7, 0, 2);
     if (k.bias) in.dt_bias = random({k.E}, DType::f32, 8, 0, 0.5);
+    if (k.complex)  // imaginary parts around zero, of many turns a step at the widest
+      for (int64_t i = 1; i < in.A.numel(); i += 2) set(in.A, i, (get(in.A, i) + 1.5) * k.turning);
     in.softplus = k.softplus;
     in.a_is_log = k.a_is_log;
+    in.complex = k.complex;
     int64_t S = k.B;
     packed = !k.lengths.empty();
     if (packed) {
@@ -99,7 +103,7 @@ struct ScanSetup {
     ScanReference<T> r;
     r.tokens = k.B * k.L, r.E = k.E, r.N = k.N, r.G = std::max<int64_t>(k.G, 1);
     r.constant_B = k.constant_B, r.constant_C = k.constant_C, r.softplus = k.softplus,
-    r.a_is_log = k.a_is_log;
+    r.a_is_log = k.a_is_log, r.complex = k.complex;
     r.u = values(in.u), r.dt = values(in.dt), r.A = values(in.A), r.B = values(in.B),
     r.C = values(in.C);
     r.D = values(in.D), r.z = values(in.z), r.dt_bias = values(in.dt_bias),

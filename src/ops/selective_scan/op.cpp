@@ -41,6 +41,7 @@ static Block block_at(const Problem& p, const float* A2, int64_t b, const Sequen
   w.softplus = p.in.softplus;
   w.constant_B = p.constant_B;
   w.constant_C = p.constant_C;
+  w.complex = p.in.complex;
   w.u = p.rows(p.in.u, s, first);
   w.dt = p.rows(p.in.dt, s, first);
   w.z = p.rows(p.in.z, s, first);
@@ -53,12 +54,20 @@ static Block block_at(const Problem& p, const float* A2, int64_t b, const Sequen
   return w;
 }
 
+// A2 of `n` floats of A from element `begin` on.
+static void scale_A(const Problem& p, int64_t begin, int64_t n, float* A2) {
+  const float* const A = floats_at(p.in.A, begin);
+  if (p.in.complex)
+    kernels().scale_complex_A(A, n, A2);
+  else
+    kernels().scale_A(A, n, p.in.a_is_log, A2);
+}
+
 static Tensor scaled_A(Context& c, const Problem& p) {
   const Tensor A2 = c.scratch({p.E, p.N}, DType::f32);
   if (c.planning()) return A2;
   parallel_ranges(p.E * p.N, 16384, [&](int64_t begin, int64_t end) {
-    kernels().scale_A(floats_at(p.in.A, begin), end - begin, p.in.a_is_log,
-                      static_cast<float*>(A2.data) + begin);
+    scale_A(p, begin, end - begin, floats_at(A2, begin));
   });
   return A2;
 }
@@ -72,8 +81,7 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
   const auto run = [&](int64_t item, bool new_block, float* A2) {
     const int64_t b = item / n;
     const auto [group, first, channels] = p.block(b);
-    if (new_block)
-      kernels().scale_A(floats_at(p.in.A, first * p.N), channels * p.N, p.in.a_is_log, A2);
+    if (new_block) scale_A(p, first * p.N, channels * p.N, A2);
     const Sequence s = p.sequence(item % n);
     Forward w;
     w.block = block_at(p, A2, b, s);
@@ -87,7 +95,8 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
           static_cast<float*>(saved.data) + (s.begin / kChunk) * w.saved_stride + b * p.N * kBlock;
     }
     w.scratch = A2 + p.N * kBlock;
-    (s.tokens <= kShort ? kernels().scan_step : kernels().scan_chunked)(w);
+    const bool step = s.tokens <= kShort && !p.in.complex;
+    (step ? kernels().scan_step : kernels().scan_chunked)(w);
   };
   // Pieces of some 8 microseconds at least, so that threads end at about the same time.
   const int64_t work = std::max<int64_t>(1, p.tokens / std::max<int64_t>(1, n)) * kBlock * p.N;

@@ -65,6 +65,11 @@ Problem::Problem(const Context& c, const ScanInputs& inputs, const Packing* pack
   B = in.u.size(0), L = in.u.size(1), E = in.u.size(2), N = in.A.size(1);
   tokens = B * L;
   require(N >= 1, "[selective_scan] A: expected at least one state a channel, got {}", in.A.shape);
+  require(!in.complex || (N % 2 == 0 && !in.a_is_log),
+          "[selective_scan] A: expected pairs (re, im), not their logarithm, got {}{}", in.A.shape,
+          in.a_is_log ? " as a logarithm" : "");
+  require(!in.complex || c.device.type != Device::cuda,
+          "[selective_scan] complex A, B and C have no kernels for a GPU: use --device cpu");
   check_rows("u", in.u, in.u.shape);
   check_rows("dt", in.dt, in.u.shape);
   if (in.z) check_rows("z", in.z, in.u.shape);

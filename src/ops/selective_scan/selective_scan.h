@@ -18,6 +18,10 @@
 // `reverse`: time runs backwards, t-1 above is the token after t, each sequence starts at its last token.
 // The tokens stay where they are.
 //
+// `complex`: the last axis of A, B, C and the states holds N/2 complex numbers as pairs (re, im), and
+// y = 2 Re(Σ_n C h) + D u, as with S4's conjugate pairs (section 3.6). A has no logarithm then. A gradient is
+// dL/dre + i dL/dim. On the CPU only.
+//
 // S is B, or with a Packing any number of rows; rows of state_out that no sequence ends in are left as
 // they are. A row of state_in may start several sequences: its gradients add up.
 //
@@ -48,6 +52,7 @@ struct ScanInputs {
   bool softplus = true;
   bool a_is_log = false;
   bool reverse = false;
+  bool complex = false;
 };
 
 struct ScanResult {

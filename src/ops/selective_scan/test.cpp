@@ -61,6 +61,32 @@ std::vector<ScanCase> cases() {
   add("dt_very_negative", [](ScanCase& k) { k.dt_mean = -60, k.dt_scale = 30, k.states = true; });
   add("decay_underflows", [](ScanCase& k) { k.A_mean = 6, k.A_scale = 2, k.states = true; });
   add("A_beyond_any_exponent", [](ScanCase& k) { k.A_mean = 60, k.A_scale = 5, k.dt_mean = 3; });
+  const auto add_complex = [&](std::string name, auto change) {
+    add("complex_" + std::move(name), [&](ScanCase& k) {
+      k.complex = k.states = true, k.a_is_log = false;
+      change(k);
+    });
+  };
+  for (int64_t L : {0, 1, 5, 64, 65, 257, 1025})
+    add_complex(fmt::format("L{}", L), [&](ScanCase& k) { k.L = L, k.B = 2; });
+  for (int64_t E : {1, 16, 40})
+    for (int64_t N : {2, 8, 10, 34})
+      add_complex(fmt::format("E{}_N{}", E, N), [&](ScanCase& k) { k.E = E, k.N = N, k.L = 70; });
+  add_complex("groups4_of_5", [](ScanCase& k) { k.G = 4, k.E = 20, k.strided = true, k.B = 2; });
+  add_complex("T38_constant_B", [](ScanCase& k) { k.constant_B = true, k.E = 20; });
+  add_complex("T38_constant_C", [](ScanCase& k) { k.constant_C = true, k.E = 20, k.G = 2; });
+  add_complex("T38_constant_B_C", [](ScanCase& k) { k.constant_B = k.constant_C = true; });
+  add_complex("T38_bare", [](ScanCase& k) {
+    k.D = k.z = k.bias = k.softplus = k.states = false, k.dt_mean = 0.3, k.dt_scale = 0.1;
+  });
+  add_complex("many_turns", [](ScanCase& k) { k.turning = 200, k.L = 200; });
+  add_complex("T25_packed", [](ScanCase& k) {
+    k.B = 3, k.L = 100, k.E = 20, k.lengths = {5, 0, 130, 1, 63, 1, 0, 8, 64, 28};
+  });
+  for (int64_t L : {5, 130})
+    add_complex(fmt::format("bf16_L{}", L), [&](ScanCase& k) {
+      k.dtype = k.dtype_BC = DType::bf16, k.L = L, k.E = 23, k.strided = true;
+    });
   // On a GPU a kernel of its own: blocks of 64 and 96 channels, all there or not, sequences cut into segments.
   const auto add_bf16 = [&](std::string name, auto change) {
     add(std::move(name), [&](ScanCase& k) {
@@ -119,6 +145,7 @@ struct Errors {
 // the worst error is held against twice the worst error of the plain runs.
 TEST_P(SelectiveScan, MatchesReference) {
   ScanCase k = GetParam();
+  if (k.complex) KRAIT_ONLY_ON_CPU("complex states have no kernels for a GPU");
   Errors y_error, state_error;
   std::vector<Errors> grad_errors(std::size(kScanInputNames));
   std::vector<DType> dtypes(std::size(kScanInputNames));
@@ -161,13 +188,15 @@ INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan, ::testing::ValuesIn(cases()),
 // The adjoint recurrence of the reference, which the table above trusts, against the complex step of its
 // forward pass: every element of every input.
 TEST(SelectiveScanReference, AdjointIsTheComplexStep) {
-  std::vector<ScanCase> few(4);
+  std::vector<ScanCase> few(6);
   few[0].G = 2, few[0].E = 4, few[0].N = 3, few[0].L = 7, few[0].B = 2, few[0].states = true;
   few[1].E = 3, few[1].N = 2, few[1].L = 9, few[1].states = true, few[1].lengths = {2, 0, 3, 1, 3};
   few[2].E = 3, few[2].N = 2, few[2].L = 5, few[2].constant_B = few[2].constant_C = true,
   few[2].a_is_log = false;
   few[3].E = 2, few[3].N = 2, few[3].L = 6,
   few[3].softplus = few[3].z = few[3].D = few[3].bias = false;
+  few[4] = few[0], few[4].N = 4, few[5] = few[2], few[5].N = 4, few[5].states = true;
+  for (size_t i : {4, 5}) few[i].complex = true, few[i].a_is_log = false;
   for (const ScanCase& k : few) {
     testing::TestContext t;
     const ScanSetup setup(t, k);
