@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "krait/tensor/cuda/math.h"
+#include "krait/tensor/cuda/kept_row.cuh"
 
 namespace krait::cuda {
 
@@ -12,6 +12,7 @@ namespace {
 
 using ops::GatedNormProblem;
 
+constexpr int64_t kPiecesForward = 4096;      // of all rows, at most
 constexpr int64_t kSharedFloats = 11 * 1024;  // a block gets 48 KB without asking, sums included
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
@@ -156,15 +157,10 @@ __global__ void backward_kernel(const GatedNormProblem p, int64_t rows, int64_t 
   }
 }
 
-// The same where a thread's runs of a row fit into its registers: each row is read once, the next one while this
-// one is summed.
-constexpr int kMostThreadsKept = 512;
-constexpr int kRun = 4;
-constexpr int64_t kPiecesForward = 1024;  // of all rows, at most
-
+// The same where a block keeps a row in its registers: each row is read once.
 template <class T, int K>
 struct Row {
-  Run<kRun, T> x[K], z[K], dy[K];
+  Run<kKeptRun, T> x[K], z[K], dy[K];
 };
 
 // A group of channels of some rows, K runs of four channels a thread.
@@ -172,24 +168,20 @@ template <class T, int K>
 struct Rows {
   const GatedNormProblem& p;
   const int64_t n = p.E / p.groups, from = blockIdx.y * n, begin, end;
-  float w[K][kRun] = {}, b[K][kRun] = {};
+  float w[K][kKeptRun] = {};
 
   __device__ Rows(const GatedNormProblem& problem, int64_t rows, int64_t rows_of_a_piece)
       : p(problem), begin(blockIdx.x * rows_of_a_piece), end(min(rows, begin + rows_of_a_piece)) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (!here(k)) continue;
-      load<kRun>(p.w + channel(k), w[k]);
-      if (p.b) load<kRun>(p.b + channel(k), b[k]);
-    }
+    for (int k = 0; k < K; ++k)
+      if (here(k)) load<kKeptRun>(p.w + channel(k), w[k]);
   }
-  __device__ int64_t place(int k) const { return (int64_t{k} * blockDim.x + threadIdx.x) * kRun; }
-  __device__ bool here(int k) const { return place(k) < n; }
-  __device__ int64_t channel(int k) const { return from + place(k); }
+  __device__ bool here(int k) const { return kept_column(k) < n; }
+  __device__ int64_t channel(int k) const { return from + kept_column(k); }
 
   __device__ Row<T, K> fetch(int64_t row) const {
     const auto run = [](const void* base, int64_t at) {
-      return *reinterpret_cast<const Run<kRun, T>*>(static_cast<const T*>(base) + at);
+      return *reinterpret_cast<const Run<kKeptRun, T>*>(static_cast<const T*>(base) + at);
     };
     Row<T, K> r = {};
 #pragma unroll
@@ -201,111 +193,123 @@ struct Rows {
     }
     return r;
   }
+  __device__ void bias(int k, float (&b)[kKeptRun]) const {
+#pragma unroll
+    for (int v = 0; v < kKeptRun; ++v) b[v] = 0;
+    if (p.b) load<kKeptRun>(p.b + channel(k), b);
+  }
 };
 
-// silu(z) and its slope, to what rounding to T leaves of them; 1 and 0 without z.
+// sigmoid(z), to what rounding to T leaves of it.
 template <class T>
-__device__ inline void gate_of(const GatedNormProblem& p, float z, float& gate, float& slope) {
-  if (!p.z) {
-    gate = 1, slope = 0;
-    return;
-  }
-  const float e = std::is_same_v<T, float> ? expf(fminf(-z, 80)) : __expf(fminf(-z, 80));
-  const float s = std::is_same_v<T, float> ? 1.0f / (1.0f + e) : __fdividef(1.0f, 1.0f + e);
-  gate = z * s;
-  slope = s * fmaf(z, e * s, 1.0f);
+__device__ inline float sigmoid_of(float z) {
+  if constexpr (std::is_same_v<T, float>) return sigmoid(z);
+  return __fdividef(1.0f, 1.0f + __expf(fminf(-z, 80)));
+}
+
+// 1 - sigmoid(z), where s is sigmoid(z).
+template <class T>
+__device__ inline float rest_of(T z, float s) {
+  if constexpr (std::is_same_v<T, float>) return sigmoid(-z);
+  return 1.0f - s;
 }
 
 template <class T, int K>
-__global__ void __launch_bounds__(kMostThreadsKept)
+__global__ void __launch_bounds__(kMostKeptThreads)
     forward_kept_kernel(const __grid_constant__ GatedNormProblem p, int64_t rows,
                         int64_t rows_of_a_piece) {
-  const Rows<T, K> of(p, rows, rows_of_a_piece);
-  Row<T, K> next = of.fetch(of.begin);
+  Rows<T, K> of(p, rows, rows_of_a_piece);
+  int half = 0;
   for (int64_t row = of.begin; row < of.end; ++row) {
-    const Row<T, K> now = next;
-    if (row + 1 < of.end) next = of.fetch(row + 1);
-    float normed[K][kRun], gate[K][kRun], square = 0, slope;
+    const Row<T, K> now = of.fetch(row);
+    float normed[K][kKeptRun], gate[K][kKeptRun], square[1] = {};
 #pragma unroll
     for (int k = 0; k < K; ++k) {
 #pragma unroll
-      for (int v = 0; v < kRun; ++v) {
-        gate_of<T>(p, static_cast<float>(now.z[k].v[v]), gate[k][v], slope);
+      for (int v = 0; v < kKeptRun; ++v) {
+        const auto z = static_cast<float>(now.z[k].v[v]);
+        gate[k][v] = p.z ? z * sigmoid_of<T>(z) : 1.0f;
         normed[k][v] = static_cast<float>(now.x[k].v[v]);
         if (p.gate_first) normed[k][v] *= gate[k][v];
-        square = fmaf(normed[k][v], normed[k][v], square);
+        square[0] = fmaf(normed[k][v], normed[k][v], square[0]);
       }
     }
-    const float scale = 1.0f / sqrtf(block_sum(square) / static_cast<float>(of.n) + p.eps);
+    block_sums(square, half);
+    const float scale = 1.0f / sqrtf(square[0] / static_cast<float>(of.n) + p.eps);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (!of.here(k)) continue;
-      float y[kRun];
+      float y[kKeptRun], b[kKeptRun];
+      of.bias(k, b);
 #pragma unroll
-      for (int v = 0; v < kRun; ++v) {
-        y[v] = normed[k][v] * scale * of.w[k][v] + of.b[k][v];
+      for (int v = 0; v < kKeptRun; ++v) {
+        y[v] = normed[k][v] * scale * of.w[k][v] + b[v];
         if (!p.gate_first) y[v] *= gate[k][v];
       }
-      store<kRun>(static_cast<T*>(p.y) + row * p.E + of.channel(k), y);
+      store<kKeptRun>(static_cast<T*>(p.y) + row * p.E + of.channel(k), y);
     }
   }
 }
 
 template <class T, int K>
-__global__ void __launch_bounds__(kMostThreadsKept)
+__global__ void __launch_bounds__(kMostKeptThreads)
     backward_kept_kernel(const __grid_constant__ GatedNormProblem p, int64_t rows,
                          int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
-  const Rows<T, K> of(p, rows, rows_of_a_piece);
-  float dw[K][kRun] = {}, db[K][kRun] = {};
-  Row<T, K> next = of.fetch(of.begin);
+  Rows<T, K> of(p, rows, rows_of_a_piece);
+  float dw[K][kKeptRun] = {}, db[K][kKeptRun] = {};
+  int half = 0;
   for (int64_t row = of.begin; row < of.end; ++row) {
-    const Row<T, K> now = next;
-    if (row + 1 < of.end) next = of.fetch(row + 1);
-    float normed[K][kRun], g[K][kRun], gate[K][kRun], slope[K][kRun];
-    float square = 0, along = 0;  // Σ v², Σ g v
+    const Row<T, K> now = of.fetch(row);
+    float s[K][kKeptRun];    // sigmoid(z)
+    float sums[2] = {0, 0};  // Σ v², Σ g v
+    // gate: silu(z), 1 without z; v: what the norm sees; g: the gradient behind it, before w
+    const auto part = [&](int k, int v, float& gate, float& value, float& g) {
+      gate = p.z ? static_cast<float>(now.z[k].v[v]) * s[k][v] : 1.0f;
+      value = static_cast<float>(now.x[k].v[v]), g = static_cast<float>(now.dy[k].v[v]);
+      (p.gate_first ? value : g) *= gate;
+    };
 #pragma unroll
     for (int k = 0; k < K; ++k) {
 #pragma unroll
-      for (int v = 0; v < kRun; ++v) {
-        gate_of<T>(p, static_cast<float>(now.z[k].v[v]), gate[k][v], slope[k][v]);
-        normed[k][v] = static_cast<float>(now.x[k].v[v]);
-        g[k][v] = static_cast<float>(now.dy[k].v[v]);
-        if (p.gate_first) {
-          normed[k][v] *= gate[k][v];
-        } else {
-          g[k][v] *= gate[k][v];
-        }
-        square = fmaf(normed[k][v], normed[k][v], square);
-        along = fmaf(normed[k][v], g[k][v] * of.w[k][v], along);
+      for (int v = 0; v < kKeptRun; ++v) {
+        s[k][v] = sigmoid_of<T>(static_cast<float>(now.z[k].v[v]));
+        float gate, value, g;
+        part(k, v, gate, value, g);
+        sums[0] = fmaf(value, value, sums[0]);
+        sums[1] = fmaf(value, g * of.w[k][v], sums[1]);
       }
     }
-    const float scale = 1.0f / sqrtf(block_sum(square) / static_cast<float>(of.n) + p.eps);
-    const float mean = block_sum(along) * scale / static_cast<float>(of.n);
+    block_sums(sums, half);
+    const float scale = 1.0f / sqrtf(sums[0] / static_cast<float>(of.n) + p.eps);
+    const float mean = sums[1] * scale / static_cast<float>(of.n);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (!of.here(k)) continue;
-      float dx[kRun], dz[kRun];
+      float dx[kKeptRun], dz[kKeptRun], b[kKeptRun];
+      of.bias(k, b);
 #pragma unroll
-      for (int v = 0; v < kRun; ++v) {
-        const float m = normed[k][v] * scale;
-        dw[k][v] = fmaf(g[k][v], m, dw[k][v]);
-        db[k][v] += g[k][v];
-        const float dv = scale * (g[k][v] * of.w[k][v] - m * mean);
-        dx[v] = p.gate_first ? dv * gate[k][v] : dv;
-        dz[v] =
-            (p.gate_first ? dv * static_cast<float>(now.x[k].v[v])
-                          : static_cast<float>(now.dy[k].v[v]) * fmaf(m, of.w[k][v], of.b[k][v])) *
-            slope[k][v];
+      for (int v = 0; v < kKeptRun; ++v) {
+        float gate, value, g;
+        part(k, v, gate, value, g);
+        const float m = value * scale, slope = s[k][v] + gate * rest_of<T>(now.z[k].v[v], s[k][v]);
+        dw[k][v] = fmaf(g, m, dw[k][v]);
+        db[k][v] += g;
+        const float dv = scale * (g * of.w[k][v] - m * mean);
+        dx[v] = p.gate_first ? dv * gate : dv;
+        dz[v] = (p.gate_first ? dv * static_cast<float>(now.x[k].v[v])
+                              : static_cast<float>(now.dy[k].v[v]) * fmaf(m, of.w[k][v], b[v])) *
+                slope;
       }
-      if (p.dx) put<T, kRun>(p.dx, row * p.dx_stride + of.channel(k), dx, p.dx_add);
-      if (p.dz) put<T, kRun>(p.dz, row * p.dz_stride + of.channel(k), dz, p.dz_add);
+      if (p.dx) put<T, kKeptRun>(p.dx, row * p.dx_stride + of.channel(k), dx, p.dx_add);
+      if (p.dz) put<T, kKeptRun>(p.dz, row * p.dz_stride + of.channel(k), dz, p.dz_add);
     }
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     if (!of.here(k)) continue;
-    if (dw_parts) store<kRun>(dw_parts + blockIdx.x * p.E + of.channel(k), dw[k]);
-    if (db_parts) store<kRun>(db_parts + blockIdx.x * p.E + of.channel(k), db[k]);
+    const int64_t at = blockIdx.x * p.E + of.channel(k);
+    if (dw_parts) store<kKeptRun>(dw_parts + at, dw[k]);
+    if (db_parts) store<kKeptRun>(db_parts + at, db[k]);
   }
 }
 
@@ -324,16 +328,15 @@ unsigned threads_for(int64_t n, int64_t V, int64_t most = 256) {
   return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(n, V), 32) * 32, 32, most));
 }
 
-// Calls f(K, grid, threads) where the kernels that keep a row in registers can take the call, K a constant; else
-// false, and nothing is done.
+// Calls f(K, grid, threads) where the kernels that keep a row in registers can take the call, K a
+// constant; else false, and nothing is done.
 template <class F>
 bool with_kept(const GatedNormProblem& p, bool fours, int64_t pieces, const F& f) {
-  const int64_t n = p.E / p.groups, K = ceil_div(n, kRun * kMostThreadsKept);
-  if (!fours || K > 2) return false;
+  const KeptRow row(p.E / p.groups);
+  if (!fours || row.threads == 0) return false;
   const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(p.groups));
-  const unsigned threads = threads_for(n, kRun * K, kMostThreadsKept);
-  K == 1 ? f(std::integral_constant<int, 1>(), grid, threads)
-         : f(std::integral_constant<int, 2>(), grid, threads);
+  row.runs == 2 ? f(std::integral_constant<int, 2>(), grid, row.threads)
+                : f(std::integral_constant<int, 4>(), grid, row.threads);
   return true;
 }
 
@@ -366,7 +369,7 @@ void gated_norm_backward(const GatedNormProblem& p, int64_t rows, float* dw, flo
                          void* stream) {
   if (rows * p.E == 0) return;
   const int64_t n = p.E / p.groups, floats = n * ((dw ? 1 : 0) + (db ? 1 : 0)),
-                each = gated_norm_rows_of_a_piece(rows);
+                each = gated_norm_rows_of_a_piece(rows, p.E);
   const bool in_shared = floats <= kSharedFloats, fours = in_fours(p, dw, db);
   const auto at = static_cast<cudaStream_t>(stream);
   const bool kept =

@@ -4,8 +4,8 @@
 
 #include <type_traits>
 
+#include "krait/tensor/cuda/kept_row.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
-#include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
 
@@ -13,8 +13,8 @@ namespace {
 
 using bfloat16 = __nv_bfloat16;
 
-constexpr int64_t kMostThreads = 256, kMostThreadsKept = 512;
-constexpr int64_t kPiecesForward = 1024;  // of all rows, at most
+constexpr int64_t kMostThreads = 256;
+constexpr int64_t kPiecesForward = 4096;  // of all rows, at most
 constexpr int64_t kSharedFloats =
     11 * 1024;  // a block gets 48 KB without asking, sums of warps included
 
@@ -75,31 +75,12 @@ __global__ void forward_kernel(const NormProblem p, const bool keep) {
   }
 }
 
-// The same of some rows where a thread's K runs of a row fit into its registers: the next row is on its way while
-// this one is summed.
+// The same where a block keeps a row in its registers, K runs a thread.
 template <class X, class Y, int K>
-__global__ void __launch_bounds__(kMostThreadsKept)
+__global__ void __launch_bounds__(kMostKeptThreads)
     forward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows,
                         int64_t rows_of_a_piece) {
-  constexpr int V = 4;
-  struct Row {
-    Run<V, X> x[K];
-    Run<V, float> residual[K];
-  };
-  const auto column = [](int k) { return (int64_t{k} * blockDim.x + threadIdx.x) * V; };
-  const auto fetch = [&](int64_t row) {
-    Row r = {};
-    const X* const x = static_cast<const X*>(p.x) + row * p.x_stride;
-    const float* const residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      const int64_t i = column(k);
-      if (i >= p.D) continue;
-      r.x[k] = *reinterpret_cast<const Run<V, X>*>(x + i);
-      if (residual) r.residual[k] = *reinterpret_cast<const Run<V, float>*>(residual + i);
-    }
-    return r;
-  };
+  constexpr int V = kKeptRun;
   let_next_start();
   wait_for_previous();
   float w[K][V], b[K][V] = {};
@@ -107,48 +88,54 @@ __global__ void __launch_bounds__(kMostThreadsKept)
   for (int k = 0; k < K; ++k) {
 #pragma unroll
     for (int v = 0; v < V; ++v) w[k][v] = 1;
-    if (p.w && column(k) < p.D) load<V>(p.w + column(k), w[k]);
-    if (p.b && column(k) < p.D) load<V>(p.b + column(k), b[k]);
+    if (p.w && kept_column(k) < p.D) load<V>(p.w + kept_column(k), w[k]);
+    if (p.b && kept_column(k) < p.D) load<V>(p.b + kept_column(k), b[k]);
   }
   const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
   const auto n = static_cast<float>(p.D);
-  Row next = fetch(begin);
+  int half = 0;
   for (int64_t row = begin; row < end; ++row) {
-    const Row now = next;
-    if (row + 1 < end) next = fetch(row + 1);
-    float s[K][V], total = 0, mean = 0;
+    const X* const x = static_cast<const X*>(p.x) + row * p.x_stride;
+    const float* const residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
+    float s[K][V] = {}, r[K][V] = {}, total[1] = {}, mean = 0;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (kept_column(k) >= p.D) continue;
+      load<V>(x + kept_column(k), s[k]);
+      if (residual) load<V>(residual + kept_column(k), r[k]);
+    }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        s[k][v] = static_cast<float>(now.x[k].v[v]) + now.residual[k].v[v];
-        total += p.layer ? s[k][v] : s[k][v] * s[k][v];
+        s[k][v] += r[k][v];
+        total[0] += p.layer ? s[k][v] : s[k][v] * s[k][v];
       }
-      if (p.residual && column(k) < p.D) store<V>(p.sum + row * p.D + column(k), s[k]);
+      if (p.residual && kept_column(k) < p.D) store<V>(p.sum + row * p.D + kept_column(k), s[k]);
     }
-    total = block_sum(total);
+    block_sums(total, half);
     if (p.layer) {
-      mean = total / n;
-      total = 0;
+      mean = total[0] / n;
+      total[0] = 0;
 #pragma unroll
       for (int k = 0; k < K; ++k) {
 #pragma unroll
         for (int v = 0; v < V; ++v)
-          total += column(k) < p.D ? (s[k][v] - mean) * (s[k][v] - mean) : 0.0f;
+          total[0] += kept_column(k) < p.D ? (s[k][v] - mean) * (s[k][v] - mean) : 0.0f;
       }
-      total = block_sum(total);
+      block_sums(total, half);
     }
-    const float scale = 1.0f / sqrtf(total / n + p.eps);
+    const float scale = 1.0f / sqrtf(total[0] / n + p.eps);
     if (threadIdx.x == 0) {
       if (p.scale) p.scale[row] = scale;
       if (p.mean) p.mean[row] = mean;
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (column(k) >= p.D) continue;
+      if (kept_column(k) >= p.D) continue;
 #pragma unroll
       for (int v = 0; v < V; ++v) s[k][v] = (s[k][v] - mean) * scale * w[k][v] + b[k][v];
-      store<V>(static_cast<Y*>(p.y) + row * p.D + column(k), s[k]);
+      store<V>(static_cast<Y*>(p.y) + row * p.D + kept_column(k), s[k]);
     }
   }
 }
@@ -243,95 +230,73 @@ __global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_
   }
 }
 
-// The same where a thread's K runs of a row fit into its registers: each row is read once, the next one while this
-// one is summed.
+// The same where a block keeps a row in its registers: each row is read once.
 template <class S, class X, class Y, int K>
-__global__ void __launch_bounds__(kMostThreadsKept)
+__global__ void __launch_bounds__(kMostKeptThreads)
     backward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows,
                          int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
-  constexpr int V = 4;
-  struct Row {
-    Run<V, S> s[K];
-    Run<V, Y> dy[K];
-    Run<V, X> dx[K];
-    float scale, mean;
-  };
-  const auto column = [](int k) { return (int64_t{k} * blockDim.x + threadIdx.x) * V; };
-  const auto fetch = [&](int64_t row) {
-    Row r = {};
-    r.scale = p.scale[row];
-    if (p.layer) r.mean = p.mean[row];
-    const S* const s = p.sum ? reinterpret_cast<const S*>(p.sum) + row * p.D
-                             : static_cast<const S*>(p.x) + row * p.x_stride;
-    const Y* const dy = static_cast<const Y*>(p.dy) + row * p.D;
-    const X* const dx =
-        p.dx && p.dx_add ? static_cast<const X*>(p.dx) + row * p.dx_stride : nullptr;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      const int64_t i = column(k);
-      if (i >= p.D) continue;
-      r.s[k] = *reinterpret_cast<const Run<V, S>*>(s + i);
-      r.dy[k] = *reinterpret_cast<const Run<V, Y>*>(dy + i);
-      if (dx) r.dx[k] = *reinterpret_cast<const Run<V, X>*>(dx + i);
-    }
-    return r;
-  };
+  constexpr int V = kKeptRun;
+  const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
   float w[K][V], dw[K][V] = {}, db[K][V] = {};
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
     for (int v = 0; v < V; ++v) w[k][v] = 1;
-    if (p.w && column(k) < p.D) load<V>(p.w + column(k), w[k]);
+    if (p.w && kept_column(k) < p.D) load<V>(p.w + kept_column(k), w[k]);
   }
-  const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
-  Row next = fetch(begin);
+  int half = 0;
   for (int64_t row = begin; row < end; ++row) {
-    const Row now = next;
-    if (row + 1 < end) next = fetch(row + 1);
-    float value[K][V], mean_g = 0, mean_gv = 0;
+    const S* const s = p.sum ? reinterpret_cast<const S*>(p.sum) + row * p.D
+                             : static_cast<const S*>(p.x) + row * p.x_stride;
+    const Y* const dy = static_cast<const Y*>(p.dy) + row * p.D;
+    X* const dx = p.dx ? static_cast<X*>(p.dx) + row * p.dx_stride : nullptr;
+    const float scale = p.scale[row], row_mean = p.layer ? p.mean[row] : 0.0f;
+    float value[K][V] = {}, d[K][V] = {}, past[K][V] = {}, old[K][V] = {};
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int64_t i = kept_column(k);
+      if (i >= p.D) continue;
+      load<V>(s + i, value[k]);
+      load<V>(dy + i, d[k]);
+      if (p.dsum) load<V>(p.dsum + row * p.D + i, past[k]);
+      if (dx && p.dx_add) load<V>(dx + i, old[k]);
+    }
+    float mean[2] = {};  // of g v, of g
 #pragma unroll
     for (int k = 0; k < K; ++k) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float d = static_cast<float>(now.dy[k].v[v]);
-        value[k][v] = (static_cast<float>(now.s[k].v[v]) - now.mean) * now.scale;
-        if (column(k) >= p.D) value[k][v] = 0;
-        dw[k][v] = fmaf(d, value[k][v], dw[k][v]);
-        db[k][v] += d;
-        mean_g += d * w[k][v];
-        mean_gv = fmaf(d * w[k][v], value[k][v], mean_gv);
+        value[k][v] = (value[k][v] - row_mean) * scale;
+        dw[k][v] = fmaf(d[k][v], value[k][v], dw[k][v]);
+        db[k][v] += d[k][v];
+        mean[0] = fmaf(d[k][v] * w[k][v], value[k][v], mean[0]);
+        mean[1] += d[k][v] * w[k][v];
       }
     }
-    mean_gv = block_sum(mean_gv) / static_cast<float>(p.D);
-    mean_g = p.layer ? block_sum(mean_g) / static_cast<float>(p.D) : 0.0f;
+    block_sums(mean, half);
+    mean[0] /= static_cast<float>(p.D);
+    mean[1] = p.layer ? mean[1] / static_cast<float>(p.D) : 0.0f;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int64_t i = column(k);
+      const int64_t i = kept_column(k);
       if (i >= p.D) continue;
-      float total[V], other[V];
+      float total[V];
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        total[v] = now.scale *
-                   (static_cast<float>(now.dy[k].v[v]) * w[k][v] - mean_g - value[k][v] * mean_gv);
-      if (p.dsum) {
-        load<V>(p.dsum + row * p.D + i, other);
-#pragma unroll
-        for (int v = 0; v < V; ++v) total[v] += other[v];
-      }
+        total[v] = scale * (d[k][v] * w[k][v] - mean[1] - value[k][v] * mean[0]) + past[k][v];
       if (p.dresidual) store<V>(p.dresidual + row * p.dresidual_stride + i, total);
-      if (!p.dx) continue;
-      if (p.dx_add) {
+      if (!dx) continue;
 #pragma unroll
-        for (int v = 0; v < V; ++v) total[v] += static_cast<float>(now.dx[k].v[v]);
-      }
-      store<V>(static_cast<X*>(p.dx) + row * p.dx_stride + i, total);
+      for (int v = 0; v < V; ++v) total[v] += old[k][v];
+      store<V>(dx + i, total);
     }
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (column(k) >= p.D) continue;
-    if (dw_parts) store<V>(dw_parts + blockIdx.x * p.D + column(k), dw[k]);
-    if (db_parts) store<V>(db_parts + blockIdx.x * p.D + column(k), db[k]);
+    if (kept_column(k) >= p.D) continue;
+    const int64_t at = blockIdx.x * p.D + kept_column(k);
+    if (dw_parts) store<V>(dw_parts + at, dw[k]);
+    if (db_parts) store<V>(db_parts + at, db[k]);
   }
 }
 
@@ -349,8 +314,9 @@ bool in_fours(const NormProblem& p, const float* dw, const float* db) {
 }
 
 // Whole warps, no more than the row has runs.
-unsigned threads_for(int64_t D, int V, int64_t most = kMostThreads) {
-  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(D, V), 32) * 32, 32, most));
+unsigned threads_for(int64_t D, int V) {
+  return static_cast<unsigned>(
+      std::clamp<int64_t>(ceil_div(ceil_div(D, V), 32) * 32, 32, kMostThreads));
 }
 
 // Calls f(S, X, Y) with the types of s (x itself, or the float32 sum), x and y.
@@ -371,7 +337,7 @@ void with_types(const NormProblem& p, bool sum, const F& f) {
 void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
   if (rows == 0 || p.D == 0) return;
   const int64_t each = ceil_div(rows, kPiecesForward);
-  const int64_t K = ceil_div(p.D, 4 * kMostThreadsKept);  // runs of a thread
+  const KeptRow kept_row(p.D);
   const bool keep = p.D <= kSharedFloats, fours = in_fours(p, nullptr, nullptr);
   const size_t shared = keep ? static_cast<size_t>(p.D) * sizeof(float) : 0;
   with_types(p, true, [&](auto, auto x, auto y) {
@@ -383,21 +349,22 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
     };
     const auto launch_kept = [&](auto kernel) {
       launch_dependent("norm_forward", kernel, dim3(static_cast<unsigned>(ceil_div(rows, each))),
-                       threads_for(p.D, 4 * static_cast<int>(K), kMostThreadsKept), 0, 1, stream, p,
-                       rows, each);
+                       kept_row.threads, 0, 1, stream, p, rows, each);
     };
-    if (fours && K == 1) return launch_kept(forward_kept_kernel<X, Y, 1>);
-    if (fours && K == 2) return launch_kept(forward_kept_kernel<X, Y, 2>);
+    if (fours && kept_row.threads > 0)
+      return kept_row.runs == 2 ? launch_kept(forward_kept_kernel<X, Y, 2>)
+                                : launch_kept(forward_kept_kernel<X, Y, 4>);
     fours ? launch(forward_kernel<X, Y, 4>, 4) : launch(forward_kernel<X, Y, 1>, 1);
   });
 }
 
 void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream) {
   if (rows == 0 || p.D == 0) return;
-  const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)), each = norm_rows_of_a_piece(rows);
+  const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)),
+                each = norm_rows_of_a_piece(rows, p.D);
   const auto pieces = static_cast<unsigned>(ceil_div(rows, each));
   const auto at = static_cast<cudaStream_t>(stream);
-  const int64_t K = ceil_div(p.D, 4 * kMostThreadsKept);  // runs of a thread
+  const KeptRow kept_row(p.D);
   const bool in_shared = floats <= kSharedFloats;
   const size_t shared = in_shared ? static_cast<size_t>(floats) * sizeof(float) : 0;
   with_types(p, p.sum != nullptr, [&](auto s, auto x, auto y) {
@@ -408,12 +375,12 @@ void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, voi
       kernel<<<pieces, threads_for(p.D, V), shared, at>>>(p, rows, each, dw, db, in_shared);
     };
     const auto launch_kept = [&](auto kernel) {
-      kernel<<<pieces, threads_for(p.D, 4 * static_cast<int>(K), kMostThreadsKept), 0, at>>>(
-          p, rows, each, dw, db);
+      kernel<<<pieces, kept_row.threads, 0, at>>>(p, rows, each, dw, db);
     };
-    const bool fours = in_fours(p, dw, db), kept = fours && p.dy;
-    if (kept && K == 1) return launch_kept(backward_kept_kernel<S, X, Y, 1>);
-    if (kept && K == 2) return launch_kept(backward_kept_kernel<S, X, Y, 2>);
+    const bool fours = in_fours(p, dw, db);
+    if (fours && p.dy && kept_row.threads > 0)
+      return kept_row.runs == 2 ? launch_kept(backward_kept_kernel<S, X, Y, 2>)
+                                : launch_kept(backward_kept_kernel<S, X, Y, 4>);
     fours ? launch(backward_kernel<S, X, Y, 4>, 4) : launch(backward_kernel<S, X, Y, 1>, 1);
   });
   check_launch("norm_backward");
