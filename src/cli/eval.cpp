@@ -10,10 +10,10 @@
 #include "krait/cli/model_args.h"
 #include "krait/cli/progress.h"
 #include "krait/data/images.h"
+#include "krait/data/judge.h"
 #include "krait/data/sequences.h"
 #include "krait/data/text.h"
 #include "krait/infer/evaluate.h"
-#include "krait/infer/judge.h"
 #include "krait/io/any_model.h"
 #include "krait/io/npy.h"
 
@@ -163,9 +163,11 @@ int run_examples(const Args& a, const Common& common) {
   const std::unique_ptr<Examples> examples = open_examples(*m.model, a);
   Progress progress("examples", examples->size(), common.quiet);
   const auto start = std::chrono::steady_clock::now();
-  const Judgement j = judge(*m.model, *examples, m.dtype, kExamples, [&](int64_t n) {
+  Arena arena(0);
+  const Judgement j = *judge(*m.model, *examples, m.dtype, kExamples, arena, [&](int64_t n) {
     check_interrupt();
     progress.add(n);
+    return true;
   });
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -198,14 +198,16 @@ std::string printable(std::string text) {
   return text;
 }
 
-OrderedJson summary(const RunOptions& o, const RunResult& r, double valid_loss) {
+// `validated`: the last record with a validation loss, or one without.
+OrderedJson summary(const RunOptions& o, const RunResult& r, const LogRecord& validated) {
   const std::filesystem::path out = o.out;
   OrderedJson j;
   j["run"] = o.out;
   j["checkpoint"] = (out / "last").string();
   j["steps"] = r.steps;
   j["loss"] = r.last.loss;
-  j["valid_loss"] = valid_loss;
+  j["valid_loss"] = validated.valid_loss.value_or(std::nan(""));
+  if (validated.valid_accuracy) j["valid_accuracy"] = *validated.valid_accuracy;
   j["best_loss"] = r.best_loss;
   j["tokens"] = r.last.tokens;
   j["seconds"] = r.last.seconds;
@@ -218,7 +220,7 @@ int work(TrainArguments& a, const Common& common) {
   settle(a, common);
   a.run.train.device = common.resolved_device();
   StatusLine status(common.quiet);
-  double valid_loss = std::nan("");
+  LogRecord validated;
   RunWatcher watcher;
   watcher.stop = [] { return interrupted().load(); };
   watcher.begin = [&](int64_t parameters, const TrainingMemory& m, const std::string& data) {
@@ -229,7 +231,7 @@ int work(TrainArguments& a, const Common& common) {
         static_cast<double>(m.step + m.states) * 1e-9, data);
   };
   watcher.step = [&](const LogRecord& r, int64_t steps) {
-    if (r.valid_loss) valid_loss = *r.valid_loss;
+    if (r.valid_loss) validated = r;
     status.update(r, steps);
   };
   watcher.sample = [&](int64_t step, const std::string& prompt, const std::string& text) {
@@ -239,12 +241,15 @@ int work(TrainArguments& a, const Common& common) {
   const RunResult result = run_training(a.run, !a.resume.empty(), watcher);
   status.clear();
   if (common.json) {
-    print_json(summary(a.run, result, valid_loss));
+    print_json(summary(a.run, result, validated));
   } else {
     std::string line =
         fmt::format("{} after step {}", result.interrupted ? "stopped" : "done", result.steps);
     if (result.last.step > 0) line += fmt::format(": loss {:.4f}", result.last.loss);
-    if (std::isfinite(valid_loss)) line += fmt::format(", validation loss {:.4f}", valid_loss);
+    if (validated.valid_loss)
+      line += fmt::format(", validation loss {:.4f}", *validated.valid_loss);
+    if (validated.valid_accuracy)
+      line += fmt::format(", accuracy {:.4f}", *validated.valid_accuracy);
     print_line("{}; saved in {}", line, (std::filesystem::path(a.run.out) / "last").string());
   }
   return result.interrupted ? kInterrupted : kDone;

@@ -89,6 +89,8 @@ TEST_F(ImageRuns, LearnToTellTwoClassesApart) {
   EXPECT_LT(r.best_loss, 0.2);  // of images that it has not seen
   const std::vector<LogRecord> log = read_log(fs::path(o.out) / "log.jsonl");
   EXPECT_EQ(log[2].tokens, 3 * 8);  // images
+  EXPECT_FALSE(log[2].valid_accuracy);
+  EXPECT_GT(log.back().valid_accuracy.value(), 0.9);
   const LoadedAny best = load_any_model(fs::path(o.out) / "best", {});
   const auto& config = dynamic_cast<const models::VisionMamba&>(*best.model).config();
   EXPECT_EQ(config.labels, (std::vector<std::string>{"lying", "upright"}));

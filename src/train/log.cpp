@@ -25,6 +25,7 @@ std::string line_of(const LogRecord& r) {
   j["tokens_per_s"] = r.tokens_per_s;
   j["seconds"] = r.seconds;
   if (r.valid_loss) j["valid_loss"] = *r.valid_loss;
+  if (r.valid_accuracy) j["valid_accuracy"] = *r.valid_accuracy;
   if (r.dropped) j["dropped"] = *r.dropped;
   return j.dump() + "\n";
 }
@@ -41,6 +42,7 @@ LogRecord record_of(const Json& json, const std::string& where) {
   r.tokens_per_s = v.number("tokens_per_s", nan);
   r.seconds = v.number("seconds", nan);
   if (v.has("valid_loss")) r.valid_loss = v.number("valid_loss");
+  if (v.has("valid_accuracy")) r.valid_accuracy = v.number("valid_accuracy");
   if (v.has("dropped")) r.dropped = v.integer("dropped");
   return r;
 }

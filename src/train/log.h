@@ -14,7 +14,8 @@ struct LogRecord {
   double tokens_per_s = 0;  // of this step
   double seconds = 0;       // since the start of the run, pauses left out
   std::optional<double> valid_loss;
-  std::optional<int64_t> dropped = {};  // of models with experts: see StepResult
+  std::optional<double> valid_accuracy = {};  // of classes: the share that is judged right
+  std::optional<int64_t> dropped = {};        // of models with experts: see StepResult
 };
 
 // Numbers that are not finite (null in the file) are read as NaN. A last line that was cut while it was

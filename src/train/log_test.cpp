@@ -20,18 +20,22 @@ TEST(RunLog, HasTheKeysOfTheContract) {
   RunLog log(folder / "log.jsonl", 0);
   LogRecord r = record(1);
   r.valid_loss = 1.25;
+  r.valid_accuracy = 0.75;
   log.append(r);
   r = record(2);
   r.loss = std::numeric_limits<double>::quiet_NaN();
   log.append(r);
   EXPECT_EQ(read_file(folder / "log.jsonl"),
             "{\"step\":1,\"loss\":1.5,\"grad_norm\":0.25,\"lr\":0.001,\"tokens\":64,"
-            "\"tokens_per_s\":1000.0,\"seconds\":0.5,\"valid_loss\":1.25}\n"
+            "\"tokens_per_s\":1000.0,\"seconds\":0.5,\"valid_loss\":1.25,"
+            "\"valid_accuracy\":0.75}\n"
             "{\"step\":2,\"loss\":null,\"grad_norm\":0.25,\"lr\":0.001,\"tokens\":128,"
             "\"tokens_per_s\":1000.0,\"seconds\":0.5}\n");
   const std::vector<LogRecord> back = read_log(folder / "log.jsonl");
   ASSERT_EQ(back.size(), 2u);
   EXPECT_EQ(back[0].valid_loss, 1.25);
+  EXPECT_EQ(back[0].valid_accuracy, 0.75);
+  EXPECT_FALSE(back[1].valid_accuracy);
   EXPECT_TRUE(std::isnan(back[1].loss));
 }
 
@@ -63,9 +67,15 @@ TEST(RunLog, MalformedLinesAreNamedAndACutEndIsNone) {
 TEST(Status, OneLineSaysHowItGoes) {
   EXPECT_EQ(clock_text(130), "2:10");
   EXPECT_EQ(clock_text(3723), "1:02:03");
-  EXPECT_EQ(status_text(record(120), 1000, 1.25, 130),
+  LogRecord validated = record(100);
+  validated.valid_loss = 1.25;
+  EXPECT_EQ(status_text(record(120), 1000, validated, 130),
             "step 120/1000  loss 1.5000  valid 1.2500  norm 0.250  lr 1.00e-03  1000 tokens/s  "
             "2:10 left");
+  validated.valid_accuracy = 0.7123;
+  EXPECT_EQ(status_text(record(120), 1000, validated, 130),
+            "step 120/1000  loss 1.5000  valid 1.2500  accuracy 0.712  norm 0.250  lr 1.00e-03  "
+            "1000 tokens/s  2:10 left");
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ class Run {
         0,    {}};
     if (model_->routes()) record.dropped = r.dropped;
     if (data_->has_validation() && !result_.interrupted && (last || due(step, o_.eval_every)))
-      record.valid_loss = data_->validate(*trainer_, watcher_.stop);
+      data_->validate(*trainer_, watcher_.stop, record);
     result_.interrupted = stopping();
     progress_.step = step;
     progress_.seconds += seconds_since(start);

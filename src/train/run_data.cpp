@@ -126,9 +126,14 @@ std::unique_ptr<Batches> RunData::batches(const TrainOptions& o) const {
       *tokens_, BatcherOptions{o.batch_size, o.seq_len, o.order, o.carry_state, o.seed});
 }
 
-std::optional<double> RunData::validate(Trainer& trainer, const std::function<bool()>& stop) const {
-  return valid_examples_ ? trainer.validate(*valid_examples_, stop)
-                         : trainer.validate(*valid_tokens_, stop);
+void RunData::validate(Trainer& trainer, const std::function<bool()>& stop,
+                       LogRecord& record) const {
+  if (valid_tokens_) {
+    record.valid_loss = trainer.validate(*valid_tokens_, stop);
+  } else if (const std::optional<Judgement> j = trainer.validate(*valid_examples_, stop)) {
+    record.valid_loss = j->loss;
+    if (!j->numbers) record.valid_accuracy = j->accuracy;
+  }
 }
 
 }  // namespace krait

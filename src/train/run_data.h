@@ -10,6 +10,7 @@
 #include "krait/data/examples.h"
 #include "krait/io/any_model.h"
 #include "krait/io/tokenizer/tokenizer.h"
+#include "krait/train/log.h"
 #include "krait/train/trainer.h"
 
 namespace krait {
@@ -30,8 +31,9 @@ class RunData {
 
   std::unique_ptr<Batches> batches(const TrainOptions& o) const;
   bool has_validation() const { return valid_tokens_ || valid_examples_; }
-  // See Trainer::validate.
-  std::optional<double> validate(Trainer& trainer, const std::function<bool()>& stop) const;
+  // The loss and, of classes, the accuracy in a record of the log; neither where `stop` became true. See
+  // Trainer::validate.
+  void validate(Trainer& trainer, const std::function<bool()>& stop, LogRecord& record) const;
   const RunTokenizer& tokenizer() const { return tokenizer_; }
 
  private:

@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstdio>
-#include <limits>
 
 namespace krait {
 
@@ -18,18 +17,17 @@ std::string clock_text(double seconds) {
   return fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
 }
 
-std::string status_text(const LogRecord& r, int64_t steps, double valid_loss, double seconds_left) {
+std::string status_text(const LogRecord& r, int64_t steps, const LogRecord& validated,
+                        double seconds_left) {
   std::string s = fmt::format("step {}/{}  loss {:.4f}", r.step, steps, r.loss);
-  if (std::isfinite(valid_loss)) s += fmt::format("  valid {:.4f}", valid_loss);
+  if (validated.valid_loss) s += fmt::format("  valid {:.4f}", *validated.valid_loss);
+  if (validated.valid_accuracy) s += fmt::format("  accuracy {:.3f}", *validated.valid_accuracy);
   s += fmt::format("  norm {:.3f}  lr {:.2e}  {:.0f} tokens/s", r.grad_norm, r.lr, r.tokens_per_s);
   if (std::isfinite(seconds_left)) s += fmt::format("  {} left", clock_text(seconds_left));
   return s;
 }
 
-StatusLine::StatusLine(bool quiet)
-    : quiet_(quiet),
-      terminal_(::isatty(STDERR_FILENO) != 0),
-      valid_loss_(std::numeric_limits<double>::quiet_NaN()) {}
+StatusLine::StatusLine(bool quiet) : quiet_(quiet), terminal_(::isatty(STDERR_FILENO) != 0) {}
 
 StatusLine::~StatusLine() {
   if (shown_) std::fputs("\n", stderr);
@@ -41,7 +39,7 @@ void StatusLine::clear() {
 }
 
 void StatusLine::update(const LogRecord& r, int64_t steps) {
-  if (r.valid_loss) valid_loss_ = *r.valid_loss;
+  if (r.valid_loss) validated_ = r;
   if (quiet_) return;
   if (first_step_ < 0) {
     first_step_ = r.step;
@@ -54,7 +52,7 @@ void StatusLine::update(const LogRecord& r, int64_t steps) {
   written_ = now;
   const double rate = (r.seconds - first_seconds_) / static_cast<double>(r.step - first_step_);
   const double left = rate * static_cast<double>(steps - r.step);  // NaN at the first step
-  const std::string text = status_text(r, steps, valid_loss_, left);
+  const std::string text = status_text(r, steps, validated_, left);
   std::fprintf(stderr, terminal_ ? "\r\x1b[K%s" : "%s\n", text.c_str());
   std::fflush(stderr);
   shown_ = terminal_;

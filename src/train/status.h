@@ -8,8 +8,10 @@
 
 namespace krait {
 
-// "step 120/1000  loss 1.234  valid 1.301  norm 0.52  lr 1.00e-03  6120 tokens/s  2:10 left".
-std::string status_text(const LogRecord& r, int64_t steps, double valid_loss, double seconds_left);
+// "step 120/1000  loss 1.234  valid 1.301  accuracy 0.712  norm 0.52  lr 1.00e-03  6120 tokens/s  2:10 left".
+// `validated`: the last record with a validation loss, or one without.
+std::string status_text(const LogRecord& r, int64_t steps, const LogRecord& validated,
+                        double seconds_left);
 
 // "1:02:03", "2:10".
 std::string clock_text(double seconds);
@@ -27,7 +29,7 @@ class StatusLine {
   using Clock = std::chrono::steady_clock;
   bool quiet_, terminal_;
   bool shown_ = false;
-  double valid_loss_;
+  LogRecord validated_;
   int64_t first_step_ = -1;  // of this process, with the seconds at its end
   double first_seconds_ = 0;
   Clock::time_point written_{};

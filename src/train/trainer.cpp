@@ -238,20 +238,13 @@ std::optional<double> Trainer::validate(const TokenStream& stream,
   return nll / static_cast<double>(stream.targets());
 }
 
-std::optional<double> Trainer::validate(const Examples& examples,
-                                        const std::function<bool()>& stop) {
-  require(examples.size() > 0, "the validation data has no examples");
-  double sum = 0, targets = 0;
-  for (int64_t i = 0; i < examples.size(); i += options_.batch_size) {
-    if (stop && stop()) return std::nullopt;
-    std::vector<int64_t> which(
-        static_cast<size_t>(std::min(options_.batch_size, examples.size() - i)));
-    std::iota(which.begin(), which.end(), i);
-    const Batch batch = read_batch(examples, which);
-    sum += loss_of(batch, {});
-    targets += static_cast<double>(batch.n_targets);
-  }
-  return sum / targets;
+std::optional<Judgement> Trainer::validate(const Examples& examples,
+                                           const std::function<bool()>& stop) {
+  const size_t room = arena_.capacity();
+  auto judged = judge(model_, examples, options_.dtype, options_.batch_size, arena_,
+                      [&](int64_t) { return !stop || !stop(); });
+  if (arena_.capacity() != room) kinds_.clear();
+  return judged;
 }
 
 double Trainer::loss_of(const Batch& batch, const models::Pass& pass) {

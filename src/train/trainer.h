@@ -9,7 +9,7 @@
 
 #include "krait/autograd/tape.h"
 #include "krait/data/batcher.h"
-#include "krait/data/examples.h"
+#include "krait/data/judge.h"
 #include "krait/models/language_model.h"
 #include "krait/ops/adamw/adamw.h"
 #include "krait/tensor/graph.h"
@@ -50,8 +50,9 @@ class Trainer {
   // each document: the exact likelihood, as `krait eval` gives it. (Of models that are not
   // endless: that of sequences of seq_len tokens.) Empty where `stop` became true.
   std::optional<double> validate(const TokenStream& stream, const std::function<bool()>& stop = {});
-  // Mean loss of a target, as in training but without what is random there. Empty as above.
-  std::optional<double> validate(const Examples& examples, const std::function<bool()>& stop = {});
+  // Without what is random in training. Empty as above.
+  std::optional<Judgement> validate(const Examples& examples,
+                                    const std::function<bool()>& stop = {});
 
   // trainer.safetensors in `directory`: moments and carried states, the position in its metadata. The
   // weights are saved and loaded by krait/io/model. load throws Error where the file belongs to other

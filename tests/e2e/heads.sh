@@ -46,6 +46,7 @@ train=(--model vim.json --data images/train --valid images/valid --batch-size 4 
 "$KRAIT" train --resume parts --steps 30 --quiet >/dev/null
 same "$(losses parts)" "$(losses whole)" "losses of a resumed run"
 cmp whole/last/model.safetensors parts/last/model.safetensors || die "weights of a resumed run"
+tail -1 whole/log.jsonl | grep -q '"valid_accuracy":1.0' || die "accuracy in the log"
 "$KRAIT" eval whole/best --data images/valid --json >eval.json
 same "$(key eval.json accuracy)" 1.0 "accuracy of images"
 same "$(key eval.json examples)" 2 "images judged"
@@ -115,6 +116,7 @@ for i in $(seq 0 19); do
 done >series.jsonl
 "$KRAIT" train --model byte-tiny --task regression --data series.jsonl --batch-size 10 --lr 3e-3 --steps 60 \
   --out series --seed 1 --quiet >/dev/null
+if grep -q accuracy series/log.jsonl; then die "accuracy of numbers"; fi
 "$KRAIT" eval series/last --data series.jsonl --json >r.json
 [[ $(key r.json r2) == 0.9* ]] || die "R² of series: $(cat r.json)"
 printf '\0\0\0\0\0\0\200?\0\0\0?\0\0\0?' | array '<f4' '(1, 2, 2)' >x.npy

@@ -62,6 +62,8 @@ std::vector<Panel> panels(const std::vector<NamedRun>& runs) {
             [](const LogRecord& r) { return r.loss; });
   add_panel(out, runs, "validation loss (nats a token)", Look::dots,
             [](const LogRecord& r) { return r.valid_loss; });
+  add_panel(out, runs, "validation accuracy", Look::dots,
+            [](const LogRecord& r) { return r.valid_accuracy; });
   add_panel(out, runs, "gradient norm", Look::smoothed,
             [](const LogRecord& r) { return r.grad_norm; });
   add_panel(out, runs, "learning rate", Look::line, [](const LogRecord& r) { return r.lr; });

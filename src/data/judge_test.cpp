@@ -1,4 +1,4 @@
-#include "krait/infer/judge.h"
+#include "krait/data/judge.h"
 
 #include <gtest/gtest.h>
 
@@ -45,7 +45,8 @@ TEST(Judge, CountsTheLargestAndTheFiveLargest) {
       example({1, 1, 0, 0, 0, 0, 0}, 1),  // not alone at the top
   });
   for (const int64_t B : {1, 3, 4}) {
-    const Judgement j = judge(Echo(), examples, DType::f32, B);
+    Arena arena(0);
+    const Judgement j = *judge(Echo(), examples, DType::f32, B, arena);
     EXPECT_EQ(j.examples, 4);
     EXPECT_EQ(j.accuracy, 0.25);
     EXPECT_EQ(j.top5_accuracy, 0.75);
@@ -67,7 +68,8 @@ TEST(Judge, MeasuresNumbers) {
       example({4, 30}, -1, {4, 20}),
       example({6, 30}, -1, {9, 30}),
   });
-  const Judgement j = judge(Echo(), examples, DType::f32, 2);
+  Arena arena(0);
+  const Judgement j = *judge(Echo(), examples, DType::f32, 2, arena);
   EXPECT_TRUE(j.numbers);
   EXPECT_NEAR(j.mse, (1 + 0 + 9 + 0 + 100 + 0) / 6.0, 1e-6);
   EXPECT_NEAR(j.loss, j.mse, 1e-6);

@@ -1,4 +1,4 @@
-#include "krait/infer/judge.h"
+#include "krait/data/judge.h"
 
 #include <algorithm>
 #include <cmath>
@@ -83,12 +83,12 @@ class Sums {
 
 }  // namespace
 
-Judgement judge(const models::Model& model, const Examples& examples, DType activation, int64_t B,
-                const std::function<void(int64_t)>& each) {
+std::optional<Judgement> judge(const models::Model& model, const Examples& examples,
+                               DType activation, int64_t B, Arena& arena,
+                               const std::function<bool(int64_t)>& each) {
   require(examples.size() > 0, "there are no examples to judge");
   const OwnStream stream(model.params().device());
   Staging staging;
-  Arena arena(0);
   Sums sums;
   double loss = 0;
   for (int64_t i = 0; i < examples.size(); i += B) {
@@ -111,12 +111,15 @@ Judgement judge(const models::Model& model, const Examples& examples, DType acti
     };
     const size_t bytes = plan(c, false, pass).bytes;
     arena.reset();
-    if (bytes > arena.capacity()) arena = Arena(bytes, c.device);
+    if (bytes > arena.capacity()) {
+      arena = Arena(0);
+      arena = Arena(bytes, c.device);
+    }
     pass(c);
     std::vector<std::byte> buffer, number;
     loss += static_cast<double>(*on_host(sum, number).as<float>());
     sums.add(batch, on_host(outputs, buffer).as<float>(), outputs.size(-1));
-    if (each) each(static_cast<int64_t>(which.size()));
+    if (each && !each(static_cast<int64_t>(which.size()))) return std::nullopt;
   }
   return sums.result(loss);
 }

@@ -1,6 +1,7 @@
 // How well a model judges examples as a whole: images, texts, series.
 #pragma once
 #include <functional>
+#include <optional>
 
 #include "krait/data/examples.h"
 
@@ -18,8 +19,10 @@ struct Judgement {
   double mse = 0, mae = 0, r2 = 0;
 };
 
-// `B` examples at once. `each` is told of every batch's size.
-Judgement judge(const models::Model& model, const Examples& examples, DType activation, int64_t B,
-                const std::function<void(int64_t)>& each = {});
+// `B` examples at once, in the memory of `arena`, which is replaced by a larger one where it must. `each` is told of
+// every batch's size; where it says false there is no judgement.
+std::optional<Judgement> judge(const models::Model& model, const Examples& examples,
+                               DType activation, int64_t B, Arena& arena,
+                               const std::function<bool(int64_t)>& each = {});
 
 }  // namespace krait
