@@ -126,7 +126,6 @@ TEST(Golden, SelectiveStateUpdate) {
 
 TEST(Golden, ComplexSelectiveScan) {
   KRAIT_GOLDEN_OR_SKIP(folder);
-  KRAIT_ONLY_ON_CPU("complex states have no kernels for a GPU");
   run_all(folder, "selective-scan", false, true);
 }
 

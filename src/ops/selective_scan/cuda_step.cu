@@ -1,16 +1,12 @@
 // selective_scan of one step on NVIDIA GPUs. kLanes threads share a channel; bound by the states, read and
 // written once. Lanes and states are summed in the order of the kernel for few channels.
 #include "krait/ops/selective_scan/cuda_device.cuh"
+#include "krait/ops/selective_scan/cuda_value.cuh"
 
 namespace krait::ops::scan {
 namespace {
 
 constexpr int kLanes = 8, kThreads = 128;
-
-__device__ float value(const CudaRows& r, int64_t at) {
-  return r.bf16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(r.data)[at])
-                : static_cast<const float*>(r.data)[at];
-}
 
 __device__ void load2(const float* from, float (&to)[2]) {
   const float2 v = *reinterpret_cast<const float2*>(from);
@@ -70,11 +66,7 @@ __global__ void __launch_bounds__(kThreads) scan_step(const __grid_constant__ Cu
     const float z = value(p.z, s * p.z.stride + e);
     y *= z * sigmoid<kFast>(z);
   }
-  const int64_t to = s * w.y.stride + e;
-  if (w.y.bf16)
-    static_cast<__nv_bfloat16*>(w.y.data)[to] = __float2bfloat16_rn(y);
-  else
-    static_cast<float*>(w.y.data)[to] = y;
+  set_value(w.y, s * w.y.stride + e, y);
 }
 
 }  // namespace

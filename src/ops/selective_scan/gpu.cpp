@@ -1,5 +1,7 @@
 #include "krait/ops/selective_scan/gpu.h"
 
+#include "krait/ops/selective_scan/cuda_complex.h"
+
 namespace krait::ops::scan {
 
 static CudaRows gpu_rows(const Tensor& t) {
@@ -63,7 +65,7 @@ void forward_on_gpu(Context& c, const Problem& p, const Tensor& y, const Tensor&
   CudaForward w;
   w.p = gpu_problem(p);
   int64_t floats = 0;
-  KRAIT_WITH_CUDA(floats = cuda_forward_scratch(w.p));
+  if (!p.in.complex) KRAIT_WITH_CUDA(floats = cuda_forward_scratch(w.p));
   Scratch scratch(c);
   w.scratch = floats_at(c.scratch({floats}, DType::f32), 0);
   if (c.planning()) return;
@@ -71,7 +73,7 @@ void forward_on_gpu(Context& c, const Problem& p, const Tensor& y, const Tensor&
   if (w.p.reverse) turn(w.y, p.tokens);
   w.state_out = floats_at(p.state_out, 0);
   w.saved = floats_at(saved, 0);
-  KRAIT_WITH_CUDA(cuda_scan_forward(w, c.stream));
+  KRAIT_WITH_CUDA((p.in.complex ? cuda_complex_forward : cuda_scan_forward)(w, c.stream));
 }
 
 void backward_on_gpu(Context& c, const Problem& p, const Tensor& dy, const Tensor& dstate,
@@ -99,11 +101,11 @@ void backward_on_gpu(Context& c, const Problem& p, const Tensor& dy, const Tenso
   w.state_rows = p.state_in ? p.state_in.size(0) : 0;
 
   int64_t floats = 0;
-  KRAIT_WITH_CUDA(floats = cuda_backward_scratch(w.p));
+  KRAIT_WITH_CUDA(floats = (p.in.complex ? cuda_complex_scratch : cuda_backward_scratch)(w.p));
   Scratch scratch(c);
   w.scratch = floats_at(c.scratch({floats}, DType::f32), 0);
   if (c.planning()) return;
-  KRAIT_WITH_CUDA(cuda_scan_backward(w, c.stream));
+  KRAIT_WITH_CUDA((p.in.complex ? cuda_complex_backward : cuda_scan_backward)(w, c.stream));
 }
 
 }  // namespace krait::ops::scan

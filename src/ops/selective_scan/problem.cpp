@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "krait/ops/selective_scan/cuda_complex.h"
+
 namespace krait::ops::scan {
 
 static void check_shape(const char* name, const Tensor& t, const Shape& expected,
@@ -68,8 +70,11 @@ Problem::Problem(const Context& c, const ScanInputs& inputs, const Packing* pack
   require(!in.complex || (N % 2 == 0 && !in.a_is_log),
           "[selective_scan] A: expected pairs (re, im), not their logarithm, got {}{}", in.A.shape,
           in.a_is_log ? " as a logarithm" : "");
-  require(!in.complex || c.device.type != Device::cuda,
-          "[selective_scan] complex A, B and C have no kernels for a GPU: use --device cpu");
+  require(
+      !in.complex || c.device.type != Device::cuda || N <= kMostComplex,
+      "[selective_scan] A: expected at most {} numbers a channel where states are complex and on a "
+      "GPU, got {}",
+      kMostComplex, in.A.shape);
   check_rows("u", in.u, in.u.shape);
   check_rows("dt", in.dt, in.u.shape);
   if (in.z) check_rows("z", in.z, in.u.shape);

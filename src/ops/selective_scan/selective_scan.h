@@ -20,7 +20,8 @@
 //
 // `complex`: the last axis of A, B, C and the states holds N/2 complex numbers as pairs (re, im), and
 // y = 2 Re(Σ_n C h) + D u, as with S4's conjugate pairs (section 3.6). A has no logarithm then. A gradient is
-// dL/dre + i dL/dim. On the CPU only.
+// dL/dre + i dL/dim. On a GPU the kernels are plain ones, N is at most 256, and backward needs 2 N numbers
+// for each 32 channels of a token besides.
 //
 // S is B, or with a Packing any number of rows; rows of state_out that no sequence ends in are left as
 // they are. A row of state_in may start several sequences: its gradients add up.
@@ -31,7 +32,7 @@
 // ddt_bias over time and sequences, in an order that follows from the shapes alone: the same bits for any
 // number of threads, and from run to run.
 //
-// Sequences of up to 8 tokens run vectorised over n, longer ones over channels; the two differ by the
+// Sequences of up to 8 tokens run vectorised over n, longer and complex ones over channels; the two differ by the
 // order of the sum over n. exp(Δ A) is 0 below 2^-126. Errors are those of a plain float32 loop: Δ, the
 // decay and the gate are within 2 units in the last place.
 //

@@ -145,7 +145,6 @@ struct Errors {
 // the worst error is held against twice the worst error of the plain runs.
 TEST_P(SelectiveScan, MatchesReference) {
   ScanCase k = GetParam();
-  if (k.complex) KRAIT_ONLY_ON_CPU("complex states have no kernels for a GPU");
   Errors y_error, state_error;
   std::vector<Errors> grad_errors(std::size(kScanInputNames));
   std::vector<DType> dtypes(std::size(kScanInputNames));
