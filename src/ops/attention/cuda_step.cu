@@ -289,6 +289,18 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1
   }
 }
 
+constexpr int kCacheRun = 8;  // bfloat16 elements in 16 bytes
+
+// Whether what a token appends lies in the cache's type, dense, in runs of 16 bytes.
+__device__ bool in_runs_of_cache(const AttentionCall& c) {
+  const auto fits = [&](const HeadRows& r) {
+    return r.head == c.P && r.row % kCacheRun == 0 && reinterpret_cast<uintptr_t>(r.data) % 16 == 0;
+  };
+  return c.bf16 && c.cache_bf16 && c.Hkv * c.P % kCacheRun == 0 && fits(c.k) && fits(c.v) &&
+         reinterpret_cast<uintptr_t>(c.to_k) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(c.to_v) % 16 == 0;
+}
+
 // One position of a sequence, of those that the cache handed out is to get: the i-th.
 __device__ void append_row(const AttentionCall& c, const Sequence& s, int64_t i) {
   if (s.out < 0) return;
@@ -309,6 +321,22 @@ __device__ void append_row(const AttentionCall& c, const Sequence& s, int64_t i)
       static_cast<float*>(p)[i] = v;
     }
   };
+  if (position >= s.first && in_runs_of_cache(c)) {  // as it is
+    const int64_t token = s.begin + position - s.first;
+    const int runs = static_cast<int>(width / kCacheRun);
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < runs; i += static_cast<int>(blockDim.x)) {
+      const auto copy = [&](void* p, const HeadRows& from) {
+        reinterpret_cast<uint4*>(static_cast<bfloat16*>(p) + to)[i] =
+            __ldcg(reinterpret_cast<const uint4*>(static_cast<const bfloat16*>(from.data) +
+                                                  token * from.row) +
+                   i);
+      };
+      copy(c.to_k, c.k);
+      copy(c.to_v, c.v);
+    }
+    return;
+  }
 #pragma unroll 4
   for (int64_t at = threadIdx.x; at < width; at += blockDim.x) {
     if (position < s.first) {
@@ -343,20 +371,72 @@ int join_threads(const AttentionCall& c) {
   return static_cast<int>(std::clamp<int64_t>(wanted, 128, kJoinThreads));
 }
 
+// Appends what a step's sequence read to the cache in place.
+__device__ void append_in_place(const AttentionCall& c, int64_t index) {
+  const Sequence s = sequence(c, index);
+  append_row(c, s, 0);
+  __syncthreads();
+  if (threadIdx.x == 0 && s.out >= 0) c.to_length[s.out] = static_cast<float>(s.total());
+}
+
+bool appends(const AttentionCall& c) { return c.to_k && c.in_place; }
+
+// The pieces of a head together, at most 32 of them: a warp a head. The first block of a sequence appends to the cache
+// where there is one to be appended to.
+__global__ void __launch_bounds__(32 * kWarps)
+    join_few_kernel(const AttentionCall c, const Parts parts, const int appending) {
+  wait_for_previous();
+  const int64_t index = blockIdx.x;
+  const int block = static_cast<int>(blockIdx.y) - appending;
+  if (block < 0) return append_in_place(c, index);
+  const int64_t h = int64_t{block} * kWarps + threadIdx.x / 32;
+  const int64_t token = c.begin ? c.begin[index] : index;
+  if (h >= c.H || (c.begin && c.begin[index + 1] == token)) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32, pieces = static_cast<int>(parts.pieces);
+  const int64_t first = index * parts.pieces * c.H + h;  // of its pieces, c.H apart
+  float largest = -INFINITY, sum = 0;
+  if (lane < pieces) {
+    largest = __ldcg(parts.largest + first + lane * c.H);
+    sum = __ldcg(parts.sum + first + lane * c.H);
+  }
+  float most = largest;
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, other));
+  const float weight = lane < pieces ? expf(largest - most) : 0.0f;
+  sum *= weight;
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
+  const float over = 1.0f / sum;
+  for (int e0 = 0; e0 < c.P; e0 += 32) {
+    const int e = e0 + lane;
+    float y = 0;
+#pragma unroll 4
+    for (int i = 0; i < pieces; ++i) {
+      const float w = __shfl_sync(~0u, weight, i);
+      if (e < c.P) y = fmaf(w, __ldcg(parts.y + (first + i * c.H) * c.P + e), y);
+    }
+    const int64_t to = (token * c.H + h) * c.P + e;
+    if (e >= c.P) continue;
+    if (c.bf16) {
+      static_cast<bfloat16*>(c.y)[to] = static_cast<bfloat16>(y * over);
+    } else {
+      static_cast<float*>(c.y)[to] = y * over;
+    }
+  }
+  if (c.norm && lane == 0) {
+    c.norm[2 * (token * c.H + h)] = most;
+    c.norm[2 * (token * c.H + h) + 1] = over;
+  }
+}
+
 // A block: the pieces of a head together, an element of y a thread, and as many threads an element as there
-// are. One block more a sequence appends to the cache in place.
+// are. The first block of a sequence appends as above.
 __global__ void __launch_bounds__(kJoinThreads)
-    join_kernel(const AttentionCall c, const Parts parts) {
+    join_kernel(const AttentionCall c, const Parts parts, const int appending) {
   extern __shared__ float weights[];  // (pieces), then one a thread
   wait_for_previous();
-  const int64_t index = blockIdx.x, h = blockIdx.y;
-  if (h == c.H) {
-    const Sequence s = sequence(c, index);
-    append_row(c, s, 0);
-    __syncthreads();
-    if (threadIdx.x == 0 && s.out >= 0) c.to_length[s.out] = static_cast<float>(s.total());
-    return;
-  }
+  const int64_t index = blockIdx.x, h = int64_t{blockIdx.y} - appending;
+  if (h < 0) return append_in_place(c, index);
   const int64_t token = c.begin ? c.begin[index] : index;
   if (c.begin && c.begin[index + 1] == token) return;
   const auto place = [&](int64_t piece) { return (index * parts.pieces + piece) * c.H + h; };
@@ -455,12 +535,20 @@ void attention_step(const AttentionCall& c, float* parts, void* stream) {
     c.bf16 ? step(__nv_bfloat16(), 0.0f) : step(0.0f, 0.0f);
   }
   check_launch("attention step");
-  const dim3 grid(static_cast<unsigned>(c.sequences),
-                  static_cast<unsigned>(c.H + (c.to_k && c.in_place ? 1 : 0)));
-  const int threads = attention::join_threads(c);
-  const size_t floats = static_cast<size_t>(at.pieces + threads);
-  launch_dependent("attention step, pieces together", attention::join_kernel, grid,
-                   static_cast<unsigned>(threads), floats * sizeof(float), 1, s, c, at);
+  const int appending = attention::appends(c) ? 1 : 0;
+  const auto join = [&](auto kernel, int64_t blocks, int threads, int64_t floats) {
+    launch_dependent(
+        "attention step, pieces together", kernel,
+        dim3(static_cast<unsigned>(c.sequences), static_cast<unsigned>(blocks + appending)),
+        static_cast<unsigned>(threads), static_cast<size_t>(floats) * sizeof(float), 1, s, c, at,
+        appending);
+  };
+  if (at.pieces <= 32) {
+    join(attention::join_few_kernel, ceil_div(c.H, attention::kWarps), 32 * attention::kWarps, 0);
+  } else {
+    const int threads = attention::join_threads(c);
+    join(attention::join_kernel, c.H, threads, at.pieces + threads);
+  }
 }
 
 void attention_append(const AttentionCall& c, void* stream) {
