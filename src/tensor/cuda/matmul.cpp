@@ -3,9 +3,13 @@
 #include <cublasLt.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <tuple>
 
 #include "krait/tensor/cuda/check.h"
@@ -50,6 +54,50 @@ struct Planned {
   cublasLtMatmulAlgo_t algo{};
 };
 
+int32_t config(const cublasLtMatmulAlgo_t& a, cublasLtMatmulAlgoConfigAttributes_t what) {
+  int32_t value = 0;
+  size_t written = 0;
+  cublasLtMatmulAlgoConfigGetAttribute(&a, what, &value, sizeof value, &written);
+  return value;
+}
+
+// Elements of the tile where one warp group can keep its sums in registers; else 0.
+int64_t own_tile(const cublasLtMatmulAlgo_t& a) {
+  constexpr std::pair<int32_t, int64_t> kTiles[] = {
+      {CUBLASLT_MATMUL_TILE_128x128, 128}, {CUBLASLT_MATMUL_TILE_128x136, 136},
+      {CUBLASLT_MATMUL_TILE_136x128, 136}, {CUBLASLT_MATMUL_TILE_128x144, 144},
+      {CUBLASLT_MATMUL_TILE_144x128, 144}, {CUBLASLT_MATMUL_TILE_128x152, 152},
+      {CUBLASLT_MATMUL_TILE_152x128, 152}, {CUBLASLT_MATMUL_TILE_128x160, 160},
+      {CUBLASLT_MATMUL_TILE_160x128, 160}, {CUBLASLT_MATMUL_TILE_128x168, 168},
+      {CUBLASLT_MATMUL_TILE_168x128, 168}, {CUBLASLT_MATMUL_TILE_128x176, 176},
+      {CUBLASLT_MATMUL_TILE_176x128, 176}};
+  const int32_t tile = config(a, CUBLASLT_ALGO_CONFIG_TILE_ID);
+  for (const auto& [id, side] : kTiles)
+    if (id == tile) return 128 * side;
+  return 0;
+}
+
+// The library's first choice is a larger tile that two warp groups share: they multiply together and write together,
+// and nothing is multiplied meanwhile. Where sums are short, writing is much of the time: two groups that each have
+// a tile and take turns are faster, the more so for float32 results. Of these the one that is busy for the least
+// time: rounds over the card, times the tile. Of 46 shapes of training and prompts on an H200 the first choices took
+// 9.7% longer than the best of those proposed (up to 59%), these 0.5% (5.3%).
+const cublasLtMatmulHeuristicResult_t& best_of(
+    std::span<const cublasLtMatmulHeuristicResult_t> proposed, const Matrix& a, const Matrix& c) {
+  const cublasLtMatmulHeuristicResult_t* best = &proposed[0];
+  if (a.dtype != DType::bf16 || a.cols < 256 || a.cols > 4096 || std::min(c.rows, c.cols) < 512)
+    return *best;
+  double least = std::numeric_limits<double>::infinity();
+  for (const cublasLtMatmulHeuristicResult_t& r : proposed) {
+    const double busy =
+        std::ceil(static_cast<double>(r.wavesCount)) * static_cast<double>(own_tile(r.algo));
+    if (busy == 0 || busy >= least || config(r.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1) continue;
+    least = busy;
+    best = &r;
+  }
+  return *best;
+}
+
 cublasLtMatrixLayout_t layout(DType t, int64_t rows, int64_t cols, int64_t step) {
   cublasLtMatrixLayout_t l = nullptr;
   check(cublasLtMatrixLayoutCreate(&l, type_of(t), static_cast<uint64_t>(rows),
@@ -63,6 +111,10 @@ class Library {
  public:
   explicit Library(int device) : workspace_({Device::cuda, device}, kWorkspace) {
     check(cublasLtCreate(&handle_), "starting");
+    int generation = 0;
+    cuda::check(cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device),
+                "asking for a device's generation");
+    hopper_ = generation == 9;
   }
 
   void run(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, Stream stream) {
@@ -123,22 +175,24 @@ class Library {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
            static_cast<uint32_t>(alignment(before.data)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment(c.data)));
-    cublasLtMatmulHeuristicResult_t best{};
+    std::array<cublasLtMatmulHeuristicResult_t, 8> proposed{};
     int found = 0;
-    const cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(handle_, p.op, p.x, p.y, p.plus, p.d,
-                                                            preference, 1, &best, &found);
+    const cublasStatus_t s =
+        cublasLtMatmulAlgoGetHeuristic(handle_, p.op, p.x, p.y, p.plus, p.d, preference,
+                                       hopper_ ? proposed.size() : 1, proposed.data(), &found);
     cublasLtMatmulPreferenceDestroy(preference);
     if (s != CUBLAS_STATUS_SUCCESS || found == 0) {
       plans_.erase(it);
       fail("cuBLASLt: no algorithm for a product of ({}, {}) by ({}, {}) in {}", a.rows, a.cols,
            b.rows, b.cols, name_of(a.dtype));
     }
-    p.algo = best.algo;
+    p.algo = best_of({proposed.data(), static_cast<size_t>(found)}, a, c).algo;
     return p;
   }
 
   std::mutex mutex_;
   cublasLtHandle_t handle_ = nullptr;
+  bool hopper_ = false;  // its kernels have groups of warps
   DeviceMemory workspace_;
   std::map<Key, Planned> plans_;
 };
