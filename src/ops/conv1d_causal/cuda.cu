@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "krait/tensor/cuda/exponentials.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
 #include "krait/tensor/cuda/rows.h"
 
@@ -16,10 +17,10 @@ namespace {
 
 using bfloat16 = __nv_bfloat16;
 
-constexpr int64_t kForwardTokens = 32;  // of a thread
-constexpr int kAtOnce = 4;              // tokens whose loads are on their way at once
-constexpr int kRun = 4;                 // neighbouring channels of a thread in backward
-constexpr int kSlices = 4;              // of a block's tokens in backward
+constexpr int64_t kForwardTokens = 32;          // of a thread
+constexpr int kForwardAtOnce = 8, kAtOnce = 4;  // tokens whose loads are on their way at once
+constexpr int kRun = 4;                         // neighbouring channels of a thread in backward
+constexpr int kSlices = 4;                      // of a block's tokens in backward
 constexpr int64_t kSliceTokens = kConvBackwardTokens / kSlices;
 
 struct Sequence {
@@ -139,14 +140,14 @@ struct alignas(sizeof(T) * V) Words {
   }
 };
 
-// Tokens on their way, at `from` and every `step` elements.
-template <class T, int V>
+// N tokens on their way, at `from` and every `step` elements.
+template <class T, int V, int N>
 struct Group {
-  Words<T, V> token[kAtOnce];
+  Words<T, V> token[N];
 
   __device__ void fetch(const T* from, int64_t step) {
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i, from += step)
+    for (int i = 0; i < N; ++i, from += step)
       token[i] = *reinterpret_cast<const Words<T, V>*>(from);
   }
 };
@@ -161,6 +162,8 @@ template <class T, int V, int W, bool kUsual>
 __global__ void __launch_bounds__(128)
     forward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
                    const float* state_in) {
+  let_next_start();
+  wait_for_previous();
   const int64_t e = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * V;
   if (e >= p.E) return;
   Window<T, V, W> window(p, e);
@@ -187,14 +190,15 @@ __global__ void __launch_bounds__(128)
     float now[V];
     int rest = static_cast<int>(end - t);
     if constexpr (V > 1) {
-      Group<T, V> next;
-      if (rest >= kAtOnce) next.fetch(x, x_step);
-      for (; rest >= kAtOnce; rest -= kAtOnce) {
-        const Group<T, V> group = next;
-        x += kAtOnce * x_step;
-        if (rest >= 2 * kAtOnce) next.fetch(x, x_step);
+      constexpr int N = kForwardAtOnce;
+      Group<T, V, N> next;
+      if (rest >= N) next.fetch(x, x_step);
+      for (; rest >= N; rest -= N) {
+        const Group<T, V, N> group = next;
+        x += N * x_step;
+        if (rest >= 2 * N) next.fetch(x, x_step);
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i, y += y_step) {
+        for (int i = 0; i < N; ++i, y += y_step) {
           group.token[i].widen(now);
           step(now, y);
         }
@@ -210,8 +214,11 @@ __global__ void __launch_bounds__(128)
 
 // The last K inputs of each sequence. In place is right: a column only ever takes from later ones.
 template <class T>
-__global__ void states_kernel(const ConvProblem p, const ConvSequences c, const float* state_in,
+__global__ void states_kernel(const __grid_constant__ ConvProblem p,
+                              const __grid_constant__ ConvSequences c, const float* state_in,
                               float* state_out) {
+  let_next_start();
+  wait_for_previous();
   const int64_t e = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (e >= p.E) return;
   const Sequence q = sequence(c, blockIdx.x);
@@ -307,11 +314,11 @@ __device__ __forceinline__ void take_groups(Gradients<T, V, W>& of, const Sequen
   const T* x = static_cast<const T*>(p.x) + q.row(t) * p.x_stride + of.window.e;
   const T* dy = static_cast<const T*>(p.dy) + q.row(t) * p.E + of.window.e;
   T* dx = static_cast<T*>(p.dx) + q.row(t - (W - 1)) * p.dx_stride + of.window.e;
-  Group<T, V> next_x, next_dy;
+  Group<T, V, kAtOnce> next_x, next_dy;
   next_x.fetch(x, x_step);
   next_dy.fetch(dy, dy_step);
   for (; n > 0; --n) {
-    const Group<T, V> now_x = next_x, now_dy = next_dy;
+    const Group<T, V, kAtOnce> now_x = next_x, now_dy = next_dy;
     x += kAtOnce * x_step;
     dy += kAtOnce * dy_step;
     if (n > 1) {
@@ -464,7 +471,6 @@ void with_kernel(const ConvProblem& p, const F& f) {
 void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in,
                   float* state_out, void* stream) {
   if (p.E == 0) return;
-  const auto s = static_cast<cudaStream_t>(stream);
   if (c.tokens > 0) {
     with_kernel(p, [&](auto x, auto taps) {
       using T = decltype(x);
@@ -473,22 +479,18 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
                       threads = std::clamp<int64_t>(ceil_div(runs, 32) * 32, 32, 128);
         const dim3 grid(static_cast<unsigned>(ceil_div(c.tokens, kForwardTokens)),
                         static_cast<unsigned>(ceil_div(runs, threads)));
-        kernel<<<grid, static_cast<unsigned>(threads), 0, s>>>(p, c, state_in);
+        launch_dependent("conv1d_causal", kernel, grid, static_cast<unsigned>(threads), 0, 1,
+                         stream, p, c, state_in);
       };
       if (!channels_in_runs(p, nullptr, 4)) return launch(forward_kernel<T, 1, taps, false>, 1);
       is_usual<taps>(p) ? launch(forward_kernel<T, 4, taps, true>, 4)
                         : launch(forward_kernel<T, 4, taps, false>, 4);
     });
-    check_launch("conv1d_causal");
   }
   if (!state_out || c.n == 0) return;
   const dim3 grid(static_cast<unsigned>(c.n), static_cast<unsigned>(ceil_div(p.E, 128)));
-  if (p.bf16) {
-    states_kernel<bfloat16><<<grid, 128, 0, s>>>(p, c, state_in, state_out);
-  } else {
-    states_kernel<float><<<grid, 128, 0, s>>>(p, c, state_in, state_out);
-  }
-  check_launch("conv1d_causal states");
+  launch_dependent("conv1d_causal states", p.bf16 ? states_kernel<bfloat16> : states_kernel<float>,
+                   grid, 128, 0, 1, stream, p, c, state_in, state_out);
 }
 
 void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackward& b,
