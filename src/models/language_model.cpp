@@ -80,6 +80,7 @@ Tensor LanguageModel::hidden(Context& c, const Feed& feed, const Pass& pass) con
                            pass.state_out ? pass.state_out->tensor(0) : Tensor());
   for (size_t i = 0; i < blocks_.size(); ++i) {
     nn::BlockCall call{pass.packing, {}, pass.dropout, pass.balance_gradient, {}, {}};
+    call.in_place = !c.tape;
     if (pass.router) call.router = pass.router.select(0, static_cast<int64_t>(i));
     const size_t end = i + 1 < blocks_.size() ? first_part_[i + 1] : parts_.size();
     for (size_t p = first_part_[i]; p < end; ++p) {

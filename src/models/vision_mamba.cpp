@@ -166,9 +166,10 @@ Tensor VisionMamba::outputs(Context& c, const Feed& feed, const Pass& pass) cons
     const float rate = pass.drop_path * static_cast<float>(i) / deepest;
     r = segment(
         c, {r},
-        [b = blocks_[i].get(), r, rate](Context& inner) {
+        [b = blocks_[i].get(), r, rate, in_place = !c.tape](Context& inner) {
           nn::BlockCall call;
           call.drop_path = rate;
+          call.in_place = in_place;
           return Tensors{b->forward(inner, r, call)};
         },
         options)[0];

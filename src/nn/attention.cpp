@@ -142,7 +142,7 @@ Tensor Attention::forward(Context& c, const Tensor& x, const Tensor& stream,
     if (conv_) call.state.out.insert(call.state.out.begin(), conv_end);
   }
   const Tensor y = a.y.reshape({x.size(0), x.size(1), g.heads * g.head_dim});
-  return project_and_add(c, y, *out_, out_bias_, stream, call.dropout, g.out_factor);
+  return project_and_add(c, y, *out_, out_bias_, stream, call, g.out_factor);
 }
 
 }  // namespace krait::nn

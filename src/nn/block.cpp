@@ -155,12 +155,13 @@ Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tenso
 }
 
 Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,
-                       const Tensor& stream, float dropout, float factor) {
+                       const Tensor& stream, const BlockCall& call, float factor) {
   const Tensor x = ops::scale(c, y, factor);
   const Tensor b = bias ? ops::scale(c, bias->value, factor) : Tensor();
   if (!stream) return ops::linear(c, x, w.value, b, c.activation);
-  if (dropout == 0.0f || !c.training) return ops::linear_add(c, x, w.value, b, stream);
-  return ops::dropout_add(c, ops::linear(c, x, w.value, b, c.activation), stream, dropout);
+  if (call.dropout == 0.0f || !c.training)
+    return ops::linear_add(c, x, w.value, b, stream, call.in_place);
+  return ops::dropout_add(c, ops::linear(c, x, w.value, b, c.activation), stream, call.dropout);
 }
 
 }  // namespace krait::nn

@@ -20,8 +20,9 @@ struct BlockCall {
   // Of experts: see ops::RouteOptions::balance_gradient and the report of ops::route.
   float balance_gradient = 1;
   Tensor router;
-  Tensor embedded;      // (B, L, D) float32: the embeddings, for blocks that read them
-  float drop_path = 0;  // of this block as a whole, see ops/drop_path; only BiMamba looks at it
+  Tensor embedded;        // (B, L, D) float32: the embeddings, for blocks that read them
+  float drop_path = 0;    // of this block as a whole, see ops/drop_path; only BiMamba looks at it
+  bool in_place = false;  // nobody reads the stream again: what a mixer adds may overwrite it
 };
 
 // The norm in front of a mixer, and the last one of a model.
@@ -114,6 +115,6 @@ Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tenso
 // What a mixer adds to the stream: stream + dropout(factor (y Wᵀ + b)); without a stream y Wᵀ + b alone, in the
 // activation type.
 Tensor project_and_add(Context& c, const Tensor& y, const Param& w, const Param* bias,
-                       const Tensor& stream, float dropout, float factor = 1);
+                       const Tensor& stream, const BlockCall& call, float factor = 1);
 
 }  // namespace krait::nn

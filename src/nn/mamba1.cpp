@@ -141,9 +141,9 @@ Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g)
 
 Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
   const Tensor xz =
-      ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);      // (B, L, 2E)
-  const Tensor y = branch_.forward(c, xz, call);                              // (B, L, E)
-  return project_and_add(c, y, *out_proj_, out_bias_, stream, call.dropout);  // (B, L, D)
+      ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);  // (B, L, 2E)
+  const Tensor y = branch_.forward(c, xz, call);                          // (B, L, E)
+  return project_and_add(c, y, *out_proj_, out_bias_, stream, call);      // (B, L, D)
 }
 
 Tensor Mamba1::step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const {
@@ -182,7 +182,7 @@ Tensor BiMamba::forward(Context& c, const Tensor& x, const Tensor& stream, Block
   if (call.drop_path > 0 && c.training)
     return ops::drop_path_add(c, ops::linear(c, y, out_proj_->value, {}, c.activation), stream,
                               call.drop_path);
-  return project_and_add(c, y, *out_proj_, nullptr, stream, call.dropout);  // (B, L, D)
+  return project_and_add(c, y, *out_proj_, nullptr, stream, call);  // (B, L, D)
 }
 
 }  // namespace krait::nn

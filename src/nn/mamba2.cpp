@@ -118,7 +118,7 @@ Tensor Mamba2::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
   if (M > 0)
     y = ops::concat(c, ops::gate(c, ops::Gate::silu, all.slice(-1, 0, M), all.slice(-1, M, 2 * M)),
                     y);
-  return project_and_add(c, y, *out_proj_, out_bias_, stream, call.dropout,
+  return project_and_add(c, y, *out_proj_, out_bias_, stream, call,
                          g.out_factor);  // (B, L, D)
 }
 

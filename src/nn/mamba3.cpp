@@ -93,7 +93,7 @@ Tensor Mamba3::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
       ops::mamba3_scan(c, in, call.packing, states(call.state.in), states(call.state.out));
   if (!call.state.out.empty())
     call.state.out = {scan.state.angle, scan.state.ssm, scan.state.k, scan.state.v};
-  return project_and_add(c, scan.y, *out_proj_, nullptr, stream, call.dropout);  // (B, L, D)
+  return project_and_add(c, scan.y, *out_proj_, nullptr, stream, call);  // (B, L, D)
 }
 
 }  // namespace krait::nn

@@ -37,7 +37,7 @@ Tensor Mlp::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall
   }
   const Tensor y = ops::gate(c, config_.gate_kind, ops::scale(c, gate, config_.gate_factor),
                              up);  // (B, L, F)
-  return project_and_add(c, y, *down_.weight, down_.bias, stream, call.dropout, config_.out_factor);
+  return project_and_add(c, y, *down_.weight, down_.bias, stream, call, config_.out_factor);
 }
 
 }  // namespace krait::nn

@@ -22,8 +22,9 @@ Tensor linear(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, 
 
 // stream + x Wᵀ + b: the projection that ends a block, added to the residual stream (..., N) float32 in
 // the product's own pass. The result is a separate tensor; as a variable it is a sum over the stream
-// (see Tape::watch_sum), so the stream must not be used again.
+// (see Tape::watch_sum), so the stream must not be used again. in_place, without a tape: it takes the stream's
+// memory.
 Tensor linear_add(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias,
-                  const Tensor& stream);
+                  const Tensor& stream, bool in_place = false);
 
 }  // namespace krait::ops

@@ -129,10 +129,13 @@ void forward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const
   }
   if (c.device.type == Device::cuda && few_rows_on_gpu(c, z, x, w, bias, y, stream)) return;
   const Tensor ready = in_type(c, x, w.dtype);
+  const bool in_place = stream && stream.data == y.data;
   std::optional<Matrix> plus;
-  if (stream) plus = matrix(stream);
+  if (stream && !in_place) plus = matrix(stream);
   multiply(c, matrix(ready), matrix(w).transposed(), y,
-           {.bias = bias ? bias.as<float>() : nullptr, .plus = plus ? &*plus : nullptr});
+           {.bias = bias ? bias.as<float>() : nullptr,
+            .add = in_place,
+            .plus = plus ? &*plus : nullptr});
 }
 
 void sum_rows_on_gpu(Context& c, const Tensor& dy, const GradTarget& to, int64_t M, int64_t N) {
@@ -177,11 +180,12 @@ void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
 }
 
 Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out,
-           const Tensor& stream) {
+           const Tensor& stream, bool in_place) {
   const Sizes z = check(x, w, bias, out, stream);
+  require(!in_place || !c.tape, "[linear_add] in place of a stream that backward reads");
   Shape shape = x.shape;
   shape[-1] = z.N;
-  Tensor y = c.alloc(shape, out);
+  Tensor y = in_place ? stream : c.alloc(shape, out);
   c.cost("linear",
          static_cast<double>(x.bytes() + w.bytes() + bias.bytes() + y.bytes() + stream.bytes()),
          2.0 * static_cast<double>(z.M * z.N * z.K));
@@ -203,12 +207,12 @@ Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DTy
 }  // namespace
 
 Tensor linear(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out) {
-  return run(c, x, w, bias, out, {});
+  return run(c, x, w, bias, out, {}, false);
 }
 
 Tensor linear_add(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias,
-                  const Tensor& stream) {
-  return run(c, x, w, bias, DType::f32, stream);
+                  const Tensor& stream, bool in_place) {
+  return run(c, x, w, bias, DType::f32, stream, in_place);
 }
 
 }  // namespace krait::ops

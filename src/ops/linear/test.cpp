@@ -276,6 +276,21 @@ TEST(Linear, AChainOfSumsSharesOneGradient) {
   expect_relative(to_double(t.tape.grad(w2)), d2.w, 1e-5, "dw2");
 }
 
+// By the kernels for few rows and by a product.
+TEST(Linear, TakesThePlaceOfAStream) {
+  for (DType type : {kF32, kBf16})
+    for (int64_t M : {3, 40, 300}) {
+      constexpr int64_t N = 24, K = 40;
+      TestContext t;
+      const Tensor stream = t.random({M, N}, kF32, 1), x = t.random({M, K}, type, 2),
+                   w = t.random({N, K}, type, 3), bias = t.random({N}, kF32, 4);
+      const Values apart = to_double(linear_add(t.c, x, w, bias, stream));
+      const Tensor y = linear_add(t.c, x, w, bias, stream, true);
+      EXPECT_EQ(y.data, stream.data);
+      expect_same_bits(to_double(y), apart, "in place");
+    }
+}
+
 TEST(Linear, PlanningTakesTheSameMemoryAndTouchesNone) {
   for (DType x : {kF32, kBf16})
     for (DType w : {kF32, kBf16})
