@@ -84,20 +84,35 @@ Tensor Runner::put_tokens(size_t place, std::span<const int32_t> tokens, const S
                       Tensor(const_cast<int32_t*>(tokens.data()), DType::i32, shape));
 }
 
-void Runner::run(const Tensor& tokens, const ops::Packing* packing, const nn::State& in,
-                 nn::State& out) {
-  if (const int64_t capacity = std::max(in.capacity(), out.capacity());
-      capacity > limits_.context) {
-    limits_.context = capacity;
-    arena_ = Arena(plan_passes(model_, limits_, use_), context_.device);
-    steps_ = {};
-  }
+// Plans anew for states that have grown.
+void Runner::make_room(const nn::State& in, const nn::State& out) {
+  const int64_t capacity = std::max(in.capacity(), out.capacity());
+  if (capacity <= limits_.context) return;
+  limits_.context = capacity;
+  arena_ = Arena(plan_passes(model_, limits_, use_), context_.device);
+  steps_ = {};
+  passes_ = {};
+}
+
+Tensor Runner::hidden(const Tensor& tokens, const ops::Packing* packing, const nn::State& in,
+                      nn::State& out) {
   arena_.reset();
   models::Pass pass;
   pass.packing = packing;
   pass.state_in = &in;
   pass.state_out = &out;
-  use_(context_, model_.hidden(context_, tokens, pass));
+  return model_.hidden(context_, tokens, pass);
+}
+
+static const void* memory_of(const nn::State& s) {
+  return s.parts().empty() ? nullptr : s.tensor(0).data;
+}
+
+// On a GPU what comes again on the same memory is recorded the second time and replayed from then on.
+bool Runner::comes_again(Recorded& last, const Key& key) const {
+  if (context_.device.type == Device::cuda && !context_.costs && last.key == key) return true;
+  last = {key, {}, {}, 0};
+  return false;
 }
 
 void Runner::packed(std::span<const int32_t> tokens, std::span<const Sequence> sequences,
@@ -123,7 +138,23 @@ void Runner::packed(std::span<const int32_t> tokens, std::span<const Sequence> s
   packing.state_out = Tensor(state_out_.data(), DType::i32, {n});
   const Tensor here = put_tokens(0, tokens, {1, T});
   packing = ops::put(context_, staging_, 1, packing);
-  run(here, &packing, in, out);
+  make_room(in, out);
+  const Key key{T,
+                n,
+                packing.longest,
+                {here.data, packing.begin.data, packing.state_in.data, packing.state_out.data,
+                 memory_of(in), memory_of(out)}};
+  if (!comes_again(passes_, key)) return use_(context_, hidden(here, &packing, in, out));
+  // What is done with the result differs from pass to pass: it is not recorded.
+  if (!passes_.graph) {
+    passes_.graph = Graph(context_.device, context_.stream,
+                          [&] { passes_.hidden = hidden(here, &packing, in, out); });
+    passes_.low = arena_.low();
+  }
+  passes_.graph.replay(context_.stream);
+  arena_.reset();
+  arena_.set_low(passes_.low);
+  use_(context_, passes_.hidden);
 }
 
 void Runner::step(std::span<const int32_t> tokens, nn::State& state) {
@@ -132,17 +163,10 @@ void Runner::step(std::span<const int32_t> tokens, nn::State& state) {
           "a step of {} tokens: the state has {} rows, planned were at most {}", B, state.batch(),
           limits_.sequences);
   const Tensor here = put_tokens(4, tokens, {B, 1});
-  const void* const memory = state.parts().empty() ? nullptr : state.tensor(0).data;
-  // On a GPU the second step on the same memory is recorded, later ones are replayed.
-  const bool again = context_.device.type == Device::cuda && !context_.costs && steps_.rows == B &&
-                     steps_.tokens == here.data && steps_.state == memory;
-  if (!again) {
-    steps_ = {B, here.data, memory, {}};
-    return run(here, nullptr, state, state);
-  }
-  if (!steps_.graph)
-    steps_.graph =
-        Graph(context_.device, context_.stream, [&] { run(here, nullptr, state, state); });
+  make_room(state, state);
+  const auto run = [&] { use_(context_, hidden(here, nullptr, state, state)); };
+  if (!comes_again(steps_, {B, B, 1, {here.data, memory_of(state)}})) return run();
+  if (!steps_.graph) steps_.graph = Graph(context_.device, context_.stream, run);
   steps_.graph.replay(context_.stream);
 }
 

@@ -1,6 +1,7 @@
 // Passes of a language model over sequences of any lengths, packed side by side, in memory that was
 // planned before the first one: nothing is allocated later, and no pad token exists.
 #pragma once
+#include <array>
 #include <functional>
 #include <span>
 #include <vector>
@@ -53,7 +54,23 @@ class Runner {
 
  private:
   Tensor put_tokens(size_t place, std::span<const int32_t> tokens, const Shape& shape);
-  void run(const Tensor& tokens, const ops::Packing* packing, const nn::State& in, nn::State& out);
+  void make_room(const nn::State& in, const nn::State& out);
+  Tensor hidden(const Tensor& tokens, const ops::Packing* packing, const nn::State& in,
+                nn::State& out);
+
+  // What a recorded pass depends on besides what stands in its memory.
+  struct Key {
+    int64_t tokens = 0, sequences = 0, longest = 0;
+    std::array<const void*, 6> memory{};
+    bool operator==(const Key&) const = default;
+  };
+  struct Recorded {
+    Key key;
+    Graph graph;
+    Tensor hidden;
+    size_t low = 0;  // of the arena behind it
+  };
+  bool comes_again(Recorded& last, const Key& key) const;
 
   const models::LanguageModel& model_;
   PassLimits limits_;
@@ -64,11 +81,7 @@ class Runner {
   Context context_;
   std::vector<int64_t> begin_;
   std::vector<int32_t> state_in_, state_out_;
-  struct {
-    int64_t rows = 0;
-    const void *tokens = nullptr, *state = nullptr;
-    Graph graph;
-  } steps_;  // what the last step worked on
+  Recorded steps_, passes_;  // the last of each kind
 };
 
 // Logits of rows of `hidden`, which is seen as (rows, D), a block of rows at a time so that memory does not

@@ -14,7 +14,7 @@ namespace {
 
 // Enough rows for products at their best speed.
 SessionOptions complete(const models::LanguageModel& model, SessionOptions o) {
-  if (o.chunk == 0) o.chunk = model.params().device().type == Device::cpu ? 512 : 4096;
+  if (o.chunk == 0) o.chunk = model.params().device().type == Device::cpu ? 512 : 8192;
   return o;
 }
 
@@ -189,7 +189,7 @@ void Session::restart(int64_t n) {
   require(n > 0 && n <= options_.batch, "restart: {} rows of at most {}", n, options_.batch);
   tokens_read_.assign(static_cast<size_t>(n), 0);
   view_rows();
-  for (int64_t row = 0; row < n; ++row) state_.zero_row(row);
+  state_.zero();
   fill(context(), logits_, std::numeric_limits<float>::quiet_NaN());
 }
 

@@ -86,9 +86,9 @@ void State::copy_row(int64_t to, const State& from, int64_t from_row) {
   }
 }
 
-void State::zero_row(int64_t row) {
+void State::zero() {
   for (size_t i = 0; i < tensors_.size(); ++i)
-    if (!parts_[i].per_token) zero_bytes(tensors_[i].select(0, row));
+    if (!parts_[i].per_token) zero_bytes(tensors_[i]);
 }
 
 }  // namespace krait::nn

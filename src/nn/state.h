@@ -55,7 +55,7 @@ class State {
   void reserve(int64_t capacity);
   // Of parts that grow as many tokens as both have room for. The types may differ.
   void copy_row(int64_t to, const State& from, int64_t from_row);
-  void zero_row(int64_t row);
+  void zero();  // before any token
 
   int64_t batch() const { return batch_; }
   int64_t capacity() const { return capacity_; }  // of parts that grow
