@@ -36,14 +36,16 @@ struct GateAndConv {
 // bfloat16. Then kLanes lanes share a channel, each with 16 bytes of its states.
 constexpr int kChannels = 64, kStep = kChannels + 4;
 
-template <class S, int kRuns, int kRows>
-__global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount)
+template <class S, int kRuns, int kRows, int kBlocks>
+__global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount, kBlocks)
     step_scan_rows_kernel(const __grid_constant__ StepScan p) {
   using Run = StateRun<S>;
   constexpr int kCount = Run::kCount, kLanes = kStepStates / kCount, kThreads = kChannels * kLanes;
   constexpr int kParts = kThreads / 128, kMine = (kRuns + kParts - 1) / kParts;
+  __shared__ Run held[kRows][kThreads];  // a thread's own states
   __shared__ float deltas[kParts][8][kStep];
   __shared__ __align__(16) float BC[kRows][2 * kStepStates];
+  __shared__ __align__(16) bfloat16 uz[2][kRows][kChannels];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32,
             g = lane / 4, t = lane % 4, part = warp / 4;
   const int R = static_cast<int>(p.R), width = R + 2 * kStepStates;
@@ -53,6 +55,12 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount)
   const bool there = e0 + mine < p.E;
   const int64_t e = there ? e0 + mine : p.E - 1;
 
+  // The kernel before this one let it start when those before were complete: the states are those of the last token.
+  S* const states = static_cast<S*>(p.state) + (m0 * p.E + e) * kStepStates + n0;
+#pragma unroll
+  for (int m = 0; m < kRows; ++m)
+    if (m < count) copy_async(&held[m][thread], states + m * p.E * kStepStates, true);
+  commit_copies();
   uint4 w[kMine][2];
   const auto* const dt_proj = static_cast<const bfloat16*>(p.dt_proj);
 #pragma unroll
@@ -71,27 +79,22 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount)
     A[i] = scaled_A(a.x, true), A[i + 1] = scaled_A(a.y, true);
     A[i + 2] = scaled_A(a.z, true), A[i + 3] = scaled_A(a.w, true);
   }
-  const float D = __ldg(p.D + e);
-  // The kernel before this one let it start when those before were complete: the states are those of the last token.
-  auto* const states = static_cast<S*>(p.state) + n0;
-  Run h[kRows];
-#pragma unroll
-  for (int m = 0; m < kRows; ++m)
-    if (m < count) h[m].load(states + ((m0 + m) * p.E + e) * kStepStates);
+  const float D = __ldg(p.D + e), bias = __ldg(p.dt_bias + min(e0 + thread % kChannels, p.E - 1));
   let_next_start();
   wait_for_previous();
 
-  bfloat16 u[kRows], z[kRows];
-#pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-    if (m >= count) break;
-    const int64_t at = (m0 + m) * p.E + e;
-    u[m] = __ldcg(static_cast<const bfloat16*>(p.u) + at);
-    z[m] = __ldcg(static_cast<const bfloat16*>(p.z) + at);
+  for (int i = thread; i < 2 * kRows * kChannels / 8; i += kThreads) {
+    const int m = i / (kChannels / 8) % kRows, c = i % (kChannels / 8) * 8,
+              z = i / (kRows * kChannels / 8);
+    if (m < count && e0 + c < p.E)
+      copy_async(&uz[z][m][c],
+                 static_cast<const bfloat16*>(z ? p.z : p.u) + (m0 + m) * p.E + e0 + c, true);
   }
-  for (int i = thread; i < count * 2 * kStepStates; i += kThreads)
-    BC[i / (2 * kStepStates)][i % (2 * kStepStates)] =
-        __ldcg(p.dt_B_C + (m0 + i / (2 * kStepStates)) * width + R + i % (2 * kStepStates));
+  for (int i = thread; i < count * kStepStates / 2; i += kThreads) {
+    const int m = i / (kStepStates / 2), n = i % (kStepStates / 2) * 4;
+    copy_async(&BC[m][n], p.dt_B_C + (m0 + m) * width + R + n, true);
+  }
+  commit_copies();
   float sums[4] = {};
   const float* const low_rank = p.dt_B_C + (m0 + min(g, count - 1)) * width;
 #pragma unroll
@@ -117,22 +120,23 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount)
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) deltas[part][2 * t + j % 2][warp % 4 * 16 + j / 2 * 8 + g] = sums[j];
+  wait_for_copies<0>();
   __syncthreads();
   for (int i = thread; i < kRows * kChannels; i += kThreads) {
     const int m = i / kChannels, c = i % kChannels;
     float sum = deltas[0][m][c], slope;
 #pragma unroll
     for (int q = 1; q < kParts; ++q) sum += deltas[q][m][c];
-    deltas[0][m][c] = softplus<true>(sum + __ldg(p.dt_bias + min(e0 + c, p.E - 1)), slope);
+    deltas[0][m][c] = softplus<true>(sum + bias, slope);
   }
   __syncthreads();
 
-#pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-    if (m >= count) break;
-    const float delta = deltas[0][m][mine], of_u = static_cast<float>(u[m]), x = delta * of_u;
+#pragma unroll 4
+  for (int m = 0; m < count; ++m) {
+    const float delta = deltas[0][m][mine], of_u = static_cast<float>(uz[0][m][mine]),
+                x = delta * of_u;
     float state[kCount], y = 0;
-    h[m].get(state);
+    held[m][thread].get(state);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       state[i] = fmaf(exp2_fast(delta * A[i]), state[i], x * BC[m][n0 + i]);
@@ -140,17 +144,20 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount)
     }
 #pragma unroll
     for (int i = kLanes / 2; i > 0; i /= 2) y += __shfl_xor_sync(~0u, y, i);
-    if (!there) continue;
-    const int64_t at = (m0 + m) * p.E + e;
-    Run::put(states + at * kStepStates, state);
+    if (there) Run::put(states + m * p.E * kStepStates, state);
     if (n0 > 0) continue;
-    const float gate = static_cast<float>(z[m]);
+    const float gate = static_cast<float>(uz[1][m][mine]);
     y = fmaf(D, of_u, y) * gate * sigmoid<true>(gate);
-    static_cast<bfloat16*>(p.y)[at] = static_cast<bfloat16>(y);
+    uz[1][m][mine] = static_cast<bfloat16>(y);
   }
+  __syncthreads();
+  if (const int m = thread / (kChannels / 8), c = thread % (kChannels / 8) * 8;
+      m < count && e0 + c < p.E)
+    *reinterpret_cast<uint4*>(static_cast<bfloat16*>(p.y) + (m0 + m) * p.E + e0 + c) =
+        *reinterpret_cast<const uint4*>(&uz[1][m][c]);
 }
 
-template <class S, int kRows>
+template <class S, int kRows, int kBlocks>
 void launch_scan_rows(const StepScan& p, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(p.E, kChannels)),
                   static_cast<unsigned>(ceil_div(p.M, kRows)));
@@ -158,9 +165,10 @@ void launch_scan_rows(const StepScan& p, void* stream) {
     launch_dependent("mamba1_step", kernel, grid, kChannels * kStepStates / StateRun<S>::kCount, 0,
                      1, stream, p);
   };
-  if (p.R <= 64) return launch(step_scan_rows_kernel<S, 2, kRows>);
-  if (p.R <= 128) return launch(step_scan_rows_kernel<S, 4, kRows>);
-  launch(step_scan_rows_kernel<S, kStepMostRank / 32, kRows>);
+  if (p.R <= 64) return launch(step_scan_rows_kernel<S, 2, kRows, kBlocks>);
+  if (p.R <= 128) return launch(step_scan_rows_kernel<S, 4, kRows, kBlocks>);
+  if (p.R <= 192) return launch(step_scan_rows_kernel<S, 6, kRows, kBlocks>);
+  launch(step_scan_rows_kernel<S, kStepMostRank / 32, kRows, kBlocks>);
 }
 
 }  // namespace
@@ -182,14 +190,13 @@ void step_in_proj_rows(const StepInProj& p, void* normed, void* stream) {
 }
 
 void step_scan_rows(const StepScan& p, void* stream) {
-  // Blocks of eight rows where they fill the card, two of 256 threads or more of 128 on a multiprocessor.
-  const int64_t blocks = ceil_div(p.E, kChannels) * ceil_div(p.M, 8);
-  if (p.state_bf16) {
-    blocks > 2 * kOnePassProcessors ? launch_scan_rows<bfloat16, 8>(p, stream)
-                                    : launch_scan_rows<bfloat16, 4>(p, stream);
+  // Blocks of eight rows where two of them come on a multiprocessor.
+  if (ceil_div(p.E, kChannels) * ceil_div(p.M, 8) >= 2 * kOnePassProcessors) {
+    p.state_bf16 ? launch_scan_rows<bfloat16, 8, 5>(p, stream)
+                 : launch_scan_rows<float, 8, 3>(p, stream);
   } else {
-    blocks > kOnePassProcessors ? launch_scan_rows<float, 8>(p, stream)
-                                : launch_scan_rows<float, 4>(p, stream);
+    p.state_bf16 ? launch_scan_rows<bfloat16, 4, 6>(p, stream)
+                 : launch_scan_rows<float, 4, 3>(p, stream);
   }
 }
 

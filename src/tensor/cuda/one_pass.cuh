@@ -6,10 +6,10 @@
 #pragma once
 #include <algorithm>
 
-#include "krait/tensor/cuda/cluster.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/mma.h"
-#include "krait/tensor/cuda/one_pass.h"
+#include "krait/tensor/cuda/one_pass_hopper.cuh"
+#include "krait/tensor/cuda/one_pass_sum.cuh"
 
 namespace krait::cuda {
 
@@ -26,16 +26,10 @@ struct OnePassTile {
   static constexpr int kSteps = kK / 16 / kKG;      // of 16 elements, of a warp in a stage
   static_assert(kSteps > 0);
   static constexpr int kStageBytes = (kRows + kColumns) * kK * 2;
-  // Floats between rows of sums: what a warp writes at once falls into different banks.
-  static constexpr int kStep = kRows + 4;
-  static constexpr int kSums = kColumns * kStep;
-  static constexpr size_t kBytes =
-      std::max<size_t>(size_t{kStageBytes} * kStages, sizeof(float) * (kSums * kKG + kColumns));
+  using Sums = SumTile<kRows, kColumns, kKG>;
+  static constexpr size_t kBytes = std::max(size_t{kStageBytes} * kStages, Sums::kBytes);
 };
 
-// Calls end(n, m, Σ_k x[m, k] w[n, k], end.hold(n, m)) once for each element of the product; hold is called early, to
-// read what the end needs beside the sums. With End::kFactors sums are multiplied by end.factor(m), which a warp
-// computes together.
 template <class Tile, class End>
 __global__ void __launch_bounds__(Tile::kThreads, 2)
     one_pass_kernel(const __grid_constant__ OnePass p, const __grid_constant__ End end,
@@ -138,87 +132,22 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   __syncthreads();
 
   auto* const parts = reinterpret_cast<float*>(shared);  // (kKG, kColumns, kStep)
-  float* const factors = parts + Tile::kSums * Tile::kKG;
   {
-    float* const mine = parts + kg * Tile::kSums +
-                        (cg * 8 * Tile::kNT + 2 * (lane % 4)) * Tile::kStep + rg * 16 * Tile::kMT +
-                        lane / 4;
+    float* const mine = parts + kg * Tile::Sums::kSums +
+                        (cg * 8 * Tile::kNT + 2 * (lane % 4)) * Tile::Sums::kStep +
+                        rg * 16 * Tile::kMT + lane / 4;
 #pragma unroll
     for (int m = 0; m < Tile::kMT; ++m)
 #pragma unroll
       for (int n = 0; n < Tile::kNT; ++n)
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          mine[(8 * n + j % 2) * Tile::kStep + 16 * m + j / 2 * 8] = sums[m][n][j];
+          mine[(8 * n + j % 2) * Tile::Sums::kStep + 16 * m + j / 2 * 8] = sums[m][n][j];
   }
 
-  // The cluster's blocks share out the sums: runs of kRun elements in turn. In a run, of which a thread has four,
-  // neighbouring elements have neighbouring rows of W.
-  constexpr int kRun = 4 * kThreads, kTogether = 2;  // runs
-  const int elements = M * kRows, stride = split * kRun, mine = static_cast<int>(rank) * kRun;
-  const auto row_of = [&](int element) { return n0 + element % kRows; };
-  const auto place_of = [&](int element) {
-    return parts + element / kRows * Tile::kStep + element % kRows;
-  };
-  const auto element_of = [&](int run, int i) {
-    return run + i / 4 * stride + i % 4 * kThreads + thread;
-  };
-  typename End::Held held[4 * kTogether];
-  const auto hold = [&](int run) {
-#pragma unroll
-    for (int i = 0; i < 4 * kTogether; ++i)
-      if (const int e = element_of(run, i); e < elements && row_of(e) < p.N)
-        held[i] = end.hold(row_of(e), e / kRows);
-  };
-  hold(mine);
-  if constexpr (End::kFactors)
-    for (int m = warp; m < M; m += kThreads / 32) {
-      const float f = end.factor(m);
-      if (lane == 0) factors[m] = f;
-    }
-  __syncthreads();
-
-  // Four at a time: over warps, then over blocks. What comes out stands where it is read by this block alone.
-  const auto add = [](float4& sum, float4 b) {
-    sum.x += b.x, sum.y += b.y, sum.z += b.z, sum.w += b.w;
-  };
-  const auto sum_over_warps = [&](int element) {
-    auto* const at = reinterpret_cast<float4*>(place_of(element));
-    float4 sum = *at;
-#pragma unroll
-    for (int i = 1; i < Tile::kKG; ++i) add(sum, at[i * Tile::kSums / 4]);
-    *at = sum;
-  };
-  if (Tile::kKG > 1)
-    for (int e = 4 * thread; e < elements; e += kRun) sum_over_warps(e);
-  if (split > 1) {
-    synchronize_cluster();
-#pragma unroll 2
-    for (int e = mine + 4 * thread; e < elements; e += stride) {
-      float* const at = place_of(e);
-      float4 of_blocks[kMostSplit], sum{};
-#pragma unroll
-      for (int r = 0; r < kMostSplit; ++r)
-        if (r < split) of_blocks[r] = four_of_block(at, static_cast<unsigned>(r));
-#pragma unroll
-      for (int r = 0; r < kMostSplit; ++r)
-        if (r < split) add(sum, of_blocks[r]);
-      *reinterpret_cast<float4*>(at) = sum;
-    }
-  }
-  __syncthreads();
-  for (int run = mine; run < elements; run += kTogether * stride) {
-    if (run > mine) hold(run);
-#pragma unroll
-    for (int i = 0; i < 4 * kTogether; ++i) {
-      const int e = element_of(run, i);
-      if (e >= elements || row_of(e) >= p.N) continue;
-      float value = *place_of(e);
-      if constexpr (End::kFactors) value *= factors[e / kRows];
-      end(row_of(e), e / kRows, value, held[i]);
-    }
-  }
-  if (split > 1) leave_cluster();  // another block may still read this one's memory
+  PassEnd<typename Tile::Sums, kThreads, End> last(end, parts, n0, p.N, 0, M, rank, split, thread);
+  last.hold_first();
+  last.finish();
 }
 
 // Blocks of a cluster: all blocks are on the card at once, two on a multiprocessor, and few of them or each with a good
@@ -252,9 +181,10 @@ void one_pass_of(const OnePass& p, const End& end, void* stream) {
   launch_one_pass<Narrow>(p, end, stream);
 }
 
-// `end` as one_pass_kernel calls it. M is at most kMostOnePassRows.
+// `end` as PassEnd calls it. M is at most kMostOnePassRows.
 template <class End>
 void one_pass_into(const OnePass& p, const End& end, void* stream) {
+  if (p.M > 16 && on_hopper()) return hopper_pass_into(p, end, stream);
   if (p.M <= 16) {
     one_pass_of<OnePassTile<2, 2, 1, 4, 2, 9>, OnePassTile<1, 1, 1, 8, 2, 6>>(p, end, stream);
   } else if (p.M <= 64) {

@@ -8,6 +8,9 @@ namespace krait::cuda {
 // Whether the device has these kernels, and as much shared memory as they take.
 bool has_one_pass(int device);
 
+// Whether the current device has compute capability 9.0.
+bool on_hopper();
+
 constexpr int64_t kMostOnePassRows = 128;
 constexpr int kMostSplit = 8;                // blocks that share out K
 constexpr int64_t kOnePassProcessors = 132;  // of an H100 or H200

@@ -1,0 +1,133 @@
+// What only compute capability 9.0 has, as used by products: barriers in shared memory that count bytes, tiles copied by
+// the tensor memory accelerator, and products of four warps ("a warpgroup") that read both factors from shared memory.
+// Tiles have rows of 128 bytes, whose 16-byte places are exchanged by the row (the 128-byte swizzle), and begin at a
+// multiple of 1024 bytes. See the PTX manual, "asynchronous warpgroup level matrix instructions".
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+// Where sm_90a is what is compiled for.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define KRAIT_HOPPER 1
+#else
+#define KRAIT_HOPPER 0
+#endif
+
+namespace krait::cuda {
+
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+#if KRAIT_HOPPER
+
+// Before others use it: fence_barriers() and a barrier of the block.
+__device__ inline void start_barrier(uint64_t* barrier, unsigned arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+__device__ inline void fence_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ inline void arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+// Arrives; the phase ends when so many bytes have come, too.
+__device__ inline void arrive_expecting(uint64_t* barrier, unsigned bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+
+// Until the phase of this parity has ended.
+__device__ inline void wait_for_phase(uint64_t* barrier, unsigned parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// A box of a matrix, its first element in `column` of `row`. Outside of the matrix it is zeros.
+__device__ inline void copy_box(void* to, const CUtensorMap& map, int column, int row,
+                                uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3}], [%4];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// How a warpgroup's product finds a tile of bfloat16 whose rows are K: eight rows are 1024 bytes.
+__device__ inline uint64_t tile_at(const void* p) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32,
+                     kOneColumn = uint64_t{1} << 16;
+  return kSwizzle128 | kEightRows | kOneColumn | (shared_address(p) & 0x3ffff) >> 4;
+}
+constexpr uint64_t kTileStepK = 32 >> 4;  // 16 elements further along K
+
+__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// Until all but the last `kOpen` groups are done.
+template <int kOpen>
+__device__ inline void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kOpen) : "memory");
+}
+
+// sums += a bᵀ over 16 elements of K: a of 64 rows, b of 2 kSums. Warp w of the four has rows 16w to 16w + 15, laid out
+// as in the products of a warp (mma.h), eight columns in every four sums.
+#define KRAIT_F4(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
+#define KRAIT_F16(i) KRAIT_F4(i), KRAIT_F4(i + 4), KRAIT_F4(i + 8), KRAIT_F4(i + 12)
+__device__ inline void warpgroup_product(float (&sums)[8], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, 1, "
+      "1, 1, 0, 0;"
+      : KRAIT_F4(0), KRAIT_F4(4)
+      : "l"(a), "l"(b));
+}
+__device__ inline void warpgroup_product(float (&sums)[16], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
+      "%11,%12,%13,%14,%15}, %16, %17, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0)
+      : "l"(a), "l"(b));
+}
+__device__ inline void warpgroup_product(float (&sums)[32], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
+      "%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, "
+      "%33, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F16(16)
+      : "l"(a), "l"(b));
+}
+__device__ inline void warpgroup_product(float (&sums)[64], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
+      "%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,"
+      "%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,"
+      "%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48)
+      : "l"(a), "l"(b));
+}
+#undef KRAIT_F16
+#undef KRAIT_F4
+
+#endif
+
+}  // namespace krait::cuda
