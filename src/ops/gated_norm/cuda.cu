@@ -228,7 +228,8 @@ __global__ void __launch_bounds__(kMostKeptThreads)
 #pragma unroll
       for (int v = 0; v < kKeptRun; ++v) {
         const auto z = static_cast<float>(now.z[k].v[v]);
-        gate[k][v] = p.z ? z * sigmoid_of<T>(z) : 1.0f;
+        const float silu = z * sigmoid_of<T>(z);  // also without z: no branch a channel
+        gate[k][v] = p.z ? silu : 1.0f;
         normed[k][v] = static_cast<float>(now.x[k].v[v]);
         if (p.gate_first) normed[k][v] *= gate[k][v];
         square[0] = fmaf(normed[k][v], normed[k][v], square[0]);
@@ -369,7 +370,7 @@ void gated_norm_backward(const GatedNormProblem& p, int64_t rows, float* dw, flo
                          void* stream) {
   if (rows * p.E == 0) return;
   const int64_t n = p.E / p.groups, floats = n * ((dw ? 1 : 0) + (db ? 1 : 0)),
-                each = gated_norm_rows_of_a_piece(rows, p.E);
+                each = gated_norm_rows_of_a_piece(rows);
   const bool in_shared = floats <= kSharedFloats, fours = in_fours(p, dw, db);
   const auto at = static_cast<cudaStream_t>(stream);
   const bool kept =

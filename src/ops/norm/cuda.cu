@@ -361,7 +361,7 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
 void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream) {
   if (rows == 0 || p.D == 0) return;
   const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)),
-                each = norm_rows_of_a_piece(rows, p.D);
+                each = norm_rows_of_a_piece(rows);
   const auto pieces = static_cast<unsigned>(ceil_div(rows, each));
   const auto at = static_cast<cudaStream_t>(stream);
   const KeptRow kept_row(p.D);

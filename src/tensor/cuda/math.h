@@ -19,12 +19,28 @@ __device__ inline void load(const T* p, float (&to)[V]) {
   for (int i = 0; i < V; ++i) to[i] = static_cast<float>(r.v[i]);
 }
 
-template <int V, class T>
-__device__ inline void store(T* p, const float (&from)[V]) {
-  Run<V, T> r;
+template <int V>
+__device__ inline void store(float* p, const float (&from)[V]) {
+  Run<V, float> r;
 #pragma unroll
-  for (int i = 0; i < V; ++i) r.v[i] = static_cast<T>(from[i]);
-  *reinterpret_cast<Run<V, T>*>(p) = r;
+  for (int i = 0; i < V; ++i) r.v[i] = from[i];
+  *reinterpret_cast<Run<V, float>*>(p) = r;
+}
+
+// A pair is rounded by one instruction; as words, since a run of __nv_bfloat16 may be stored one by one.
+template <int V>
+__device__ inline void store(__nv_bfloat16* p, const float (&from)[V]) {
+  if constexpr (V == 1) {
+    *p = __float2bfloat16(from[0]);
+  } else {
+    Run<V / 2, unsigned> r;
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
+      r.v[i] = *reinterpret_cast<const unsigned*>(&pair);
+    }
+    *reinterpret_cast<Run<V / 2, unsigned>*>(p) = r;
+  }
 }
 
 // Whether rows of `bytes` an element, `step` elements apart, can be walked in runs of V.
