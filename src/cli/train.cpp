@@ -130,6 +130,15 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->check(CLI::Range(0.0, 0.999))
       ->capture_default_str()
       ->group(optimisation);
+  app.add_option("--crop-scale", t.crop_scale,
+                 "of random crops of images: their least share of the area (1: no random crops)")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->group(optimisation);
+  app.add_option("--hflip", t.hflip, "share of the images that are flipped, left to right")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->group(optimisation);
   app.add_option("--recompute", a.recompute, "layer: run layers again in backward, less memory")
       ->check(CLI::IsMember({"none", "layer"}))
       ->capture_default_str()

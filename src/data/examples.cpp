@@ -7,6 +7,9 @@ namespace krait {
 
 namespace {
 
+// Of what training changes: beside those of the shuffle and of dropout.
+constexpr uint64_t kChangesStream = (uint64_t{1} << 62) + (uint64_t{1} << 61);
+
 template <class T>
 void append(std::vector<T>& to, const std::vector<T>& more) {
   to.insert(to.end(), more.begin(), more.end());
@@ -40,15 +43,13 @@ void pack(Batch& batch, const std::vector<Example>& examples) {
   if (!batch.values.empty()) batch.values_shape = {1, batch.L, examples.front().shape[1]};
 }
 
-}  // namespace
-
-Batch read_batch(const Examples& examples, std::span<const int64_t> which) {
-  std::vector<Example> read(which.size());
-  parallel_for(static_cast<int64_t>(which.size()), [&](int64_t i) {
-    read[static_cast<size_t>(i)] = examples.read(which[static_cast<size_t>(i)]);
-  });
+// read_one(b) is that of row b.
+template <class F>
+Batch read_rows(int64_t B, const F& read_one) {
+  std::vector<Example> read(static_cast<size_t>(B));
+  parallel_for(B, [&](int64_t b) { read[static_cast<size_t>(b)] = read_one(b); });
   Batch batch;
-  batch.B = static_cast<int64_t>(which.size());
+  batch.B = B;
   batch.L = 1;
   for (const Example& e : read) {
     if (e.numbers.empty()) batch.targets.push_back(e.label);
@@ -62,15 +63,26 @@ Batch read_batch(const Examples& examples, std::span<const int64_t> which) {
   return batch;
 }
 
+}  // namespace
+
+Batch read_batch(const Examples& examples, std::span<const int64_t> which) {
+  return read_rows(static_cast<int64_t>(which.size()),
+                   [&](int64_t b) { return examples.read(which[static_cast<size_t>(b)]); });
+}
+
 ExampleBatcher::ExampleBatcher(const Examples& examples, int64_t B, Order order, uint64_t seed)
-    : examples_(examples), B_(B), example_(examples.size(), order, seed) {
+    : examples_(examples), B_(B), seed_(seed), example_(examples.size(), order, seed) {
   require(examples.size() > 0, "the data has no examples");
 }
 
 Batch ExampleBatcher::at(int64_t m) {
   std::vector<int64_t> which;
   for (int64_t b = 0; b < B_; ++b) which.push_back(example_.at(m * B_ + b));
-  return read_batch(examples_, which);
+  return read_rows(B_, [&](int64_t b) {
+    const auto place = static_cast<uint64_t>(m * B_ + b);
+    return examples_.read_for_training(which[static_cast<size_t>(b)],
+                                       {seed_, kChangesStream + place});
+  });
 }
 
 }  // namespace krait

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "krait/base/rng.h"
 #include "krait/data/batch.h"
 
 namespace krait {
@@ -27,6 +28,8 @@ class Examples {
   virtual int64_t size() const = 0;
   // Called from several threads. Error names the file and what is wrong with it.
   virtual Example read(int64_t i) const = 0;
+  // The same as training reads it, where that changes it at random.
+  virtual Example read_for_training(int64_t i, const Philox& /*random*/) const { return read(i); }
   virtual std::string description() const = 0;  // "1200 images of 10 classes"
 };
 
@@ -34,7 +37,8 @@ class Examples {
 // together.
 Batch read_batch(const Examples& examples, std::span<const int64_t> which);
 
-// Row b of batch m is the example at place m*B + b of a reading in that order.
+// Row b of batch m is the example at place m*B + b of a reading in that order, read for training by random numbers
+// of the seed and the place.
 class ExampleBatcher : public Batches {
  public:
   // The examples must outlive the batcher.
@@ -48,6 +52,7 @@ class ExampleBatcher : public Batches {
  private:
   const Examples& examples_;
   int64_t B_;
+  uint64_t seed_;
   Reading example_;
 };
 

@@ -87,6 +87,16 @@ Pixels resize(const Pixels& from, int64_t H, int64_t W, const Window& o) {
   return to;
 }
 
+static std::vector<float> normalised(const Pixels& cut) {
+  std::vector<float> values(cut.rgb.size());
+  const size_t n = cut.rgb.size() / 3;
+  for (size_t i = 0; i < n; ++i)
+    for (size_t k = 0; k < 3; ++k)
+      values[k * n + i] =
+          (static_cast<float>(cut.rgb[3 * i + k]) / 255.0f - kMean[k]) / kDeviation[k];
+  return values;
+}
+
 std::vector<float> evaluation_image(const Pixels& picture, int64_t size) {
   const int64_t H = picture.H, W = picture.W, shorter = size * 256 / 224;
   const int64_t tall = H <= W ? shorter : shorter * H / W,
@@ -94,13 +104,57 @@ std::vector<float> evaluation_image(const Pixels& picture, int64_t size) {
   const auto middle = [&](int64_t side) {  // halves go to the even number
     return static_cast<int64_t>(std::nearbyint(static_cast<double>(side - size) / 2));
   };
-  const Pixels cut = resize(picture, tall, wide, {middle(tall), middle(wide), size, size});
-  std::vector<float> values(cut.rgb.size());
-  const size_t n = cut.rgb.size() / 3;
-  for (size_t i = 0; i < n; ++i)
-    for (size_t k = 0; k < 3; ++k)
-      values[k * n + i] =
-          (static_cast<float>(cut.rgb[3 * i + k]) / 255.0f - kMean[k]) / kDeviation[k];
+  return normalised(resize(picture, tall, wide, {middle(tall), middle(wide), size, size}));
+}
+
+Window random_window(int64_t H, int64_t W, double least, const Philox& random) {
+  constexpr double kNarrow = 3.0 / 4.0, kWide = 4.0 / 3.0;
+  constexpr uint64_t kTries = 10, kDraws = 4;
+  const auto tall = static_cast<double>(H), wide = static_cast<double>(W);
+  for (uint64_t draw = 0; draw < kTries * kDraws; draw += kDraws) {
+    const double area = tall * wide * (least + (1 - least) * random.uniform_double(draw));
+    const double ratio = kNarrow * std::pow(kWide / kNarrow, random.uniform_double(draw + 1));
+    const auto w = static_cast<int64_t>(std::llround(std::sqrt(area * ratio))),
+               h = static_cast<int64_t>(std::llround(std::sqrt(area / ratio)));
+    if (w < 1 || h < 1 || w > W || h > H) continue;
+    const auto place = [&](uint64_t i, int64_t room) {
+      return static_cast<int64_t>(random.uniform_double(i) * static_cast<double>(room + 1));
+    };
+    return {place(draw + 2, H - h), place(draw + 3, W - w), h, w};
+  }
+  const int64_t w = std::min(W, std::max<int64_t>(1, std::llround(tall * kWide))),
+                h = std::min(H, std::max<int64_t>(1, std::llround(wide / kNarrow)));
+  return {(H - h) / 2, (W - w) / 2, h, w};
+}
+
+static Pixels cut_out(const Pixels& from, const Window& o) {
+  Pixels to{o.h, o.w, {}};
+  for (int64_t y = o.top; y < o.top + o.h; ++y) {
+    const auto row = from.rgb.begin() + (y * from.W + o.left) * 3;
+    to.rgb.insert(to.rgb.end(), row, row + o.w * 3);
+  }
+  return to;
+}
+
+bool flips(const Augmentation& how, const Philox& random) {
+  constexpr uint64_t kDraw = 1 << 20;  // behind those of random_window
+  return random.uniform_double(kDraw) < how.hflip;
+}
+
+void flip(std::vector<float>& values, int64_t size) {
+  for (auto row = values.begin(); row != values.end(); row += size) std::reverse(row, row + size);
+}
+
+std::vector<float> training_image(const Pixels& picture, int64_t size, const Augmentation& how,
+                                  const Philox& random) {
+  std::vector<float> values;
+  if (how.crop_scale < 1) {
+    const Window window = random_window(picture.H, picture.W, how.crop_scale, random);
+    values = normalised(resize(cut_out(picture, window), size, size, {0, 0, size, size}));
+  } else {
+    values = evaluation_image(picture, size);
+  }
+  if (flips(how, random)) flip(values, size);
   return values;
 }
 

@@ -1,7 +1,8 @@
-// From pixels to what a model of images reads: resized, cut out of the middle, normalised.
+// From pixels to what a model of images reads: cut out, resized, normalised.
 #pragma once
 #include <vector>
 
+#include "krait/base/rng.h"
 #include "krait/io/image_file.h"
 
 namespace krait {
@@ -17,5 +18,26 @@ Pixels resize(const Pixels& from, int64_t H, int64_t W, const Window& window);
 // As the paper evaluates (Zhu et al. 2024, after DeiT): the shorter side to 256/224 of `size`, the middle
 // `size` x `size` of that; (x / 255 - mean) / deviation with ImageNet's numbers. (3, size, size).
 std::vector<float> evaluation_image(const Pixels& picture, int64_t size);
+
+// What training changes at random.
+struct Augmentation {
+  double crop_scale =
+      1;  // of random crops: their least share of the area; 1: the middle, as in evaluation
+  double hflip = 0;  // how often left and right change places
+};
+
+// A window for a random crop of a picture of H x W (Szegedy et al. 2015, section 6): a share of the area that is
+// uniform from `least` to 1, width to height uniform in its logarithm from 3/4 to 4/3, at any place. Where ten such do
+// not fit: the largest in the middle whose sides are no further apart.
+Window random_window(int64_t H, int64_t W, double least, const Philox& random);
+
+// Such a crop, resized to `size` x `size`, and flipped; then as evaluation_image.
+std::vector<float> training_image(const Pixels& picture, int64_t size, const Augmentation& how,
+                                  const Philox& random);
+
+// Whether this draw flips.
+bool flips(const Augmentation& how, const Philox& random);
+// Left and right of (C, size, size) change places.
+void flip(std::vector<float>& values, int64_t size);
 
 }  // namespace krait

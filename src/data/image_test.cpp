@@ -124,5 +124,54 @@ TEST(EvaluationImage, TakesTheMiddle) {
   EXPECT_EQ(std::count(v.begin(), v.begin() + 224 * 224, off), 224 * 224 - 2);
 }
 
+TEST(RandomWindow, LiesInsideAndHasTheAreaAndTheRatio) {
+  std::vector<double> shares;
+  int upright = 0;
+  for (uint64_t i = 0; i < 400; ++i) {
+    const Window o = random_window(90, 120, 0.25, Philox{3, i});
+    ASSERT_TRUE(o.top >= 0 && o.left >= 0 && o.top + o.h <= 90 && o.left + o.w <= 120);
+    const double ratio = static_cast<double>(o.w) / static_cast<double>(o.h);
+    EXPECT_GT(ratio, 0.73);  // half a pixel of either side
+    EXPECT_LT(ratio, 1.37);
+    shares.push_back(static_cast<double>(o.w * o.h) / (90 * 120));
+    upright += o.w < o.h;
+  }
+  EXPECT_NEAR(*std::min_element(shares.begin(), shares.end()), 0.25, 0.02);
+  EXPECT_GT(*std::max_element(shares.begin(), shares.end()), 0.9);
+  EXPECT_NEAR(upright, 200, 50);
+  // No window of a long line fits: the middle of it.
+  const Window line = random_window(3, 100, 1, Philox{3, 1});
+  EXPECT_EQ(line.w, 4);
+  EXPECT_EQ(line.h, 3);
+  EXPECT_EQ(line.left, 48);
+}
+
+TEST(TrainingImage, IsACropThatIsResizedAndFlipped) {
+  const Pixels picture = noise(40, 50);
+  const std::vector<float> plain = evaluation_image(picture, 16);
+  EXPECT_EQ(training_image(picture, 16, {}, Philox{1, 1}), plain);
+  std::vector<float> flipped = training_image(picture, 16, {1, 1}, Philox{1, 1});
+  EXPECT_NE(flipped, plain);
+  flip(flipped, 16);
+  EXPECT_EQ(flipped, plain);
+
+  // Cut out of the picture: what lies outside of the window does not count.
+  const Augmentation crops{0.3, 0};
+  const Philox random{7, 2};
+  const Window o = random_window(40, 50, 0.3, random);
+  ASSERT_LT(o.h * o.w, 40 * 50);
+  Pixels other = noise(40, 50);
+  for (int64_t y = 0; y < 40; ++y)
+    for (int64_t x = 0; x < 50; ++x)
+      if (y < o.top || y >= o.top + o.h || x < o.left || x >= o.left + o.w)
+        for (int64_t k = 0; k < 3; ++k) other.rgb[static_cast<size_t>((y * 50 + x) * 3 + k)] = 9;
+  EXPECT_EQ(training_image(other, 16, crops, random), training_image(picture, 16, crops, random));
+  EXPECT_NE(training_image(picture, 16, crops, Philox{7, 3}),
+            training_image(picture, 16, crops, random));
+  int flips_of_100 = 0;
+  for (uint64_t i = 0; i < 100; ++i) flips_of_100 += flips({1, 0.3}, Philox{1, i});
+  EXPECT_NEAR(flips_of_100, 30, 15);
+}
+
 }  // namespace
 }  // namespace krait

@@ -5,7 +5,6 @@
 #include <filesystem>
 
 #include "krait/base/file.h"
-#include "krait/data/image.h"
 #include "krait/data/labels.h"
 #include "krait/data/text.h"
 #include "krait/io/npy.h"
@@ -73,8 +72,8 @@ struct Listing {
 }  // namespace
 
 ImageExamples::ImageExamples(const std::vector<std::string>& sources, const ImageShape& shape,
-                             std::vector<std::string> names)
-    : shape_(shape), names_(std::move(names)) {
+                             std::vector<std::string> names, const Augmentation& augmentation)
+    : shape_(shape), augmentation_(augmentation), names_(std::move(names)) {
   Listing list;
   for (const std::string& source : sources) {
     const size_t before = list.files.size();
@@ -87,7 +86,14 @@ ImageExamples::ImageExamples(const std::vector<std::string>& sources, const Imag
   files_ = std::move(list.files);
 }
 
-Example ImageExamples::read(int64_t i) const {
+Example ImageExamples::read(int64_t i) const { return read_image(i, nullptr); }
+
+Example ImageExamples::read_for_training(int64_t i, const Philox& random) const {
+  return read_image(i, &random);
+}
+
+// `random`: of training; null: as evaluation reads it.
+Example ImageExamples::read_image(int64_t i, const Philox* random) const {
   const std::string& file = files_[static_cast<size_t>(i)];
   Example e;
   e.label = labels_[static_cast<size_t>(i)];
@@ -97,7 +103,12 @@ Example ImageExamples::read(int64_t i) const {
     const TensorFile array = read_npy(file);
     const Tensor t = array.tensors().front().view;
     if (t.dtype == DType::f32 && t.shape == e.shape) {
+      require(!random || augmentation_.crop_scale == 1,
+              "{}: float32 values are read as they are, --crop-scale needs pixels: PNG, JPEG or "
+              "uint8 (H, W, 3)",
+              file);
       e.values.assign(t.as<float>(), t.as<float>() + t.numel());
+      if (random && flips(augmentation_, *random)) flip(e.values, shape_.size);
       return e;
     }
     require(t.dtype == DType::u8 && t.rank() == 3 && t.size(2) == 3 && t.numel() > 0 &&
@@ -110,12 +121,17 @@ Example ImageExamples::read(int64_t i) const {
   }
   require(shape_.channels == 3, "{}: pixels have 3 channels, and the model reads {}", file,
           shape_.channels);
-  e.values = evaluation_image(pixels, shape_.size);
+  e.values = random ? training_image(pixels, shape_.size, augmentation_, *random)
+                    : evaluation_image(pixels, shape_.size);
   return e;
 }
 
 std::string ImageExamples::description() const {
-  return fmt::format("{} images of {} classes", size(), classes());
+  std::string text = fmt::format("{} images of {} classes", size(), classes());
+  if (augmentation_.crop_scale < 1)
+    text += fmt::format(", crops of {} of the area or more", augmentation_.crop_scale);
+  if (augmentation_.hflip > 0) text += fmt::format(", {} of them flipped", augmentation_.hflip);
+  return text;
 }
 
 int64_t ImageExamples::classes() const {

@@ -5,13 +5,14 @@
 // "label", the name or number of its class.
 //
 // An image is a PNG or JPEG, or a .npy: uint8 (H, W, 3), pixels; or float32 (C, size, size), as the model reads
-// it. Pixels go through evaluation_image.
+// it. Pixels go through evaluation_image, for training through training_image.
 #pragma once
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "krait/data/examples.h"
+#include "krait/data/image.h"
 
 namespace krait {
 
@@ -24,10 +25,12 @@ class ImageExamples : public Examples {
   // `names`: the classes of the model; where there are none, those of the sources (see classes_of). Lists
   // files and reads none of them. Error where a source has no images.
   ImageExamples(const std::vector<std::string>& sources, const ImageShape& shape,
-                std::vector<std::string> names);
+                std::vector<std::string> names, const Augmentation& augmentation = {});
 
   int64_t size() const override { return static_cast<int64_t>(files_.size()); }
   Example read(int64_t i) const override;
+  // Error where crops are asked for of an array that is not one of pixels.
+  Example read_for_training(int64_t i, const Philox& random) const override;
   std::string description() const override;
 
   const std::vector<std::string>& names() const { return names_; }
@@ -35,7 +38,10 @@ class ImageExamples : public Examples {
   void require_classes(int64_t n) const;  // Error naming the first image of a class from n on
 
  private:
+  Example read_image(int64_t i, const Philox* random) const;
+
   ImageShape shape_;
+  Augmentation augmentation_;
   std::vector<std::string> files_;
   std::vector<int32_t> labels_;
   std::vector<std::string> names_;

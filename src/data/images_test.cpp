@@ -128,5 +128,36 @@ TEST(ExampleBatcher, ReadsEachExampleOnceAnEpoch) {
   }
 }
 
+// What training changes at random follows from the seed and the place: another pass over the data sees other crops, a
+// run that goes on sees the same. Evaluation sees none.
+TEST(ExampleBatcher, ChangesImagesByPlaceAndSeed) {
+  const TempDir dir;
+  std::vector<uint8_t> picture(20 * 20 * 3);
+  for (size_t i = 0; i < picture.size(); ++i) picture[i] = static_cast<uint8_t>(i * 7 % 251);
+  fs::create_directories(dir / "c");
+  write_npy(dir / "c" / "a.npy", Tensor(picture.data(), DType::u8, {20, 20, 3}));
+  const std::vector<std::string> source = {dir.path().string()};
+  const ImageExamples images(source, kShape, {}, {0.2, 0.5}), plain(source, kShape, {});
+  EXPECT_EQ(images.read(0).values, plain.read(0).values);
+  EXPECT_EQ(images.description(),
+            "1 images of 1 classes, crops of 0.2 of the area or more, 0.5 of them flipped");
+  ExampleBatcher batcher(images, 1, Order::sequential, 3), again(images, 1, Order::sequential, 3),
+      other(images, 1, Order::sequential, 4);
+  const std::vector<float> first = batcher.at(0).values;
+  EXPECT_NE(first, batcher.at(1).values);
+  EXPECT_NE(first, other.at(0).values);
+  EXPECT_EQ(again.at(1).values, batcher.at(1).values);
+
+  write_image(dir / "c" / "a.npy", 1);
+  EXPECT_NE(error_of([&] { images.read_for_training(0, {}); }).find("--crop-scale needs pixels"),
+            std::string::npos);
+  std::vector<float> rising(48);
+  for (size_t i = 0; i < 48; ++i) rising[i] = static_cast<float>(i);
+  write_npy(dir / "c" / "a.npy", Tensor(rising.data(), DType::f32, {3, 4, 4}));
+  const ImageExamples flipped(source, kShape, {}, {1, 1});
+  EXPECT_EQ(flipped.read_for_training(0, {}).values[0], 3);
+  EXPECT_EQ(flipped.read(0).values[0], 0);
+}
+
 }  // namespace
 }  // namespace krait

@@ -68,6 +68,9 @@ void check(const RunOptions& o) {
           "drop-path: expected a number from 0 to below 1, got {}", t.drop_path);
   require(t.label_smoothing >= 0 && t.label_smoothing < 1,
           "label-smoothing: expected a number from 0 to below 1, got {}", t.label_smoothing);
+  require(t.crop_scale > 0 && t.crop_scale <= 1,
+          "crop-scale: expected a number above 0, up to 1, got {}", t.crop_scale);
+  require(t.hflip >= 0 && t.hflip <= 1, "hflip: expected a number from 0 to 1, got {}", t.hflip);
   require(!t.carry_state || t.order == Order::sequential,
           "carry-state reads the data in order: it cannot be combined with order shuffle");
   require(t.dtype == DType::f32 || t.dtype == DType::bf16, "dtype: expected {} or {}, got {}",
@@ -148,6 +151,8 @@ std::string to_toml(const RunOptions& o) {
   number("dropout", t.dropout);
   number("drop-path", t.drop_path);
   number("label-smoothing", t.label_smoothing);
+  number("crop-scale", t.crop_scale);
+  number("hflip", t.hflip);
   add("order", quoted(to_string(t.order)));
   add("carry-state", t.carry_state ? "true" : "false");
   add("recompute", t.recompute ? "\"layer\"" : "\"none\"");

@@ -27,8 +27,9 @@ struct TrainOptions {
   float weight_decay = 0.1f;
   float clip = 1.0f;  // largest global L2 norm of the gradient; 0: no limit
   float dropout = 0;
-  float drop_path = 0;        // of layers of images: see models::Pass
-  float label_smoothing = 0;  // of classes
+  float drop_path = 0;               // of layers of images: see models::Pass
+  float label_smoothing = 0;         // of classes
+  double crop_scale = 1, hflip = 0;  // of images: see Augmentation
   Order order = Order::shuffle;
   bool carry_state = false;
   bool recompute =

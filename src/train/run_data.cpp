@@ -50,6 +50,8 @@ RunData::RunData(const RunOptions& o, const fs::path& start, AnyConfig& config)
   vocab_size_ = language.vocab_size;
   tokenizer_ = find_tokenizer(o.tokenizer, start, vocab_size_);
   require(o.train.drop_path == 0, "drop-path: only models of images drop layers");
+  require(o.train.crop_scale == 1 && o.train.hflip == 0,
+          "crop-scale, hflip: only models of images have what can be cut out or flipped");
   if (!o.task.empty() || language.task.kind != models::Task::language)
     read_sequences(o, start.empty(), language);
   require(o.train.label_smoothing == 0 || language.task.kind == models::Task::classification,
@@ -97,9 +99,11 @@ void RunData::read_sequences(const RunOptions& o, bool fresh, models::Config& co
 }
 
 void RunData::list_images(const RunOptions& o, bool fresh, models::VisionConfig& config) {
+  require(!o.train.carry_state, "carry-state: images are judged by themselves");
   require(o.train.dropout == 0, "dropout: models of images have none; they have drop-path");
   const ImageShape shape{config.channels, config.image};
-  auto train = std::make_unique<ImageExamples>(o.data, shape, config.labels);
+  auto train = std::make_unique<ImageExamples>(o.data, shape, config.labels,
+                                               Augmentation{o.train.crop_scale, o.train.hflip});
   if (fresh && !fs::exists(o.model)) config.classes = train->classes();
   if (fresh && static_cast<int64_t>(train->names().size()) == config.classes)
     config.labels = train->names();

@@ -40,7 +40,7 @@ picture 344 >images/valid/bright/a.npy
 echo '{"model_type": "vim", "image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2,
        "num_classes": 2}' >vim.json
 train=(--model vim.json --data images/train --valid images/valid --batch-size 4 --lr 3e-3 --seed 1
-       --drop-path 0.2 --label-smoothing 0.1 --quiet)
+       --drop-path 0.2 --label-smoothing 0.1 --crop-scale 0.3 --hflip 0.5 --quiet)
 "$KRAIT" train "${train[@]}" --out whole --steps 30 >/dev/null
 "$KRAIT" train "${train[@]}" --out parts --steps 12 >/dev/null
 "$KRAIT" train --resume parts --steps 30 --quiet >/dev/null
@@ -75,6 +75,8 @@ head -c 100 "$corpus/picture/colours.png" >pictures/png/cut.png
 refuse 'cut.png: not a whole PNG' eval tiny/last --data pictures
 refuse 'a folder for each class' train --model vim-tiny --data vim.json --out no
 refuse 'drop-path' train "${train[@]}" --out no --dropout 0.1
+refuse 'crop-scale' train --model byte-tiny --data vim.json --out no --crop-scale 0.5
+refuse 'cannot go on with' train --resume parts --steps 31 --hflip 0.1
 refuse 'no images in it' train --model vim-tiny --data images/train/dark --out no
 [[ ! -e no/last ]] || die "a refused run left a checkpoint"
 
