@@ -23,7 +23,7 @@ TrainingMemory plan_training(models::Model& model, const TrainOptions& o) {
   if (o.carry_state) {
     require(model.endless(),
             "carry-state: this model remembers every token, and would never stop growing, or its "
-            "positions run out; train it without");
+            "positions run out; train it without, or give its attention a sliding window");
     m.states = 2 * nn::state_bytes(model.state_parts()) * static_cast<size_t>(o.batch_size);
     require_memory(m, o);
     for (nn::State& s : states) s = model.make_state(o.batch_size);
