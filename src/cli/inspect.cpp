@@ -83,6 +83,18 @@ OrderedJson training_memory(const LoadedModel& loaded, const Args& a, bool recom
   return {{"parameters", m.parameters}, {"step", m.step}, {"total", m.total()}};
 }
 
+// What a head says that judges sequences, and of what.
+void add_task(const models::Config& c, OrderedJson& j) {
+  const models::Task& t = c.task;
+  const bool numbers = t.kind == models::Task::regression;
+  j["task"] = numbers ? "regression" : "classification";
+  j["pooling"] = t.pooling == models::Task::mean    ? "mean"
+                 : t.pooling == models::Task::token ? "token"
+                                                    : "last";
+  j[numbers ? "numbers" : "classes"] = t.outputs;
+  if (c.inputs > 0) j["input_size"] = c.inputs;
+}
+
 OrderedJson describe_all(const LoadedModel& loaded, Args a) {
   const models::Config& c = loaded.model->config();
   const bool folder = std::filesystem::is_directory(a.model);
@@ -105,6 +117,7 @@ OrderedJson describe_all(const LoadedModel& loaded, Args a) {
                    {"state_bytes", nn::state_bytes(loaded.model->state_parts())},
                    {"state_bytes_per_token", state_bytes_per_token(*loaded.model)},
                    {"hash", folder ? OrderedJson(loaded.hash) : OrderedJson()}};
+  if (loaded.model->judges_sequences()) add_task(c, j);
   j["memory"] = {{"batch", a.batch},
                  {"length", a.length},
                  {"dtype", name_of(loaded.dtype)},

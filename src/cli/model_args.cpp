@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "krait/base/log.h"
+#include "krait/io/any_model.h"
 
 namespace krait::cli {
 
@@ -15,6 +16,11 @@ void ModelArgs::add(CLI::App& app) {
 }
 
 LoadedModel ModelArgs::load(const Common& common) const {
+  require(
+      !std::filesystem::exists(model) || !judges_examples(read_any_config(model)),
+      "{}: this model judges images or sequences as a whole and predicts no tokens; krait eval and "
+      "krait logits say what it makes of them",
+      model);
   LoadOptions options;
   options.device = common.resolved_device();
   options.dtype = common.chosen_dtype();

@@ -93,6 +93,7 @@ void add_options(CLI::App& app, TrainArguments& a) {
                                                      {"wsd", Schedule::wsd}};
   app.add_option("--schedule", t.schedule, "constant (default), linear, cosine or wsd")
       ->transform(CLI::CheckedTransformer(schedules))
+      ->option_text("{constant,linear,cosine,wsd}")
       ->group(optimisation);
   app.add_option("--warmup", t.warmup, "steps over which the rate rises from 0")
       ->check(CLI::NonNegativeNumber)
@@ -232,7 +233,9 @@ int work(TrainArguments& a, const Common& common) {
   LogRecord validated;
   RunWatcher watcher;
   watcher.stop = [] { return interrupted().load(); };
-  watcher.begin = [&](int64_t parameters, const TrainingMemory& m, const std::string& data) {
+  watcher.begin = [&](int64_t parameters, const TrainingMemory& m, const std::string& data,
+                      const std::string& unit) {
+    status.count(unit);
     spdlog::info(
         "{} parameters; memory: {:.2f} GB for weights, gradients and moments, {:.2f} GB for "
         "a step; data: {}",

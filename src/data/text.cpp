@@ -67,6 +67,8 @@ void read_jsonl(std::string_view text, const std::string& name, const DocumentSi
 }
 
 void check_utf8(std::string_view text, const std::string& where) {
+  require(!text.starts_with("\x1f\x8b"), "{}: expected text, got a gzip file: unpack it first",
+          where);
   const char* const end = text.data() + text.size();
   for (const char* p = text.data(); p != end;) {
     const unicode::Step step = unicode::next_step(p, end);

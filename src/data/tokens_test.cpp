@@ -104,6 +104,8 @@ TEST_F(Sources, IdsOutsideTheVocabularyAreNamedByFileAndPosition) {
 TEST_F(Sources, MalformedTextIsNamedByFileAndLine) {
   const std::string bad = write("bad.txt", "one\ntwo\nthr\xff\x65");
   EXPECT_EQ(message({bad}), bad + ":3: expected UTF-8 text, got the byte 0xff at offset 11");
+  const std::string packed = write("text.gz", "\x1f\x8b\x08 ...");
+  EXPECT_EQ(message({packed}), packed + ": expected text, got a gzip file: unpack it first");
   const std::string json = write("bad.jsonl", "{\"text\": \"a\"}\n{\"text\": 3}\n");
   EXPECT_EQ(message({json}).rfind(json + ":2", 0), 0u) << message({json});
   const std::string cut = write("cut.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b");

@@ -160,13 +160,14 @@ void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes)
 
 struct Preset {
   const char* name;
-  int64_t d_model, n_layer;
+  int64_t d_model, n_layer, vocab = 50277, multiple = 16;
 };
 
-// The published sizes: table 9 of the paper.
-constexpr std::array kPresets = {Preset{"mamba2-130m", 768, 24}, Preset{"mamba2-370m", 1024, 48},
-                                 Preset{"mamba2-780m", 1536, 48}, Preset{"mamba2-1.3b", 2048, 48},
-                                 Preset{"mamba2-2.7b", 2560, 64}};
+// The published sizes: table 9 of the paper; and one over bytes to learn with.
+constexpr std::array kPresets = {
+    Preset{"mamba2-130m", 768, 24},  Preset{"mamba2-370m", 1024, 48},
+    Preset{"mamba2-780m", 1536, 48}, Preset{"mamba2-1.3b", 2048, 48},
+    Preset{"mamba2-2.7b", 2560, 64}, Preset{"mamba2-byte-small", 256, 6, 256, 1}};
 
 std::vector<std::string> presets() {
   std::vector<std::string> names;
@@ -176,7 +177,7 @@ std::vector<std::string> presets() {
 
 Config preset_of(const std::string& name) {
   for (const Preset& p : kPresets)
-    if (name == p.name) return mamba2_config(p.d_model, p.n_layer, 50277, 16);
+    if (name == p.name) return mamba2_config(p.d_model, p.n_layer, p.vocab, p.multiple);
   fail("no preset is named \"{}\"", name);
 }
 

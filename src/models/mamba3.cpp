@@ -124,15 +124,17 @@ void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes)
 struct Preset {
   const char* name;
   int64_t d_model, n_layer, d_intermediate, rank;  // rank 0: SISO
+  int64_t vocab = 128256;
 };
 
 // The paper's models: MLP widths as printed, depths so that the named counts come out with the embedding
-// of the Llama-3.1 tokenizer.
+// of the Llama-3.1 tokenizer; and one over bytes to learn with.
 constexpr std::array kPresets = {
-    Preset{"mamba3-180m", 768, 12, 1500, 0},       Preset{"mamba3-440m", 1024, 24, 2048, 0},
-    Preset{"mamba3-880m", 1536, 24, 3072, 0},      Preset{"mamba3-1.5b", 2048, 24, 4096, 0},
-    Preset{"mamba3-mimo-180m", 768, 12, 1264, 4},  Preset{"mamba3-mimo-440m", 1024, 24, 1792, 4},
-    Preset{"mamba3-mimo-880m", 1536, 24, 2800, 4}, Preset{"mamba3-mimo-1.5b", 2048, 24, 3824, 4},
+    Preset{"mamba3-180m", 768, 12, 1500, 0},          Preset{"mamba3-440m", 1024, 24, 2048, 0},
+    Preset{"mamba3-880m", 1536, 24, 3072, 0},         Preset{"mamba3-1.5b", 2048, 24, 4096, 0},
+    Preset{"mamba3-mimo-180m", 768, 12, 1264, 4},     Preset{"mamba3-mimo-440m", 1024, 24, 1792, 4},
+    Preset{"mamba3-mimo-880m", 1536, 24, 2800, 4},    Preset{"mamba3-mimo-1.5b", 2048, 24, 3824, 4},
+    Preset{"mamba3-byte-small", 256, 6, 512, 0, 256},
 };
 
 std::vector<std::string> presets() {
@@ -148,7 +150,7 @@ Config preset_of(const std::string& name) {
     c.layout = Layout::original;
     c.d_model = p.d_model;
     c.n_layer = p.n_layer;
-    c.vocab_size = 128256;
+    c.vocab_size = p.vocab;
     c.vocab_multiple = 8;
     nn::Mamba3Config m;
     m.d_inner = 2 * p.d_model;

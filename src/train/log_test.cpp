@@ -69,13 +69,13 @@ TEST(Status, OneLineSaysHowItGoes) {
   EXPECT_EQ(clock_text(3723), "1:02:03");
   LogRecord validated = record(100);
   validated.valid_loss = 1.25;
-  EXPECT_EQ(status_text(record(120), 1000, validated, 130),
+  EXPECT_EQ(status_text(record(120), 1000, validated, 130, "tokens"),
             "step 120/1000  loss 1.5000  valid 1.2500  norm 0.250  lr 1.00e-03  1000 tokens/s  "
             "2:10 left");
   validated.valid_accuracy = 0.7123;
-  EXPECT_EQ(status_text(record(120), 1000, validated, 130),
+  EXPECT_EQ(status_text(record(120), 1000, validated, 130, "examples"),
             "step 120/1000  loss 1.5000  valid 1.2500  accuracy 0.712  norm 0.250  lr 1.00e-03  "
-            "1000 tokens/s  2:10 left");
+            "1000 examples/s  2:10 left");
 }
 
 }  // namespace

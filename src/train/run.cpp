@@ -69,7 +69,8 @@ class Run {
     write_file(out_ / "config.toml", to_toml(o_));
     logs_.emplace_back(out_ / "log.jsonl", trainer_->steps_done());
     if (!o_.log.empty()) logs_.emplace_back(o_.log, trainer_->steps_done());
-    if (watcher_.begin) watcher_.begin(model_->params().numel(), memory, description);
+    if (watcher_.begin)
+      watcher_.begin(model_->params().numel(), memory, description, data_->unit());
   }
 
   void start_model(const AnyConfig& config) {

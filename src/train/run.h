@@ -15,8 +15,11 @@ namespace krait {
 
 // What a run tells while it goes on, and what it asks. All may be empty.
 struct RunWatcher {
-  // Before the first step: parameters of the model, the plan, what the data is.
-  std::function<void(int64_t parameters, const TrainingMemory&, const std::string& data)> begin;
+  // Before the first step: parameters of the model, the plan, what the data is, and what its `tokens` are: tokens, or
+  // examples.
+  std::function<void(int64_t parameters, const TrainingMemory&, const std::string& data,
+                     const std::string& unit)>
+      begin;
   std::function<void(const LogRecord&, int64_t steps)> step;
   std::function<void(int64_t step, const std::string& prompt, const std::string& text)> sample;
   std::function<bool()> stop;  // asked after each step: true saves and ends the run

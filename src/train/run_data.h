@@ -30,6 +30,7 @@ class RunData {
   void read();
 
   std::unique_ptr<Batches> batches(const TrainOptions& o) const;
+  const char* unit() const { return examples_ ? "examples" : "tokens"; }  // of what is read
   bool has_validation() const { return valid_tokens_ || valid_examples_; }
   // The loss and, of classes, the accuracy in a record of the log; neither where `stop` became true. See
   // Trainer::validate.

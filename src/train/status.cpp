@@ -18,11 +18,12 @@ std::string clock_text(double seconds) {
 }
 
 std::string status_text(const LogRecord& r, int64_t steps, const LogRecord& validated,
-                        double seconds_left) {
+                        double seconds_left, const std::string& unit) {
   std::string s = fmt::format("step {}/{}  loss {:.4f}", r.step, steps, r.loss);
   if (validated.valid_loss) s += fmt::format("  valid {:.4f}", *validated.valid_loss);
   if (validated.valid_accuracy) s += fmt::format("  accuracy {:.3f}", *validated.valid_accuracy);
-  s += fmt::format("  norm {:.3f}  lr {:.2e}  {:.0f} tokens/s", r.grad_norm, r.lr, r.tokens_per_s);
+  s += fmt::format("  norm {:.3f}  lr {:.2e}  {:.{}f} {}/s", r.grad_norm, r.lr, r.tokens_per_s,
+                   r.tokens_per_s < 10 ? 1 : 0, unit);
   if (std::isfinite(seconds_left)) s += fmt::format("  {} left", clock_text(seconds_left));
   return s;
 }
@@ -52,7 +53,7 @@ void StatusLine::update(const LogRecord& r, int64_t steps) {
   written_ = now;
   const double rate = (r.seconds - first_seconds_) / static_cast<double>(r.step - first_step_);
   const double left = rate * static_cast<double>(steps - r.step);  // NaN at the first step
-  const std::string text = status_text(r, steps, validated_, left);
+  const std::string text = status_text(r, steps, validated_, left, unit_);
   std::fprintf(stderr, terminal_ ? "\r\x1b[K%s" : "%s\n", text.c_str());
   std::fflush(stderr);
   shown_ = terminal_;

@@ -101,8 +101,9 @@ same "$(key logits.json shape)" '[1' "shape of outputs"
 "$KRAIT" convert mean/best converted
 "$KRAIT" logits converted --tokens ids.npy --out b.npy
 cmp a.npy b.npy || die "outputs after convert"
-"$KRAIT" inspect mean/best --batch 2 --length 16 >/dev/null
-refuse 'judges sequences as a whole' generate mean/best --prompt x
+"$KRAIT" inspect mean/best --batch 2 --length 16 --json >head.json
+same "$(key head.json task),$(key head.json pooling),$(key head.json classes)" '"classification","mean",2' "what the head is"
+refuse 'sequences as a whole and predicts no tokens' generate mean/best --prompt x
 echo '{"text": "x", "label": "odd"}' >odd.jsonl
 refuse 'no class "odd"' eval mean/best --data odd.jsonl
 
@@ -124,6 +125,9 @@ if grep -q accuracy series/log.jsonl; then die "accuracy of numbers"; fi
 printf '\0\0\0\0\0\0\200?\0\0\0?\0\0\0?' | array '<f4' '(1, 2, 2)' >x.npy
 "$KRAIT" logits series/last --input x.npy --out y.npy
 same "$(stat -c %s y.npy)" 132 "size of a number"
+refuse 'predicts no tokens' generate series/last --prompt x
+refuse 'predicts no tokens' generate whole/best --prompt x
+refuse 'carry-state' train --model vim.json --data images/train --out no --carry-state
 refuse 'reads --input' logits series/last --tokens ids.npy --out z.npy
 echo '{"values": [[1, 2, 3]], "target": 1}' >wide.jsonl
 refuse 'vectors of 2 numbers, the data has series of vectors of 3' eval series/last --data wide.jsonl
