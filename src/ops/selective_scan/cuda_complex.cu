@@ -31,17 +31,20 @@ __device__ inline Number number_at(const CudaRows& r, int64_t at, int64_t n) {
   return {value(r, at + 2 * n), value(r, at + 2 * n + 1)};
 }
 
-// (re log2(e), im / π), each rounded once.
-__device__ inline Number scaled(Number A) {
-  constexpr float kHigh = 0x1.45f306p-2f, kLow = 0x1.b9391p-27f;
-  return {scaled_A(A.re, false), fmaf(A.im, kHigh, A.im * kLow)};
-}
+// (re log2(e), im)
+__device__ inline Number scaled(Number A) { return {scaled_A(A.re, false), A.im}; }
 __device__ inline Number decay_of(float delta, Number A2) {
   const float size = exp2_of<false>(delta * A2.re);
   float sine, cosine;
-  sincospif(delta * A2.im, &sine, &cosine);
+  sincosf(delta * A2.im, &sine, &cosine);
   return {size * cosine, size * sine};
 }
+
+// Of all tokens.
+struct Sum {
+  double re = 0, im = 0;
+  __device__ void add(float a, float b) { re += a, im += b; }
+};
 
 // Δ before the softplus.
 __device__ inline float step_of(const CudaProblem& p, int64_t token, int64_t e) {
@@ -139,7 +142,7 @@ struct Adjoint {
   }
 
   // State n of one sequence.
-  __device__ void state(int64_t unit, const Span& s, int64_t n, Number A, Number (&dABC)[3]) const {
+  __device__ void state(int64_t unit, const Span& s, int64_t n, Number A, Sum (&dABC)[3]) const {
     const int64_t interval = cuda_saved_interval(p.N), at_state = e * p.N;
     const Number A2 = scaled(A);
     Number dh;
@@ -174,14 +177,14 @@ struct Adjoint {
                       x = delta * value(p.u, token * p.u.stride + e);
           dh = add_scaled(g, {C.re, -C.im}, dh);
           part[0] = x * dh.re, part[1] = x * dh.im, part[2] = g * h.re, part[3] = -g * h.im;
-          dABC[1] = {dABC[1].re + part[0], dABC[1].im + part[1]};
-          dABC[2] = {dABC[2].re + part[2], dABC[2].im + part[3]};
+          dABC[1].add(part[0], part[1]);
+          dABC[2].add(part[2], part[3]);
           q.s_B[at] += product_conj(dh, B).re;
           h = states[j][lane];
           dh = product_conj(dh, decays[j][lane]);
           const Number d = product_conj(dh, h);  // of Δ A
           q.s_A[at] += product_conj(d, A).re;
-          dABC[0] = add_scaled(delta, d, dABC[0]);
+          dABC[0].add(delta * d.re, delta * d.im);
         }
         if (!k.parts) continue;
         sum_transposed<32, 1>(part, lane);
@@ -228,13 +231,14 @@ __global__ void __launch_bounds__(32) backward_kernel(const __grid_constant__ Co
   };
   units([&](int64_t, const Span& s) { of.prepare(s); });
   for (int64_t n = 0; n < p.N / 2; ++n) {
-    Number d[3];  // of A, and of constant B and C
+    Sum d[3];  // of A, and of constant B and C
     units(
         [&](int64_t unit, const Span& s) { of.state(unit, s, n, number_at(p.A + e * p.N, n), d); });
     float* const to[] = {k.dA, p.constant_B ? k.dB : nullptr, p.constant_C ? k.dC : nullptr};
     for (int i = 0; i < 3; ++i)
       if (to[i] && of.there)
-        reinterpret_cast<float2*>(to[i] + (piece * p.E + e) * p.N)[n] = {d[i].re, d[i].im};
+        reinterpret_cast<float2*>(to[i] + (piece * p.E + e) * p.N)[n] = {
+            static_cast<float>(d[i].re), static_cast<float>(d[i].im)};
   }
   float dD = 0, ddt_bias = 0;
   units([&](int64_t, const Span& s) { of.finish(s, dD, ddt_bias); });
