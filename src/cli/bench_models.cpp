@@ -83,19 +83,25 @@ class Reader {
       : model_(m),
         options_(options(m, a, context)),
         session_(*m.model, options_),
-        next_(static_cast<size_t>(a.batch), 0),
-        rows_(next_.size()) {
+        sampler_(m.model->params().device(), a.batch),
+        rows_(static_cast<size_t>(a.batch)) {
     greedy_.temperature = 0;
   }
 
   void read(std::span<const int32_t> prompt) {
-    session_.read(std::vector<std::span<const int32_t>>(next_.size(), prompt));
+    session_.read(std::vector<std::span<const int32_t>>(rows_.size(), prompt));
   }
-  void step() {
-    session_.step(next_);
-    const auto sampled = ops::sample(session_.context(), session_.logits(),
-                                     model_.model->config().vocab_size, greedy_, rows_);
-    for (size_t b = 0; b < next_.size(); ++b) next_[b] = sampled[b].token;
+  // Every sequence reads one token: then there are logits to draw from.
+  void start() { session_.step(std::vector<int32_t>(rows_.size(), 0)); }
+  // n tokens are drawn and read, each looked at while the device reads it.
+  void steps(int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      sampler_.draw(context(), session_.logits(), model_.model->config().vocab_size, greedy_,
+                    rows_);
+      session_.step(sampler_.tokens());
+      sampler_.read();
+    }
+    synchronize(context().device, context().stream);
   }
   // Every sequence has read `tokens`: a state with that count of random keys and values, not the reading itself.
   void pretend_read(int64_t tokens) {
@@ -126,7 +132,7 @@ class Reader {
   const LoadedModel& model_;
   SessionOptions options_;
   Session session_;
-  std::vector<int32_t> next_;
+  ops::Sampler sampler_;
   std::vector<ops::SampleRow> rows_;
   ops::SamplerOptions greedy_;
 };
@@ -164,11 +170,10 @@ void bench_prefill(const Args& a, const LoadedModel& m, const Common& common) {
 void bench_decode(const Args& a, const LoadedModel& m, const Common& common) {
   constexpr int64_t kSteps = 16;  // a run
   for (const int64_t context : a.contexts) {
-    Reader reader(m, a, context + kSteps * (a.repeat + 2));
+    Reader reader(m, a, context + kSteps * (a.repeat + 2) + 1);
     if (context > 0) reader.pretend_read(context);
-    const auto run = [&] {
-      for (int64_t i = 0; i < kSteps; ++i) reader.step();
-    };
+    reader.start();
+    const auto run = [&] { reader.steps(kSteps); };
     bench_reader(a, m, reader, {{"context", context}, {"new", kSteps}}, kSteps, run, common);
   }
 }
@@ -181,7 +186,7 @@ void bench_generate(const Args& a, const LoadedModel& m, const Common& common) {
     const auto run = [&] {
       reader.restart();
       reader.read(ids);
-      for (int64_t i = 0; i < a.new_tokens; ++i) reader.step();
+      reader.steps(a.new_tokens);
     };
     bench_reader(a, m, reader, {{"length", L}, {"new", a.new_tokens}}, a.new_tokens, run, common);
   }

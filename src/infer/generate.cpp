@@ -86,9 +86,13 @@ class Row {
 class Generation {
  public:
   Generation(Session& session, std::vector<Start> starts, const GenerateOptions& o)
-      : session_(session), o_(o) {
+      : session_(session),
+        o_(o),
+        sampler_(session.context().device, session.batch()),
+        ahead_(session.context().device.type == Device::cuda) {
     require(static_cast<int64_t>(starts.size()) == session.batch(),
             "generate: {} prompts for {} rows", starts.size(), session.batch());
+    sample_rows_.reserve(starts.size());
     for (size_t b = 0; b < starts.size(); ++b) {
       rows_.emplace_back(b, std::move(starts[b]), o);
       active_.push_back(&rows_.back());
@@ -104,11 +108,12 @@ class Generation {
         drop_done();
         break;
       }
-      sample();
-      if (!o_.read_last) drop_done();
-      if (active_.empty()) break;
-      step();
-      if (o_.read_last) drop_done();
+      draw();
+      // A GPU reads the token while the host looks at it: what a row reads behind its last one is dropped with it.
+      if (!ahead_) take();
+      if (goes_on()) session_.step(sampler_.tokens());
+      if (ahead_) take();
+      drop_done();
     }
     std::vector<Generated> results;
     for (Row& row : rows_) results.push_back(std::move(row.result));
@@ -116,26 +121,25 @@ class Generation {
   }
 
  private:
-  void sample() {
+  void draw() {
     sample_rows_.clear();
     for (size_t i = 0; i < active_.size(); ++i)
       sample_rows_.push_back(active_[i]->sample_row(session_.tokens_read(static_cast<int64_t>(i))));
-    const std::vector<ops::Sampled> sampled =
-        ops::sample(session_.context(), session_.logits(), session_.model().config().vocab_size,
-                    o_.sampler, sample_rows_);
-    next_.clear();
-    for (size_t i = 0; i < active_.size(); ++i) {
-      next_.push_back(sampled[i].token);
-      active_[i]->take(sampled[i]);
-    }
+    sampler_.draw(session_.context(), session_.logits(), session_.model().config().vocab_size,
+                  o_.sampler, sample_rows_);
+    ++drawn_;
   }
 
-  void step() {
-    if (next_.size() > active_.size()) {  // rows were dropped after the draw
-      next_.clear();
-      for (const Row* row : active_) next_.push_back(row->result.tokens.back());
-    }
-    session_.step(next_);
+  void take() {
+    const std::span<const ops::Sampled> sampled = sampler_.read();
+    for (size_t i = 0; i < active_.size(); ++i) active_[i]->take(sampled[i]);
+  }
+
+  // Whether the tokens that were drawn are read, by what is known of them.
+  bool goes_on() const {
+    return o_.read_last ||
+           (drawn_ < o_.max_new && std::any_of(active_.begin(), active_.end(),
+                                               [](const Row* row) { return !row->done(); }));
   }
 
   void drop_done() {
@@ -159,8 +163,10 @@ class Generation {
   const GenerateOptions& o_;
   std::deque<Row> rows_;
   std::vector<Row*> active_;  // row i of the session
+  ops::Sampler sampler_;
+  bool ahead_;
+  int64_t drawn_ = 0;  // tokens of each row
   std::vector<ops::SampleRow> sample_rows_;
-  std::vector<int32_t> next_;
 };
 
 }  // namespace

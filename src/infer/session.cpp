@@ -134,15 +134,21 @@ void Session::read(std::span<const std::span<const int32_t>> rows) {
 }
 
 void Session::step(std::span<const int32_t> tokens) {
-  require(static_cast<int64_t>(tokens.size()) == batch(), "step: {} tokens for {} rows",
-          tokens.size(), batch());
+  step_rows(tokens, static_cast<int64_t>(tokens.size()));
+}
+
+void Session::step(const Tensor& tokens) { step_rows(tokens, tokens.numel()); }
+
+template <class Tokens>
+void Session::step_rows(const Tokens& tokens, int64_t n) {
+  require(n == batch(), "step: {} tokens for {} rows", n, batch());
   for (auto* v : {&ends_, &end_rows_}) {
-    v->resize(tokens.size());
+    v->resize(tokens_read_.size());
     std::iota(v->begin(), v->end(), int64_t{0});
   }
   make_room(1 + *std::max_element(tokens_read_.begin(), tokens_read_.end()));
   runner_.step(tokens, state_);
-  for (int64_t& n : tokens_read_) ++n;
+  for (int64_t& read : tokens_read_) ++read;
 }
 
 Snapshot Session::snapshot(int64_t row) const {

@@ -57,6 +57,8 @@ class Session {
   void read(std::span<const std::span<const int32_t>> rows);
   // Every row reads one token.
   void step(std::span<const int32_t> tokens);
+  // The same of tokens (B) int32 that were drawn on the session's device (ops::Sampler). Nothing is waited for.
+  void step(const Tensor& tokens);
 
   // (B, V) float32 on the model's device: what each row predicts next, valid until the next call that reads. Rows that have read
   // nothing hold NaN.
@@ -78,6 +80,8 @@ class Session {
   void run_pass();
   void view_rows();
   void make_room(int64_t tokens);  // in every row
+  template <class Tokens>
+  void step_rows(const Tokens& tokens, int64_t n);
   // (n, V) of the rows from `row` on.
   Tensor logits_of(int64_t row, int64_t n) const {
     return Tensor(logits_memory_.data() + static_cast<size_t>(row * vocab_) * sizeof(float),

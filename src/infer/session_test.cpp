@@ -9,6 +9,7 @@
 
 #include "krait/infer/document_reader.h"
 #include "krait/infer/state_file.h"
+#include "krait/ops/sampler/sampler.h"
 #include "krait/testing/files.h"
 #include "krait/testing/small_model.h"
 
@@ -80,6 +81,28 @@ TEST(Session, T19_StepsGiveWhatOneCallGives) {
     expect_same(row_of(s, 0), row_of(all, 0), fmt::format("L = {}", L));
     expect_same_state(s.snapshot(0), all.snapshot(0), fmt::format("L = {}", L));
   }
+}
+
+TEST(Session, StepsOfTokensDrawnOnTheDeviceAreThoseOfTheHosts) {
+  const auto model = small_model();
+  const std::vector<Ids> prompts = {random_ids(7, 1), random_ids(12, 2)};
+  Session drawn = session_of(*model, 2), told = session_of(*model, 2);
+  read(drawn, prompts);
+  read(told, prompts);
+  ops::Sampler sampler(drawn.context().device, 2);
+  for (uint64_t t = 0; t < 6; ++t) {
+    const std::vector<ops::SampleRow> rows = {{{}, 0, t}, {{}, 1, t}};
+    sampler.draw(drawn.context(), drawn.logits(), testing::kSmallVocab, {.seed = 5}, rows);
+    drawn.step(sampler.tokens());
+    Ids next;
+    for (const ops::Sampled& s : sampler.read()) next.push_back(s.token);
+    told.step(next);
+    for (int64_t row = 0; row < 2; ++row) EXPECT_EQ(row_of(drawn, row), row_of(told, row)) << t;
+  }
+  EXPECT_EQ(drawn.tokens_read(1), 18);
+  sampler.draw(drawn.context(), drawn.logits().slice(0, 0, 1), testing::kSmallVocab, {},
+               std::vector<ops::SampleRow>(1));
+  EXPECT_THROW(drawn.step(sampler.tokens()), Error);
 }
 
 TEST(Session, T20_ChunksOfAnySizeGiveWhatOneCallGives) {

@@ -29,6 +29,7 @@ void zero_rows(void*, size_t, size_t, size_t, int, Stream) { fail("{}", kNone); 
 void* make_mark(int) { fail("{}", kNone); }
 void destroy_mark(void*) {}
 void set_mark(void*, int, Stream) { fail("{}", kNone); }
+void wait_for_mark(void*) { fail("{}", kNone); }
 double seconds_between(void*, void*) { fail("{}", kNone); }
 
 }  // namespace krait::cuda

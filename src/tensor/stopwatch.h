@@ -1,10 +1,26 @@
-// How long work takes, by the clock of the device that does it.
+// Places in a stream's work: waiting for one, and how long work takes by the clock of the device that does it.
 #pragma once
 #include <chrono>
 
 #include "krait/tensor/device.h"
 
 namespace krait {
+
+// A place in a stream's work that can be waited for, while work behind it goes on.
+class Mark {
+ public:
+  explicit Mark(Device device);
+  ~Mark();
+  Mark(const Mark&) = delete;
+  Mark& operator=(const Mark&) = delete;
+
+  void set(Stream stream);  // behind what the stream holds; the place before is forgotten
+  void wait();              // returns at once where it was never set, and on the CPU
+
+ private:
+  Device device_;
+  void* mark_ = nullptr;  // of a GPU
+};
 
 class Stopwatch {
  public:

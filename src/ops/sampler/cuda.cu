@@ -132,10 +132,12 @@ __device__ float penalised_logit(float x, float penalty) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    sample_kernel(const SampleTask t, SampleOut* out, const bool keep) {
+    sample_kernel(const SampleTask t, SampleOut* out, int32_t* tokens, const bool keep) {
   extern __shared__ float kept[];
   __shared__ int chosen;
+  __shared__ double uniform;
   const int b = blockIdx.x;
+  if (threadIdx.x == 0 && t.temperature > 0) uniform = t.uniform[b];
   const float* const raw = t.logits + b * t.stride;
   const int64_t each = (t.valid + kThreads - 1) / kThreads;
   Row row;
@@ -153,8 +155,10 @@ __global__ void __launch_bounds__(kThreads)
   nan = __syncthreads_or(nan);
   most = block_max(most);
   if (nan || isinf(most)) {
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
       out[b] = {nan ? kHoldsNan : most > 0 ? kHoldsInfinity : kHoldsNothing, 0.0f};
+      tokens[b] = 0;
+    }
     return;
   }
   double total = 0;
@@ -200,20 +204,22 @@ __global__ void __launch_bounds__(kThreads)
     Weight before = 0;
     const Weight all = row.sum(cut, least, &before);
     const auto target =
-        min(static_cast<Weight>(t.uniform[b] * static_cast<double>(all)), all > 0 ? all - 1 : 0);
+        min(static_cast<Weight>(uniform * static_cast<double>(all)), all > 0 ? all - 1 : 0);
     row.for_chosen(cut, least, row.ties_before(cut), [&](int64_t i, Weight w) {
       if (before <= target && target < before + w) chosen = static_cast<int>(i);
       before += w;
     });
   }
   __syncthreads();
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     out[b] = {chosen, static_cast<float>(static_cast<double>(raw[chosen]) - log_total)};
+    tokens[b] = chosen;
+  }
 }
 
 }  // namespace
 
-void sample(const SampleTask& task, SampleOut* out, void* stream) {
+void sample(const SampleTask& task, SampleOut* out, int32_t* tokens, void* stream) {
   // A GPU whose blocks may not have as much reads the row where it is.
   bool keep = task.valid <= kMostKept;
   const size_t bytes = keep ? static_cast<size_t>(task.valid) * sizeof(float) : 0;
@@ -221,7 +227,7 @@ void sample(const SampleTask& task, SampleOut* out, void* stream) {
                                       static_cast<int>(kMostKept * sizeof(float))) == cudaSuccess;
   if (!keep) cudaGetLastError();
   sample_kernel<<<static_cast<unsigned>(task.B), kThreads, keep ? bytes : 0,
-                  static_cast<cudaStream_t>(stream)>>>(task, out, keep);
+                  static_cast<cudaStream_t>(stream)>>>(task, out, tokens, keep);
   check_launch("sampler");
 }
 

@@ -23,6 +23,7 @@ struct SampleOut {
   float logprob;
 };
 
-void sample(const SampleTask& task, SampleOut* out, void* stream);
+// tokens (B): those drawn, 0 in a row with an error. `uniform` and `out` may be the host's memory.
+void sample(const SampleTask& task, SampleOut* out, int32_t* tokens, void* stream);
 
 }  // namespace krait::cuda

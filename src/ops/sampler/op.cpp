@@ -141,33 +141,36 @@ const char* meaning_of(int32_t error) {
                                          : "nothing but -inf";
 }
 
-std::vector<Sampled> sample_on_gpu(Context& c, const Tensor& logits, int64_t valid,
-                                   const SamplerOptions& o, std::span<const SampleRow> rows) {
+// Where a draw is put: (B) each. `uniform` is read by the draw, the others are written.
+struct Places {
+  double* uniform;
+  Sampled* result;
+  int32_t* tokens;
+};
+
+void draw_on_gpu(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
+                 std::span<const SampleRow> rows, const Places& at) {
   const int64_t B = logits.size(0);
-  std::vector<double> uniform;
   std::vector<int32_t> history;
   std::vector<int64_t> begin = {0};
   const bool penalty = o.repetition_penalty != 1;
   for (const SampleRow& row : rows) {
-    uniform.push_back(Philox{o.seed, row.stream}.uniform_double(row.position));
     if (penalty) history.insert(history.end(), row.history.begin(), row.history.end());
     begin.push_back(static_cast<int64_t>(history.size()));
   }
   Scratch scratch(c);
-  const Tensor out = c.scratch({B, 2}, DType::i32), u = c.scratch({B}, DType::f64);
   Tensor penalised, ids, borders;
   if (penalty) {
     penalised = c.scratch({B, valid}, DType::f32);
     ids = c.scratch({std::max<int64_t>(begin.back(), 1)}, DType::i32);
     borders = c.scratch({B + 1}, DType::i64);
   }
-  std::vector<Sampled> result(rows.size());
-  if (c.planning() || B == 0) return result;
-  if (o.temperature > 0) upload(uniform.data(), u, c.stream);
+  if (c.planning() || B == 0) return;
   if (penalty) {
     upload(history.data(), ids.slice(0, 0, begin.back()), c.stream);
     upload(begin.data(), borders, c.stream);
   }
+  static_assert(sizeof(Sampled) == sizeof(cuda::SampleOut));
   const auto* const where = static_cast<const float*>(logits.data);
   KRAIT_WITH_CUDA(cuda::sample({.logits = where,
                                 .stride = logits.row_stride(),
@@ -178,33 +181,33 @@ std::vector<Sampled> sample_on_gpu(Context& c, const Tensor& logits, int64_t val
                                 .min_p = o.min_p,
                                 .penalty = o.repetition_penalty,
                                 .top_k = o.top_k,
-                                .uniform = u.as<double>(),
+                                .uniform = at.uniform,
                                 .history = penalty ? ids.as<int32_t>() : nullptr,
                                 .history_begin = penalty ? borders.as<int64_t>() : nullptr,
                                 .penalised = penalty ? penalised.as<float>() : nullptr},
-                               static_cast<cuda::SampleOut*>(out.data), c.stream));
-  static_assert(sizeof(Sampled) == sizeof(cuda::SampleOut));
-  download(out, result.data(), c.stream);
+                               reinterpret_cast<cuda::SampleOut*>(at.result), at.tokens, c.stream));
+}
+
+std::vector<double> uniform_of(const SamplerOptions& o, std::span<const SampleRow> rows) {
+  std::vector<double> uniform;
+  for (const SampleRow& row : rows)
+    uniform.push_back(Philox{o.seed, row.stream}.uniform_double(row.position));
+  return uniform;
+}
+
+void require_tokens(std::span<const Sampled> result) {
   for (size_t b = 0; b < result.size(); ++b)
     require(result[b].token >= 0, "[sampler] logits: row {} holds {}", b,
             meaning_of(result[b].token));
-  return result;
 }
 
-}  // namespace
-
-std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
-                            const SamplerOptions& o, std::span<const SampleRow> rows) {
-  check(logits, valid, o, rows.size());
+void draw_on_cpu(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
+                 std::span<const SampleRow> rows, Sampled* result) {
   const int64_t B = logits.size(0);
-  std::vector<Sampled> result(static_cast<size_t>(B));
-  c.cost("sampler", static_cast<double>(logits.bytes()), 0);
-  if (c.device.type == Device::cuda) return sample_on_gpu(c, logits, valid, o, rows);
   Scratch scratch(c);
   const Tensor penalised = c.scratch({B, valid}, DType::f32),
                weights = c.scratch({B, valid}, DType::f32), ids = c.scratch({B, valid}, DType::i32);
-  if (c.planning()) return result;
-
+  if (c.planning()) return;
   const SamplerKernels& k = KRAIT_PICK_ISA(sampler_kernels);
   parallel_for(B, [&](int64_t b) {
     const SampleRow& in = rows[static_cast<size_t>(b)];
@@ -227,12 +230,73 @@ std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
       }
       r.logits = changed;
     }
-    Sampled& out = result[static_cast<size_t>(b)];
+    Sampled& out = result[b];
     out.token = r.draw(Philox{o.seed, in.stream}.uniform_double(in.position));
     const double log_total =
         static_cast<double>(most) + std::log(k.sum_of_exp(row, valid, most, 1, nullptr));
     out.logprob = static_cast<float>(static_cast<double>(row[out.token]) - log_total);
   });
+}
+
+}  // namespace
+
+std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
+                            const SamplerOptions& o, std::span<const SampleRow> rows) {
+  check(logits, valid, o, rows.size());
+  c.cost("sampler", static_cast<double>(logits.bytes()), 0);
+  const int64_t B = logits.size(0);
+  std::vector<Sampled> result(rows.size());
+  if (c.device.type == Device::cpu) {
+    draw_on_cpu(c, logits, valid, o, rows, result.data());
+    return result;
+  }
+  Scratch scratch(c);
+  const Tensor out = c.scratch({B, 2}, DType::i32), tokens = c.scratch({B}, DType::i32),
+               u = c.scratch({B}, DType::f64);
+  if (!c.planning()) upload(uniform_of(o, rows).data(), u, c.stream);
+  draw_on_gpu(c, logits, valid, o, rows,
+              {u.as<double>(), static_cast<Sampled*>(out.data), tokens.as<int32_t>()});
+  if (c.planning()) return result;
+  download(out, result.data(), c.stream);
+  require_tokens(result);
+  return result;
+}
+
+Sampler::Sampler(Device device, int64_t most_rows)
+    : device_(device),
+      tokens_(device, static_cast<size_t>(most_rows) * sizeof(int32_t)),
+      result_(DeviceMemory::shared_with(device, static_cast<size_t>(most_rows) * sizeof(Sampled))),
+      uniform_(DeviceMemory::shared_with(device, static_cast<size_t>(most_rows) * sizeof(double))),
+      drawn_(device) {}
+
+void Sampler::draw(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
+                   std::span<const SampleRow> rows) {
+  check(logits, valid, o, rows.size());
+  require(rows.size() * sizeof(Sampled) <= result_.bytes(), "[sampler] {} rows of at most {}",
+          rows.size(), result_.bytes() / sizeof(Sampled));
+  c.cost("sampler", static_cast<double>(logits.bytes()), 0);
+  rows_ = logits.size(0);
+  const Places at{reinterpret_cast<double*>(uniform_.data()),
+                  reinterpret_cast<Sampled*>(result_.data()),
+                  reinterpret_cast<int32_t*>(tokens_.data())};
+  if (device_.type == Device::cpu) {
+    draw_on_cpu(c, logits, valid, o, rows, at.result);
+    for (int64_t b = 0; b < rows_; ++b) at.tokens[b] = at.result[b].token;
+    return;
+  }
+  const std::vector<double> uniform = uniform_of(o, rows);
+  std::copy(uniform.begin(), uniform.end(), at.uniform);
+  draw_on_gpu(c, logits, valid, o, rows, at);
+  drawn_.set(c.stream);
+}
+
+Tensor Sampler::tokens() const { return {tokens_.data(), DType::i32, {rows_}, device_}; }
+
+std::span<const Sampled> Sampler::read() {
+  drawn_.wait();
+  const std::span<const Sampled> result(reinterpret_cast<const Sampled*>(result_.data()),
+                                        static_cast<size_t>(rows_));
+  require_tokens(result);
   return result;
 }
 

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "krait/tensor/context.h"
+#include "krait/tensor/stopwatch.h"
 
 namespace krait::ops {
 
@@ -44,5 +45,25 @@ struct Sampled {
 
 std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
                             const SamplerOptions& o, std::span<const SampleRow> rows);
+
+// Draws that the device goes on from before the host has seen them: only read() waits for it.
+class Sampler {
+ public:
+  Sampler(Device device, int64_t most_rows);
+
+  // Queues a draw as sample() makes it. The one before must have been read.
+  void draw(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
+            std::span<const SampleRow> rows);
+  // (B) int32 on the device, what the last draw gives: for what is queued behind it. 0 in a row that read() refuses.
+  Tensor tokens() const;
+  // Waits for the last draw. Error as of sample(), on the CPU from draw().
+  std::span<const Sampled> read();
+
+ private:
+  Device device_;
+  int64_t rows_ = 0;                        // of the last draw
+  DeviceMemory tokens_, result_, uniform_;  // the host and the device share the last two
+  Mark drawn_;
+};
 
 }  // namespace krait::ops

@@ -177,6 +177,44 @@ TEST(Sampler, ARowDependsOnItselfAlone) {
   EXPECT_GT(std::unique(different.begin(), different.end()) - different.begin(), 3);
 }
 
+// What the device goes on from is what the host reads later, and what sample() gives.
+TEST(Sampler, QueuedDrawsAreThoseOfSample) {
+  TestContext t;
+  const int64_t most = 5, V = 5000;
+  const Tensor x = t.random({most, V}, kF32, 1, {.scale = 2});
+  const std::vector<int32_t> history = {4, 900, 4999};
+  ops::Sampler sampler(t.c.device, most);
+  for (const SamplerOptions& o : {SamplerOptions{.temperature = 0},
+                                  {.top_k = 100, .top_p = 0.9f, .repetition_penalty = 1.3f}})
+    for (const int64_t B : {most, int64_t{2}}) {
+      std::vector<SampleRow> rows;
+      for (int64_t b = 0; b < B; ++b) rows.push_back({history, static_cast<uint64_t>(b), 3});
+      const Tensor logits = x.slice(0, 0, B);
+      sampler.draw(t.c, logits, V - 3, o, rows);
+      ASSERT_EQ(sampler.tokens().shape, Shape({B}));
+      std::vector<int32_t> tokens(rows.size());
+      download(sampler.tokens(), tokens.data(), t.c.stream);
+      const std::span<const ops::Sampled> got = sampler.read();
+      ASSERT_EQ(got.size(), rows.size());
+      const std::vector<ops::Sampled> expected = sample(t.c, logits, V - 3, o, rows);
+      for (size_t b = 0; b < rows.size(); ++b) {
+        EXPECT_EQ(tokens[b], expected[b].token);
+        EXPECT_EQ(got[b].token, expected[b].token);
+        EXPECT_EQ(got[b].logprob, expected[b].logprob);
+      }
+    }
+  const std::vector<SampleRow> three(3), six(6);
+  Values bad(3 * 33, 0.0);
+  bad[40] = std::nan("");
+  EXPECT_THROW(
+      {
+        sampler.draw(t.c, t.from(bad, {3, 33}, kF32), 33, {}, three);
+        sampler.read();
+      },
+      Error);
+  EXPECT_THROW(sampler.draw(t.c, t.random({6, 33}, kF32, 1), 33, {}, six), Error);
+}
+
 TEST(Sampler, MaskedTokensAreNeverChosen) {
   TestContext t;
   const double inf = std::numeric_limits<double>::infinity();

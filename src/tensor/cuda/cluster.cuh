@@ -2,6 +2,7 @@
 // alone).
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 namespace krait::cuda {
 
@@ -23,12 +24,22 @@ __device__ inline void synchronize_cluster() {
 #endif
 }
 
-// No block leaves before all have come here.
-__device__ inline void leave_cluster() {
+// No block goes on from wait_in_cluster() before all have come to arrive_in_cluster().
+__device__ inline void arrive_in_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void wait_in_cluster() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
+}
+
+// No block leaves before all have come here.
+__device__ inline void leave_cluster() {
+  arrive_in_cluster();
+  wait_in_cluster();
 }
 
 // The address of `p`, in this block's shared memory, in that of the cluster's block `rank`.
@@ -42,14 +53,27 @@ __device__ inline unsigned address_in_block(const void* p, unsigned rank) {
   return at;
 }
 
-// The float at `p`, an address in this block's shared memory, of the cluster's block `rank`.
-__device__ inline float of_block(const float* p, unsigned rank) {
-  float x = 0;
+// The value of 4 or 8 bytes at `p`, an address in this block's shared memory, of the cluster's block `rank`.
+template <class T>
+__device__ inline T of_block(const T* p, unsigned rank) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  T x{};
 #if __CUDA_ARCH__ >= 900
-  asm volatile("ld.shared::cluster.f32 %0, [%1];"
-               : "=f"(x)
-               : "r"(address_in_block(p, rank))
-               : "memory");
+  if constexpr (sizeof(T) == 4) {
+    unsigned bits;
+    asm volatile("ld.shared::cluster.b32 %0, [%1];"
+                 : "=r"(bits)
+                 : "r"(address_in_block(p, rank))
+                 : "memory");
+    memcpy(&x, &bits, sizeof(T));
+  } else {
+    unsigned long long bits;
+    asm volatile("ld.shared::cluster.b64 %0, [%1];"
+                 : "=l"(bits)
+                 : "r"(address_in_block(p, rank))
+                 : "memory");
+    memcpy(&x, &bits, sizeof(T));
+  }
 #endif
   return x;
 }

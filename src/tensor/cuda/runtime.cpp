@@ -142,11 +142,15 @@ void set_mark(void* mark, int device, Stream stream) {
   check(cudaEventRecord(static_cast<cudaEvent_t>(mark), as_stream(stream)), "recording an event");
 }
 
+void wait_for_mark(void* mark) {
+  check(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), "waiting for an event");
+}
+
 double seconds_between(void* begin, void* end) {
-  const auto last = static_cast<cudaEvent_t>(end);
-  check(cudaEventSynchronize(last), "waiting for an event");
+  wait_for_mark(end);
   float milliseconds = 0;
-  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(begin), last),
+  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(begin),
+                             static_cast<cudaEvent_t>(end)),
         "reading a device's clock");
   return static_cast<double>(milliseconds) * 1e-3;
 }

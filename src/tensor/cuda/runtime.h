@@ -27,10 +27,11 @@ void launch_graph(void* graph, Stream stream);
 void destroy_graph(void* graph);
 void zero(void* p, size_t bytes, int device, Stream stream);
 void zero_rows(void* p, size_t bytes, size_t step, size_t rows, int device, Stream stream);
-// A place in a stream's work, and the time between two, waited for.
+// A place in a stream's work; waiting for it, and the time between two.
 void* make_mark(int device);
 void destroy_mark(void* mark);
 void set_mark(void* mark, int device, Stream stream);
+void wait_for_mark(void* mark);
 double seconds_between(void* begin, void* end);
 
 }  // namespace krait::cuda
