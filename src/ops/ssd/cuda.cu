@@ -65,31 +65,41 @@ struct BackwardParts {
   }
 };
 
-constexpr int kRowsOfBlock = 16, kThreadsOfSum = 256;
+constexpr int kRowsOfBlock = 64, kRowsAtOnce = 8;
 
 // dB and dC: the sums over the sets of heads of each group, V columns a thread.
 template <int V>
-__global__ void __launch_bounds__(kThreadsOfSum)
+__global__ void __launch_bounds__(32 * kRowsAtOnce)
     sum_sets_kernel(const CudaProblem p, const float* of_dB, const CudaRows dB, const float* of_dC,
                     const CudaRows dC) {
   const float* const parts = blockIdx.y == 0 ? of_dB : of_dC;
   const CudaRows& to = blockIdx.y == 0 ? dB : dC;
   if (!to.data) return;
-  const int64_t first = int64_t{blockIdx.x} * kRowsOfBlock, sets = sets_of_group(p);
+  const int64_t first = int64_t{blockIdx.x} * kRowsOfBlock, of_set = p.tokens * p.N;
   const int rows = static_cast<int>(min(int64_t{kRowsOfBlock}, p.tokens - first));
-  const int N = static_cast<int>(p.N), columns = static_cast<int>(p.G) * N / V;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * columns; i += kThreadsOfSum) {
-    const int64_t t = first + i / columns;
-    const int column = i % columns * V, g = column / N, n = column % N;
-    float sum[V] = {};
-    for (int64_t set = g * sets; set < (g + 1) * sets; ++set) {
-      float part[V];
-      cuda::load<V>(parts + (set * p.tokens + t) * N + n, part);
+  const int N = static_cast<int>(p.N), columns = static_cast<int>(p.G) * N;
+  const int sets = static_cast<int>(sets_of_group(p));
+  const bool whole = V == 4 && to.bf16 && to.runs && !to.add;
+  for (int column = static_cast<int>(threadIdx.x) * V; column < columns; column += 32 * V) {
+    const int g = column / N;
+    const float* const from = parts + g * sets * of_set + first * N + column - g * N;
+#pragma unroll 4
+    for (int t = static_cast<int>(threadIdx.y); t < rows; t += kRowsAtOnce) {
+      float sum[V] = {};
+      for (int set = 0; set < sets; ++set) {
+        float part[V];
+        cuda::load<V>(from + set * of_set + t * N, part);
 #pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += part[v];
+        for (int v = 0; v < V; ++v) sum[v] += part[v];
+      }
+      if (whole) {
+        cuda::store<V>(static_cast<__nv_bfloat16*>(to.data) + (first + t) * to.stride + column,
+                       sum);
+        continue;
+      }
+#pragma unroll
+      for (int v = 0; v < V; ++v) put(to, first + t, column + v, sum[v]);
     }
-#pragma unroll
-    for (int v = 0; v < V; ++v) put(to, t, column + v, sum[v]);
   }
 }
 
@@ -136,7 +146,7 @@ __global__ void state_gradient_kernel(const CudaBackward w, const float* of_sequ
 int64_t forward_scratch(const CudaProblem& p) { return ForwardParts(p, nullptr).used; }
 
 void ssd_forward(const CudaForward& w, void* stream) {
-  if (w.p.begin || w.p.longest <= kShort) step(w, stream);
+  if ((w.p.begin && w.p.sequences > 1) || w.p.longest <= kShort) step(w, stream);
   if (w.p.longest <= kShort) return;
   const ForwardParts parts(w.p, w.scratch);
   Walks walks;
@@ -193,7 +203,7 @@ void ssd_backward(const CudaBackward& w, void* stream) {
   if (p.tokens > 0 && (w.dB.data || w.dC.data)) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.tokens, kRowsOfBlock)), 2);
     const auto kernel = p.N % 4 == 0 ? sum_sets_kernel<4> : sum_sets_kernel<1>;
-    kernel<<<grid, kThreadsOfSum, 0, s>>>(p, parts.dB, w.dB, parts.dC, w.dC);
+    kernel<<<grid, dim3(32, kRowsAtOnce), 0, s>>>(p, parts.dB, w.dB, parts.dC, w.dC);
     cuda::check_launch("ssd sums of sets");
   }
   if (want_sums) {

@@ -66,18 +66,22 @@ __global__ void __launch_bounds__(kBlock, 1)
   const auto stage = [&](int slice) {
     return room.stages + (stages == 2 ? slice % 2 : 0) * R::kPart;
   };
-  const auto bring_slice = [&](int slice) {
-    bf16* const x = stage(slice);
+  int coming = 0, coming_head = 0, coming_p0 = 0;  // the slice that is to be brought next
+  const int P = static_cast<int>(p.P), first_column = static_cast<int>(first_head) * P;
+  const int64_t first_state = (blockIdx.x * p.H + first_head) * p.P;
+  const auto bring_slice = [&] {
+    bf16* const x = stage(coming);
     bf16 *const dy = x + kQ * kLdP, *const S = dy + kQ * kLdP, *const dS = S + kP * ldN;
-    const int64_t h = first_head + slice / tiles, p0 = slice % tiles * kP;
-    const int channels = static_cast<int>(min(int64_t{kP}, p.P - p0));
-    const int64_t state = (blockIdx.x * p.H + h) * p.P + p0;
-    const int column = static_cast<int>(h * p.P + p0);
+    const int of_head = coming_head * P + coming_p0, channels = min(kP, P - coming_p0);
+    const int column = first_column + of_head;
+    const int64_t state = first_state + of_head;
     bring_async<kQ, kP, kBlock>(x, kLdP, p.x, row, valid, column, channels, thread);
     bring_async<kQ, kP, kBlock>(dy, kLdP, w.dy, row, valid, column, channels, thread);
     bring_async<kP, NP, kBlock>(S, ldN, states, state, channels, 0, N, thread);
     bring_async<kP, NP, kBlock>(dS, ldN, dstates, state, channels, 0, N, thread);
     cuda::commit_copies();
+    ++coming, coming_p0 += kP;
+    if (coming_p0 >= P) coming_p0 = 0, ++coming_head;
   };
   // One warp finishes the head before. Threads of a token each have the steps ready a head ahead, in registers two.
   const bool keeps_books = warp == kParts - 1, takes_steps = thread < kQ;
@@ -101,7 +105,7 @@ __global__ void __launch_bounds__(kBlock, 1)
   const int column_B = static_cast<int>(group) * N;
   bring_async<kQ, NP, kBlock>(room.B, ldN, p.B, row, valid, column_B, N, thread);
   bring_async<kQ, NP, kBlock>(room.C, ldN, p.C, row, valid, column_B, N, thread);
-  bring_slice(0);
+  bring_slice();
   if (takes_steps) {
     load_steps(0);
     take_steps(0);
@@ -111,14 +115,13 @@ __global__ void __launch_bounds__(kBlock, 1)
   float G[kPairs][2][4] = {}, sum_DK[kPairs][2][4] = {};
   float dB[kTiles][4] = {}, dC[kTiles][4] = {};
 
-  for (int slice = 0; slice < slices; ++slice) {
+  for (int slice = 0, head = 0, p0 = 0; slice < slices; ++slice) {
     cuda::wait_for_copies<0>();
     __syncthreads();
-    if (stages == 2 && slice + 1 < slices) bring_slice(slice + 1);
-    const int head = slice / tiles;
-    const bool again = slice % tiles > 0;  // a head's further channels
-    const int64_t h = first_head + head, p0 = slice % tiles * kP;
-    const int channels = static_cast<int>(min(int64_t{kP}, p.P - p0));
+    if (stages == 2 && slice + 1 < slices) bring_slice();
+    const bool again = p0 > 0;  // a head's further channels
+    const int64_t h = first_head + head;
+    const int channels = min(kP, P - p0);
     const bf16 *const x = stage(slice), *const dy = x + kQ * kLdP;
     const bf16 *const S = dy + kQ * kLdP, *const dS = S + kP * ldN;
     const HeadSteps& steps = room.steps[head % 3];
@@ -362,14 +365,16 @@ __global__ void __launch_bounds__(kBlock, 1)
           }
           const Four<float2> four = exchange_pairs(pair[0], pair[1]);
           if (t < valid)
-            put_four(w.dx, row + t, static_cast<int>(h * p.P + p0) + i0 + 8 * j + four_of_lane(),
+            put_four(w.dx, row + t, first_column + head * P + p0 + i0 + 8 * j + four_of_lane(),
                      four);
         }
       }
     if (stages == 1 && slice + 1 < slices) {
       __syncthreads();
-      bring_slice(slice + 1);
+      bring_slice();
     }
+    p0 += kP;
+    if (p0 >= P) p0 = 0, ++head;
   }
 
   __syncthreads();

@@ -156,20 +156,20 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1)
 __global__ void join_kernel(const Walks walks, const int64_t span) {
   const Walk& w = walks.walk[blockIdx.z];
   const CudaProblem& p = w.p;
-  const int64_t s = blockIdx.x, h = blockIdx.y, of_head = p.P * p.N;
+  const int64_t s = blockIdx.x, of_head = p.P * p.N;
+  const int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x, h = i / of_head;
+  if (h >= p.H) return;
   const int64_t slot = first_slot(p, s, span),
                 units = ceil_div(begin_of(p, s + 1) - begin_of(p, s), span);
   const int64_t row = w.start_row ? w.start_row[s] : s;
-  for (int64_t i = threadIdx.x; i < of_head; i += blockDim.x) {
-    float state = w.start && row >= 0 ? w.start[(row * p.H + h) * of_head + i] : 0.0f;
-    for (int64_t k = 0; k < units; ++k) {
-      const int64_t piece = (slot + (w.backwards ? units - 1 - k : k)) * p.H + h;
-      float& at = w.pieces[piece * of_head + i];
-      const bool more = k + 1 < units;
-      const float left = more ? at : 0.0f, kept = more ? w.kept[piece] : 0.0f;
-      at = state;
-      state = fmaf(kept, state, left);
-    }
+  float state = w.start && row >= 0 ? w.start[row * p.H * of_head + i] : 0.0f;
+  for (int64_t k = 0; k < units; ++k) {
+    const int64_t piece = slot + (w.backwards ? units - 1 - k : k);
+    float& at = w.pieces[piece * p.H * of_head + i];
+    const bool more = k + 1 < units;
+    const float left = more ? at : 0.0f, kept = more ? w.kept[piece * p.H + h] : 0.0f;
+    at = state;
+    state = fmaf(kept, state, left);
   }
 }
 
@@ -208,10 +208,10 @@ void pass(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream) {
 // Tokens that one block walks through: all of a sequence, or where that leaves half of the card idle a piece.
 // Pieces cost a second walk, and more than run at once would wait for the first.
 int64_t span_of(const CudaProblem& p, int walks) {
-  constexpr int64_t kBlocks = 264;  // that a large card runs at once
-  constexpr int64_t kLeast = 512;   // tokens
-  const int64_t of_piece = p.matrix_units ? walks * matrix_walk_blocks(p) : p.H * ceil_div(p.P, kP);
-  const int64_t blocks = std::max<int64_t>(1, p.sequences * of_piece);
+  constexpr int64_t kBlocks = 264;                               // that a large card runs at once
+  constexpr int64_t kLeast = 512;                                // tokens
+  const int64_t slices = p.sequences * p.H * ceil_div(p.P, kP);  // blocks of a piece of all
+  const int64_t blocks = std::max<int64_t>(1, p.matrix_units ? walks * slices : slices);
   const int64_t pieces = std::max<int64_t>(1, kBlocks / blocks);
   return std::max(ceil_div(ceil_div(p.longest, pieces), 64) * 64, kLeast);
 }
@@ -238,7 +238,8 @@ void walk(Walks w, float* scratch, void* stream) {
   }
   if (size > 0) {
     pass(w, span, true, s);
-    const dim3 grid(static_cast<unsigned>(p.sequences), static_cast<unsigned>(p.H),
+    const dim3 grid(static_cast<unsigned>(p.sequences),
+                    static_cast<unsigned>(ceil_div(p.H * p.P * p.N, 256)),
                     static_cast<unsigned>(w.count));
     join_kernel<<<grid, 256, 0, s>>>(w, span);
     cuda::check_launch("ssd pieces");

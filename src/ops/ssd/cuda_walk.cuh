@@ -37,8 +37,9 @@ struct Walks {
 int64_t walk_scratch(const CudaProblem& p, int walks);
 void walk(Walks w, float* scratch, void* stream);
 
-// On matrix units: blocks that a piece of a sequence takes; one pass of a walk.
-int64_t matrix_walk_blocks(const CudaProblem& p);
+// One pass of a walk on matrix units.
 void matrix_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
+// The same by warpgroups where the device and N let it, with y or as a first pass; whether it did.
+bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
 
 }  // namespace krait::ops::ssd_gpu

@@ -24,7 +24,8 @@
 // product of the steps between them, never a ratio, so that nothing overflows or cancels.
 //
 // A GPU takes N up to 256, and a decay there is a power of the sum of the steps' logarithms. Where x, B and C are
-// bfloat16, P and N multiples of 16, and its blocks have 110 KB of shared memory, the products run on its matrix units: their operands, decays and states
+// bfloat16, P and N multiples of 16, and its blocks have 110 KB of shared memory, the products run on its matrix units
+// (on sm_90, N up to 128, by warpgroups that read their operands from shared memory): their operands, decays and states
 // included, are rounded to bfloat16, their sums and the state from chunk to chunk stay float32. All else is float32
 // as here, in chunks of 32.
 //

@@ -68,7 +68,8 @@ std::vector<SsdCase> cases() {
   for (const SsdCase& size : {SsdCase{.L = 64, .P = 64, .N = 128},
                               {.L = 9, .P = 16, .N = 16},
                               {.L = 150, .P = 80, .N = 48},
-                              {.L = 70, .P = 32, .N = 256}})
+                              {.L = 70, .P = 32, .N = 256},
+                              {.L = 1100, .P = 16, .N = 32}})
     add(fmt::format("bf16_matrices_L{}_P{}_N{}", size.L, size.P, size.N), [&](SsdCase& k) {
       k.dtype = k.dtype_BC = DType::bf16, k.states = true;
       k.L = size.L, k.P = size.P, k.N = size.N;
@@ -76,6 +77,11 @@ std::vector<SsdCase> cases() {
   add("bf16_matrices_packed", [](SsdCase& k) {
     k.dtype = k.dtype_BC = DType::bf16, k.states = true, k.P = 32, k.G = 2, k.H = 4;
     k.L = 150, k.B = 2, k.lengths = {5, 0, 130, 1, 63, 101}, k.D_per_channel = true;
+  });
+  // So many chunks that a block takes nine heads one after the other.
+  add("bf16_matrices_nine_heads_a_block", [](SsdCase& k) {
+    k.dtype = k.dtype_BC = DType::bf16, k.H = 17, k.P = k.N = 16;
+    k.lengths.assign(256, 9), k.L = 2304;
   });
   return all;
 }
