@@ -10,14 +10,14 @@
 namespace krait::ops::scan {
 namespace {
 
-template <class S>
+template <class S, bool kExact>
 __device__ inline void scan_states(const Work& k, const Place& place, int64_t piece, int role,
                                    int lane, BackwardMemory<S>& memory) {
   const CudaBackward& w = k.w;
   const CudaProblem& p = w.p;
-  Adjoint<S> a;
+  Adjoint<S, kExact> a;
   a.warp = role, a.lane = lane, a.channel = role * 8 + lane % 8;
-  const StatePlace at(p, place, a.channel, lane / 8 * 4);
+  const StatePlace<4> at(p, place, a.channel, lane / 8 * 4);
   const int64_t states = p.E * p.N;
   at.load(p.A, a.A);
 #pragma unroll
@@ -44,9 +44,7 @@ __device__ inline void scan_states(const Work& k, const Place& place, int64_t pi
 #pragma unroll
       for (int n = 0; n < 4; ++n) a.h[n] = next[n];
       if (tile > 0) at.load(before(tile - 1), next);
-      const int64_t tokens = u.s.tokens - u.from - tile * S::kTile;
-      a.tile(memory, memory.tile[(u.tiles - 1 - tile) & 1],
-             static_cast<int>(tokens < S::kTile ? tokens : S::kTile));
+      a.tile(memory, memory.tile[(u.tiles - 1 - tile) & 1]);
       __syncthreads();
     }
     __syncthreads();
@@ -55,33 +53,41 @@ __device__ inline void scan_states(const Work& k, const Place& place, int64_t pi
   at.store(a.dA, k.dA + piece * states);
 }
 
-template <class S>
+template <class S, bool kExact>
 __global__ void __launch_bounds__(S::kThreads, 1)
     scan_backward_bf16(const __grid_constant__ Work k) {
   extern __shared__ float4 shared[];
-  auto& memory = *reinterpret_cast<BackwardMemory<S>*>(shared);
+  // The memory and the lane by shuffles, or the compiler finds them again in every loop.
+  const unsigned here =
+      __shfl_sync(~0u, static_cast<unsigned>(__cvta_generic_to_shared(shared)), 0);
+  auto& memory = *static_cast<BackwardMemory<S>*>(__cvta_shared_to_generic(here));
   const CudaProblem& p = k.w.p;
   const int64_t all = k.blocks * p.G, of_all = blockIdx.x % all, piece = blockIdx.x / all;
   const int64_t block = of_all % k.blocks;
   const Place place = place_of<S>(p, of_all / k.blocks, block);
-  const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
-  if (role >= 0) return scan_states<S>(k, place, piece, role, lane, memory);
-  Helper<S> h(k, place, memory, ~role * 32 + lane);
-  for (int64_t i = first_of(k, piece); i < k.units() && piece_of(k, i) == piece; ++i) {
-    const Unit u = unit_of<S>(k, i);
-    for (int step = 0; step < u.tiles + 2; ++step) {
-      h.step(u, step, block);
-      __syncthreads();
+  const int warp = warp_index(),
+            lane = __shfl_sync(~0u, static_cast<int>(threadIdx.x % 32), threadIdx.x % 32),
+            role = S::role(warp);
+  if (role >= 0) {
+    scan_states<S, kExact>(k, place, piece, role, lane, memory);
+  } else {
+    Helper<S> h(k, place, memory, ~role * 32 + lane, block);
+    for (int64_t i = first_of(k, piece); i < k.units() && piece_of(k, i) == piece; ++i) {
+      const Unit u = unit_of<S>(k, i);
+      for (int step = 0; step < u.tiles + 2; ++step) {
+        h.step(u, step);
+        __syncthreads();
+      }
     }
+    h.sum_over_rows(piece);
   }
-  h.sum_over_rows(piece);
 }
 
 template <class S>
 Work plan(const CudaProblem& p, float* scratch, CudaSegments& segments, int64_t* floats) {
   Memory at{scratch};
   Work k = plan_spans<S>(p, at);
-  segments = cuda_segments(p, k.span, p.sequences * p.G * k.blocks, S::kTile, kExtraBackward);
+  segments = cuda_segments(p, k.span, p.sequences * p.G * k.blocks, S::kTile, kBackwardCosts);
   k.segments = segments.segments, k.segment = segments.segment;
   k.pieces = std::clamp<int64_t>(p.sequences * k.segments, 1, 64);
   take_sums(p, k, at);
@@ -100,18 +106,20 @@ void launch(const CudaBackward& w, void* stream) {
   CudaSegments segments;
   Work k = plan<S>(w.p, w.scratch, segments, &floats);
   k.w = w;
+  const auto narrow = [](const CudaRows& r) { return !r.data || r.bf16; };
+  const auto kernel =
+      narrow(w.dB) && narrow(w.dC) ? scan_backward_bf16<S, false> : scan_backward_bf16<S, true>;
   constexpr int bytes = sizeof(BackwardMemory<S>);
   static_assert(bytes <= 227 * 1024);
-  cudaFuncSetAttribute(scan_backward_bf16<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   in_spans<S>(k, stream, [&](const Work& span, cudaStream_t queue) {
     if (span.adjoints) {
       segments.from = span.from;
       cuda_adjoints_between(w.p, w.dy, segments, span.last ? w.dstate_out : span.dstates, span.last,
                             stream);
     }
-    scan_backward_bf16<S>
-        <<<static_cast<unsigned>(span.pieces * w.p.G * span.blocks), S::kThreads, bytes, queue>>>(
-            span);
+    kernel<<<static_cast<unsigned>(span.pieces * w.p.G * span.blocks), S::kThreads, bytes, queue>>>(
+        span);
   });
 }
 
@@ -127,9 +135,8 @@ static bool fits() {
 
 bool cuda_takes_bf16_backward(const CudaBackward& w) {
   const CudaProblem& p = w.p;
-  const auto narrow = [](const CudaRows& r) { return !r.data || r.bf16; };
   return p.N <= 16 && p.softplus && w.dy.data && p.z.data && w.du.data && w.ddt.data && w.dz.data &&
-         p.B.bf16 && p.C.bf16 && narrow(w.dB) && narrow(w.dC) && fits();
+         fits();
 }
 
 int64_t cuda_backward_bf16_scratch(const CudaProblem& p) {
@@ -142,7 +149,7 @@ int64_t cuda_backward_bf16_scratch(const CudaProblem& p) {
 }
 
 void cuda_scan_backward_bf16(const CudaBackward& w, void* stream) {
-  with_shape(w.p, kExtraBackward, [&]<class S>() { launch<S>(w, stream); });
+  with_shape<false>(w.p, [&]<class S>() { launch<S>(w, stream); });
 }
 
 }  // namespace krait::ops::scan

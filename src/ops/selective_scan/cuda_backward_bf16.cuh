@@ -11,14 +11,27 @@ using cuda::mma_tf32;
 
 constexpr int kSub = 4;  // steps whose states and operands are in registers at once
 
+// A step of a channel: for the scanning warps, and what they leave for the helping ones.
+struct Cell {
+  float delta, delta_u, g, slope;  // g: gradient of y before the gate; slope: of the softplus
+};
+struct Sums {
+  float s_A, s_B, y, slope;  // Σ_n dh a h A2, Σ_n d B, Σ_n C h
+};
+
 template <class S>
 struct BackwardTile {
-  // Rows are apart by half of the banks, or a quarter: four of them are written at once.
-  float2 row[S::kTile][S::kChannels + 8];  // delta, delta u; then Σ_n dh a h A2, Σ_n dh B
-  float g[S::kTile][S::kChannels + 8];     // gradient of y before the gate; then Σ_n C h
-  float delta[S::kTile][S::kChannels], slope[S::kTile][S::kChannels];  // of the softplus
+  union {
+    Cell cell[S::kTile][S::kChannels];  // at cell_of(channel)
+    Sums sums[S::kTile][S::kChannels];
+  };
+  float delta[S::kTile][S::kChannels];
   float bc[S::kTile * S::kRow];
 };
+
+// The eight channels of a scanning warp stay together; each fourth of 32, which helpers read at once, is in banks of
+// its own.
+__device__ inline int cell_of(int channel) { return channel ^ (channel / 8 % 4); }
 
 template <class S>
 struct BackwardMemory {
@@ -58,11 +71,11 @@ struct Helper : HelperPlace<S> {
   const Work& k;
   BackwardMemory<S>& memory;
   const int helper;
-  Inputs before;  // of the tile that is finished next
+  const int64_t set;  // of channels
   float dD[kQuads][4] = {}, ddt_bias[kQuads][4] = {};
 
-  __device__ Helper(const Work& k_, const Place& place_, BackwardMemory<S>& memory_, int helper_)
-      : HelperPlace<S>(place_, helper_), k(k_), memory(memory_), helper(helper_) {
+  __device__ Helper(const Work& k_, const Place& place_, BackwardMemory<S>& memory_, int helper_, int64_t block)
+      : HelperPlace<S>(place_, helper_), k(k_), memory(memory_), helper(helper_), set(place.group * k.blocks + block) {
     const CudaProblem& p = k.w.p;
     for (int c = helper; c < S::kChannels; c += S::kHelpers) {
       const bool there = c < place.channels;
@@ -72,32 +85,32 @@ struct Helper : HelperPlace<S> {
     for (int i = helper; !S::kWhole && i < 2 * S::kTile * S::kChannels; i += S::kHelpers) {  // that do not exist
       BackwardTile<S>& at = memory.tile[i / (S::kTile * S::kChannels)];
       const int t = i / S::kChannels % S::kTile, c = i % S::kChannels;
-      if (c >= place.channels) at.row[t][c] = {0, 0}, at.g[t][c] = 0;
+      if (c >= place.channels) at.cell[t][cell_of(c)] = {};
     }
     helpers_meet<S>();
   }
 
   // Step i of a unit: tile tiles - 1 - i is prepared, the one two before is finished.
-  __device__ void step(const Unit& u, int i, int64_t block) {
+  __device__ void step(const Unit& u, int i) {
     BackwardTile<S>& at = memory.tile[i & 1];
     const int tiles = static_cast<int>(u.tiles), first = (tiles - 1 - i) * S::kTile,  // from the unit's first token
         begin = static_cast<int>(u.s.begin + u.from), last = static_cast<int>(u.s.tokens - u.from) - 1;
+    const int t = first + row, done = t + 2 * S::kTile, token = begin + min(t, last);
     AnyBC<S> bc;
+    Inputs in;
     if (i < tiles) bc.load(k.w.p, place, u.s, u.from + first, helper);
-    if (i >= 2 && k.parts) sum_parts(u, u.from + first + 2 * S::kTile, block);
-    if (i >= 1 && i <= tiles) part_is_free<S>();
-    const int t = first + row, done = t + 2 * S::kTile;
-    Inputs now;
-    Quads dt;
-    if (i >= 2 && done <= last) finish(begin + done, at);
-    if (i < tiles) {
-      const int token = begin + min(t, last);  // rows beyond the end are those of the last token
-      load(token, now);
-      HelperPlace<S>::load(k.w.p.dt, token, dt);
-      bc.store(k.w.p, helper, at.bc);
-      prepare(t <= last, now, dt, at);
+    if (i >= 2) {
+      load(begin + min(done, last), in);
+      if (k.parts) sum_parts(u, first + 2 * S::kTile, last);
     }
-    if (i >= 1 && i <= tiles) load(begin + min(t + S::kTile, last), before);  // finished in the next step
+    if (i >= 1 && i <= tiles) part_is_free<S>();
+    if (i >= 2 && done <= last) finish(begin + done, in, at);
+    if (i >= tiles) return;
+    Quads dt;
+    load(token, in);  // rows beyond the end are those of the last token
+    HelperPlace<S>::load(k.w.p.dt, token, dt);
+    bc.store(k.w.p, helper, at.bc);
+    prepare(t <= last, in, dt, at);
   }
 
   // Over the rows, in order; `sums` in memory that the tiles do not need any more.
@@ -121,22 +134,19 @@ struct Helper : HelperPlace<S> {
   }
 
  private:
-  __device__ void sum_parts(const Unit& u, int64_t t0, int64_t block) {
-    constexpr int kUnitsOfRow = S::kRow / 4, kUnits = S::kTile * kUnitsOfRow;
-    const int64_t set = place.group * k.blocks + block;
-    float4* to = reinterpret_cast<float4*>(k.parts) +
-                 (set * k.part_rows + k.part_row(u.n, u.s.begin, t0)) * kUnitsOfRow;
+  // Of the tile from the unit's token `first` on.
+  __device__ void sum_parts(const Unit& u, int first, int last) {
+    constexpr int kUnitsOfRow = S::kRow / 4;
+    static_assert(S::kTile * kUnitsOfRow == S::kHelpers);
+    const int t = helper / kUnitsOfRow, from = unit_of_part<S>(t, helper % kUnitsOfRow);
+    float4 sum = memory.part[0][from];
 #pragma unroll
-    for (int i = helper; i < kUnits; i += S::kHelpers) {
-      const int t = i / kUnitsOfRow, from = unit_of_part<S>(t, i % kUnitsOfRow);
-      float4 sum = memory.part[0][from];
-#pragma unroll
-      for (int warp = 1; warp < S::kScanWarps; ++warp) {
-        const float4 v = memory.part[warp][from];
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-      }
-      if (t0 + t < u.s.tokens) to[i] = sum;
+    for (int warp = 1; warp < S::kScanWarps; ++warp) {
+      const float4 v = memory.part[warp][from];
+      sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
+    const int64_t rows = set * k.part_rows + k.part_row(u.n, u.s.begin, u.from) + first;
+    if (first + t <= last) reinterpret_cast<float4*>(k.parts)[rows * kUnitsOfRow + helper] = sum;
   }
 
   __device__ void load(int token, Inputs& to) const {
@@ -165,16 +175,14 @@ struct Helper : HelperPlace<S> {
         g[n] *= z[n] * sigmoid<true>(z[n]);
         if (!there) delta[n] = g[n] = 0;  // steps beyond the end change nothing
       }
-      float4* slot = reinterpret_cast<float4*>(&at.row[row][c]);
-      slot[0] = {delta[0], delta[0] * u[0], delta[1], delta[1] * u[1]};
-      slot[1] = {delta[2], delta[2] * u[2], delta[3], delta[3] * u[3]};
-      *reinterpret_cast<float4*>(&at.g[row][c]) = {g[0], g[1], g[2], g[3]};
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        at.cell[row][c + (n ^ this->lane / 2)] = {delta[n], delta[n] * u[n], g[n], slope[n]};
       *reinterpret_cast<float4*>(&at.delta[row][c]) = {delta[0], delta[1], delta[2], delta[3]};
-      *reinterpret_cast<float4*>(&at.slope[row][c]) = {slope[0], slope[1], slope[2], slope[3]};
     }
   }
 
-  __device__ void finish(int token, const BackwardTile<S>& at) {
+  __device__ void finish(int token, const Inputs& in, const BackwardTile<S>& at) {
     const CudaBackward& w = k.w;
     char *const to_u = this->at(w.du, token), *const to_dt = this->at(w.ddt, token),
                *const to_z = this->at(w.dz, token);
@@ -182,23 +190,19 @@ struct Helper : HelperPlace<S> {
     for (int j = 0; j < kQuads; ++j) {
       if (!this->exists(j)) break;
       const int c = this->channel(j);
-      const float4* slot = reinterpret_cast<const float4*>(&at.row[row][c]);
-      const float4 s01 = slot[0], s23 = slot[1];
-      const float s_A[4] = {s01.x, s01.z, s23.x, s23.z}, s_B[4] = {s01.y, s01.w, s23.y, s23.w};
-      float D[4], y[4], delta[4], slope[4], u[4], z[4], dy[4], du[4], ddt[4], dz[4];
+      float D[4], delta[4], u[4], z[4], dy[4], du[4], ddt[4], dz[4];
       to_floats(*reinterpret_cast<const float4*>(&memory.D[c]), D);
-      to_floats(*reinterpret_cast<const float4*>(&at.g[row][c]), y);
       to_floats(*reinterpret_cast<const float4*>(&at.delta[row][c]), delta);
-      to_floats(*reinterpret_cast<const float4*>(&at.slope[row][c]), slope);
-      to_floats<true>(before.u[j], true, u);
-      to_floats<true>(before.z[j], true, z);
-      to_floats<true>(before.dy[j], true, dy);
+      to_floats<true>(in.u[j], true, u);
+      to_floats<true>(in.z[j], true, z);
+      to_floats<true>(in.dy[j], true, dy);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
+        const Sums of = at.sums[row][c + (n ^ this->lane / 2)];
         const float sig = sigmoid<true>(z[n]), gate = z[n] * sig, g = dy[n] * gate;
-        dz[n] = dy[n] * fmaf(D[n], u[n], y[n]) * fmaf(gate, 1.0f - sig, sig);
-        du[n] = fmaf(delta[n], s_B[n], D[n] * g);
-        ddt[n] = fmaf(u[n], s_B[n], kLn2 * s_A[n]) * slope[n];
+        dz[n] = dy[n] * fmaf(D[n], u[n], of.y) * fmaf(gate, 1.0f - sig, sig);
+        du[n] = fmaf(delta[n], of.s_B, D[n] * g);
+        ddt[n] = fmaf(u[n], of.s_B, kLn2 * of.s_A) * of.slope;
         dD[j][n] = fmaf(g, u[n], dD[j][n]);
         ddt_bias[j][n] += ddt[n];
       }
@@ -209,45 +213,102 @@ struct Helper : HelperPlace<S> {
   }
 };
 
+// Sums over the eight channels of a warp of four steps' products of a vector of states with a number of the channel
+// and step, on tensor cores, which cut their operands to 11 bits. Lane 8 l + c brings the number of step l. Of the
+// sums over channels 0 to 3 and 4 to 7 it gets those of step c % 4, in of(n, 0) or of(n, 1), c < 4 or not: the other
+// is of no use. kExact: to 22 bits, of products and what the cut leaves of them.
+template <bool kExact>
+struct SumOverChannels {
+  float low[4] = {}, high[4] = {};  // states 0 and 1; 2 and 3
+  float of_step[kSub];              // the number, in the lanes of the step
+
+  __device__ SumOverChannels(float number, int lane) {
+    // The number is rounded, and makes up for what cutting takes of the other operand on average.
+    if (!kExact) number = __uint_as_float(__float_as_uint(fmaf(number, 0x1.7p-12f, number)) + 0x1000);
+#pragma unroll
+    for (int s = 0; s < kSub; ++s) of_step[s] = lane / 8 == s ? kExact ? 1.0f : number : 0.0f;
+  }
+  // Of steps 2 pair and 2 pair + 1.
+  __device__ void add(int pair, const float (&even)[4], float of_even, const float (&odd)[4], float of_odd) {
+    const float one = of_step[pair * 2], other = of_step[pair * 2 + 1];
+    if constexpr (!kExact) {
+      mma_tf32(low, {even[0], even[1], odd[0], odd[1]}, one, other);
+      mma_tf32(high, {even[2], even[3], odd[2], odd[3]}, one, other);
+    } else {
+      float x[8], left[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        x[i] = i % 4 < 2 ? even[i / 4 * 2 + i % 2] * of_even : odd[i / 4 * 2 + i % 2] * of_odd;
+        left[i] = x[i] - __uint_as_float(__float_as_uint(x[i]) & 0xffffe000u);
+      }
+      mma_tf32(low, {x[0], x[1], x[2], x[3]}, one, other);
+      mma_tf32(low, {left[0], left[1], left[2], left[3]}, one, other);
+      mma_tf32(high, {x[4], x[5], x[6], x[7]}, one, other);
+      mma_tf32(high, {left[4], left[5], left[6], left[7]}, one, other);
+    }
+  }
+  __device__ float of(int n, int half) const { return n < 2 ? low[n * 2 + half] : high[n * 2 - 4 + half]; }
+};
+
 // The adjoint recurrence of one scanning thread: one channel, four of its states. Lanes 8 i + c have channel c of
 // the warp's eight.
-template <class S>
+template <class S, bool kExact>
 struct Adjoint {
+  static constexpr int kStride = S::kChannels, kSubs = S::kTile / kSub, kThreads = S::kScanWarps * 32;
   int channel, lane, warp;
   float A[4], h[4], dh[4], dA[4];  // A: A log2(e)
 
-  __device__ void tile(BackwardMemory<S>& memory, BackwardTile<S>& at, int steps) {
-    const int l = lane / 8, thread = warp * 32 + lane, subs = (steps + kSub - 1) / kSub;
-    for (int sub = 0; sub + 1 < subs; ++sub) {
-      memory.start[sub][thread] = {h[0], h[1], h[2], h[3]};
+  // Where the thread reads and writes in a tile: of its channel, and of its states.
+  struct Own {
+    Cell* cell;
+    const float* bc;
+    float4 *start, *part;  // of dB and dC: of the step lane % 4 of four
+  };
+
+  // Steps beyond the end of the sequence change nothing.
+  __device__ void tile(BackwardMemory<S>& memory, BackwardTile<S>& at) {
+    const int l = lane / 8;
+    Own own = {&at.cell[0][cell_of(channel)], at.bc + l * 8, &memory.start[0][warp * 32 + lane],
+               memory.part[warp] + unit_of_part<S>(lane & 3, l * 2 + (lane >> 2 & 1))};
+#pragma unroll
+    for (int sub = 0; sub + 1 < kSubs; ++sub) {
+      own.start[sub * kThreads] = {h[0], h[1], h[2], h[3]};
 #pragma unroll
       for (int s = 0; s < kSub; ++s) {
-        float b[4], c[4];
-        load_bc<S>(at.bc, sub * kSub + s, l, b, c);
-        const float2 v = at.row[sub * kSub + s][channel];
+        const int t = sub * kSub + s;
+        float b[4];
+        to_floats(*reinterpret_cast<const float4*>(own.bc + t * S::kRow), b);
+        const float2 v = *reinterpret_cast<const float2*>(own.cell + t * kStride);
 #pragma unroll
         for (int n = 0; n < 4; ++n) h[n] = fmaf(exp2_of<true>(v.x * A[n]), h[n], v.y * b[n]);
       }
     }
     wait_for_part<S>();
-    for (int sub = subs - 1; sub >= 0; --sub) {
-      if (sub + 1 < subs) to_floats(memory.start[sub][thread], h);
-      back(memory, at, sub);
+    own.cell += (kSubs - 1) * kSub * kStride, own.bc += (kSubs - 1) * kSub * S::kRow;
+    own.part += (kSubs - 1) * kSub * (S::kRow / 4), own.start += (kSubs - 1) * kThreads;
+    back(own);
+#pragma unroll 1
+    for (int sub = kSubs - 2; sub >= 0; --sub) {
+      own.cell -= kSub * kStride, own.bc -= kSub * S::kRow;
+      own.part -= kSub * (S::kRow / 4), own.start -= kThreads;
+      to_floats(*own.start, h);
+      back(own);
     }
   }
 
  private:
-  __device__ void back(BackwardMemory<S>& memory, BackwardTile<S>& at, int sub) {
-    const int l = lane / 8, t0 = sub * kSub;
-    const bool upper = lane & 4;
+  // Four steps backwards.
+  __device__ void back(const Own& own) {
+    const int l = lane / 8;
     float states[kSub + 1][4], decay[kSub][4], b[kSub][4], c[kSub][4], y[kSub], s_A[kSub], s_B[kSub];
-    float2 v[kSub];
+    float4 v[kSub];
 #pragma unroll
     for (int n = 0; n < 4; ++n) states[0][n] = h[n];
 #pragma unroll
     for (int s = 0; s < kSub; ++s) {
-      load_bc<S>(at.bc, t0 + s, l, b[s], c[s]);
-      v[s] = at.row[t0 + s][channel];
+      const float4* bc = reinterpret_cast<const float4*>(own.bc + s * S::kRow);
+      to_floats(bc[0], b[s]), to_floats(bc[1], c[s]);
+      v[s] = *reinterpret_cast<const float4*>(own.cell + s * kStride);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         decay[s][n] = exp2_of<true>(v[s].x * A[n]);
@@ -256,38 +317,39 @@ struct Adjoint {
       }
     }
     sum_transposed<4, 8>(y, lane);
-    // Products with a matrix of zeros and ones: each lane gets the sums over four channels of the step lane % 4.
-    float sum_B[4] = {}, sum_C[4] = {};
+    float4* const to = reinterpret_cast<float4*>(own.cell + l * kStride);
+    const float4 of_lane = *to;
+    SumOverChannels<kExact> sum_B(of_lane.y, lane), sum_C(of_lane.z, lane);
+    float d[kSub][4];
 #pragma unroll
     for (int s = kSub - 1; s >= 0; --s) {
-      float part_B[4], part_C[4];
-      const float g = at.g[t0 + s][channel];
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const float d = fmaf(c[s][n], g, dh[n]);
-        part_B[n] = d * v[s].y, part_C[n] = g * states[s + 1][n];
-        s_B[s] = n == 0 ? d * b[s][n] : fmaf(d, b[s][n], s_B[s]);
-        dh[n] = d * decay[s][n];
+        d[s][n] = fmaf(c[s][n], v[s].z, dh[n]);
+        s_B[s] = n == 0 ? d[s][n] * b[s][n] : fmaf(d[s][n], b[s][n], s_B[s]);
+        dh[n] = d[s][n] * decay[s][n];
         const float of_A = dh[n] * states[s][n];
         dA[n] = fmaf(of_A, v[s].x, dA[n]);
         s_A[s] = n == 0 ? of_A * A[n] : fmaf(of_A, A[n], s_A[s]);
       }
-      const float even = lane / 4 == 2 * s ? 1.0f : 0.0f, odd = lane / 4 == 2 * s + 1 ? 1.0f : 0.0f;
-      mma_tf32(sum_B, part_B, even, odd);
-      mma_tf32(sum_C, part_C, even, odd);
+      if (s % 2 == 0) {
+        sum_B.add(s / 2, d[s], v[s].y, d[s + 1], v[s + 1].y);
+        sum_C.add(s / 2, states[s + 1], v[s].z, states[s + 2], v[s + 1].z);
+      }
     }
-    float sum[4];  // over the other four channels: dB in the lower lanes, dC in the upper
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const float send = upper ? sum_B[n] : sum_C[n], keep = upper ? sum_C[n] : sum_B[n];
-      sum[n] = keep + __shfl_xor_sync(~0u, send, 4);
-    }
-    memory.part[warp][unit_of_part<S>(t0 + lane % 4, l * 2 + upper)] = {sum[0], sum[2], sum[1], sum[3]};
     sum_transposed<4, 8>(s_A, lane);
     sum_transposed<4, 8>(s_B, lane);
+    float sum[4];  // over all channels: dB in the lower lanes, dC in the upper
+    const bool upper = lane & 4;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float send = upper ? sum_B.of(n, 1) : sum_C.of(n, 0), keep = upper ? sum_C.of(n, 1) : sum_B.of(n, 0);
+      sum[n] = keep + __shfl_xor_sync(~0u, send, 4);
+    }
+    *own.part = {sum[0], sum[1], sum[2], sum[3]};
+    // The shuffles are not a barrier of memory: the cells are read by all lanes before they are written.
     __syncwarp();
-    at.row[t0 + l][channel] = {s_A[0], s_B[0]};
-    at.g[t0 + l][channel] = y[0];
+    *to = {s_A[0], s_B[0], y[0], of_lane.w};
   }
 };
 

@@ -10,11 +10,12 @@
 namespace krait::ops::scan {
 namespace {
 
-// kWarps scanning warps of eight channels: lane 8 i + c has the states 4 i ... 4 i + 3 of channel c.
-// kWhole: every block has all of its channels, and they have 16 states.
-template <int kWarps, bool Whole>
-struct Shape16 : Layout<4, 4, 1, kWarps, 8, false, 32> {
+// kWarps scanning warps of 32 / Lanes channels: with c of them in a warp, lane c i + j has the i-th 16 / Lanes states
+// of channel j. kWhole: every block has all of its channels, and they have 16 states.
+template <int kWarps, bool Whole, int Lanes = 4>
+struct Shape16 : Layout<Lanes, 16 / Lanes, 1, kWarps, 8, false, 32> {
   static constexpr bool kWhole = Whole;
+  static constexpr int kOfWarp = 32 / Lanes;  // channels
 };
 
 // How a helping thread lies on a tile: a row, and of its channels every eighth group of four. What it reads from
@@ -26,13 +27,21 @@ struct HelperPlace {
   static_assert(S::kHelpers == S::kTile * kLanes);
   const Place& place;
   const int row, lane;
+  const int64_t column;  // of the first group, in bytes
 
   __device__ HelperPlace(const Place& place_, int helper)
-      : place(place_), row(helper / kLanes), lane(helper % kLanes) {}
+      : place(place_),
+        row(helper / kLanes),
+        lane(helper % kLanes),
+        column((place_.first + lane * 4) * 2) {}
   __device__ int channel(int quad) const { return (lane + quad * kLanes) * 4; }
   __device__ bool exists(int quad) const { return S::kWhole || channel(quad) < place.channels; }
   __device__ char* at(const CudaRows& r, int token) const {
-    return static_cast<char*>(r.data) + (int64_t{token} * static_cast<int>(r.stride) + place.first + lane * 4) * 2;
+    int64_t bytes;  // one instruction, which the compiler does not find
+    asm("mad.wide.s32 %0, %1, %2, %3;"
+        : "=l"(bytes)
+        : "r"(token), "r"(static_cast<int>(r.stride) * 2), "l"(column));
+    return static_cast<char*>(r.data) + bytes;
   }
   using Quads = Quad[kQuads];
   __device__ void load(const CudaRows& r, int token, Quads& to) const {
@@ -74,7 +83,7 @@ struct WholeBC {
       q.bits.x = bits[i].x, q.bits.y = bits[i].y;
       float x[4];
       to_floats<true>(q, true, x);
-      *reinterpret_cast<float4*>(to + step(at) * S::kRow + at % 4 * 8 + of_C(at) * 4) = {x[0], x[1], x[2], x[3]};
+      put_bc<S>(to + step(at) * S::kRow, at % 4 * 4, of_C(at), x);
     }
   }
 };
@@ -97,15 +106,20 @@ struct AnyBC : std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>> {
   }
 };
 
-// Calls f with the shape for a problem; `extra` as of cuda_segments.
-template <class F>
-void with_shape(const CudaProblem& p, double extra, const F& f) {
-  const auto with = [&]<int kWarps>() {
-    const bool whole = p.E / p.G % (kWarps * 8) == 0 && p.N == 16 && p.B.bf16 && p.B.by4 && p.C.bf16 && p.C.by4;
-    whole ? f.template operator()<Shape16<kWarps, true>>() : f.template operator()<Shape16<kWarps, false>>();
+// Calls f with the shape for a problem. Forward, eight warps take 32 channels: with half the states a lane they hide
+// more of each other's waiting than four would.
+template <bool kForward, class F>
+void with_shape(const CudaProblem& p, const F& f) {
+  const auto with = [&]<int kWarps, int kLanes>() {
+    const bool whole =
+        p.E / p.G % (kWarps * 32 / kLanes) == 0 && p.N == 16 && p.B.bf16 && p.B.by4 && p.C.bf16 && p.C.by4;
+    whole ? f.template operator()<Shape16<kWarps, true, kLanes>>()
+          : f.template operator()<Shape16<kWarps, false, kLanes>>();
   };
-  const int warps = cuda_scan_warps(p, extra);
-  warps == 4 ? with.template operator()<4>() : warps == 8 ? with.template operator()<8>() : with.template operator()<12>();
+  const int channels = cuda_scan_channels(p, kForward ? kForwardCosts : kBackwardCosts);
+  channels == 32   ? with.template operator()<kForward ? 8 : 4, kForward ? 8 : 4>()
+  : channels == 64 ? with.template operator()<8, 4>()
+                   : with.template operator()<12, 4>();
 }
 
 // The most floats of scratch that any of the shapes needs.
@@ -123,20 +137,21 @@ __device__ inline void helpers_meet() {
   asm volatile("bar.sync 2, %0;" ::"n"(S::kHelpers) : "memory");
 }
 
-// Four states of a channel, from or to a contiguous (E, N); zero where they do not exist.
+// A thread's states of a channel, from or to a contiguous (E, N); zero where they do not exist.
+template <int kStates>
 struct StatePlace {
   int64_t at;
-  int there;  // of the four
+  int there;  // of them
   __device__ StatePlace(const CudaProblem& p, const Place& place, int channel, int n0)
       : at((place.first + channel) * p.N + n0),
         there(channel < place.channels ? static_cast<int>(p.N) - n0 : 0) {}
-  __device__ void load(const float* from, float (&to)[4]) const {
+  __device__ void load(const float* from, float (&to)[kStates]) const {
 #pragma unroll
-    for (int n = 0; n < 4; ++n) to[n] = from && n < there ? from[at + n] : 0.0f;
+    for (int n = 0; n < kStates; ++n) to[n] = from && n < there ? from[at + n] : 0.0f;
   }
-  __device__ void store(const float (&from)[4], float* to) const {
+  __device__ void store(const float (&from)[kStates], float* to) const {
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int n = 0; n < kStates; ++n)
       if (n < there) to[at + n] = from[n];
   }
 };

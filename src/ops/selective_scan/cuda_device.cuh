@@ -189,8 +189,20 @@ __device__ inline Place place_of(const CudaProblem& p, int64_t group, int64_t bl
           static_cast<int>(left < 0 ? 0 : left < S::kChannels ? left : S::kChannels)};
 }
 
-// B and C of a tile on their way to shared memory: rows [lane of the channel][B: NS, C: NS], zero beyond the
-// sequence and beyond N.
+// Four of B or C of a step, from state n on, in shared memory: rows [lane of the channel][B: NS, C: NS].
+template <class S>
+__device__ inline void put_bc(float* row, int n, bool of_C, const float (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i += S::NS < 4 ? S::NS : 4) {
+    float* at = row + (n + i) / S::NS * 2 * S::NS + of_C * S::NS + (n + i) % S::NS;
+    if constexpr (S::NS >= 4)
+      *reinterpret_cast<float4*>(at) = {x[0], x[1], x[2], x[3]};
+    else
+      *reinterpret_cast<float2*>(at) = {x[i], x[i + 1]};
+  }
+}
+
+// B and C of a tile on their way to shared memory, zero beyond the sequence and beyond N.
 template <class S>
 struct StagedBC {
   static constexpr int kQuadsOfN = S::NP / 4, kStep = S::kHelpers / kQuadsOfN;  // steps of one pass
@@ -222,26 +234,14 @@ struct StagedBC {
       if (t + j * kStep >= S::kTile) return;
       float x[4];
       to_floats<false>(b[j], p.B.bf16, x);
-      put(to + (t + j * kStep) * S::kRow, n, 0, x);
+      put_bc<S>(to + (t + j * kStep) * S::kRow, n, false, x);
       to_floats<false>(c[j], p.C.bf16, x);
-      put(to + (t + j * kStep) * S::kRow, n, 1, x);
-    }
-  }
-
- private:
-  static __device__ void put(float* row, int n, int which, const float (&x)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; i += S::NS < 4 ? S::NS : 4) {
-      float* at = row + (n + i) / S::NS * 2 * S::NS + which * S::NS + (n + i) % S::NS;
-      if constexpr (S::NS >= 4)
-        *reinterpret_cast<float4*>(at) = {x[0], x[1], x[2], x[3]};
-      else
-        *reinterpret_cast<float2*>(at) = {x[i], x[i + 1]};
+      put_bc<S>(to + (t + j * kStep) * S::kRow, n, true, x);
     }
   }
 };
 
-// B and C of a step, from where StagedBC puts them.
+// B and C of a step, from where put_bc puts them.
 template <class S>
 __device__ inline void load_bc(const float* rows, int t, int l, float (&b)[S::NS], float (&c)[S::NS]) {
   const float* bc = rows + t * S::kRow + l * 2 * S::NS;

@@ -262,6 +262,7 @@ struct Scanner {
   __device__ void put(ForwardTile<S>& at, int t0, float (&y)[kSteps * S::CPT]) const {
     const int l = lane % S::LPC;
     sum_transposed<S::LPC, 1>(y, lane);
+    __syncwarp();  // y takes the place of what the warp's lanes have read; shuffles do not order memory
     if (kSharers == 1 || l % kSharers == 0) {
 #pragma unroll
       for (int i = 0; i < S::CPT; ++i) at.row[t0 + l / kSharers][channel + i].x = y[i];

@@ -12,8 +12,9 @@ using cuda::ceil_div;
 
 template <class S>
 struct ForwardTile {
-  float2 row[S::kTile][S::kChannels];   // delta, delta u
-  float y[S::kTile][S::kChannels + 8];  // rows apart by 8 banks: four of them are written at once
+  float2 row[S::kTile][S::kChannels];  // delta, delta u
+  // Rows apart by a warp's channels, as banks: so many are written at once as lanes have a channel.
+  float y[S::kTile][S::kChannels + S::kOfWarp];
   float bc[S::kTile * S::kRow];
 };
 
@@ -157,13 +158,13 @@ struct Helper : HelperPlace<S> {
   }
 };
 
-// What a scanning thread does. Four steps at a time, whose sums over the states are taken while the next four are
+// What a scanning thread does. A few steps at a time, whose sums over the states are taken while the next few are
 // computed.
 template <class S>
 struct Scanner {
-  static constexpr int kSteps = 4;
+  static constexpr int kSteps = S::LPC, NS = S::NS;
   int channel, lane;
-  float A[4], h[4];  // A: A log2(e)
+  float A[NS], h[NS];  // A: A log2(e)
 
   // Steps beyond the end of the sequence change nothing.
   __device__ void tile(ForwardTile<S>& at) {
@@ -179,24 +180,24 @@ struct Scanner {
 
  private:
   __device__ void step(const ForwardTile<S>& at, int t0, float (&y)[kSteps]) {
-    float b[kSteps][4], c[kSteps][4];
+    float b[kSteps][NS], c[kSteps][NS];
     float2 v[kSteps];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      load_bc<S>(at.bc, t0 + s, lane / 8, b[s], c[s]);
+      load_bc<S>(at.bc, t0 + s, lane / S::kOfWarp, b[s], c[s]);
       v[s] = at.row[t0 + s][channel];
     }
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
+      for (int n = 0; n < NS; ++n) {
         h[n] = fmaf(exp2_of<true>(v[s].x * A[n]), h[n], v[s].y * b[s][n]);
         y[s] = n == 0 ? c[s][n] * h[n] : fmaf(c[s][n], h[n], y[s]);
       }
   }
   __device__ void put(ForwardTile<S>& at, int t0, float (&y)[kSteps]) const {
-    sum_transposed<4, 8>(y, lane);
-    at.y[t0 + lane / 8][channel] = y[0];
+    sum_transposed<S::LPC, S::kOfWarp>(y, lane);
+    at.y[t0 + lane / S::kOfWarp][channel] = y[0];
   }
 };
 
@@ -206,12 +207,12 @@ __device__ inline void scan_states(const Work& k, const Place& place, const Unit
   const CudaForward& w = k.w;
   const CudaProblem& p = w.p;
   Scanner<S> scan;
-  scan.lane = lane, scan.channel = role * 8 + lane % 8;
-  const StatePlace at(p, place, scan.channel, lane / 8 * 4);
+  scan.lane = lane, scan.channel = role * S::kOfWarp + lane % S::kOfWarp;
+  const StatePlace<S::NS> at(p, place, scan.channel, lane / S::kOfWarp * S::NS);
   const int64_t states = p.E * p.N;
   at.load(p.A, scan.A);
 #pragma unroll
-  for (int n = 0; n < 4; ++n) scan.A[n] = scaled_A(scan.A[n], p.a_is_log);
+  for (int n = 0; n < S::NS; ++n) scan.A[n] = scaled_A(scan.A[n], p.a_is_log);
   const float* state_in = p.state_in && u.s.in >= 0 ? p.state_in + u.s.in * states : nullptr;
   at.load(k.states ? k.states + unit * states : state_in, scan.h);
   float* saved = w.saved ? w.saved + (u.s.begin / S::kTile + u.from / S::kTile) * states : nullptr;
@@ -246,7 +247,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class S>
 CudaSegments cut(const CudaProblem& p) {
-  return cuda_segments(p, p.L, p.sequences * p.G * blocks_of_group<S>(p), S::kTile, kExtraForward);
+  return cuda_segments(p, p.L, p.sequences * p.G * blocks_of_group<S>(p), S::kTile, kForwardCosts);
 }
 
 template <class S>
@@ -278,7 +279,7 @@ int64_t cuda_forward_bf16_scratch(const CudaProblem& p) {
 }
 
 void cuda_scan_forward_bf16(const CudaForward& w, void* stream) {
-  with_shape(w.p, kExtraForward, [&]<class S>() { launch<S>(w, stream); });
+  with_shape<true>(w.p, [&]<class S>() { launch<S>(w, stream); });
 }
 
 }  // namespace krait::ops::scan

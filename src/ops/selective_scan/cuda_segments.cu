@@ -10,6 +10,7 @@ namespace {
 using cuda::ceil_div;
 
 constexpr int kN = 16, kTile = 32, kChannels = 128, kMultiprocessors = 132;
+constexpr float kLeast = -64.0f;  // log2 of the least weight
 
 struct Ends {
   CudaProblem p;
@@ -58,13 +59,20 @@ __global__ void __launch_bounds__(kChannels) sum_deltas(const __grid_constant__ 
   float sum[2] = {};
   const auto* rows =
       static_cast<const char*>(p.dt.data) + ((n * p.L + at.begin) * p.dt.stride + e) * 2;
+  unsigned next[kStep];  // asked for while those before are summed
+  const auto fetch = [&](int64_t t0) {
+#pragma unroll
+    for (int s = 0; s < kStep; ++s)
+      next[s] = t0 + s < at.tokens
+                    ? __ldg(reinterpret_cast<const unsigned*>(rows + (t0 + s) * p.dt.stride * 2))
+                    : 0;
+  };
+  fetch(0);
   for (int64_t t0 = 0; t0 < at.tokens; t0 += kStep) {
     unsigned x[kStep];
 #pragma unroll
-    for (int s = 0; s < kStep; ++s)
-      x[s] = t0 + s < at.tokens
-                 ? __ldg(reinterpret_cast<const unsigned*>(rows + (t0 + s) * p.dt.stride * 2))
-                 : 0;
+    for (int s = 0; s < kStep; ++s) x[s] = next[s];
+    fetch(t0 + kStep);
 #pragma unroll
     for (int s = 0; s < kStep; ++s) {
       float unused, low = __uint_as_float(x[s] << 16) + bias[0],
@@ -108,7 +116,7 @@ __global__ void __launch_bounds__(kChannels, 4) sum_pieces(const __grid_constant
   float decay = 0;  // sum of delta so far, from the end of the segment, or from its beginning
   for (int64_t i = kAdjoint ? 0 : in_segment + 1; i < (kAdjoint ? in_segment : of_segment); ++i)
     decay += w.k.sums[(n * w.k.pieces + piece - in_segment + i) * p.E + e];
-  const auto alive = [&](int group_of_4) { return there && slowest[group_of_4] * decay > -126.0f; };
+  const auto alive = [&](int group_of_4) { return there && slowest[group_of_4] * decay > kLeast; };
 
   const int tokens = static_cast<int>(at.tokens);
   const int t_of = threadIdx.x / 4, n_of = threadIdx.x % 4 * 4;
@@ -238,39 +246,39 @@ void between(Ends w, void* stream) {
 
 }  // namespace
 
-// In rounds of blocks that each walk over the whole stretch. `extra`: the time to find what enters a segment, of
-// that to walk through it.
-static double cost(int64_t blocks, int64_t segments, double extra) {
+// In rounds of blocks that each walk over the whole stretch.
+static double cost(int64_t blocks, int64_t segments, const ScanCosts& costs) {
   const auto s = static_cast<double>(segments);
   return static_cast<double>(ceil_div(blocks * segments, kMultiprocessors)) / s *
-         (1 + extra * (s - 1) / s);
+         (1 + costs.entering * (s - 1) / s);
 }
 
-static int64_t best_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, double extra) {
+static int64_t best_segments(const CudaProblem& p, int64_t tokens, int64_t blocks,
+                             const ScanCosts& costs) {
   int64_t best = 1;
   const int64_t of_sequence =
       p.begin && p.sequences > 1 ? 1 : std::max<int64_t>(64 / std::max<int64_t>(p.sequences, 1), 1);
   const int64_t most = std::clamp<int64_t>(tokens / 512, 1, of_sequence);
   for (int64_t s = 2; s <= most; ++s)
-    if (cost(blocks, s, extra) < 0.97 * cost(blocks, best, extra)) best = s;
+    if (cost(blocks, s, costs) < 0.97 * cost(blocks, best, costs)) best = s;
   return best;
 }
 
-int cuda_scan_warps(const CudaProblem& p, double extra) {
-  const auto time = [&](int64_t warps) {
-    const int64_t blocks = p.sequences * p.G * ceil_div(p.E / p.G, warps * 8);
-    const double in_round = warps == 4 ? 6.0 : static_cast<double>(warps);  // so few hide less
-    return cost(blocks, best_segments(p, p.L, blocks, extra), extra) * in_round;
+int cuda_scan_channels(const CudaProblem& p, const ScanCosts& costs) {
+  const auto time = [&](int64_t channels) {
+    const int64_t blocks = p.sequences * p.G * ceil_div(p.E / p.G, channels);
+    const double of_block = channels == 32 ? costs.few : static_cast<double>(channels / 8);
+    return cost(blocks, best_segments(p, p.L, blocks, costs), costs) * of_block;
   };
-  if (time(4) < time(8) && time(4) < time(12)) return 4;
-  return time(8) < time(12) ? 8 : 12;
+  if (time(32) < time(64) && time(32) < time(96)) return 32;
+  return time(64) < time(96) ? 64 : 96;
 }
 
 CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile,
-                           double extra) {
+                           const ScanCosts& costs) {
   CudaSegments k;
   k.tokens = tokens;
-  k.segments = best_segments(p, tokens, blocks, extra);
+  k.segments = best_segments(p, tokens, blocks, costs);
   // Pieces of 128 tokens at least, in whole rounds of four blocks a multiprocessor.
   const int64_t of_one =
       std::max<int64_t>(p.sequences * p.G * ceil_div(p.E / p.G, kChannels) * (k.segments - 1), 1);

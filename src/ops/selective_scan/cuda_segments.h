@@ -3,8 +3,8 @@
 //
 // What enters a segment follows from all before it. It is found without walking: each token's part of the state at
 // the end of its segment is weighted by its decay to there, exp(A Σ Δ), summed over pieces of the segment at once;
-// then a chain over the segments. The adjoint is the same backwards in time. Weights below 2^-126 are zero as in
-// the walk: where all of a warp's are, its tokens are not read.
+// then a chain over the segments. The adjoint is the same backwards in time. Weights below 2^-64, far
+// below the rounding of any such sum, are zero: where all of a warp's are, its tokens are not read.
 #pragma once
 #include "krait/ops/selective_scan/cuda.h"
 
@@ -27,14 +27,18 @@ struct CudaSegments {
   }
 };
 
-// Time to find what enters a segment, of that to walk through it: forward, backward.
-constexpr double kExtraForward = 0.8, kExtraBackward = 0.25;
+// As measured: time to find what enters a segment, of that to walk through it; of a block of 32 channels, in eighths of
+// one of 64.
+struct ScanCosts {
+  double entering, few;
+};
+constexpr ScanCosts kForwardCosts{0.8, 4.8}, kBackwardCosts{0.25, 6.0};
 // The best cut of `tokens` tokens of every sequence where one segment keeps `blocks` blocks busy, one a
 // multiprocessor. Segments are whole tiles.
 CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile,
-                           double extra);
-// Scanning warps of a block, 4, 8 or 12, of eight channels each, that are done first.
-int cuda_scan_warps(const CudaProblem& p, double extra);
+                           const ScanCosts& costs);
+// Channels of a block, 32, 64 or 96, that are done first.
+int cuda_scan_channels(const CudaProblem& p, const ScanCosts& costs);
 // States. N <= 16, bfloat16 rows.
 void cuda_states_between(const CudaProblem& p, const CudaSegments& k, void* stream);
 // Adjoints, from the gate z and the gradient dy. What enters the last segment is `last` (sequences, E, N), null:

@@ -87,7 +87,7 @@ std::vector<ScanCase> cases() {
     add_complex(fmt::format("bf16_L{}", L), [&](ScanCase& k) {
       k.dtype = k.dtype_BC = DType::bf16, k.L = L, k.E = 23, k.strided = true;
     });
-  // On a GPU a kernel of its own: blocks of 64 and 96 channels, all there or not, sequences cut into segments.
+  // On a GPU a kernel of its own: blocks of 32, 64 and 96 channels, all there or not, sequences cut into segments.
   const auto add_bf16 = [&](std::string name, auto change) {
     add(std::move(name), [&](ScanCase& k) {
       k.dtype = k.dtype_BC = DType::bf16, k.states = true;
@@ -101,6 +101,12 @@ std::vector<ScanCase> cases() {
   add_bf16("bf16_kernel_N8", [](ScanCase& k) { k.N = 8; });
   add_bf16("bf16_kernel_groups", [](ScanCase& k) { k.G = 2, k.E = 192, k.B = 2; });
   add_bf16("bf16_kernel_segments", [](ScanCase& k) { k.L = 2500, k.E = 96; });
+  add_bf16("bf16_kernel_segments_BC_f32",
+           [](ScanCase& k) { k.L = 2500, k.E = 96, k.dtype_BC = DType::f32; });
+  add_bf16("bf16_kernel_packed_BC_f32", [](ScanCase& k) {
+    k.B = 3, k.L = 100, k.E = 20, k.dtype_BC = DType::f32,
+    k.lengths = {5, 0, 130, 1, 63, 1, 0, 8, 64, 28};
+  });
   add_bf16("bf16_kernel_segments_of_many", [](ScanCase& k) { k.L = 1100, k.E = 20, k.B = 3; });
   add_bf16("bf16_kernel_packed_one", [](ScanCase& k) { k.L = 2100, k.E = 96, k.lengths = {2100}; });
   add_bf16("bf16_kernel_packed", [](ScanCase& k) {
