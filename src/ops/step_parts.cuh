@@ -21,20 +21,42 @@ struct ConvOfStep {
   float* state = nullptr;                        // (M, channels, 4) moves on
   int64_t channels = 0;
 
-  __device__ float4 hold(int64_t e, int m) const {
+  using Held = float4;
+  __device__ Held hold(int64_t e, int m) const {
     return __ldcg(reinterpret_cast<const float4*>(state) + m * channels + e);
   }
+  __device__ float4 taps_of(int64_t e) const {
+    return __ldg(reinterpret_cast<const float4*>(taps) + e);
+  }
+  __device__ float bias_of(int64_t e) const { return bias ? __ldg(bias + e) : 0.0f; }
+
   // x: the input of channel e of row m; before: its state.
   __device__ __nv_bfloat16 operator()(int64_t e, int m, __nv_bfloat16 x, float4 before) const {
+    return step(e, m, x, before, taps_of(e), bias_of(e));
+  }
+  __device__ __nv_bfloat16 step(int64_t e, int m, __nv_bfloat16 x, float4 before, float4 k,
+                                float y) const {
     const auto now = static_cast<float>(x);
-    const float4 k = __ldg(reinterpret_cast<const float4*>(taps) + e);
     reinterpret_cast<float4*>(state)[m * channels + e] = {before.y, before.z, before.w, now};
-    float y = bias ? __ldg(bias + e) : 0.0f;
     y = fmaf(k.x, before.y, y);
     y = fmaf(k.y, before.z, y);
     y = fmaf(k.z, before.w, y);
     y = fmaf(k.w, now, y);
     return static_cast<__nv_bfloat16>(y * sigmoid<true>(y));
+  }
+};
+
+// The same with its weights held too.
+struct HeldConvOfStep : ConvOfStep {
+  struct Held {
+    float4 before, k;
+    float bias;
+  };
+  __device__ Held hold(int64_t e, int m) const {
+    return {ConvOfStep::hold(e, m), taps_of(e), bias_of(e)};
+  }
+  __device__ __nv_bfloat16 operator()(int64_t e, int m, __nv_bfloat16 x, const Held& held) const {
+    return step(e, m, x, held.before, held.k, held.bias);
   }
 };
 

@@ -31,11 +31,18 @@ struct StepScan {
 };
 void step_scan(const StepScan& p, void* stream);
 
+// The same where dt_B_C is not there yet, but x_proj (R + 2N, E) that makes it of u: all in bfloat16, for sizes that
+// step_joins takes.
+constexpr int64_t kStepJoinedRows = 2, kStepJoinedChannels = 2048, kStepJoinedRank = 96;
+constexpr bool step_joins(int64_t M, int64_t E, int64_t R) {
+  return M <= kStepJoinedRows && E <= kStepJoinedChannels && R <= kStepJoinedRank;
+}
+void step_low_rank_scan(const void* x_proj, const StepScan& p, void* stream);
+
 // step_scan is the faster one up to so many rows.
 constexpr int64_t kMostStepScanRows = 2;
 
-// The same in bfloat16 for more rows; normed (M, D) is scratch. The kernel before step_scan_rows must let it start only
-// when those before that one are complete (holds_next).
+// The same in bfloat16 for more rows; normed (M, D) is scratch.
 void step_in_proj_rows(const StepInProj& p, void* normed, void* stream);
 void step_scan_rows(const StepScan& p, void* stream);
 

@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount, 
   const bool there = e0 + mine < p.E;
   const int64_t e = there ? e0 + mine : p.E - 1;
 
-  // The kernel before this one let it start when those before were complete: the states are those of the last token.
   S* const states = static_cast<S*>(p.state) + (m0 * p.E + e) * kStepStates + n0;
 #pragma unroll
   for (int m = 0; m < kRows; ++m)

@@ -156,19 +156,20 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
                             .y = y.data};
   const cuda::StoreRows low_rank{.y = dt_B_C.data},
       add{.y = stream.data, .plus = stream.as<float>()};
-  cuda::FewRows to_low_rank = product(u, l.x_proj);
-  to_low_rank.holds_next = rows;
   if (norms) {
     KRAIT_WITH_CUDA(cuda::step_in_proj_rows(in, normed.data, c.stream));
   } else {
     KRAIT_WITH_CUDA(cuda::step_in_proj(in, c.stream));
   }
+  const bool joins = bf16 && cuda::step_joins(s.B, s.E, s.R);
   if (many) {
-    KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(to_low_rank), low_rank, c.stream));
-  } else {
-    KRAIT_WITH_CUDA(cuda::few_rows(to_low_rank, low_rank, c.stream));
+    KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(product(u, l.x_proj)), low_rank, c.stream));
+  } else if (!joins) {
+    KRAIT_WITH_CUDA(cuda::few_rows(product(u, l.x_proj), low_rank, c.stream));
   }
-  if (rows) {
+  if (joins) {
+    KRAIT_WITH_CUDA(cuda::step_low_rank_scan(l.x_proj.data, scan, c.stream));
+  } else if (rows) {
     KRAIT_WITH_CUDA(cuda::step_scan_rows(scan, c.stream));
   } else {
     KRAIT_WITH_CUDA(cuda::step_scan(scan, c.stream));

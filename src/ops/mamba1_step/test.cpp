@@ -85,6 +85,12 @@ std::vector<Case> cases() {
       all.push_back({R % 3, 64, 128, R, type, 16, 4, R % 16 == 0});
     all.push_back({1, 768, 1536, 48, type});  // mamba-130m
     all.push_back({3, 512, 1024, 32, type});
+    // On both sides of where x_proj and the scan are one kernel.
+    all.push_back({2, 16, 2048, 96, type});
+    all.push_back({1, 64, 136, 96, type, 16, 4, true, DType::bf16});
+    all.push_back({2, 64, 136, 104, type});
+    all.push_back({1, 16, 2056, 24, type});
+    all.push_back({5, 520, 264, 24, type});    // with an out_proj whose weights are all held
     all.push_back({20, 320, 1032, 24, type});  // with blocks that share out K
     for (const int64_t B : {1, 9, 33, 128})
       all.push_back({B, 40, 88, 24, type, 16, 4, true, DType::bf16});

@@ -1,6 +1,7 @@
 #include "krait/ops/mamba2_step/cuda.h"
 
 #include "krait/ops/step_parts.cuh"
+#include "krait/tensor/cuda/few_rows.cuh"
 #include "krait/tensor/cuda/one_pass.cuh"
 
 namespace krait::cuda {
@@ -10,14 +11,16 @@ namespace {
 using bfloat16 = __nv_bfloat16;
 
 // What becomes of in_proj's output: z and dt as they are, x, B and C through a step of the convolution.
+template <class Conv>
 struct Parts {
   static constexpr bool kFactors = false;
-  ConvOfStep conv;
+  [[maybe_unused]] static constexpr bool kHoldsEarly = true;
+  Conv conv;
   int64_t E, H;
   bfloat16 *z, *xBC;
   float* dt;
 
-  using Held = float4;  // not used where z and dt are
+  using Held = typename Conv::Held;  // not used where z and dt are
   __device__ Held hold(int64_t n, int m) const {
     return n >= E && n - E < conv.channels ? conv.hold(n - E, m) : Held{};
   }
@@ -58,7 +61,6 @@ __global__ void __launch_bounds__(kThreads) state_kernel(const __grid_constant__
   const int64_t m = blockIdx.y, E = p.H * kP, h = blockIdx.x / (kP / kMine);
   const int64_t e0 = int64_t{blockIdx.x} * kMine;  // first channel
 
-  // The kernel before this one let it start when those before were complete: the states are those of the last token.
   auto* const state = static_cast<S*>(p.state) + (m * E + e0 + of_block) * kN + n0;
   Run held[kPasses];
 #pragma unroll
@@ -151,20 +153,25 @@ int64_t squares_of(int64_t M, int64_t H, int64_t N) {
 }
 
 struct AddNormed {
-  static constexpr bool kFactors = true;
+  static constexpr bool kFactors = true, kHoldsEarly = false;
   const float* squares;
   int64_t squares_of_row, N, E;
   float eps;
   float* stream;
 
-  __device__ float factor(int m) const {
+  // A lane's part of a row's squares, and from all of them its factor.
+  __device__ float part(int m) const {
     float sum = 0;
     for (int64_t i = threadIdx.x % 32; i < squares_of_row; i += 32)
       sum += __ldcg(squares + m * squares_of_row + i);
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-    return 1.0f / sqrtf(sum / static_cast<float>(E) + eps);
+    return sum;
   }
+  __device__ float factor_of(float part) const {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) part += __shfl_xor_sync(~0u, part, lanes);
+    return 1.0f / sqrtf(part / static_cast<float>(E) + eps);
+  }
+  __device__ float factor(int m) const { return factor_of(part(m)); }
   using Held = float;  // of the stream
   __device__ Held hold(int64_t n, int m) const { return __ldcg(stream + m * N + n); }
   __device__ void operator()(int64_t n, int m, float value, Held held) const {
@@ -175,11 +182,20 @@ struct AddNormed {
 }  // namespace
 
 void step2_in_proj(const Step2InProj& p, void* stream) {
-  const int64_t channels = p.E + 2 * p.N;
-  const Parts end{{p.taps, p.bias, p.state, channels}, p.E,
-                  p.product.N - p.E - channels,        static_cast<bfloat16*>(p.z),
-                  static_cast<bfloat16*>(p.xBC),       p.dt};
-  one_pass_into(p.product, end, stream);
+  const ConvOfStep conv{p.taps, p.bias, p.state, p.E + 2 * p.N};
+  const auto end = [&](auto of_step) {
+    return Parts<decltype(of_step)>{of_step,
+                                    p.E,
+                                    p.product.N - p.E - conv.channels,
+                                    static_cast<bfloat16*>(p.z),
+                                    static_cast<bfloat16*>(p.xBC),
+                                    p.dt};
+  };
+  if (p.norm) {
+    normed_few_rows_into<bfloat16>(p.product, {p.norm, p.eps}, end(HeldConvOfStep{conv}), stream);
+  } else {
+    one_pass_into(rows_of(p.product), end(conv), stream);
+  }
 }
 
 int64_t step2_squares(int64_t M, int64_t H, int64_t N, bool state_bf16) {
@@ -197,7 +213,11 @@ void step2_state(const Step2State& p, void* stream) {
 
 void step2_out_proj(const Step2OutProj& p, void* stream) {
   const AddNormed end{p.squares, p.squares_of_row, p.product.N, p.product.K, p.eps, p.stream};
-  one_pass_into(p.product, end, stream);
+  if (p.product.M <= kMostFewRows) {
+    few_rows_into<bfloat16>(p.product, end, stream);
+  } else {
+    one_pass_into(rows_of(p.product), end, stream);
+  }
 }
 
 }  // namespace krait::cuda

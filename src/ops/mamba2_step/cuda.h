@@ -6,9 +6,12 @@ namespace krait::cuda {
 
 constexpr int kStep2Channels = 64;  // P
 
-// z (M, E), xBC (M, E + 2N) bfloat16, dt (M, H) float32 from what is normed; conv_state (M, E + 2N, 4) moves on.
+// z (M, E), xBC (M, E + 2N) bfloat16, dt (M, H) float32 from the norm of the stream (M, D) float32, or where `norm` is
+// null from what is normed already, in bfloat16; conv_state (M, E + 2N, 4) moves on.
 struct Step2InProj {
-  OnePass product;
+  FewRows product;
+  const float* norm = nullptr;
+  float eps = 0;
   int64_t E = 0, N = 0;
   const float *taps = nullptr, *bias = nullptr;  // bias may be null
   float* state = nullptr;
@@ -17,13 +20,16 @@ struct Step2InProj {
 };
 void step2_in_proj(const Step2InProj& p, void* stream);
 
+// Norming on the way into in_proj is faster up to so many rows.
+constexpr int64_t kMostStep2NormedRows = 2;
+
 // Whether the states of a channel fit a warp.
 constexpr bool step2_takes(int64_t N, bool state_bf16) {
   return N == 64 || N == 128 || (N == 256 && state_bf16);
 }
 
 // y (M, E) = w v and in `squares` (M, squares_of(M, ...)) sums of v², v = (S C + D x) silu(z); state (M, H, P, N)
-// moves on. The kernel before it must let it start only when those before that one are complete.
+// moves on.
 struct Step2State {
   int64_t M = 0, H = 0, N = 0;
   const void *xBC = nullptr, *z = nullptr;
@@ -40,7 +46,7 @@ void step2_state(const Step2State& p, void* stream);
 
 // stream (M, D) += out_proj y / sqrt(mean v² + eps)
 struct Step2OutProj {
-  OnePass product;
+  FewRows product;
   const float* squares = nullptr;
   int64_t squares_of_row = 0;
   float eps = 0;

@@ -107,23 +107,27 @@ Tensor fused(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& str
                dt = c.scratch({s.B, s.H}, DType::f32), y = c.scratch({s.B, s.E}, DType::bf16),
                squares = c.scratch({s.B, squares_of_row}, DType::f32);
   if (c.planning()) return stream;
-  const auto product = [&](const Tensor& from, const Tensor& w, bool holds_next) {
-    return cuda::OnePass{.w = w.data,
+  const auto product = [&](const Tensor& from, const Tensor& w) {
+    return cuda::FewRows{.w = w.data,
                          .x = from.data,
                          .x_step = w.size(1),
+                         .bf16 = true,
                          .M = s.B,
                          .N = w.size(0),
-                         .K = w.size(1),
-                         .holds_next = holds_next};
+                         .K = w.size(1)};
   };
-  KRAIT_WITH_CUDA(cuda::step_norm({.x = stream.as<float>(),
-                                   .w = l.norm.as<float>(),
-                                   .y = x.data,
-                                   .M = s.B,
-                                   .D = s.D,
-                                   .eps = l.eps},
-                                  c.stream));
-  KRAIT_WITH_CUDA(cuda::step2_in_proj({.product = product(x, l.in_proj, true),
+  const bool norms = s.B > cuda::kMostStep2NormedRows;
+  if (norms)
+    KRAIT_WITH_CUDA(cuda::step_norm({.x = stream.as<float>(),
+                                     .w = l.norm.as<float>(),
+                                     .y = x.data,
+                                     .M = s.B,
+                                     .D = s.D,
+                                     .eps = l.eps},
+                                    c.stream));
+  KRAIT_WITH_CUDA(cuda::step2_in_proj({.product = product(norms ? x : stream, l.in_proj),
+                                       .norm = norms ? nullptr : l.norm.as<float>(),
+                                       .eps = l.eps,
                                        .E = s.E,
                                        .N = s.N,
                                        .taps = l.conv.as<float>(),
@@ -151,7 +155,7 @@ Tensor fused(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& str
                                      .y = y.data,
                                      .squares = squares.as<float>()},
                                     c.stream));
-  KRAIT_WITH_CUDA(cuda::step2_out_proj({.product = product(y, l.out_proj, false),
+  KRAIT_WITH_CUDA(cuda::step2_out_proj({.product = product(y, l.out_proj),
                                         .squares = squares.as<float>(),
                                         .squares_of_row = squares_of_row,
                                         .eps = l.gate_eps,

@@ -99,6 +99,7 @@ std::vector<Case> cases() {
       all.push_back({2, 72, 8, 128, type, state, 64, 4, false, true});
       all.push_back({5, 72, 4, 256, type, state, 64, 4, true, true});
       all.push_back({6, 264, 12, 128, type, state});
+      all.push_back({5, 72, 3, 128, type, state});  // heads not in pairs
       // What the kernels are not made for.
       all.push_back({2, 33, 3, 16, type, state, 22});
       all.push_back({2, 32, 4, 64, type, state, 64, 3});

@@ -98,6 +98,8 @@ struct FewRowsLayout {
   // Floats between rows of a warp's sums: pairs that lanes write at once fall into different banks.
   static constexpr int kStep = NT % 2 ? kColumns : kColumns + 8;
   static constexpr int kSums = kRows * kStep;
+  // Elements of a thread, where a block has all sums.
+  static constexpr int kMine = std::max(1, kRows* kColumns / (kFewWarps * 32));
   static constexpr size_t kBytes = sizeof(float) * kFewWarps * (kSums + kColumns);
 };
 
@@ -158,7 +160,9 @@ constexpr unsigned few_rows_blocks(int MT, int NT) {
   return MT * NT > 1 || kNormed || sizeof(W) > 2 ? 2 : 3;
 }
 
-// Calls end(n, m, Σ_k x[m, k] w[n, k]) once for each element of the product.
+// Calls end(n, m, Σ_k x[m, k] w[n, k], end.hold(n, m)) once for each element of the product; hold is called early, to
+// read what the end needs beside the sums: with End::kHoldsEarly before what makes x is complete. With End::kFactors
+// sums are multiplied by a factor of the row, which a warp computes together: end.factor_of(end.part(m)).
 template <class W, bool kNormed, int MT, int NT, int kAhead, class End>
 __global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT, NT))
     few_rows_kernel(const __grid_constant__ FewRows p, const __grid_constant__ Normed norm,
@@ -190,9 +194,28 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT
   };
 #pragma unroll
   for (int a = 0; a < kAhead; ++a) fetch(w[a], chunk + a * kFewWarps);
-  if (!p.holds_next) let_next_start();
+  let_next_start();
+  const int columns = min(Layout::kColumns, M - m0), elements = columns * Layout::kRows;
+  const int mine = threadIdx.x + static_cast<int>(rank * blockDim.x),
+            step = split * static_cast<int>(blockDim.x);
+  typename End::Held held[Layout::kMine];
+  const auto hold = [&] {
+#pragma unroll
+    for (int i = 0; i < Layout::kMine; ++i) {
+      const int e = mine + i * step;
+      if (e < elements && n0 + e % Layout::kRows < p.N)
+        held[i] = end.hold(n0 + e % Layout::kRows, m0 + e / Layout::kRows);
+    }
+  };
+  if constexpr (End::kHoldsEarly) hold();
   wait_for_previous();
-  if (p.holds_next) let_next_start();
+  if constexpr (!End::kHoldsEarly) hold();
+  float of_factors[End::kFactors ? NT : 1];
+  if constexpr (End::kFactors) {
+#pragma unroll
+    for (int i = 0; i < NT; ++i)
+      of_factors[i] = warp + i * kFewWarps < columns ? end.part(m0 + warp + i * kFewWarps) : 0.0f;
+  }
 
   WarpSums<W, MT, NT> acc;
   float square[NT] = {};
@@ -251,16 +274,16 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT
   }
   acc.finish(t);
 
-  float* const mine = sums + warp * Layout::kSums;
+  float* const of_warp = sums + warp * Layout::kSums;
 #pragma unroll
   for (int m = 0; m < MT; ++m)
 #pragma unroll
     for (int tile = 0; tile < NT; ++tile)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<float2*>(mine + (m * kStrip + half * 8 + g) * Layout::kStep + tile * 8 +
-                                   2 * t) = {acc.c[m][tile][2 * half],
-                                             acc.c[m][tile][2 * half + 1]};
+        *reinterpret_cast<float2*>(of_warp + (m * kStrip + half * 8 + g) * Layout::kStep +
+                                   tile * 8 + 2 * t) = {acc.c[m][tile][2 * half],
+                                                        acc.c[m][tile][2 * half + 1]};
   if constexpr (kNormed) {
 #pragma unroll
     for (int tile = 0; tile < NT; ++tile) {
@@ -269,9 +292,17 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT
       if (t == 0) squares[warp * Layout::kColumns + tile * 8 + g] = square[tile];
     }
   }
+  float* const factors = squares;
+  if constexpr (End::kFactors) {
+    static_assert(!kNormed);
+#pragma unroll
+    for (int i = 0; i < NT; ++i) {
+      const float f = end.factor_of(of_factors[i]);
+      if (lane == 0) factors[warp + i * kFewWarps] = f;
+    }
+  }
   __syncthreads();
 
-  const int columns = min(Layout::kColumns, M - m0), elements = columns * Layout::kRows;
   const auto over_warps = [&](const float* at, int step) {
     float sum = at[0];
 #pragma unroll
@@ -294,9 +325,10 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT
         squares[m] = over_warps(squares + m, Layout::kColumns);
     synchronize_cluster();
   }
-  for (int i = threadIdx.x + static_cast<int>(rank * blockDim.x); i < elements;
-       i += split * static_cast<int>(blockDim.x)) {
-    const int row = i % Layout::kRows, m = i / Layout::kRows;
+#pragma unroll
+  for (int i = 0; i < Layout::kMine; ++i) {
+    const int e = mine + i * step, row = e % Layout::kRows, m = e / Layout::kRows;
+    if (e >= elements) break;
     const float* const at = sums + row * Layout::kStep + m;
     float value = split > 1 ? over_blocks(at) : over_warps(at, Layout::kSums);
     if constexpr (kNormed) {
@@ -304,11 +336,13 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_rows_blocks<W, kNormed>(MT
           split > 1 ? over_blocks(squares + m) : over_warps(squares + m, Layout::kColumns);
       value *= 1.0f / sqrtf(all / static_cast<float>(K) + norm.eps);
     }
-    if (n0 + row < p.N) end(n0 + row, m0 + m, value);
+    if constexpr (End::kFactors) value *= factors[m];
+    if (n0 + row < p.N) end(n0 + row, m0 + m, value, held[i]);
   }
   if (split > 1) leave_cluster();  // another block may still read this one's memory
 }
 
+constexpr int kAllAhead = 6;            // chunks that a warp holds at the most
 constexpr int64_t kBlocksWanted = 264;  // two for each multiprocessor of an H100
 
 // Blocks of a cluster: as many as K gives two chunks a warp for, while the card is not full.
@@ -325,7 +359,7 @@ void launch_few_rows(const FewRows& p, const Normed& norm, const End& end, void*
   using Layout = FewRowsLayout<MT, NT>;
   const auto kernel = few_rows_kernel<W, kNormed, MT, NT, kAhead, End>;
   const int64_t strips = ceil_div(p.N, Layout::kRows), tiles = ceil_div(p.M, Layout::kColumns);
-  const int split = split_of(strips * tiles, p.K);
+  const int split = kAhead < kAllAhead ? split_of(strips * tiles, p.K) : 1;
   if (Layout::kBytes > size_t{48} << 10)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(Layout::kBytes));
@@ -341,7 +375,10 @@ void few_rows_into(const FewRows& p, const End& end, void* stream) {
   if constexpr (std::is_same_v<W, float>) {
     launch_few_rows<W, false, 1, 1, 1>(p, none, end, stream);
   } else if (p.M <= 8) {
-    launch_few_rows<W, false, 1, 1, 4>(p, none, end, stream);
+    // Where a warp holds all of its weights before it waits, there is nothing that blocks would have to share.
+    p.K <= kAllAhead* kFewWarps* kChunk&& p.N >= 512
+        ? launch_few_rows<W, false, 1, 1, kAllAhead>(p, none, end, stream)
+        : launch_few_rows<W, false, 1, 1, 4>(p, none, end, stream);
   } else {
     launch_few_rows<W, false, 1, 2, 4>(p, none, end, stream);
   }

@@ -22,8 +22,6 @@ struct FewRows {
   int64_t x_step = 0;  // elements between rows
   bool bf16 = false;
   int64_t M = 0, N = 0, K = 0;
-  // The next kernel starts only when those before this one are complete: it may read what they wrote at once.
-  bool holds_next = false;
 };
 
 struct StoreRows {

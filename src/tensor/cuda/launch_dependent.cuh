@@ -1,7 +1,9 @@
 // Kernels that start while the one before them in the stream still runs (sm_90 on; elsewhere one after the
-// other). What such a kernel reads before wait_for_previous() must be nothing that any kernel of the same
-// stream writes: weights. After it, all kernels queued before are complete and what they wrote can be seen;
-// it is read past the first-level cache (__ldcg), and nothing is written before.
+// other). What such a kernel reads before wait_for_previous() must be nothing that was written since the stream's
+// last ordinary launch or copy, which starts when all before it is complete: weights, and the states that the token
+// before left, as each token begins with an ordinary launch (its embedding). After it, all kernels queued before are
+// complete and what they wrote can be seen; it is read past the first-level cache (__ldcg), and nothing is written
+// before.
 #pragma once
 #include "krait/tensor/cuda/launch.h"
 

@@ -1,4 +1,5 @@
-#include "krait/tensor/cuda/one_pass_ends.cuh"
+#include "krait/tensor/cuda/one_pass.cuh"
+#include "krait/tensor/cuda/store_sums.cuh"
 
 namespace krait::cuda {
 

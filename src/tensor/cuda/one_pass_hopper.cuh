@@ -65,9 +65,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         arrive_expecting(full + i, Tile::kStageBytes);
         copy_w(i, i);
       }
-    if (!p.holds_next) let_next_start();
+    let_next_start();
     wait_for_previous();
-    if (p.holds_next) let_next_start();
     if (lane == 0) {
       for (int i = 0; i < ahead; ++i) copy_x(i, i);
       int slot = 0;
@@ -83,9 +82,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     return;
   }
 
-  if (!p.holds_next) let_next_start();
+  let_next_start();
   wait_for_previous();
-  if (p.holds_next) let_next_start();
   auto* const parts = reinterpret_cast<float*>(ring);
   PassEnd<typename Tile::Sums, Tile::kSumThreads, End> last(
       end, parts, n0, p.N, m0, static_cast<int>(p.M), rank, split, thread);

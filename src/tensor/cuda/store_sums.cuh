@@ -1,12 +1,13 @@
-// one_pass that stores its result.
+// The end of few_rows and one_pass that stores what comes out.
 #pragma once
+#include <cuda_bf16.h>
+
 #include "krait/tensor/cuda/few_rows.h"
-#include "krait/tensor/cuda/one_pass.cuh"
 
 namespace krait::cuda {
 
 struct StoreSums {
-  static constexpr bool kFactors = false;
+  static constexpr bool kFactors = false, kHoldsEarly = false;
   StoreRows s;
   int64_t N;
 
