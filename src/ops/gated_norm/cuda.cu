@@ -12,7 +12,6 @@ namespace {
 
 using ops::GatedNormProblem;
 
-constexpr int64_t kPiecesForward = 4096;      // of all rows, at most
 constexpr int64_t kSharedFloats = 11 * 1024;  // a block gets 48 KB without asking, sums included
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
@@ -157,49 +156,6 @@ __global__ void backward_kernel(const GatedNormProblem p, int64_t rows, int64_t 
   }
 }
 
-// The same where a block keeps a row in its registers: each row is read once.
-template <class T, int K>
-struct Row {
-  Run<kKeptRun, T> x[K], z[K], dy[K];
-};
-
-// A group of channels of some rows, K runs of four channels a thread.
-template <class T, int K>
-struct Rows {
-  const GatedNormProblem& p;
-  const int64_t n = p.E / p.groups, from = blockIdx.y * n, begin, end;
-  float w[K][kKeptRun] = {};
-
-  __device__ Rows(const GatedNormProblem& problem, int64_t rows, int64_t rows_of_a_piece)
-      : p(problem), begin(blockIdx.x * rows_of_a_piece), end(min(rows, begin + rows_of_a_piece)) {
-#pragma unroll
-    for (int k = 0; k < K; ++k)
-      if (here(k)) load<kKeptRun>(p.w + channel(k), w[k]);
-  }
-  __device__ bool here(int k) const { return kept_column(k) < n; }
-  __device__ int64_t channel(int k) const { return from + kept_column(k); }
-
-  __device__ Row<T, K> fetch(int64_t row) const {
-    const auto run = [](const void* base, int64_t at) {
-      return *reinterpret_cast<const Run<kKeptRun, T>*>(static_cast<const T*>(base) + at);
-    };
-    Row<T, K> r = {};
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (!here(k)) continue;
-      r.x[k] = run(p.x, row * p.x_stride + channel(k));
-      if (p.z) r.z[k] = run(p.z, row * p.z_stride + channel(k));
-      if (p.dy) r.dy[k] = run(p.dy, row * p.E + channel(k));
-    }
-    return r;
-  }
-  __device__ void bias(int k, float (&b)[kKeptRun]) const {
-#pragma unroll
-    for (int v = 0; v < kKeptRun; ++v) b[v] = 0;
-    if (p.b) load<kKeptRun>(p.b + channel(k), b);
-  }
-};
-
 // sigmoid(z), to what rounding to T leaves of it.
 template <class T>
 __device__ inline float sigmoid_of(float z) {
@@ -209,108 +165,140 @@ __device__ inline float sigmoid_of(float z) {
 
 // 1 - sigmoid(z), where s is sigmoid(z).
 template <class T>
-__device__ inline float rest_of(T z, float s) {
+__device__ inline float rest_of(float z, float s) {
   if constexpr (std::is_same_v<T, float>) return sigmoid(-z);
   return 1.0f - s;
 }
 
+// The same where a row fits into a block's registers, K runs of four channels a thread: a block a row and group.
 template <class T, int K>
 __global__ void __launch_bounds__(kMostKeptThreads)
-    forward_kept_kernel(const __grid_constant__ GatedNormProblem p, int64_t rows,
-                        int64_t rows_of_a_piece) {
-  Rows<T, K> of(p, rows, rows_of_a_piece);
-  int half = 0;
-  for (int64_t row = of.begin; row < of.end; ++row) {
-    const Row<T, K> now = of.fetch(row);
-    float normed[K][kKeptRun], gate[K][kKeptRun], square[1] = {};
+    forward_kept_kernel(const __grid_constant__ GatedNormProblem p) {
+  const int64_t row = blockIdx.x, n = p.E / p.groups, from = blockIdx.y * n;
+  const T* const x = static_cast<const T*>(p.x) + row * p.x_stride + from;
+  const T* const z = p.z ? static_cast<const T*>(p.z) + row * p.z_stride + from : nullptr;
+  float normed[K][kKeptRun] = {}, gate[K][kKeptRun] = {}, square[1] = {};
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
+  for (int k = 0; k < K; ++k) {
+    if (kept_column(k) >= n) continue;
+    load<kKeptRun>(x + kept_column(k), normed[k]);
+    if (z) load<kKeptRun>(z + kept_column(k), gate[k]);
+  }
 #pragma unroll
-      for (int v = 0; v < kKeptRun; ++v) {
-        const auto z = static_cast<float>(now.z[k].v[v]);
-        const float silu = z * sigmoid_of<T>(z);  // also without z: no branch a channel
-        gate[k][v] = p.z ? silu : 1.0f;
-        normed[k][v] = static_cast<float>(now.x[k].v[v]);
-        if (p.gate_first) normed[k][v] *= gate[k][v];
-        square[0] = fmaf(normed[k][v], normed[k][v], square[0]);
-      }
-    }
-    block_sums(square, half);
-    const float scale = 1.0f / sqrtf(square[0] / static_cast<float>(of.n) + p.eps);
+  for (int k = 0; k < K; ++k) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (!of.here(k)) continue;
-      float y[kKeptRun], b[kKeptRun];
-      of.bias(k, b);
-#pragma unroll
-      for (int v = 0; v < kKeptRun; ++v) {
-        y[v] = normed[k][v] * scale * of.w[k][v] + b[v];
-        if (!p.gate_first) y[v] *= gate[k][v];
-      }
-      store<kKeptRun>(static_cast<T*>(p.y) + row * p.E + of.channel(k), y);
+    for (int v = 0; v < kKeptRun; ++v) {
+      const float silu =
+          gate[k][v] * sigmoid_of<T>(gate[k][v]);  // also without z: no branch a channel
+      gate[k][v] = z ? silu : 1.0f;
+      if (p.gate_first) normed[k][v] *= gate[k][v];
+      square[0] = fmaf(normed[k][v], normed[k][v], square[0]);
     }
   }
+  int half = 0;
+  block_sums(square, half);
+  const float scale = 1.0f / sqrtf(square[0] / static_cast<float>(n) + p.eps);
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    if (kept_column(k) >= n) continue;
+    float w[kKeptRun], b[kKeptRun] = {}, y[kKeptRun];
+    load<kKeptRun>(p.w + from + kept_column(k), w);
+    if (p.b) load<kKeptRun>(p.b + from + kept_column(k), b);
+#pragma unroll
+    for (int v = 0; v < kKeptRun; ++v) {
+      y[v] = fmaf(normed[k][v] * scale, w[v], b[v]);
+      if (!p.gate_first) y[v] *= gate[k][v];
+    }
+    store<kKeptRun>(static_cast<T*>(p.y) + row * p.E + from + kept_column(k), y);
+  }
+}
+
+template <class T, int K>
+size_t stages_of_backward(unsigned threads) {
+  return 3 * StagedRows<T, K>::bytes(threads);
 }
 
 template <class T, int K>
 __global__ void __launch_bounds__(kMostKeptThreads)
     backward_kept_kernel(const __grid_constant__ GatedNormProblem p, int64_t rows,
                          int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
-  Rows<T, K> of(p, rows, rows_of_a_piece);
-  float dw[K][kKeptRun] = {}, db[K][kKeptRun] = {};
+  extern __shared__ __align__(16) unsigned char memory[];
+  unsigned char* at = memory;
+  StagedRows<T, K> of_x(at), of_z(at), of_dy(at);
+  const int64_t n = p.E / p.groups, from = blockIdx.y * n;
+  const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
+  float w[K][kKeptRun] = {}, dw[K][kKeptRun] = {}, db[K][kKeptRun] = {};
+#pragma unroll
+  for (int k = 0; k < K; ++k)
+    if (kept_column(k) < n) load<kKeptRun>(p.w + from + kept_column(k), w[k]);
+  const auto fetch = [&](int64_t row, int stage) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int64_t i = from + kept_column(k);
+      if (kept_column(k) >= n) continue;
+      of_x.copy(stage, k, static_cast<const T*>(p.x) + row * p.x_stride + i);
+      if (p.z) of_z.copy(stage, k, static_cast<const T*>(p.z) + row * p.z_stride + i);
+      of_dy.copy(stage, k, static_cast<const T*>(p.dy) + row * p.E + i);
+    }
+  };
   int half = 0;
-  for (int64_t row = of.begin; row < of.end; ++row) {
-    const Row<T, K> now = of.fetch(row);
-    float s[K][kKeptRun];    // sigmoid(z)
-    float sums[2] = {0, 0};  // Σ v², Σ g v
-    // gate: silu(z), 1 without z; v: what the norm sees; g: the gradient behind it, before w
-    const auto part = [&](int k, int v, float& gate, float& value, float& g) {
-      gate = p.z ? static_cast<float>(now.z[k].v[v]) * s[k][v] : 1.0f;
-      value = static_cast<float>(now.x[k].v[v]), g = static_cast<float>(now.dy[k].v[v]);
-      (p.gate_first ? value : g) *= gate;
+  for_staged_rows(begin, end, fetch, [&](int64_t row, int stage) {
+    // s: sigmoid(z); gate: silu(z), 1 without z; value: what the norm sees; g: the gradient behind it, before w
+    float s[K][kKeptRun], sums[2] = {0, 0};  // Σ v², Σ g v
+    const auto part = [&](int v, float s, float x, float z, float dy, float& gate, float& value,
+                          float& g) {
+      gate = p.z ? z * s : 1.0f;
+      value = p.gate_first ? x * gate : x;
+      g = p.gate_first ? dy : dy * gate;
     };
 #pragma unroll
     for (int k = 0; k < K; ++k) {
+      if (kept_column(k) >= n) continue;
+      float x[kKeptRun], z[kKeptRun] = {}, dy[kKeptRun];
+      of_x.read(stage, k, x), of_dy.read(stage, k, dy);
+      if (p.z) of_z.read(stage, k, z);
 #pragma unroll
       for (int v = 0; v < kKeptRun; ++v) {
-        s[k][v] = sigmoid_of<T>(static_cast<float>(now.z[k].v[v]));
         float gate, value, g;
-        part(k, v, gate, value, g);
+        s[k][v] = sigmoid_of<T>(z[v]);
+        part(v, s[k][v], x[v], z[v], dy[v], gate, value, g);
         sums[0] = fmaf(value, value, sums[0]);
-        sums[1] = fmaf(value, g * of.w[k][v], sums[1]);
+        sums[1] = fmaf(value, g * w[k][v], sums[1]);
       }
     }
     block_sums(sums, half);
-    const float scale = 1.0f / sqrtf(sums[0] / static_cast<float>(of.n) + p.eps);
-    const float mean = sums[1] * scale / static_cast<float>(of.n);
+    const float scale = 1.0f / sqrtf(sums[0] / static_cast<float>(n) + p.eps);
+    const float mean = sums[1] * scale / static_cast<float>(n);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (!of.here(k)) continue;
-      float dx[kKeptRun], dz[kKeptRun], b[kKeptRun];
-      of.bias(k, b);
+      if (kept_column(k) >= n) continue;
+      const int64_t i = from + kept_column(k);
+      float x[kKeptRun], z[kKeptRun] = {}, dy[kKeptRun], b[kKeptRun] = {}, dx[kKeptRun],
+                         dz[kKeptRun];
+      of_x.read(stage, k, x), of_dy.read(stage, k, dy);
+      if (p.z) of_z.read(stage, k, z);
+      if (p.b) load<kKeptRun>(p.b + i, b);
 #pragma unroll
       for (int v = 0; v < kKeptRun; ++v) {
         float gate, value, g;
-        part(k, v, gate, value, g);
-        const float m = value * scale, slope = s[k][v] + gate * rest_of<T>(now.z[k].v[v], s[k][v]);
+        part(v, s[k][v], x[v], z[v], dy[v], gate, value, g);
+        const float m = value * scale, slope = s[k][v] + gate * rest_of<T>(z[v], s[k][v]);
         dw[k][v] = fmaf(g, m, dw[k][v]);
         db[k][v] += g;
-        const float dv = scale * (g * of.w[k][v] - m * mean);
+        const float dv = scale * (g * w[k][v] - m * mean);
         dx[v] = p.gate_first ? dv * gate : dv;
-        dz[v] = (p.gate_first ? dv * static_cast<float>(now.x[k].v[v])
-                              : static_cast<float>(now.dy[k].v[v]) * fmaf(m, of.w[k][v], b[v])) *
-                slope;
+        dz[v] = (p.gate_first ? dv * x[v] : dy[v] * fmaf(m, w[k][v], b[v])) * slope;
       }
-      if (p.dx) put<T, kKeptRun>(p.dx, row * p.dx_stride + of.channel(k), dx, p.dx_add);
-      if (p.dz) put<T, kKeptRun>(p.dz, row * p.dz_stride + of.channel(k), dz, p.dz_add);
+      if (p.dx) put<T, kKeptRun>(p.dx, row * p.dx_stride + i, dx, p.dx_add);
+      if (p.dz) put<T, kKeptRun>(p.dz, row * p.dz_stride + i, dz, p.dz_add);
     }
-  }
+  });
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (!of.here(k)) continue;
-    const int64_t at = blockIdx.x * p.E + of.channel(k);
-    if (dw_parts) store<kKeptRun>(dw_parts + at, dw[k]);
-    if (db_parts) store<kKeptRun>(db_parts + at, db[k]);
+    if (kept_column(k) >= n) continue;
+    const int64_t to = blockIdx.x * p.E + from + kept_column(k);
+    if (dw_parts) store<kKeptRun>(dw_parts + to, dw[k]);
+    if (db_parts) store<kKeptRun>(db_parts + to, db[k]);
   }
 }
 
@@ -329,16 +317,18 @@ unsigned threads_for(int64_t n, int64_t V, int64_t most = 256) {
   return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(n, V), 32) * 32, 32, most));
 }
 
-// Calls f(K, grid, threads) where the kernels that keep a row in registers can take the call, K a
-// constant; else false, and nothing is done.
+// Calls f(T, K, grid, threads) with a constant K where the kernels that keep a row in registers can take the call;
+// else false, and nothing is done.
 template <class F>
 bool with_kept(const GatedNormProblem& p, bool fours, int64_t pieces, const F& f) {
   const KeptRow row(p.E / p.groups);
   if (!fours || row.threads == 0) return false;
   const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(p.groups));
-  row.runs == 2 ? f(std::integral_constant<int, 2>(), grid, row.threads)
-                : f(std::integral_constant<int, 4>(), grid, row.threads);
-  return true;
+  const auto with_type = [&](auto K) {
+    return p.bf16 ? f(__nv_bfloat16(), K, grid, row.threads) : f(0.0f, K, grid, row.threads);
+  };
+  return row.runs == 2 ? with_type(std::integral_constant<int, 2>())
+                       : with_type(std::integral_constant<int, 4>());
 }
 
 }  // namespace
@@ -347,12 +337,10 @@ void gated_norm_forward(const GatedNormProblem& p, int64_t rows, void* stream) {
   if (rows * p.E == 0) return;
   const auto at = static_cast<cudaStream_t>(stream);
   const bool fours = in_fours(p, nullptr, nullptr);
-  const int64_t each = ceil_div(rows, kPiecesForward);
-  const bool kept =
-      with_kept(p, fours, ceil_div(rows, each), [&](auto K, dim3 grid, unsigned threads) {
-        p.bf16 ? forward_kept_kernel<__nv_bfloat16, K><<<grid, threads, 0, at>>>(p, rows, each)
-               : forward_kept_kernel<float, K><<<grid, threads, 0, at>>>(p, rows, each);
-      });
+  const bool kept = with_kept(p, fours, rows, [&](auto t, auto K, dim3 grid, unsigned threads) {
+    forward_kept_kernel<decltype(t), K><<<grid, threads, 0, at>>>(p);
+    return true;
+  });
   if (kept) return check_launch("gated_norm");
   const auto launch = [&](auto kernel, int V) {
     kernel<<<static_cast<unsigned>(rows * p.groups), threads_for(p.E / p.groups, V), 0, at>>>(p);
@@ -373,12 +361,18 @@ void gated_norm_backward(const GatedNormProblem& p, int64_t rows, float* dw, flo
                 each = gated_norm_rows_of_a_piece(rows);
   const bool in_shared = floats <= kSharedFloats, fours = in_fours(p, dw, db);
   const auto at = static_cast<cudaStream_t>(stream);
-  const bool kept =
-      with_kept(p, fours, ceil_div(rows, each), [&](auto K, dim3 grid, unsigned threads) {
-        p.bf16 ? backward_kept_kernel<__nv_bfloat16, K>
-            <<<grid, threads, 0, at>>>(p, rows, each, dw, db)
-               : backward_kept_kernel<float, K><<<grid, threads, 0, at>>>(p, rows, each, dw, db);
-      });
+  const auto launch_kept = [&](auto t, auto K, dim3 grid, unsigned threads) {
+    using T = decltype(t);
+    const size_t stages = stages_of_backward<T, K>(threads);
+    const auto kernel = backward_kept_kernel<T, K>;
+    if (stages > kMostOfStages ||
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(stages)) != cudaSuccess)
+      return false;
+    kernel<<<grid, threads, stages, at>>>(p, rows, each, dw, db);
+    return true;
+  };
+  const bool kept = with_kept(p, fours, ceil_div(rows, each), launch_kept);
   if (kept) return check_launch("gated_norm backward");
   const auto launch = [&](auto kernel, int V) {
     const dim3 grid(static_cast<unsigned>(ceil_div(rows, each)), static_cast<unsigned>(p.groups));

@@ -14,7 +14,6 @@ namespace {
 using bfloat16 = __nv_bfloat16;
 
 constexpr int64_t kMostThreads = 256;
-constexpr int64_t kPiecesForward = 4096;  // of all rows, at most
 constexpr int64_t kSharedFloats =
     11 * 1024;  // a block gets 48 KB without asking, sums of warps included
 
@@ -75,68 +74,62 @@ __global__ void forward_kernel(const NormProblem p, const bool keep) {
   }
 }
 
-// The same where a block keeps a row in its registers, K runs a thread.
+// The same where a row fits into a block's registers, K runs of four a thread.
 template <class X, class Y, int K>
 __global__ void __launch_bounds__(kMostKeptThreads)
-    forward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows,
-                        int64_t rows_of_a_piece) {
+    forward_kept_kernel(const __grid_constant__ NormProblem p) {
   constexpr int V = kKeptRun;
   let_next_start();
   wait_for_previous();
-  float w[K][V], b[K][V] = {};
+  const int64_t row = blockIdx.x;
+  const X* const x = static_cast<const X*>(p.x) + row * p.x_stride;
+  const float* const residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
+  const auto n = static_cast<float>(p.D);
+  float s[K][V] = {}, r[K][V] = {}, total[1] = {}, mean = 0;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    if (kept_column(k) >= p.D) continue;
+    load<V>(x + kept_column(k), s[k]);
+    if (residual) load<V>(residual + kept_column(k), r[k]);
+  }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) w[k][v] = 1;
-    if (p.w && kept_column(k) < p.D) load<V>(p.w + kept_column(k), w[k]);
-    if (p.b && kept_column(k) < p.D) load<V>(p.b + kept_column(k), b[k]);
-  }
-  const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
-  const auto n = static_cast<float>(p.D);
-  int half = 0;
-  for (int64_t row = begin; row < end; ++row) {
-    const X* const x = static_cast<const X*>(p.x) + row * p.x_stride;
-    const float* const residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
-    float s[K][V] = {}, r[K][V] = {}, total[1] = {}, mean = 0;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (kept_column(k) >= p.D) continue;
-      load<V>(x + kept_column(k), s[k]);
-      if (residual) load<V>(residual + kept_column(k), r[k]);
+    for (int v = 0; v < V; ++v) {
+      s[k][v] += r[k][v];
+      total[0] += p.layer ? s[k][v] : s[k][v] * s[k][v];
     }
+    if (residual && kept_column(k) < p.D) store<V>(p.sum + row * p.D + kept_column(k), s[k]);
+  }
+  int half = 0;
+  block_sums(total, half);
+  if (p.layer) {
+    mean = total[0] / n;
+    total[0] = 0;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        s[k][v] += r[k][v];
-        total[0] += p.layer ? s[k][v] : s[k][v] * s[k][v];
-      }
-      if (p.residual && kept_column(k) < p.D) store<V>(p.sum + row * p.D + kept_column(k), s[k]);
+      for (int v = 0; v < V; ++v)
+        total[0] += kept_column(k) < p.D ? (s[k][v] - mean) * (s[k][v] - mean) : 0.0f;
     }
     block_sums(total, half);
-    if (p.layer) {
-      mean = total[0] / n;
-      total[0] = 0;
+  }
+  const float scale = 1.0f / sqrtf(total[0] / n + p.eps);
+  if (threadIdx.x == 0) {
+    if (p.scale) p.scale[row] = scale;
+    if (p.mean) p.mean[row] = mean;
+  }
 #pragma unroll
-      for (int k = 0; k < K; ++k) {
+  for (int k = 0; k < K; ++k) {
+    if (kept_column(k) >= p.D) continue;
+    float w[V], b[V] = {};
 #pragma unroll
-        for (int v = 0; v < V; ++v)
-          total[0] += kept_column(k) < p.D ? (s[k][v] - mean) * (s[k][v] - mean) : 0.0f;
-      }
-      block_sums(total, half);
-    }
-    const float scale = 1.0f / sqrtf(total[0] / n + p.eps);
-    if (threadIdx.x == 0) {
-      if (p.scale) p.scale[row] = scale;
-      if (p.mean) p.mean[row] = mean;
-    }
+    for (int v = 0; v < V; ++v) w[v] = 1;
+    if (p.w) load<V>(p.w + kept_column(k), w);
+    if (p.b) load<V>(p.b + kept_column(k), b);
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (kept_column(k) >= p.D) continue;
-#pragma unroll
-      for (int v = 0; v < V; ++v) s[k][v] = (s[k][v] - mean) * scale * w[k][v] + b[k][v];
-      store<V>(static_cast<Y*>(p.y) + row * p.D + kept_column(k), s[k]);
-    }
+    for (int v = 0; v < V; ++v) s[k][v] = (s[k][v] - mean) * scale * w[v] + b[v];
+    store<V>(static_cast<Y*>(p.y) + row * p.D + kept_column(k), s[k]);
   }
 }
 
@@ -230,12 +223,20 @@ __global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_
   }
 }
 
-// The same where a block keeps a row in its registers: each row is read once.
+// The same where a row fits into a block's registers: each is read once, the next ones while it is at work.
 template <class S, class X, class Y, int K>
 __global__ void __launch_bounds__(kMostKeptThreads)
     backward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows,
                          int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
   constexpr int V = kKeptRun;
+  extern __shared__ __align__(16) unsigned char memory[];
+  unsigned char* at = memory;
+  StagedRows<S, K> of_s(at);
+  X* const dx = static_cast<X*>(p.dx);
+  const bool more = dx && p.dx_add;
+  StagedRows<X, K> of_dx(at, more);
+  StagedRows<float, K> of_dsum(at, p.dsum != nullptr);
+  StagedRows<Y, K> of_dy(at);
   const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
   float w[K][V], dw[K][V] = {}, db[K][V] = {};
 #pragma unroll
@@ -244,26 +245,27 @@ __global__ void __launch_bounds__(kMostKeptThreads)
     for (int v = 0; v < V; ++v) w[k][v] = 1;
     if (p.w && kept_column(k) < p.D) load<V>(p.w + kept_column(k), w[k]);
   }
-  int half = 0;
-  for (int64_t row = begin; row < end; ++row) {
+  const auto fetch = [&](int64_t row, int stage) {
     const S* const s = p.sum ? reinterpret_cast<const S*>(p.sum) + row * p.D
                              : static_cast<const S*>(p.x) + row * p.x_stride;
-    const Y* const dy = static_cast<const Y*>(p.dy) + row * p.D;
-    X* const dx = p.dx ? static_cast<X*>(p.dx) + row * p.dx_stride : nullptr;
-    const float scale = p.scale[row], row_mean = p.layer ? p.mean[row] : 0.0f;
-    float value[K][V] = {}, d[K][V] = {}, past[K][V] = {}, old[K][V] = {};
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       const int64_t i = kept_column(k);
       if (i >= p.D) continue;
-      load<V>(s + i, value[k]);
-      load<V>(dy + i, d[k]);
-      if (p.dsum) load<V>(p.dsum + row * p.D + i, past[k]);
-      if (dx && p.dx_add) load<V>(dx + i, old[k]);
+      of_s.copy(stage, k, s + i);
+      of_dy.copy(stage, k, static_cast<const Y*>(p.dy) + row * p.D + i);
+      if (more) of_dx.copy(stage, k, dx + row * p.dx_stride + i);
+      if (p.dsum) of_dsum.copy(stage, k, p.dsum + row * p.D + i);
     }
-    float mean[2] = {};  // of g v, of g
+  };
+  int half = 0;
+  for_staged_rows(begin, end, fetch, [&](int64_t row, int stage) {
+    const float scale = p.scale[row], row_mean = p.layer ? p.mean[row] : 0.0f;
+    float value[K][V] = {}, d[K][V] = {}, mean[2] = {};  // of g v, of g
 #pragma unroll
     for (int k = 0; k < K; ++k) {
+      if (kept_column(k) >= p.D) continue;
+      of_s.read(stage, k, value[k]), of_dy.read(stage, k, d[k]);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         value[k][v] = (value[k][v] - row_mean) * scale;
@@ -280,23 +282,27 @@ __global__ void __launch_bounds__(kMostKeptThreads)
     for (int k = 0; k < K; ++k) {
       const int64_t i = kept_column(k);
       if (i >= p.D) continue;
-      float total[V];
+      float total[V], other[V] = {};
+      if (p.dsum) of_dsum.read(stage, k, other);
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        total[v] = scale * (d[k][v] * w[k][v] - mean[1] - value[k][v] * mean[0]) + past[k][v];
+        total[v] = scale * (d[k][v] * w[k][v] - mean[1] - value[k][v] * mean[0]) + other[v];
       if (p.dresidual) store<V>(p.dresidual + row * p.dresidual_stride + i, total);
       if (!dx) continue;
+      if (more) {
+        of_dx.read(stage, k, other);
 #pragma unroll
-      for (int v = 0; v < V; ++v) total[v] += old[k][v];
-      store<V>(dx + i, total);
+        for (int v = 0; v < V; ++v) total[v] += other[v];
+      }
+      store<V>(dx + row * p.dx_stride + i, total);
     }
-  }
+  });
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     if (kept_column(k) >= p.D) continue;
-    const int64_t at = blockIdx.x * p.D + kept_column(k);
-    if (dw_parts) store<V>(dw_parts + at, dw[k]);
-    if (db_parts) store<V>(db_parts + at, db[k]);
+    const int64_t to = blockIdx.x * p.D + kept_column(k);
+    if (dw_parts) store<V>(dw_parts + to, dw[k]);
+    if (db_parts) store<V>(db_parts + to, db[k]);
   }
 }
 
@@ -336,7 +342,6 @@ void with_types(const NormProblem& p, bool sum, const F& f) {
 
 void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
   if (rows == 0 || p.D == 0) return;
-  const int64_t each = ceil_div(rows, kPiecesForward);
   const KeptRow kept_row(p.D);
   const bool keep = p.D <= kSharedFloats, fours = in_fours(p, nullptr, nullptr);
   const size_t shared = keep ? static_cast<size_t>(p.D) * sizeof(float) : 0;
@@ -348,8 +353,8 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
                        threads_for(p.D, V), shared, 1, stream, p, keep);
     };
     const auto launch_kept = [&](auto kernel) {
-      launch_dependent("norm_forward", kernel, dim3(static_cast<unsigned>(ceil_div(rows, each))),
-                       kept_row.threads, 0, 1, stream, p, rows, each);
+      launch_dependent("norm_forward", kernel, dim3(static_cast<unsigned>(rows)), kept_row.threads,
+                       0, 1, stream, p);
     };
     if (fours && kept_row.threads > 0)
       return kept_row.runs == 2 ? launch_kept(forward_kept_kernel<X, Y, 2>)
@@ -360,8 +365,7 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
 
 void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream) {
   if (rows == 0 || p.D == 0) return;
-  const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)),
-                each = norm_rows_of_a_piece(rows);
+  const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)), each = norm_rows_of_a_piece(rows);
   const auto pieces = static_cast<unsigned>(ceil_div(rows, each));
   const auto at = static_cast<cudaStream_t>(stream);
   const KeptRow kept_row(p.D);
@@ -374,13 +378,23 @@ void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, voi
     const auto launch = [&](auto kernel, int V) {
       kernel<<<pieces, threads_for(p.D, V), shared, at>>>(p, rows, each, dw, db, in_shared);
     };
-    const auto launch_kept = [&](auto kernel) {
-      kernel<<<pieces, kept_row.threads, 0, at>>>(p, rows, each, dw, db);
-    };
     const bool fours = in_fours(p, dw, db);
-    if (fours && p.dy && kept_row.threads > 0)
-      return kept_row.runs == 2 ? launch_kept(backward_kept_kernel<S, X, Y, 2>)
-                                : launch_kept(backward_kept_kernel<S, X, Y, 4>);
+    const auto launch_kept = [&](auto K) {
+      const unsigned threads = kept_row.threads;
+      const size_t stages = StagedRows<S, K>::bytes(threads) + StagedRows<Y, K>::bytes(threads) +
+                            (p.dx && p.dx_add ? StagedRows<X, K>::bytes(threads) : 0) +
+                            (p.dsum ? StagedRows<float, K>::bytes(threads) : 0);
+      const auto kernel = backward_kept_kernel<S, X, Y, K>;
+      if (!fours || !p.dy || threads == 0 || stages > kMostOfStages ||
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(stages)) != cudaSuccess)
+        return false;
+      kernel<<<pieces, threads, stages, at>>>(p, rows, each, dw, db);
+      return true;
+    };
+    if (kept_row.runs == 2 ? launch_kept(std::integral_constant<int, 2>())
+                           : launch_kept(std::integral_constant<int, 4>()))
+      return;
     fours ? launch(backward_kernel<S, X, Y, 4>, 4) : launch(backward_kernel<S, X, Y, 1>, 1);
   });
   check_launch("norm_backward");

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "krait/tensor/cuda/math.h"
+#include "krait/tensor/cuda/mma.h"
 
 namespace krait::cuda {
 
@@ -49,6 +50,60 @@ __device__ inline void block_sums(float (&x)[N], int& half) {
   for (unsigned w = 0; w < blockDim.x / 32; ++w) {
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] += of_warps[half][w][i];
+  }
+}
+
+// Rows on their way into shared memory, kRowsAhead before the one at work. A thread copies what it reads itself, runs
+// of four: no barrier is needed.
+constexpr int kRowsAhead = 2, kRowStages = kRowsAhead + 1;
+constexpr size_t kMostOfStages =
+    96 * 1024;  // a block of any GPU from compute capability 8.0 on has that
+
+template <class T, int K>
+class StagedRows {
+ public:
+  static constexpr size_t bytes(unsigned threads) {
+    return sizeof(Run<kKeptRun, T>) * kRowStages * K * threads;
+  }
+  // Takes its part of the shared memory at `memory`, if it is `used`, and moves `memory` behind it.
+  __device__ explicit StagedRows(unsigned char*& memory, bool used = true)
+      : stages_(reinterpret_cast<Run<kKeptRun, T>*>(memory)) {
+    if (used) memory += bytes(blockDim.x);
+  }
+  __device__ void copy(int stage, int k, const T* from) {
+    constexpr int kBytes = sizeof(Run<kKeptRun, T>);
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(at(stage, k)));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
+                 : "memory");
+  }
+  __device__ void read(int stage, int k, float (&to)[kKeptRun]) const {
+    load<kKeptRun>(reinterpret_cast<const T*>(at(stage, k)), to);
+  }
+
+ private:
+  __device__ Run<kKeptRun, T>* at(int stage, int k) const {
+    return stages_ + (stage * K + k) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+  }
+  Run<kKeptRun, T>* stages_;
+};
+
+// Calls work(row, stage) for the rows from `begin` to `end`, each once fetch(row, stage) has brought it.
+template <class Fetch, class Work>
+__device__ inline void for_staged_rows(int64_t begin, int64_t end, const Fetch& fetch,
+                                       const Work& work) {
+#pragma unroll
+  for (int i = 0; i < kRowsAhead; ++i) {
+    if (begin + i < end) fetch(begin + i, i);
+    commit_copies();
+  }
+  int stage = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    const int free = stage == 0 ? kRowsAhead : stage - 1;  // of the row before
+    if (row + kRowsAhead < end) fetch(row + kRowsAhead, free);
+    commit_copies();
+    wait_for_copies<kRowsAhead>();
+    work(row, stage);
+    stage = stage == kRowsAhead ? 0 : stage + 1;
   }
 }
 
