@@ -10,9 +10,9 @@
 // computed for float32 weights). dx has the dtype of x, dw and dbias are float32.
 // Saved for backward: x. Deterministic; the same bits for any number of threads.
 // On the CPU few rows (decode: up to 16 for bfloat16 weights, 32 for float32) take a kernel that streams the weights
-// once, in which a row's result does not depend on the other rows; more take the library's product. A GPU has such a
-// kernel for up to 128 rows in bfloat16 and 16 in float32, where K and the steps are multiples of eight; which
-// of its sums is taken follows from the number of rows.
+// once, in which a row's result does not depend on the other rows; more take the library's product. A GPU has such
+// kernels for up to 64 rows in bfloat16 (32 where N is 3,072 or more) and 16 in float32, where K and the steps are
+// multiples of eight; which of its sums is taken follows from the number of rows.
 #pragma once
 #include "krait/tensor/context.h"
 
