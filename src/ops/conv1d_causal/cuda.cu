@@ -46,6 +46,17 @@ __device__ int64_t sequence_of(const ConvSequences& c, int64_t token) {
   return low;
 }
 
+template <int N>
+__device__ void load_runs(const float* from, float (&to)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    float run[4];
+    load<4>(from + i, run);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) to[i + j] = run[j];
+  }
+}
+
 // Channels [e, e + V): their taps and bias, and the inputs of the window's older taps.
 template <class T, int V, int W>
 struct Window {
@@ -57,9 +68,18 @@ struct Window {
   __device__ Window(const ConvProblem& problem, int64_t channel)
       : p(problem), e(channel), skip(W - problem.width) {
 #pragma unroll
-    for (int w = 0; w < W; ++w)
+    for (int v = 0; v < V; ++v) {
+      float of_channel[W];
+      if (V > 1 && skip == 0) {
+        load_runs(p.k + (e + v) * W, of_channel);
+      } else {
 #pragma unroll
-      for (int v = 0; v < V; ++v) taps[w][v] = w < skip ? 0.0f : p.k[(e + v) * p.width + w - skip];
+        for (int w = 0; w < W; ++w)
+          of_channel[w] = w < skip ? 0.0f : p.k[(e + v) * p.width + w - skip];
+      }
+#pragma unroll
+      for (int w = 0; w < W; ++w) taps[w][v] = of_channel[w];
+    }
     if (p.bias) load<V>(p.bias + e, bias);
   }
 
@@ -158,8 +178,14 @@ __device__ int64_t in_registers(int64_t step) {
   return step;
 }
 
+// That are to fit on a multiprocessor.
+template <class T, int W>
+constexpr int kForwardBlocks = W > 4            ? 2
+                               : sizeof(T) == 2 ? 6
+                                                : 4;
+
 template <class T, int V, int W, bool kUsual>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
     forward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
                    const float* state_in) {
   let_next_start();
@@ -450,7 +476,7 @@ bool channels_in_runs(const ConvProblem& p, const float* dhistory, int64_t V) {
   const int64_t bytes = p.bf16 ? 2 : 4;
   return p.E % V == 0 && in_runs(p.x, p.x_stride, bytes, V) && in_runs(p.y, 0, bytes, V) &&
          in_runs(p.dy, 0, bytes, V) && in_runs(p.dx, p.dx_stride, bytes, V) &&
-         in_runs(p.bias, 0, 4, std::min<int64_t>(V, 4)) &&
+         in_runs(p.bias, 0, 4, std::min<int64_t>(V, 4)) && in_runs(p.k, 0, 4, 4) &&
          in_runs(dhistory, 0, 4, std::min<int64_t>(V, 4));
 }
 

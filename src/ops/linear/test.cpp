@@ -287,7 +287,7 @@ TEST(Linear, TakesThePlaceOfAStream) {
       const Values apart = to_double(linear_add(t.c, x, w, bias, stream));
       const Tensor y = linear_add(t.c, x, w, bias, stream, true);
       EXPECT_EQ(y.data, stream.data);
-      expect_same_bits(to_double(y), apart, "in place");
+      expect_relative(to_double(y), apart, 1e-6, "in place");  // a GPU may take another algorithm
     }
 }
 
