@@ -1,5 +1,6 @@
 // The loops of ssd: forward in chunks and by steps. Backward is in simd_backward.h.
 #include "krait/ops/ssd/simd_backward.h"
+#include "krait/ops/ssd/simd_pairs.h"
 
 namespace krait::KRAIT_ISA {
 namespace ssd_rows {
@@ -17,6 +18,7 @@ static void score(const float* CB, const float* decay, int64_t rows, float* deca
 
 static void chunked(const ssd::Forward& w) {
   const ssd::Piece& p = w.piece;
+  if (multiplies_pairs(p)) return chunked_pairs(w);
   const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), PN = P * N;
   Area area{w.scratch};
   float* const states = area.take(ssd::kHeadSet * N * Pp);  // (heads, N, Pp)
@@ -45,14 +47,7 @@ static void chunked(const ssd::Forward& w) {
       if (h + 1 < p.heads) prefetch_rows(p.x, t, rows, (h + 1) * P, P);
       scale_rows(x, times.delta, rows, Pp, dx);
       if (has_state) small_product({rows, Pp, N, C, Np, 1, S, Pp, y, Pp, false});
-      for (int64_t i = 0; i < rows; ++i) {
-        const V prefix = hn::Set(d, times.prefix[i]);
-        for (int64_t j = 0; j < Pp; j += kLanes) {
-          float* const to = y + i * Pp + j;
-          const V through = hn::Mul(at(skip + j), at(x + i * Pp + j));
-          hn::StoreU(has_state ? hn::MulAdd(prefix, at(to), through) : through, d, to);
-        }
-      }
+      pass_through(times, skip, x, rows, Pp, has_state, y);
       score(CB, times.decay, rows, decays, scores);
       small_product({rows, Pp, rows, scores, kChunk, 1, dx, Pp, y, Pp, true},
                     Triangle::lower_factor);

@@ -73,9 +73,10 @@ static constexpr int64_t sums_size(int64_t P) { return 2 + P; }
 static constexpr int64_t kTimes = 8;  // rows of one value a token
 static constexpr int64_t forward_scratch(int64_t P, int64_t N) {
   return kHeadSet * N * padded(P)             // states
-         + (2 * kChunk + kChunk) * padded(N)  // B, C, Bᵀ
+         + (2 * kChunk + kChunk) * padded(N)  // B, C, Bᵀ; of bfloat16 pairs two thirds of it
          + 2 * kChunk * kChunk                // C Bᵀ, scores
          + 3 * kChunk * padded(P)             // x, Δx, y
+         + (N + 1 + kChunk) / 2 * padded(P)   // pairs of a state and of Δx
          + (kTimes + 1) * kChunk + 2 * padded(P);
 }
 static constexpr int64_t backward_scratch(int64_t P, int64_t N) {

@@ -178,6 +178,19 @@ static void load_skip(const ssd::Piece& p, int64_t head, float* row) {
     row[i] = !p.D || i >= p.P ? 0.0f : p.D[p.D_per_channel ? head * p.P + i : head];
 }
 
+// y = D x, and beside it, where there is one, what y has of the state before the chunk, decayed.
+static void pass_through(const Times& times, const float* skip, const float* x, int64_t rows,
+                         int64_t Pp, bool has_state, float* y) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const V prefix = hn::Set(d, times.prefix[i]);
+    for (int64_t j = 0; j < Pp; j += kLanes) {
+      float* const to = y + i * Pp + j;
+      const V through = hn::Mul(at(skip + j), at(x + i * Pp + j));
+      hn::StoreU(has_state ? hn::MulAdd(prefix, at(to), through) : through, d, to);
+    }
+  }
+}
+
 static float dot(const float* a, const float* b, int64_t n) {
   V sum = hn::Zero(d);
   for (int64_t i = 0; i < n; i += kLanes) sum = hn::MulAdd(at(a + i), at(b + i), sum);

@@ -23,6 +23,9 @@
 // inside a chunk (C Bᵀ ∘ decay) Δx, from the state before it C S. The decay between two tokens is the
 // product of the steps between them, never a ratio, so that nothing overflows or cancels.
 //
+// Where x, B and C are bfloat16 and the CPU has AVX512_BF16, the products of the chunks multiply pairs of them: operands,
+// decays and states included, are rounded to bfloat16, sums and the state from chunk to chunk stay float32.
+//
 // A GPU takes N up to 256, and a decay there is a power of the sum of the steps' logarithms. Where x, B and C are
 // bfloat16, P and N multiples of 16, and its blocks have 110 KB of shared memory, the products run on its matrix units
 // (on sm_90, N up to 128, by warpgroups that read their operands from shared memory): their operands, decays and states

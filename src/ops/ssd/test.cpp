@@ -1,6 +1,7 @@
 // ssd against the double reference: values, and gradients of every input.
 #include <gtest/gtest.h>
 
+#include "krait/base/isa.h"
 #include "krait/ops/ssd/fixture.h"
 
 namespace krait::ops {
@@ -108,7 +109,10 @@ struct Magnitude {
   friend Magnitude log1p(const Magnitude& a) { return std::log1p(a.v); }
 };
 
-// Products of bfloat16 operands on a GPU (see ssd.h) round the operands that are not inputs. A term of a result
+// Whether this CPU multiplies pairs of bfloat16 in ssd.
+bool cpu_pairs() { return isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16"); }
+
+// Products of bfloat16 operands on a GPU or such a CPU (see ssd.h) round the operands that are not inputs. A term of a result
 // goes through so many of those roundings:
 //   state, dstate_in  1   Δ f x, and e dy, as they come into the state and its gradient
 //   y, dx, dB, dC     2   the above, and the state itself; within a chunk only D G Δ, D G, Σ D K Δ
@@ -160,8 +164,9 @@ TEST_P(Ssd, MatchesReference) {
   Errors y_error, state_error;
   std::vector<Errors> grad_errors(std::size(kSsdInputNames));
   std::vector<DType> dtypes(std::size(kSsdInputNames));
-  const bool matrix_units = testing::test_device().type == Device::cuda && k.P % 16 == 0 &&
-                            k.N % 16 == 0 && k.dtype == DType::bf16 && k.dtype_BC == DType::bf16;
+  const bool matrix_units =
+      k.dtype == DType::bf16 && k.dtype_BC == DType::bf16 &&
+      (testing::test_device().type == Device::cuda ? k.P % 16 == 0 && k.N % 16 == 0 : cpu_pairs());
   const int64_t trials = std::clamp<int64_t>(200000 / (k.B * k.L * k.P * k.N + 1), 1, 8);
   for (int64_t trial = 0; trial < trials; ++trial) {
     k.seed = static_cast<uint64_t>(trial);
