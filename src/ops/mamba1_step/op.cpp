@@ -163,7 +163,9 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
   }
   const bool joins = bf16 && cuda::step_joins(s.B, s.E, s.R);
   if (many) {
-    KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(product(u, l.x_proj)), low_rank, c.stream));
+    cuda::OnePass to_low_rank = cuda::rows_of(product(u, l.x_proj));
+    to_low_rank.holds_next = true;
+    KRAIT_WITH_CUDA(cuda::one_pass(to_low_rank, low_rank, c.stream));
   } else if (!joins) {
     KRAIT_WITH_CUDA(cuda::few_rows(product(u, l.x_proj), low_rank, c.stream));
   }

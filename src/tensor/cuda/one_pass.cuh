@@ -8,8 +8,8 @@
 
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/mma.h"
+#include "krait/tensor/cuda/one_pass_fours.cuh"
 #include "krait/tensor/cuda/one_pass_hopper.cuh"
-#include "krait/tensor/cuda/one_pass_sum.cuh"
 
 namespace krait::cuda {
 
@@ -79,8 +79,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fetch_w(shared + i * Tile::kStageBytes);
-  let_next_start();
+  if (!p.holds_next) let_next_start();
   wait_for_previous();
+  if (p.holds_next) let_next_start();
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
     fetch_x(shared + i * Tile::kStageBytes);
@@ -144,7 +145,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
           mine[(8 * n + j % 2) * Tile::Sums::kStep + 16 * m + j / 2 * 8] = sums[m][n][j];
   }
 
-  PassEnd<typename Tile::Sums, kThreads, End> last(end, parts, n0, p.N, 0, M, rank, split, thread);
+  PassEndOf<typename Tile::Sums, kThreads, End> last(end, parts, n0, p.N, 0, M, rank, split,
+                                                     thread);
   last.hold_first();
   last.finish();
 }

@@ -20,6 +20,8 @@ struct OnePass {
   const void* x = nullptr;  // (M, K)
   int64_t x_step = 0;       // elements between rows
   int64_t M = 0, N = 0, K = 0;
+  // The next kernel starts only when those before this one are complete: what it reads early would be in their way.
+  bool holds_next = false;
 };
 
 inline OnePass rows_of(const FewRows& p) { return {p.w, p.x, p.x_step, p.M, p.N, p.K}; }

@@ -20,13 +20,32 @@ struct SumTile {
   static constexpr size_t kBytes = sizeof(float) * (kSums * kParts + kColumns);
 };
 
+// Of the first kThreads threads of a block.
+template <int kThreads>
+__device__ inline void synchronize_threads() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
+__device__ inline void add_fours(float4& sum, float4 b) {
+  sum.x += b.x, sum.y += b.y, sum.z += b.z, sum.w += b.w;
+}
+
+// Of four elements, which stand at `first` in the first part.
+template <class Tile>
+__device__ inline float4 sum_of_parts(const float4* first) {
+  float4 sum = *first;
+#pragma unroll
+  for (int i = 1; i < Tile::kParts; ++i) add_fours(sum, first[i * Tile::kSums / 4]);
+  return sum;
+}
+
 // The view of one of the kThreads threads that do it; `parts` is (kParts, kColumns, kStep) in shared memory, and factors
 // stand behind it. The cluster's blocks share out the elements: runs of kRun in turn. In a run, of which a thread has
 // four, neighbouring elements have neighbouring rows of W.
 template <class Tile, int kThreads, class End>
 class PassEnd {
  public:
-  // The block's first element is (n0, m0), of M columns; it is block `rank` of `split`.
+  // The block's first element is (n0, m0), of M rows of x; it is block `rank` of `split`.
   __device__ PassEnd(const End& end, float* parts, int64_t n0, int64_t N, int m0, int M,
                      unsigned rank, int split, int thread)
       : end_(end),
@@ -41,7 +60,7 @@ class PassEnd {
         thread_(thread) {}
 
   // Of the kThreads threads.
-  __device__ void synchronize() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+  __device__ void synchronize() { synchronize_threads<kThreads>(); }
 
   // May be called before there are sums.
   __device__ void hold_first() { hold(mine_); }
@@ -93,16 +112,10 @@ class PassEnd {
         held_[i] = end_.hold(row_of(e), m0_ + e / Tile::kRows);
   }
 
-  static __device__ void add(float4& sum, float4 b) {
-    sum.x += b.x, sum.y += b.y, sum.z += b.z, sum.w += b.w;
-  }
   // Four at a time. What comes out stands where it is read by this block alone.
   __device__ void sum_over_warps(int e) const {
     auto* const at = reinterpret_cast<float4*>(place_of(e));
-    float4 sum = *at;
-#pragma unroll
-    for (int i = 1; i < Tile::kParts; ++i) add(sum, at[i * Tile::kSums / 4]);
-    *at = sum;
+    *at = sum_of_parts<Tile>(at);
   }
   __device__ void sum_over_blocks(int e) const {
     float* const at = place_of(e);
@@ -112,7 +125,7 @@ class PassEnd {
       if (r < split_) of_blocks[r] = four_of_block(at, static_cast<unsigned>(r));
 #pragma unroll
     for (int r = 0; r < kMostSplit; ++r)
-      if (r < split_) add(sum, of_blocks[r]);
+      if (r < split_) add_fours(sum, of_blocks[r]);
     *reinterpret_cast<float4*>(at) = sum;
   }
 

@@ -1,4 +1,4 @@
-// The end of few_rows and one_pass that stores what comes out.
+// The end of few_rows that stores what comes out.
 #pragma once
 #include <cuda_bf16.h>
 
