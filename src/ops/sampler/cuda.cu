@@ -1,9 +1,13 @@
-// A block a row; each thread has a run of neighbouring ids. Weights exp((logit - largest) / temperature) are
-// summed as integers of 2^-40, so that sums do not depend on their order.
+// A block a row, or where there are few rows of a large vocabulary and top-k or top-p a cluster of blocks (sm_90 on),
+// each with a run of neighbouring ids, as each thread has. Weights exp((logit - largest) / temperature) are summed as
+// integers of 2^-40, so that sums do not depend on their order; the float64 sum of what a cluster could share out is
+// over the same runs either way.
 #include "krait/ops/sampler/cuda.h"
 
 #include <cfloat>
 
+#include "krait/tensor/cuda/cluster.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -14,7 +18,10 @@ using Weight = unsigned long long;  // in units of 2^-40
 
 constexpr int kThreads = 1024;
 constexpr float kUnits = 0x1p40f;
-constexpr int64_t kMostKept = 56 * 1024;  // logits of a row that a block keeps in its own memory
+constexpr int64_t kMostKept = 56 * 1024;  // logits that a block keeps in its own memory
+constexpr int kRuns = 8;                  // of a large vocabulary
+constexpr int64_t kFewestShared = 4096;   // ids of one
+constexpr int kMostShared = 16;           // rows whose runs blocks share out
 constexpr int kDigit = 256;  // values of the byte that a pass of the selection looks at
 
 // Larger for larger numbers.
@@ -23,9 +30,26 @@ __device__ unsigned key_of(float x) {
   return b & 0x80000000u ? ~b : b | 0x80000000u;
 }
 
-// Σ of the threads before this one, and of all.
+// What `combine` makes of one value a block, in the order of the blocks. All threads of the cluster call it.
+template <class T, class Combine>
+__device__ T over_cluster(T of_this, int blocks, const Combine& combine) {
+  __shared__ T of_this_block;
+  if (blocks == 1) return of_this;
+  synchronize_cluster();  // an earlier call may still be reading
+  if (threadIdx.x == 0) of_this_block = of_this;
+  synchronize_cluster();
+  T of_all[kRuns];
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) of_all[r] = of_block(&of_this_block, static_cast<unsigned>(r));
+  T all = of_all[0];
+#pragma unroll
+  for (int r = 1; r < kRuns; ++r) all = combine(all, of_all[r]);
+  return all;
+}
+
+// Σ of the threads before this one, in blocks before this one too, and of all.
 template <class T>
-__device__ T sum_before(T x, T& total) {
+__device__ T sum_before(T x, int blocks, T& total) {
   __shared__ T of_warps[32];
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   T sum = x;
@@ -43,7 +67,21 @@ __device__ T sum_before(T x, T& total) {
     if (w < warp) before += of_warps[w];
     total += of_warps[w];
   }
-  return before + sum - x;
+  before += sum - x;
+  if (blocks == 1) return before;
+  __shared__ T of_this_block;
+  synchronize_cluster();
+  if (threadIdx.x == 0) of_this_block = total;
+  synchronize_cluster();
+  total = 0;
+  const unsigned rank = rank_in_cluster();
+#pragma unroll
+  for (unsigned r = 0; r < kRuns; ++r) {
+    const T of_other = of_block(&of_this_block, r);
+    if (r < rank) before += of_other;
+    total += of_other;
+  }
+  return before;
 }
 
 // Where a row's candidates end, in the order of falling logits: keys above `key`, and of those equal to it
@@ -54,8 +92,9 @@ struct Cut {
 };
 
 struct Row {
-  const float* x;      // after the penalty
+  const float* x;      // after the penalty; of ids outside of the block's run there is nothing
   int64_t begin, end;  // of this thread
+  int blocks;
   float most, sharpness;
 
   __device__ Weight weight(float logit) const {
@@ -65,7 +104,7 @@ struct Row {
   // The smallest set of largest logits, within `inside`, whose measure reaches `wanted`: one for each id
   // where `by_count`, else their weights. A byte of the key a pass.
   __device__ Cut select(bool by_count, Weight wanted, const Cut& inside) const {
-    __shared__ Weight of_digit[kDigit];
+    __shared__ Weight of_digit[kDigit], of_all[kDigit];  // of this block, of the row
     __shared__ unsigned prefix_found;
     __shared__ Weight wanted_left;
     unsigned prefix = 0;
@@ -78,12 +117,36 @@ struct Row {
         if (key < inside.key || (shift < 24 && key >> (shift + 8) != prefix)) continue;
         atomicAdd(&of_digit[key >> shift & 255], by_count ? Weight{1} : weight(x[i]));
       }
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        int d = kDigit - 1;
-        for (; d > 0 && of_digit[d] < wanted; --d) wanted -= of_digit[d];
-        prefix_found = prefix << 8 | static_cast<unsigned>(d);
-        wanted_left = wanted;
+      blocks > 1 ? synchronize_cluster() : __syncthreads();
+      for (int d = threadIdx.x; d < kDigit; d += kThreads) {
+        Weight sum = of_digit[d];
+        if (blocks > 1) {
+          sum = 0;
+#pragma unroll
+          for (unsigned r = 0; r < kRuns; ++r) sum += of_block(of_digit + d, r);
+        }
+        of_all[d] = sum;
+      }
+      blocks > 1 ? synchronize_cluster() : __syncthreads();
+      if (threadIdx.x < 32) {  // a lane has eight digits, the first one the largest
+        constexpr int kOfLane = kDigit / 32;
+        const int lane = static_cast<int>(threadIdx.x), top = kDigit - 1 - lane * kOfLane;
+        Weight mine = 0;
+        for (int i = 0; i < kOfLane; ++i) mine += of_all[top - i];
+        Weight upto = mine;
+#pragma unroll
+        for (int other = 1; other < 32; other *= 2) {
+          const Weight before = __shfl_up_sync(~0u, upto, other);
+          if (lane >= other) upto += before;
+        }
+        const unsigned reached = __ballot_sync(~0u, upto >= wanted) | 1u << 31;
+        if (lane == __ffs(static_cast<int>(reached)) - 1) {
+          Weight left = wanted - (upto - mine);
+          int d = top;
+          for (; d > top - kOfLane + 1 && of_all[d] < left; --d) left -= of_all[d];
+          prefix_found = prefix << 8 | static_cast<unsigned>(d);
+          wanted_left = left;
+        }
       }
       __syncthreads();
       prefix = prefix_found, wanted = wanted_left;
@@ -113,13 +176,13 @@ struct Row {
   __device__ int64_t ties_before(const Cut& cut) const {
     int64_t mine = 0, total;
     for (int64_t i = begin; i < end; ++i) mine += key_of(x[i]) == cut.key;
-    return sum_before(mine, total);
+    return sum_before(mine, blocks, total);
   }
 
   __device__ Weight sum(const Cut& cut, Weight least, Weight* before = nullptr) const {
     Weight mine = 0, total;
     for_chosen(cut, least, ties_before(cut), [&](int64_t, Weight w) { mine += w; });
-    const Weight b = sum_before(mine, total);
+    const Weight b = sum_before(mine, blocks, total);
     if (before) *before = b;
     return total;
   }
@@ -131,62 +194,80 @@ __device__ float penalised_logit(float x, float penalty) {
   return fminf(fmaxf(y, -FLT_MAX), FLT_MAX);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    sample_kernel(const SampleTask t, SampleOut* out, int32_t* tokens, const bool keep) {
+__device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32_t* tokens,
+                           int blocks, bool by_runs, bool keep) {
   extern __shared__ float kept[];
   __shared__ int chosen;
   __shared__ double uniform;
-  const int b = blockIdx.x;
+  const int rank = blocks > 1 ? static_cast<int>(rank_in_cluster()) : 0;
+  const bool first = rank == 0 && threadIdx.x == 0;
   if (threadIdx.x == 0 && t.temperature > 0) uniform = t.uniform[b];
   const float* const raw = t.logits + b * t.stride;
-  const int64_t each = (t.valid + kThreads - 1) / kThreads;
+  const int64_t share = ceil_div(t.valid, blocks), begin = min(t.valid, rank * share),
+                end = min(t.valid, begin + share), each = ceil_div(end - begin, kThreads);
   Row row;
-  row.x = keep ? kept : raw;
-  row.begin = min(t.valid, threadIdx.x * each), row.end = min(t.valid, row.begin + each);
+  row.x = keep ? kept - begin : raw;
+  row.begin = min(end, begin + threadIdx.x * each), row.end = min(end, row.begin + each);
+  row.blocks = blocks;
+  const auto larger = [](float x, float y) {  // NaN wins
+    return isnan(x) || isnan(y) ? NAN : fmaxf(x, y);
+  };
   float most = -INFINITY;
   bool nan = false;
 #pragma unroll 8
-  for (int64_t i = threadIdx.x; i < t.valid; i += kThreads) {
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
     const float x = raw[i];
-    if (keep) kept[i] = x;
+    if (keep) kept[i - begin] = x;
     nan |= isnan(x);
     most = fmaxf(most, x);
   }
   nan = __syncthreads_or(nan);
   most = block_max(most);
-  if (nan || isinf(most)) {
-    if (threadIdx.x == 0) {
-      out[b] = {nan ? kHoldsNan : most > 0 ? kHoldsInfinity : kHoldsNothing, 0.0f};
+  most = over_cluster(nan ? NAN : most, blocks, larger);
+  if (isnan(most) || isinf(most)) {
+    if (first) {
+      out[b] = {isnan(most) ? kHoldsNan : most > 0 ? kHoldsInfinity : kHoldsNothing, 0.0f};
       tokens[b] = 0;
     }
     return;
   }
-  double total = 0;
+  const auto sum_of_run = [&](int64_t first, int64_t last) {
+    double sum = 0;
 #pragma unroll 4
-  for (int64_t i = threadIdx.x; i < t.valid; i += kThreads)
-    total += static_cast<double>(expf(row.x[i] - most));
-  total = block_sum(total);
+    for (int64_t i = first + threadIdx.x; i < last; i += kThreads)
+      sum += static_cast<double>(expf(row.x[i] - most));
+    return block_sum(sum);
+  };
+  double total;
+  if (blocks > 1 || !by_runs) {
+    total = over_cluster(sum_of_run(begin, end), blocks, [](double x, double y) { return x + y; });
+  } else {
+    const int64_t run = ceil_div(t.valid, kRuns);
+    total = sum_of_run(0, run);
+    for (int r = 1; r < kRuns; ++r)
+      total += sum_of_run(min(t.valid, r * run), min(t.valid, (r + 1) * run));
+  }
   const double log_total = static_cast<double>(most) + log(total);
 
   if (t.penalised) {
     float* const x = t.penalised + b * t.valid;
-    for (int64_t i = threadIdx.x; i < t.valid; i += kThreads) x[i] = raw[i];
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) x[i] = raw[i];
     __syncthreads();
     for (int64_t i = t.history_begin[b] + threadIdx.x; i < t.history_begin[b + 1]; i += kThreads) {
       const int32_t id = t.history[i];
-      if (id >= 0 && id < t.valid) x[id] = penalised_logit(raw[id], t.penalty);
+      if (id >= begin && id < end) x[id] = penalised_logit(raw[id], t.penalty);
     }
     __syncthreads();
     row.x = x;
     most = -INFINITY;
-    for (int64_t i = threadIdx.x; i < t.valid; i += kThreads) most = fmaxf(most, x[i]);
-    most = block_max(most);
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) most = fmaxf(most, x[i]);
+    most = over_cluster(block_max(most), blocks, larger);
   }
   row.most = most;
   if (threadIdx.x == 0) chosen = INT32_MAX;
   __syncthreads();
   if (t.temperature == 0) {
-    for (int64_t i = threadIdx.x; i < t.valid; i += kThreads)
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads)
       if (row.x[i] == most) {
         atomicMin(&chosen, static_cast<int>(i));
         break;
@@ -211,24 +292,41 @@ __global__ void __launch_bounds__(kThreads)
     });
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    out[b] = {chosen, static_cast<float>(static_cast<double>(raw[chosen]) - log_total)};
-    tokens[b] = chosen;
+  const int token = over_cluster(chosen, blocks, [](int x, int y) { return min(x, y); });
+  if (first) {
+    out[b] = {token, static_cast<float>(static_cast<double>(raw[token]) - log_total)};
+    tokens[b] = token;
   }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    sample_kernel(const SampleTask t, SampleOut* out, int32_t* tokens, const int blocks,
+                  const bool by_runs, const bool keep) {
+  wait_for_previous();
+  sample_row(t, blockIdx.x / blocks, out, tokens, blocks, by_runs, keep);
+  if (blocks > 1) leave_cluster();  // another block may still read this one's memory
 }
 
 }  // namespace
 
 void sample(const SampleTask& task, SampleOut* out, int32_t* tokens, void* stream) {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  // What looks at the row again and again pays for a cluster, the largest logit does not.
+  const bool by_runs =
+      task.valid >= kFewestShared && task.temperature > 0 && (task.top_k > 0 || task.top_p < 1);
+  const int blocks = major >= 9 && by_runs && task.B <= kMostShared ? kRuns : 1;
   // A GPU whose blocks may not have as much reads the row where it is.
-  bool keep = task.valid <= kMostKept;
-  const size_t bytes = keep ? static_cast<size_t>(task.valid) * sizeof(float) : 0;
+  const int64_t share = ceil_div(task.valid, blocks);
+  bool keep = share <= kMostKept;
+  const size_t bytes = keep ? static_cast<size_t>(share) * sizeof(float) : 0;
   keep = keep && cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(kMostKept * sizeof(float))) == cudaSuccess;
   if (!keep) cudaGetLastError();
-  sample_kernel<<<static_cast<unsigned>(task.B), kThreads, keep ? bytes : 0,
-                  static_cast<cudaStream_t>(stream)>>>(task, out, tokens, keep);
-  check_launch("sampler");
+  launch_dependent("sampler", sample_kernel, dim3(static_cast<unsigned>(task.B * blocks)), kThreads,
+                   keep ? bytes : 0, static_cast<unsigned>(blocks), stream, task, out, tokens,
+                   blocks, by_runs, keep);
 }
 
 }  // namespace krait::cuda
