@@ -14,7 +14,6 @@ using bfloat16 = __nv_bfloat16;
 template <class Conv>
 struct Parts {
   static constexpr bool kFactors = false;
-  [[maybe_unused]] static constexpr bool kHoldsEarly = true;
   Conv conv;
   int64_t E, H;
   bfloat16 *z, *xBC;
@@ -35,6 +34,10 @@ struct Parts {
   }
 };
 
+struct FewParts : Parts<HeldConvOfStep> {
+  static constexpr bool kHoldsEarly = true;
+};
+
 constexpr int kThreads = 256, kWarps = kThreads / 32, kP = kStep2Channels;
 
 template <class S, int kN>
@@ -45,40 +48,49 @@ struct HeadLayout {
   static constexpr int kWhole = kP / kAtOnce;  // passes over a head
   static constexpr int kQuarter =
       kWhole < 4 ? 1 : kWhole / 4;  // the same of a part of it, for few rows
+  static constexpr int kPair = 2 * kWhole;
   static_assert(kLanes <= 32 && kWhole > 0);
 };
 
-// A block has kPasses · kAtOnce channels of one head of one row.
+// A block has kPasses · kAtOnce channels of one row: of a head or two.
 template <class S, int kN, int kPasses>
 __global__ void __launch_bounds__(kThreads) state_kernel(const __grid_constant__ Step2State p) {
   using Layout = HeadLayout<S, kN>;
   using Run = StateRun<S>;
   constexpr int kCount = Layout::kCount, kLanes = Layout::kLanes, kAtOnce = Layout::kAtOnce,
-                kMine = kPasses * kAtOnce;
+                kMine = kPasses * kAtOnce, kHeads = kMine > kP ? kMine / kP : 1,
+                kSquares = (kMine + 31) / 32;
   __shared__ float xs[kMine], ys[kMine];
   const int thread = static_cast<int>(threadIdx.x), of_block = thread / kLanes,
             n0 = thread % kLanes * kCount;
-  const int64_t m = blockIdx.y, E = p.H * kP, h = blockIdx.x / (kP / kMine);
-  const int64_t e0 = int64_t{blockIdx.x} * kMine;  // first channel
+  const int64_t m = blockIdx.y, E = p.H * kP;
+  const int64_t e0 = int64_t{blockIdx.x} * kMine, h = e0 / kP;  // the first channel and its head
 
   auto* const state = static_cast<S*>(p.state) + (m * E + e0 + of_block) * kN + n0;
   Run held[kPasses];
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) held[i].load(state + int64_t{i} * kAtOnce * kN);
-  const float A = scaled_A(__ldg(p.A_log + h), true), bias = __ldg(p.dt_bias + h);
+  float A[kHeads], bias[kHeads];
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i)
+    A[i] = scaled_A(__ldg(p.A_log + h + i), true), bias[i] = __ldg(p.dt_bias + h + i);
   float D = 0, w = 0;
   if (thread < kMine) {
-    D = __ldg(p.D + (p.D_per_channel ? e0 + thread : h));
+    D = __ldg(p.D + (p.D_per_channel ? e0 + thread : h + thread / kP));
     w = __ldg(p.w + e0 + thread);
   }
   let_next_start();
   wait_for_previous();
 
   const auto* const xBC = static_cast<const bfloat16*>(p.xBC) + m * (E + 2 * kN);
-  float slope;
-  float delta = softplus<false>(__ldcg(p.dt + m * p.H + h) + bias, slope);
-  delta = delta < p.dt_low ? p.dt_low : delta > p.dt_high ? p.dt_high : delta;  // NaN stays
-  const float decay = exp2_exact(delta * A);
+  float deltas[kHeads], decays[kHeads];
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) {
+    float slope;
+    const float delta = softplus<false>(__ldcg(p.dt + m * p.H + h + i) + bias[i], slope);
+    deltas[i] = delta < p.dt_low ? p.dt_low : delta > p.dt_high ? p.dt_high : delta;  // NaN stays
+    decays[i] = exp2_exact(deltas[i] * A[i]);
+  }
   float z = 0;
   if (thread < kMine) {
     xs[thread] = static_cast<float>(__ldcg(xBC + e0 + thread));
@@ -98,7 +110,8 @@ __global__ void __launch_bounds__(kThreads) state_kernel(const __grid_constant__
 
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) {
-    const float x = delta * xs[of_block + i * kAtOnce];
+    constexpr int kOfHead = kPasses / kHeads;
+    const float x = deltas[i / kOfHead] * xs[of_block + i * kAtOnce], decay = decays[i / kOfHead];
     float s[kCount], y = 0;
     held[i].get(s);
 #pragma unroll
@@ -112,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) state_kernel(const __grid_constant__
     if (n0 == 0) ys[of_block + i * kAtOnce] = y;
   }
   __syncthreads();
-  if (thread >= 64) return;
+  if (thread >= 32 * kSquares) return;
   float square = 0;
   if (thread < kMine) {
     const float v = fmaf(D, xs[thread], ys[thread]) * z * sigmoid<true>(z);
@@ -121,35 +134,35 @@ __global__ void __launch_bounds__(kThreads) state_kernel(const __grid_constant__
   }
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) square += __shfl_xor_sync(~0u, square, lanes);
-  if (thread % 32 == 0) p.squares[(m * gridDim.x + blockIdx.x) * 2 + thread / 32] = square;
+  if (thread % 32 == 0) p.squares[(m * gridDim.x + blockIdx.x) * kSquares + thread / 32] = square;
 }
 
-// Few rows: a head is cut into pieces.
-constexpr bool in_pieces(int64_t M) { return M < 4; }
+// Calls use(passes of a block): for few rows a head is cut into pieces; for many a block has 32 KB of states.
+template <class S, int kN, class Use>
+auto with_passes(int64_t M, int64_t H, const Use& use) {
+  using Layout = HeadLayout<S, kN>;
+  using std::integral_constant;
+  if (M < 4) return use(integral_constant<int, Layout::kQuarter>());
+  if constexpr (Layout::kPair <= 8)
+    if (M >= 16 && H % 2 == 0) return use(integral_constant<int, Layout::kPair>());
+  return use(integral_constant<int, Layout::kWhole>());
+}
 
 template <class S, int kN>
 void launch_state(const Step2State& p, void* stream) {
-  using Layout = HeadLayout<S, kN>;
-  const auto launch = [&](auto kernel, int passes) {
-    const dim3 grid(static_cast<unsigned>(p.H * kP / (passes * Layout::kAtOnce)),
+  with_passes<S, kN>(p.M, p.H, [&](auto passes) {
+    const dim3 grid(static_cast<unsigned>(p.H * kP / (passes * HeadLayout<S, kN>::kAtOnce)),
                     static_cast<unsigned>(p.M));
-    launch_dependent("mamba2_step", kernel, grid, kThreads, 0, 1, stream, p);
-  };
-  if (in_pieces(p.M)) return launch(state_kernel<S, kN, Layout::kQuarter>, Layout::kQuarter);
-  launch(state_kernel<S, kN, Layout::kWhole>, Layout::kWhole);
+    launch_dependent("mamba2_step", state_kernel<S, kN, passes>, grid, kThreads, 0, 1, stream, p);
+  });
 }
 
-template <class S>
-int64_t squares_of(int64_t M, int64_t H, int64_t N) {
-  const auto of = [&](int whole, int quarter, int at_once) {
-    return 2 * H * kP / ((in_pieces(M) ? quarter : whole) * at_once);
-  };
-  using Small = HeadLayout<S, 64>;
-  using Usual = HeadLayout<S, 128>;
-  if (N == 64) return of(Small::kWhole, Small::kQuarter, Small::kAtOnce);
-  if (N == 128) return of(Usual::kWhole, Usual::kQuarter, Usual::kAtOnce);
-  using Large = HeadLayout<bfloat16, 256>;
-  return of(Large::kWhole, Large::kQuarter, Large::kAtOnce);
+template <class S, int kN>
+int64_t squares_of(int64_t M, int64_t H) {
+  return with_passes<S, kN>(M, H, [&](auto passes) {
+    const int64_t channels = passes * HeadLayout<S, kN>::kAtOnce;
+    return H * kP / channels * ceil_div(channels, 32);
+  });
 }
 
 struct AddNormed {
@@ -192,23 +205,24 @@ void step2_in_proj(const Step2InProj& p, void* stream) {
                                     p.dt};
   };
   if (p.norm) {
-    normed_few_rows_into<bfloat16>(p.product, {p.norm, p.eps}, end(HeldConvOfStep{conv}), stream);
+    normed_few_rows_into<bfloat16>(p.product, {p.norm, p.eps}, FewParts{end(HeldConvOfStep{conv})},
+                                   stream);
   } else {
     one_pass_into(rows_of(p.product), end(conv), stream);
   }
 }
 
 int64_t step2_squares(int64_t M, int64_t H, int64_t N, bool state_bf16) {
-  return state_bf16 ? squares_of<bfloat16>(M, H, N) : squares_of<float>(M, H, N);
+  if (!state_bf16) return N == 64 ? squares_of<float, 64>(M, H) : squares_of<float, 128>(M, H);
+  if (N == 64) return squares_of<bfloat16, 64>(M, H);
+  return N == 128 ? squares_of<bfloat16, 128>(M, H) : squares_of<bfloat16, 256>(M, H);
 }
 
 void step2_state(const Step2State& p, void* stream) {
-  if (p.state_bf16) {
-    if (p.N == 64) return launch_state<bfloat16, 64>(p, stream);
-    if (p.N == 128) return launch_state<bfloat16, 128>(p, stream);
-    return launch_state<bfloat16, 256>(p, stream);
-  }
-  p.N == 64 ? launch_state<float, 64>(p, stream) : launch_state<float, 128>(p, stream);
+  if (!p.state_bf16)
+    return p.N == 64 ? launch_state<float, 64>(p, stream) : launch_state<float, 128>(p, stream);
+  if (p.N == 64) return launch_state<bfloat16, 64>(p, stream);
+  p.N == 128 ? launch_state<bfloat16, 128>(p, stream) : launch_state<bfloat16, 256>(p, stream);
 }
 
 void step2_out_proj(const Step2OutProj& p, void* stream) {

@@ -22,6 +22,8 @@ struct FewRows {
   int64_t x_step = 0;  // elements between rows
   bool bf16 = false;
   int64_t M = 0, N = 0, K = 0;
+  // The next kernel starts only when those before this one are complete: it does not crowd them out.
+  bool holds_next = false;
 };
 
 struct StoreRows {
