@@ -10,11 +10,9 @@ namespace krait {
 // Runs the body with its inside at the high end, unrecorded, and moves the results to where the
 // context's own results go.
 static Tensors run_and_forget(Context& c, const Body& body, size_t replace_from) {
-  Tape* const tape = std::exchange(c.tape, nullptr);
   const bool outer_high = std::exchange(c.results_at_high_end, true);
   const size_t mark = c.arena->high();
   const Tensors inside = body(c);
-  c.tape = tape;
   c.results_at_high_end = outer_high;
   if (outer_high) return inside;  // the enclosing segment gives the inside back with its own
   if (replace_from != SIZE_MAX) c.arena->set_low(replace_from);
@@ -27,33 +25,46 @@ static Tensors run_and_forget(Context& c, const Body& body, size_t replace_from)
   return results;
 }
 
-static Tensors run_recorded(Context& c, const Tensors& inputs, const Body& body) {
-  // In backward the node recorded last runs first.
-  const auto high = std::make_shared<size_t>(0);
-  c.tape->record([high, low = c.arena->low()](Context& b) {
-    b.arena->set_high(*high);
-    b.arena->set_low(low);
-  });
-  const Tensors results = body(c);
-  c.tape->record([high, inputs](Context& b) {
-    for (const Tensor& t : inputs) b.tape->reserve_grad(b, t);
-    *high = b.arena->high();
-  });
+// The same with the tape, so that what the ops allocate is what they will in the second run; what they recorded is
+// forgotten, what they keep stays where it is.
+static Tensors run_and_keep(Context& c, const Body& body, Keeper& keeper) {
+  const Tape::Mark before = c.tape->mark();
+  const size_t mark = c.arena->high();
+  c.results_at_high_end = true;
+  c.keeper = &keeper;
+  const Tensors inside = body(c);
+  c.keeper = nullptr;
+  c.results_at_high_end = false;
+  c.tape->forget_since(before);
+  Tensors results;
+  for (const Tensor& t : inside) {
+    results.push_back(t.detach());
+    if (!c.arena->taken_high_since(mark, t.data)) continue;
+    results.back() = c.alloc(t.shape, t.dtype);
+    copy(c, t, results.back());
+  }
+  c.arena->set_high(mark);
   return results;
 }
 
 Tensors segment(Context& c, const Tensors& inputs, const Body& body,
                 const SegmentOptions& options) {
   if (!c.tape) return run_and_forget(c, body, options.replace_from);
-  if (!options.recompute) return run_recorded(c, inputs, body);
+  if (c.keeper) return body(c);
 
+  const size_t low = c.arena->low();
   const Philox rng = c.rng;
-  Tensors results = run_and_forget(c, body, SIZE_MAX);
+  const auto keeper = std::make_shared<Keeper>();
+  keeper->keeps = !options.recompute;
+  Tensors results = run_and_keep(c, body, *keeper);
   for (Tensor& t : results) c.tape->watch(t);
   c.tape->record([=](Context& b) {
-    const size_t low = b.arena->low(), nodes = b.tape->size();
+    const size_t nodes = b.tape->size();
     const Philox rng_now = std::exchange(b.rng, rng);
+    keeper->again = true;
+    b.keeper = keeper.get();
     const Tensors again = body(b);
+    b.keeper = nullptr;
     b.rng = rng_now;
     for (size_t i = 0; i < results.size(); ++i) b.tape->share_grad(b, results[i], again[i]);
     for (const Tensor& t : inputs) b.tape->reserve_grad(b, t);
@@ -63,6 +74,19 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
     b.arena->set_high(high);
   });
   return results;
+}
+
+Kept::Kept(Context& c, bool dear)
+    : c_(c), opened_(dear && c.keeper && c.keeper->keeps && !c.keeper->open), costs_(c.costs) {
+  if (!opened_) return;
+  c.keeper->open = true;
+  if (c.keeper->again) c.costs = nullptr;
+}
+
+Kept::~Kept() {
+  if (!opened_) return;
+  c_.keeper->open = false;
+  c_.costs = costs_;
 }
 
 }  // namespace krait

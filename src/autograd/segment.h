@@ -1,16 +1,19 @@
 // A segment is a stretch of a model whose inside can be forgotten, usually a layer. It gives one rule
 // for memory in all three uses of a model:
 //
-//   inference          the inside lives at the high end and is given back; only the results stay
-//   training           the inside is kept for backward; when backward has passed the segment, the
-//                      gradients inside it are given back
-//   training, recompute  as inference going forward; backward runs the body again, then through it
+//   inference            the inside lives at the high end and is given back; only the results stay
+//   training             as inference going forward, but for what is dear to compute again (see Kept): that
+//                        stays at the low end. Backward runs the body again, which finds those results made,
+//                        then goes back through it; all memory taken for that is given back
+//   training, recompute  the same, and nothing but the results stays
 //
 // The body must compute the same results when run twice: states go in and come out as separate tensors.
-// Gradients reach the outside only through `inputs` and parameters.
+// Gradients reach the outside only through `inputs` and parameters. A segment inside another is a part of it.
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "krait/autograd/tape.h"
@@ -30,5 +33,21 @@ struct SegmentOptions {
 // Returns the body's results. `inputs` are the variables from outside that the body reads.
 Tensors segment(Context& c, const Tensors& inputs, const Body& body,
                 const SegmentOptions& options = {});
+
+// An op opens one before it allocates its results where they are dear: cost more to compute again than to keep. All
+// that it allocates until the end of the scope is kept. When the segment runs again the op gets the same memory,
+// with what it holds, Context::planning() says that nothing is to be computed, and it is recorded as ever.
+class Kept {
+ public:
+  explicit Kept(Context& c, bool dear = true);
+  ~Kept();
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+
+ private:
+  Context& c_;
+  bool opened_;
+  std::map<std::string, Cost>* costs_;  // of the context: what is not computed costs nothing
+};
 
 }  // namespace krait

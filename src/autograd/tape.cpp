@@ -171,6 +171,12 @@ void Tape::backward(Context& c, size_t keep) {
   }
 }
 
+void Tape::forget_since(const Mark& mark) {
+  nodes_.resize(mark.nodes);
+  for (; vars_.size() > mark.vars; vars_.pop_back())
+    if (Var* const stream = vars_.back().sum_of) stream->covered = false;
+}
+
 void Tape::reset() {
   nodes_.clear();
   vars_.clear();

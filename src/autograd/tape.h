@@ -91,6 +91,12 @@ class Tape {
   void backward(Context& c, size_t keep = 0);
 
   size_t size() const { return nodes_.size(); }
+  // Forgets what was recorded and watched since `mark`, as if it had not been.
+  struct Mark {
+    size_t nodes, vars;
+  };
+  Mark mark() const { return {nodes_.size(), vars_.size()}; }
+  void forget_since(const Mark& mark);
   // Forgets nodes and variables; the slots of parameters are not the tape's.
   void reset();
 

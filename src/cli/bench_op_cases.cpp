@@ -1,8 +1,10 @@
 #include "krait/cli/bench_op_cases.h"
 
 #include <memory>
+#include <optional>
 
 #include "krait/models/architecture.h"
+#include "krait/nn/mamba1.h"
 #include "krait/ops/adamw/adamw.h"
 #include "krait/ops/attention/attention.h"
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
@@ -240,6 +242,30 @@ OpCase adamw_case(const OpSizes& s) {
           OpPasses::forward};
 }
 
+// Mamba-1 from in_proj's result on: convolution, projections, scan with its gate, out_proj.
+OpCase mixer_case(const OpSizes& s) {
+  struct Mixer {
+    nn::ParamSet params;
+    std::optional<nn::SelectiveBranch> branch;
+    nn::Param* out_proj = nullptr;
+  };
+  const int64_t D = width(s), E = inner(s), R = (D + 15) / 16;
+  const auto mixer = std::make_shared<Mixer>();
+  mixer->branch.emplace(mixer->params, "mixer",
+                        nn::Mamba1Config{.d_model = D, .d_inner = E, .dt_rank = R});
+  mixer->out_proj = &mixer->params.add("out_proj", {D, E}, nn::fan_in(E));
+  mixer->params.allocate(nn::Purpose::training, s.dtype, false, s.device);
+  mixer->params.initialize(1);
+  return {{rows(s, 2 * E)},
+          [mixer](Context& c, const Tensors& in) {
+            mixer->params.forget_gradients();
+            nn::BlockCall call;
+            const Tensor y = mixer->branch->forward(c, in[0], call);
+            return ops::linear(c, y, mixer->out_proj->value, {}, c.activation);
+          },
+          {{"E", E}}};
+}
+
 // The first layer of the preset: norm, mixer, and the sum with the stream.
 OpCase layer_case(const OpSizes& s) {
   struct Layer {
@@ -275,6 +301,7 @@ const std::map<std::string, MakeOpCase>& op_cases() {
                                                           {"linear", linear_case},
                                                           {"long_conv", long_conv_case},
                                                           {"mamba3_scan", mamba3_case},
+                                                          {"mixer", mixer_case},
                                                           {"moe", moe_case},
                                                           {"norm", norm_case},
                                                           {"rotary", rotary_case},

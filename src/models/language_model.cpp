@@ -93,18 +93,19 @@ Tensor LanguageModel::hidden(Context& c, const Feed& feed, const Pass& pass) con
       inputs.push_back(embedded);
     }
     inputs.insert(inputs.end(), call.state.in.begin(), call.state.in.end());
-    const auto ends =
-        std::make_shared<Tensors>();  // the block's states, as variables where recorded
-    r = segment(
+    const Tensors results = segment(
         c, inputs,
-        [block = blocks_[i].get(), r, call, ends](Context& b) mutable {
-          const Tensor next = block->forward(b, r, call);
-          *ends = call.state.out;
-          return Tensors{next};
+        [block = blocks_[i].get(), r, call](Context& b) {
+          nn::BlockCall own = call;
+          Tensors all = {block->forward(b, r, own)};
+          if (b.tape)  // gradients come back through the states as well
+            all.insert(all.end(), own.state.out.begin(), own.state.out.end());
+          return all;
         },
-        options)[0];
-    for (size_t k = 0; k < ends->size(); ++k)
-      pass.state_out->tensor(first_part_[i] + k) = (*ends)[k];
+        options);
+    r = results[0];
+    for (size_t k = 1; k < results.size(); ++k)
+      pass.state_out->tensor(first_part_[i] + k - 1) = results[k];
   }
   const Tensor h = config_.norm_f.empty() ? r : norm_f_(c, r, c.activation);
   return ops::scale(c, h, config_.head_factor);

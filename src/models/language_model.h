@@ -34,8 +34,8 @@ class LanguageModel : public Model {
 
   // tokens (B, L) int32 -> what the head reads, (B, L, D) in the activation type. Tokens must be in
   // range: check_tokens says so before anything runs.
-  // With a recording context and without recompute, the tensors of state_in may be variables, and those of
-  // state_out come back as variables: gradients flow through states.
+  // With a recording context the tensors of state_in may be variables, and those of state_out come back as
+  // variables: gradients flow through states.
   Tensor hidden(Context& c, const Tensor& tokens, const Pass& pass) const {
     return hidden(c, Feed{tokens, {}, {}}, pass);
   }

@@ -42,4 +42,9 @@ void* Arena::take_high(size_t bytes) {
   return base_ + (capacity_ - high_);
 }
 
+bool Arena::taken_high_since(size_t mark, const void* p) const {
+  const auto* const at = static_cast<const std::byte*>(p);
+  return at >= base_ + (capacity_ - high_) && at < base_ + (capacity_ - mark);
+}
+
 }  // namespace krait

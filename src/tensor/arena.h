@@ -31,6 +31,8 @@ class Arena {
   void set_low(size_t mark) { low_ = mark; }
   void set_high(size_t mark) { high_ = mark; }
   void reset() { low_ = high_ = 0; }
+  // Whether `p` was taken from the high end after it stood at `mark`.
+  bool taken_high_since(size_t mark, const void* p) const;
 
   size_t capacity() const { return capacity_; }
   size_t peak() const { return peak_; }  // the most that was in use at once, both ends together

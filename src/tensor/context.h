@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "krait/base/rng.h"
 #include "krait/tensor/arena.h"
@@ -16,6 +17,17 @@ class Tape;
 struct Cost {
   double bytes = 0;
   double flops = 0;
+};
+
+// What a segment keeps of its inside for a second run (see autograd/segment.h).
+struct Keeper {
+  bool keeps = true;   // false: nothing, whatever it costs
+  bool again = false;  // the second run: what was kept is handed out in the order it was taken
+  bool open = false;   // what is allocated now is kept
+  std::vector<Tensor> tensors;
+  size_t next = 0;  // of the second run
+
+  Tensor hand_out(const Shape& shape, DType dtype);
 };
 
 struct Context {
@@ -33,7 +45,10 @@ struct Context {
   // Counted for every op, where set (bench, plan).
   std::map<std::string, Cost>* costs = nullptr;
 
-  bool planning() const { return arena->is_planning(); }
+  // Memory is not to be touched: there is none, or it holds what would be written already.
+  bool planning() const {
+    return arena->is_planning() || (keeper && keeper->open && keeper->again);
+  }
 
   // A fresh tensor that lives until its segment ends (see autograd/segment.h): the result of an op.
   Tensor alloc(const Shape& shape, DType dtype);
@@ -56,7 +71,8 @@ struct Context {
     }
   }
 
-  bool results_at_high_end = false;  // set by segments that keep nothing; never by ops
+  bool results_at_high_end = false;  // set by segments that forget; never by ops
+  Keeper* keeper = nullptr;          // of the segment that runs and will run again; never by ops
   int open_scratch = 0;
 };
 

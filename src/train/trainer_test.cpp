@@ -185,6 +185,23 @@ TEST(Trainer, TheArenaIsAsLargeAsThePlanAndNoLarger) {
   }
 }
 
+// Of Mamba-1 a layer keeps the stream, what in_proj and x_proj made, the scan's result and every 64th of its states.
+TEST(Trainer, ALayerKeepsWhatIsDearToComputeAgain) {
+  TrainOptions o;
+  o.seq_len = 512;
+  const auto step = [&](int64_t layers, bool recompute) {
+    models::Config config = models::preset("mamba-130m");
+    config.n_layer = layers;
+    models::LanguageModel model(config);
+    o.recompute = recompute;
+    return plan_training(model, o).step;
+  };
+  constexpr size_t D = 768, E = 2 * D, R = D / 16, N = 16,
+                   a_token = D + 2 * E + R + 2 * N + E + E * N / 64;
+  EXPECT_EQ(step(4, false) - step(2, false), 2 * 512 * a_token * sizeof(float));
+  EXPECT_EQ(step(4, true) - step(2, true), 2 * 512 * D * sizeof(float));
+}
+
 std::unique_ptr<models::LanguageModel> s4_model(const std::string& more, Device device) {
   Layout layout;
   auto model = std::make_unique<models::LanguageModel>(parse_config(

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/attention/attention.h"
 #include "krait/ops/attention/cache.h"
@@ -234,6 +234,7 @@ void backward(Context& b, const Call& q, const Saved& saved) {
 
 AttentionResult attention(Context& c, const AttentionInputs& in, const Packing* packing,
                           const KeyCache& from, const KeyCache& to) {
+  const Kept kept(c);
   const Call q = check(c, in, packing, from, to);
   const bool recorded = c.tape && needs_grad({in.q, in.k, in.v, from.k, from.v});
   require(!recorded || !from || from.k.data != to.k.data,

@@ -1,6 +1,6 @@
 #include <optional>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/linear/kernels.h"
 #include "krait/ops/linear/linear.h"
@@ -186,6 +186,8 @@ Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DTy
            const Tensor& stream, bool in_place) {
   const Sizes z = check(x, w, bias, out, stream);
   require(!in_place || !c.tape, "[linear_add] in place of a stream that backward reads");
+  // Of few terms a product is hardly more work than writing its result.
+  const Kept kept(c, z.N < 16 * z.K);
   Shape shape = x.shape;
   shape[-1] = z.N;
   Tensor y = in_place ? stream : c.alloc(shape, out);

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/fft.h"
 #include "krait/ops/long_conv/cuda.h"
@@ -287,6 +287,7 @@ void backward(Context& b, const Call& q, const Tensor& y) {
 
 Tensor long_conv(Context& c, const Tensor& u, const Tensor& K, const Tensor& D,
                  const Packing* packing) {
+  const Kept kept(c);
   const Call q = check(c, u, K, D, packing);
   Tensor y = c.alloc(u.shape, u.dtype);
   c.cost("long_conv", 2.0 * static_cast<double>(u.bytes()),

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/mamba3_scan/gpu.h"
 #include "krait/ops/mamba3_scan/kernels.h"
@@ -227,6 +227,7 @@ static void cost(Context& c, const Problem& p, const char* name, double tensors,
 
 Mamba3Result mamba3_scan(Context& c, const Mamba3Inputs& in, const Packing* packing,
                          const Mamba3State& state_in, const Mamba3State& state_out) {
+  const Kept kept(c);
   const bool record =
       c.tape && needs_grad({in.x, in.B, in.C, in.B_bias, in.C_bias, in.dt, in.adt, in.trap,
                             in.angle, in.z, in.D, in.norm, in.mimo_x, in.mimo_z, in.mimo_o,

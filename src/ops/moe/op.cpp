@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/moe/gpu.h"
 #include "krait/ops/moe/moe.h"
@@ -198,6 +198,7 @@ Tensor expert_linear(Context& c, const Tensor& x, const Tensor& w, const Routing
               w.size(in_first ? 1 : 2) == K,
           "[moe] w: expected contiguous ({}, {}), got {}", experts_of(r),
           in_first ? fmt::format("K={}, N", K) : fmt::format("N, K={}", K), w.shape);
+  const Kept kept(c);
   Tensor y = c.alloc({x.size(0), w.size(in_first ? 2 : 1)}, out);
   c.cost("moe.expert_linear", static_cast<double>(x.bytes() + w.bytes() + y.bytes()),
          2.0 * static_cast<double>(x.numel() * y.size(1)));

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <vector>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/moe/gpu.h"
 #include "krait/ops/moe/moe.h"
@@ -173,6 +173,7 @@ Routing route(Context& c, const Tensor& x, const Tensor& w, bool in_first, const
   const Sizes z{x.shape.rows(), w.size(in_first ? 1 : 0), o.k};
   require(z.k >= 1 && z.k <= z.n, "[moe] k: expected 1 to {} experts a token, got {}", z.n, z.k);
   require(z.T * z.k < INT32_MAX, "[moe] {} choices are more than 2^31", z.T * z.k);
+  const Kept kept(c);
   Routing r;
   r.weight = c.alloc({z.T, z.k}, DType::f32);
   r.expert = c.alloc({z.T, z.k}, DType::i32);

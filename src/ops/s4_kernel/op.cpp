@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/s4_kernel/cuda.h"
 #include "krait/ops/s4_kernel/s4_kernel.h"
@@ -155,6 +155,7 @@ Tensor s4_kernel(Context& c, const S4Params& p, const S4Options& o, int64_t L) {
           "[s4_kernel] C is attuned to sequences of {} steps, these have {}; attune it first "
           "(s4_attune)",
           o.length, L);
+  const Kept kept(c);
   const Tensor K = c.alloc({z.channels, z.H, L}, DType::f32);
   Tensor result = K;
   c.cost("s4_kernel", static_cast<double>(K.bytes()), flops_of(z, o, L));

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/s4_scan/backward.h"
 #include "krait/ops/s4_scan/kernels.h"
@@ -69,6 +69,7 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
   require(D.dtype == DType::f32 && D.contiguous() && D.numel() == H,
           "[s4_scan] D: expected contiguous float32 (1, {}), got {} {}", H, name_of(D.dtype),
           D.shape);
+  const Kept kept(c);
   S4ScanResult result{c.alloc(u.shape, u.dtype), state_out};
   c.cost("s4_scan", 2.0 * static_cast<double>(u.bytes()), 0);
   if (recorded) {

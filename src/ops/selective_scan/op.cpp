@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/selective_scan/gpu.h"
 #include "krait/ops/selective_scan/kernels.h"
@@ -263,6 +263,7 @@ static void state_cost(Context& c, const Problem& p, const char* name, double te
 
 ScanResult selective_scan(Context& c, const ScanInputs& in, const Packing* packing,
                           const Tensor& state_in, const Tensor& state_out) {
+  const Kept kept(c);
   const bool record =
       c.tape && needs_grad({in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, state_in});
   const scan::Problem p(c, in, packing, state_in, state_out, record);

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/ssd/gpu.h"
 
@@ -236,6 +236,7 @@ void state_cost(Context& c, const Problem& p, const char* name, double tensors, 
 
 SsdResult ssd(Context& c, const SsdInputs& in, const Packing* packing, const Tensor& state_in,
               const Tensor& state_out) {
+  const Kept kept(c);
   const bool record =
       c.tape && needs_grad({in.x, in.dt, in.A, in.B, in.C, in.D, in.dt_bias, state_in});
   const Problem p(c, in, packing, state_in, state_out, record);
