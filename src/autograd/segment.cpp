@@ -63,13 +63,15 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
     const Philox rng_now = std::exchange(b.rng, rng);
     keeper->again = true;
     b.keeper = keeper.get();
+    b.tape->watch_reads();
     const Tensors again = body(b);
     b.keeper = nullptr;
     b.rng = rng_now;
     for (size_t i = 0; i < results.size(); ++i) b.tape->share_grad(b, results[i], again[i]);
     for (const Tensor& t : inputs) b.tape->reserve_grad(b, t);
+    b.tape->reserve_read(b);
     const size_t high = b.arena->high();
-    b.tape->backward(b, nodes);
+    b.tape->backward_in_segment(b, nodes);
     b.arena->set_low(low);
     b.arena->set_high(high);
   });

@@ -121,8 +121,33 @@ void Tape::reserve_grad(Context& c, const Tensor& t) {
   Var& v = t.var->storage();
   if (v.grad) return;
   require(c.open_scratch == 0, "Tape: a gradient is first asked for inside a Scratch");
+  require(!v.lasting || !in_segment_,
+          "Tape: a segment uses a parameter that none of its ops said it reads");
   const size_t bytes = static_cast<size_t>(v.whole.numel()) * size_of(v.grad_dtype);
   v.grad = Tensor(c.arena->take_high(bytes), v.grad_dtype, v.whole.shape, v.whole.device);
+}
+
+void Tape::keep_in_arena(Var& parameter) {
+  parameter.lasting = true;
+  lasting_.push_back(&parameter);
+}
+
+void Tape::watch_reads() {
+  for (Var* const v : lasting_) v->read = false;
+}
+
+void Tape::reserve_read(Context& c) {
+  for (Var* const v : lasting_) {
+    Tensor whole = v->whole;
+    whole.var = v;
+    if (v->read) reserve_grad(c, whole);
+  }
+}
+
+void Tape::backward_in_segment(Context& c, size_t keep) {
+  in_segment_ = true;
+  backward(c, keep);
+  in_segment_ = false;
 }
 
 GradTarget Tape::grad_into(Context& c, const Tensor& t) {
@@ -180,6 +205,8 @@ void Tape::forget_since(const Mark& mark) {
 void Tape::reset() {
   nodes_.clear();
   vars_.clear();
+  lasting_.clear();
+  in_segment_ = false;
   context_ = nullptr;
 }
 

@@ -37,6 +37,8 @@ struct Var {
   bool written = false;   // grad holds a value; false: the next writer overwrites
   Var* sum_of = nullptr;  // the slot whose storage this one uses, or null
   bool covered = false;   // a sum took the storage over; its gradient is not yet complete
+  bool lasting = false;   // see Tape::keep_in_arena
+  bool read = false;      // an op asked whether it is one; segments watch for it
   // Of a gradient that views have written in part so far: places [first, second) of every `period` elements.
   int64_t period = 0;
   std::vector<std::pair<int64_t, int64_t>> parts;
@@ -45,9 +47,10 @@ struct Var {
 };
 
 inline bool needs_grad(std::initializer_list<Tensor> ts) {
+  bool any = false;
   for (const Tensor& t : ts)
-    if (t.var) return true;
-  return false;
+    if (t.var) any = t.var->read = true;
+  return any;
 }
 
 struct GradTarget {
@@ -77,6 +80,14 @@ class Tape {
   // write one part each; what nobody wrote is zeroed when the gradient is read, or before anything is added.
   GradTarget grad_into(Context& c, const Tensor& t);
 
+  // A parameter's slot, which has no storage: it is taken from the arena when backward comes to the first use, and
+  // stays there until the arena is reset, whatever segment that use is in.
+  void keep_in_arena(Var& parameter);
+  // What a segment does of it: forget who is read, run, reserve for who was, go back without reserving more.
+  void watch_reads();
+  void reserve_read(Context& c);
+  void backward_in_segment(Context& c, size_t keep);
+
   // Allocates the slot's storage without writing it, so that it outlives what comes after.
   void reserve_grad(Context& c, const Tensor& t);
 
@@ -105,6 +116,8 @@ class Tape {
   void complete(Context& c, Var& v);
 
   std::deque<Var> vars_;
+  std::vector<Var*> lasting_;
+  bool in_segment_ = false;
   Context* context_ = nullptr;  // of whoever wrote a part last
   std::vector<std::function<void(Context&)>> nodes_;
 };

@@ -421,6 +421,51 @@ TEST(Segment, RefusesABodyThatDoesSomethingElse) {
             "a segment does not do the same when it is run again");
 }
 
+// A parameter's gradient without memory of its own outlives the segments that use it, and is one.
+TEST(Segment, GradientsInTheArenaLast) {
+  Parameter own(0.5f), lent(0.5f);
+  const auto run = [](Parameter& w, bool in_arena) {
+    Arena arena(1 << 12);
+    Tape tape;
+    Context c;
+    c.arena = &arena;
+    c.tape = &tape;
+    if (in_arena) {
+      w.var.grad = Tensor();
+      tape.keep_in_arena(w.var);
+    }
+    Tensor h = c.alloc({kWidth}, DType::f32);
+    fill(c, h, 0.75f);
+    tape.watch(h);
+    for (int layer = 0; layer < 3; ++layer)
+      h = segment(c, {h},
+                  [&, h](Context& inner) { return Tensors{scaled_square(inner, h, w.tensor)}; })[0];
+    tape.seed(c, h);
+    tape.backward(c);
+    return get(w.var.grad, 0);
+  };
+  const double expected = run(own, false);
+  EXPECT_NE(expected, 0);
+  EXPECT_EQ(run(lent, true), expected);
+}
+
+TEST(Segment, RefusesAParameterThatNobodySaidItReads) {
+  Parameter w(0.5f);
+  w.var.grad = Tensor();
+  TestContext t(true);
+  t.tape.keep_in_arena(w.var);
+  const Tensor x = t.random({kWidth}, DType::f32, 1);
+  const auto body = [&](Context& c) {
+    Tensor y = c.alloc(x.shape, DType::f32);
+    c.tape->watch(y);
+    c.tape->record([&](Context& b) { b.tape->grad_into(b, w.tensor); });
+    return Tensors{y};
+  };
+  t.tape.seed(t.c, segment(t.c, {x}, body)[0]);
+  EXPECT_EQ(error_of([&] { t.tape.backward(t.c); }),
+            "Tape: a segment uses a parameter that none of its ops said it reads");
+}
+
 // What an op wrote into memory from outside, as states are, stays there and has a gradient.
 TEST(Segment, ResultsInMemoryFromOutsideStayThere) {
   Parameter w(2);

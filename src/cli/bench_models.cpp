@@ -211,7 +211,7 @@ void bench_train(const Args& a, const Common& common) {
     r.memory = memory.total();
     if (m.model) memory.parameters = 0;  // they are there
     require_memory(memory, o);
-    if (!m.model) m = make_model(a, nn::Purpose::training, common);
+    if (!m.model) m = make_model(a, purpose_of(o), common);
     TokenStream data(m.model->config().vocab_size);
     data.append(random_ids(a.batch * L * (a.repeat + 2) + 1, data.vocab_size()), "bench");
     Trainer trainer(*m.model, data, o);

@@ -71,6 +71,7 @@ static DType value_dtype(const Param& p, DType dtype) {
 
 void ParamSet::allocate(Purpose purpose, DType dtype, bool planning, Device device) {
   device_ = device;
+  gradients_add_up_ = purpose == Purpose::training;
   const auto place = [&](Arena& a) {
     const auto take = [&](const Shape& s, DType t) {
       return Tensor(a.take_low(static_cast<size_t>(s.numel()) * size_of(t)), t, s, device);
@@ -89,7 +90,7 @@ void ParamSet::allocate(Purpose purpose, DType dtype, bool planning, Device devi
       p.var = Var();
       p.var.whole = p.value;
       p.var.grad_dtype = DType::f32;
-      p.var.grad = take(p.shape, DType::f32);
+      if (gradients_add_up_) p.var.grad = take(p.shape, DType::f32);
       p.value.var = &p.var;
     }
   };
@@ -133,7 +134,10 @@ void ParamSet::round_values() {
 }
 
 void ParamSet::forget_gradients() {
-  for (Param& p : params_) p.var.written = false;
+  for (Param& p : params_) {
+    p.var.written = false;
+    if (!gradients_add_up_) p.var.grad = Tensor();
+  }
 }
 
 Param* ParamSet::find(const std::string& name) {

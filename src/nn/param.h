@@ -44,7 +44,11 @@ struct Param {
   Var var;
 };
 
-enum class Purpose { inference, training };
+enum class Purpose {
+  inference,
+  training,
+  training_by_batch,  // gradients have no memory of their own but a step's (Tape::keep_in_arena): they are of one batch
+};
 
 class ParamSet {
  public:
@@ -62,8 +66,9 @@ class ParamSet {
   void initialize(uint64_t seed);
   // value = master rounded, where they differ.
   void round_values();
-  // The next gradient written overwrites.
+  // The next gradient written overwrites; where they live in a step's memory, it takes some first.
   void forget_gradients();
+  bool gradients_add_up() const { return gradients_add_up_; }  // over several batches
 
   Param* find(const std::string& name);
   auto begin() { return params_.begin(); }
@@ -77,6 +82,7 @@ class ParamSet {
   std::deque<Param> params_;
   Arena memory_ = Arena(0);
   size_t bytes_ = 0;
+  bool gradients_add_up_ = false;
   Device device_;
 };
 

@@ -28,9 +28,9 @@ void add(Trace& t, Trainer& trainer) {
   t.norms.push_back(r.grad_norm);
 }
 
-// By one trainer, which records what it can.
+// By one trainer, which records what it can, with the memory of a real run.
 Trace captured(const TokenStream& data, const TrainOptions& o) {
-  const auto model = small_model(o.seed, o.dtype);
+  const auto model = small_model(o.seed, o.dtype, purpose_of(o));
   Trainer trainer(*model, data, o);
   Trace t;
   for (int64_t s = 0; s < kSteps; ++s) add(t, trainer);
@@ -39,7 +39,7 @@ Trace captured(const TokenStream& data, const TrainOptions& o) {
   return t;
 }
 
-// By a new trainer for each step, which has nothing to replay.
+// By a new trainer for each step, which has nothing to replay, and gradients have memory of their own.
 Trace eager(const TokenStream& data, const TrainOptions& o) {
   const auto model = small_model(o.seed, o.dtype);
   const testing::TempDir folder;

@@ -29,10 +29,10 @@ inline TokenStream byte_stream(const std::vector<std::string>& documents) {
 }
 
 // A byte model with memory for training.
-inline std::unique_ptr<models::LanguageModel> small_model(uint64_t seed = 1,
-                                                          DType dtype = DType::f32) {
+inline std::unique_ptr<models::LanguageModel> small_model(
+    uint64_t seed = 1, DType dtype = DType::f32, nn::Purpose purpose = nn::Purpose::training) {
   auto model = std::make_unique<models::LanguageModel>(models::mamba_config(32, 2, 256, 1));
-  model->params().allocate(nn::Purpose::training, dtype, false, test_device());
+  model->params().allocate(purpose, dtype, false, test_device());
   model->params().initialize(seed);
   return model;
 }

@@ -3,16 +3,22 @@
 #include <algorithm>
 
 #include "krait/autograd/plan.h"
+#include "krait/ops/adamw/adamw.h"
 #include "krait/train/pass.h"
 
 namespace krait {
+
+nn::Purpose purpose_of(const TrainOptions& o) {
+  return o.grad_accum == 1 ? nn::Purpose::training_by_batch : nn::Purpose::training;
+}
 
 TrainingMemory plan_training(models::Model& model, const TrainOptions& o) {
   require(o.seq_len <= model.longest(),
           "seq-len: this model can be trained on sequences of at most {} tokens, not {}",
           model.longest(), o.seq_len);
   nn::ParamSet& params = model.params();
-  if (!params.begin()->m) params.allocate(nn::Purpose::training, o.dtype, true, o.device);
+  if (!params.begin()->m) params.allocate(purpose_of(o), o.dtype, true, o.device);
+  params.forget_gradients();
   TrainingMemory m;
   m.parameters = params.allocated_bytes();
   nn::State states[2];
@@ -35,12 +41,14 @@ TrainingMemory plan_training(models::Model& model, const TrainOptions& o) {
   like.device = params.device();
   like.activation = o.dtype;
   like.training = true;
+  const Tensor scalars(nullptr, DType::f32, {ops::kStepScalars}, like.device);
   const auto work = [&](Context& c) {
     for (int64_t k = 0; k < std::min<int64_t>(o.grad_accum, 2); ++k) {  // the second one adds
       c.arena->reset();
       c.tape->reset();
       run_pass(c, model, feed, pass, 1.0f);
     }
+    clip_gradients(c, params, o.clip, scalars, {});
   };
   m.step = plan(like, true, work).bytes;
   params.forget_gradients();

@@ -8,11 +8,14 @@
 namespace krait {
 
 struct TrainingMemory {
-  size_t parameters = 0;  // weights, gradients, moments
-  size_t step = 0;        // the step arena: activations, their gradients, scratch
+  size_t parameters = 0;  // weights, moments, and gradients where those of several batches add up
+  size_t step = 0;        // the step arena: activations, their gradients, scratch, other gradients
   size_t states = 0;      // carried from batch to batch
   size_t total() const { return parameters + step + states; }
 };
+
+// What to allocate parameters for.
+nn::Purpose purpose_of(const TrainOptions& o);
 
 // Exact for data without document borders. Where `model` has no memory for training yet, its parameters
 // are planned as those of a run in o.dtype. Error where the model cannot be trained on sequences of seq_len or

@@ -75,14 +75,14 @@ class Run {
 
   void start_model(const AnyConfig& config) {
     if (!start_.empty()) {
-      LoadOptions options{nn::Purpose::training, o_.train.dtype, o_.train.device};
+      LoadOptions options{purpose_of(o_.train), o_.train.dtype, o_.train.device};
       if (const auto* language = std::get_if<models::Config>(&config))
         options.task = language->task;
       model_ = load_any_model(start_, options).model;
       return;
     }
     model_ = make_model(config);
-    model_->params().allocate(nn::Purpose::training, o_.train.dtype, false, o_.train.device);
+    model_->params().allocate(purpose_of(o_.train), o_.train.dtype, false, o_.train.device);
     model_->params().initialize(o_.train.seed);
   }
 

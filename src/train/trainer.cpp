@@ -31,6 +31,9 @@ Trainer::Trainer(models::Model& model, std::unique_ptr<Batches> batches,
       options_(options),
       batches_(std::move(batches)),
       stream_(model.params().device()) {
+  require(options.grad_accum == 1 || model.params().gradients_add_up(),
+          "[trainer] the model has no memory to add up the gradients of {} batches",
+          options.grad_accum);
   make_numbers();
   arena_ = Arena(plan_training(model, options).step, device());
   if (options.carry_state)
@@ -40,6 +43,10 @@ Trainer::Trainer(models::Model& model, std::unique_ptr<Batches> batches,
 Context Trainer::context(bool training) {
   arena_.reset();
   tape_.reset();
+  return context_as_it_is(training);
+}
+
+Context Trainer::context_as_it_is(bool training) {
   Context c;
   c.device = device();
   c.stream = stream_;
@@ -68,8 +75,11 @@ models::Pass Trainer::training_pass(int64_t k) {
 // The arena is made for batches without document borders; others may need more.
 void Trainer::reserve(const PlacedBatch& batch, const models::Pass& pass, bool training) {
   const Context like = context(training);
+  // The plan takes memory for them, where the step does.
+  if (training) model_.params().forget_gradients();
   const size_t bytes =
       plan(like, training, [&](Context& c) { run_pass(c, model_, batch, pass, 1.0f); }).bytes;
+  if (training) model_.params().forget_gradients();
   if (bytes <= arena_.capacity()) return;
   kinds_.clear();
   arena_ = Arena(0);
@@ -186,19 +196,9 @@ void Trainer::queue(const std::vector<PlacedBatch>& batches) {
     copy(c, run_pass(c, model_, batches[k], training_pass(i), scale).loss,
          losses_.slice(0, i, i + 1));
   }
-  Context c = context(false);
-  clip(c);
+  Context c = context_as_it_is(false);
+  clip_gradients(c, model_.params(), options_.clip, scalars_, losses_);
   update(c);
-}
-
-void Trainer::clip(Context& c) {
-  std::vector<Tensor> grads;
-  for (const nn::Param& p : model_.params()) {
-    if (!p.trained) continue;
-    require(p.var.written, "{} has no gradient", p.name);
-    grads.push_back(p.var.grad);
-  }
-  ops::clip_grad_norm(c, grads, options_.clip, scalars_, losses_);
 }
 
 void Trainer::update(Context& c) {

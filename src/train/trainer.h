@@ -61,7 +61,8 @@ class Trainer {
   void load(const std::filesystem::path& directory);
 
  private:
-  Context context(bool training);
+  Context context(bool training);  // with nothing in the arena
+  Context context_as_it_is(bool training);
   models::Pass training_pass(int64_t k);  // of micro-batch k of the next step
   void reserve(const PlacedBatch& batch, const models::Pass& pass, bool training);
   double loss_of(const Batch& batch, const models::Pass& pass);  // Σ over its targets
@@ -69,7 +70,6 @@ class Trainer {
   void set_numbers(int64_t step, double lr, int64_t targets);
   void run(const std::vector<PlacedBatch>& batches);
   void queue(const std::vector<PlacedBatch>& batches);
-  void clip(Context& c);
   void update(Context& c);
   Device device() const { return model_.params().device(); }
   // Which of the states the next step starts from, where they are carried.

@@ -89,7 +89,7 @@ Tensor embedding(Context& c, const Tensor& tokens, const Tensor& w) {
       w.dtype == DType::bf16 ? gather<bf16>(tokens, w, y) : gather<float>(tokens, w, y);
     }
   }
-  if (c.tape && w.var) {
+  if (c.tape && needs_grad({w})) {
     c.tape->watch(y);
     c.tape->record([=](Context& b) {
       const Tensor dy = b.tape->grad(y);

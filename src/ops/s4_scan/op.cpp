@@ -62,7 +62,7 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
   bool recorded = c.tape && needs_grad({u, D, state_in});
   if (c.tape && learned) {
     const S4Params& p = learned->params;
-    recorded = recorded || needs_grad({p.inv_dt, p.A_real, p.A_imag, p.B, p.C, p.P});
+    recorded = needs_grad({p.inv_dt, p.A_real, p.A_imag, p.B, p.C, p.P}) || recorded;
   }
   require(!recorded || learned, "[s4_scan] recorded: expected the parameters of the steps as well");
   const int64_t B = u.size(0), L = u.size(1), H = u.size(2);
