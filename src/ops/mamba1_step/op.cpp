@@ -165,13 +165,7 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
   to_low_rank.holds_next = s.B > 8;  // a scan's states of many rows
   const bool joins = bf16 && cuda::step_joins(s.B, s.E, s.R);
   if (many) {
-<<<<<<< HEAD
-    cuda::OnePass to_low_rank = cuda::rows_of(product(u, l.x_proj));
-    to_low_rank.holds_next = true;
-    KRAIT_WITH_CUDA(cuda::one_pass(to_low_rank, low_rank, c.stream));
-=======
     KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(to_low_rank), low_rank, c.stream));
->>>>>>> 546eb4b (Wide matrices and few rows: three blocks a multiprocessor, one round; bfloat16 states of Mamba-2 two heads a block; a scan of many rows of Mamba-1 waits for in_proj again)
   } else if (!joins) {
     KRAIT_WITH_CUDA(cuda::few_rows(to_low_rank, low_rank, c.stream));
   }

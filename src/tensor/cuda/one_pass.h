@@ -20,12 +20,8 @@ struct OnePass {
   const void* x = nullptr;  // (M, K)
   int64_t x_step = 0;       // elements between rows
   int64_t M = 0, N = 0, K = 0;
-<<<<<<< HEAD
   // The next kernel starts only when those before this one are complete: what it reads early would be in their way.
   bool holds_next = false;
-=======
-  bool holds_next = false;  // as of FewRows
->>>>>>> 546eb4b (Wide matrices and few rows: three blocks a multiprocessor, one round; bfloat16 states of Mamba-2 two heads a block; a scan of many rows of Mamba-1 waits for in_proj again)
 };
 
 inline OnePass rows_of(const FewRows& p) {
