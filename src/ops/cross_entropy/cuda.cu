@@ -1,5 +1,8 @@
 #include "krait/ops/cross_entropy/cuda.h"
 
+#include <algorithm>
+
+#include "krait/tensor/cuda/cluster.cuh"
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -8,75 +11,118 @@ namespace {
 
 using ops::LogitsGrad, ops::LossScale;
 
-constexpr int kThreads = 512;
-constexpr int kThreadsOfLong = 1024;
-constexpr int64_t kLong = 1 << 14;  // logits of a row that memory should be asked for once only
-constexpr int kAtOnce = 4;          // loads of a thread that are on their way at once
+constexpr int kThreads = 256;
+constexpr int kAtOnce = 4;  // loads of a thread that are on their way at once
+// Bytes of a row that a block keeps in shared memory: four blocks share a multiprocessor, and some read or write
+// while others compute.
+constexpr int64_t kKeptBytes = 52 << 10;
+constexpr unsigned kMostBlocks = 8;  // of one row; no more can be counted on
 
-// A block a row. One pass for the largest logit and the sum (each thread its own, then brought together),
-// one for the gradient; between them a long row is kept in shared memory.
-template <int V, bool kKeep>
-__global__ void __launch_bounds__(kKeep ? kThreadsOfLong : kThreads)
+__device__ inline float exp2_approximate(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The largest of some logits, and the sum of exp(logit - base()).
+struct Sum {
+  float most, sum;
+
+  __device__ float base() const { return most == -INFINITY ? 0.0f : most; }
+};
+
+// Of a row, from those of its blocks, in their order.
+__device__ inline Sum sum_of_row(const Sum& own, unsigned blocks) {
+  if (blocks == 1) return own;
+  __shared__ Sum mine;
+  if (threadIdx.x == 0) mine = own;
+  synchronize_cluster();
+  Sum all{-INFINITY, 0};
+  for (unsigned rank = 0; rank < blocks; ++rank) {
+    const Sum next{of_block(&mine.most, rank), of_block(&mine.sum, rank)};
+    const Sum both{fmaxf(all.most, next.most), 0};
+    all = {both.most,
+           all.sum * expf(all.most - both.base()) + next.sum * expf(next.most - both.base())};
+  }
+  return all;
+}
+
+template <bool kFast>
+__device__ inline float exponential(float x) {
+  return kFast ? exp2_approximate(1.4426950408889634f * x) : expf(x);
+}
+
+// A cluster of blocks has a row, each a part of it: one pass for the largest logit, one for the sum of the
+// exponentials, one for the gradient. Memory is read once where the part is kept; a thread meets again what it read.
+template <int V, bool kKeep, bool kFast>
+__global__ void __launch_bounds__(kThreads, 4)
     rows_kernel(float* all, int64_t n, const int32_t* targets, const LossScale loss_scale,
-                LogitsGrad grad, float* nll) {
+                LogitsGrad grad, float* nll, unsigned blocks, int64_t part) {
   extern __shared__ float4 shared[];
-  float* const kept = reinterpret_cast<float*>(shared);
-  float* const row = all + blockIdx.x * n;
-  const int32_t target = targets[blockIdx.x];
-  constexpr int64_t kStep = int64_t{kKeep ? kThreadsOfLong : kThreads} * V;
-  const int64_t first = int64_t{threadIdx.x} * V;
+  const unsigned rank = blocks == 1 ? 0 : rank_in_cluster();
+  const int64_t r = blockIdx.x / blocks;
+  float* const row = all + r * n;
+  const int64_t begin = rank * part, end = min(n, begin + part);
+  float* const kept = reinterpret_cast<float*>(shared) - begin;
+  const int32_t target = targets[r];
+  const int64_t kStep = int64_t{blockDim.x} * V;
+  const int64_t first = begin + int64_t{threadIdx.x} * V;
   if (target < 0 || target >= n) {
     const float zero[V] = {};
-    for (int64_t i = first; i < n; i += kStep) store<V>(row + i, zero);
-    if (threadIdx.x == 0) nll[blockIdx.x] = target == -1 ? 0.0f : nanf("");
+    for (int64_t i = first; i < end; i += kStep) store<V>(row + i, zero);
+    if (rank == 0 && threadIdx.x == 0) nll[r] = target == -1 ? 0.0f : nanf("");
     return;
   }
-  float most = -INFINITY, sum = 0;
-  for (int64_t base = first; base < n; base += kAtOnce * kStep) {
+  Sum own{-INFINITY, 0};
+  for (int64_t base = first; base < end; base += kAtOnce * kStep) {
     float x[kAtOnce][V];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
-      if (base + k * kStep < n) load<V>(row + base + k * kStep, x[k]);
+      if (base + k * kStep < end) load<V>(row + base + k * kStep, x[k]);
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      if (base + k * kStep >= n) break;
+      if (base + k * kStep >= end) break;
       if (kKeep) store<V>(kept + base + k * kStep, x[k]);
-      float m = most;
-      for (int v = 0; v < V; ++v) m = fmaxf(m, x[k][v]);
-      if (m > most) {
-        sum *= expf(most - m);
-        most = m;
-      }
-      for (int v = 0; v < V; ++v) sum += expf(x[k][v] - most);
+      for (int v = 0; v < V; ++v) own.most = fmaxf(own.most, x[k][v]);
     }
   }
-  const float m = block_max(most);
-  sum = block_sum(most == -INFINITY ? sum : sum * expf(most - m));
-  const float at_target = row[target];
-  if (threadIdx.x == 0)
-    nll[blockIdx.x] = static_cast<float>(static_cast<double>(m) - static_cast<double>(at_target) +
-                                         log(static_cast<double>(sum)));
-  if (grad == LogitsGrad::none) return;
-  const auto scale = static_cast<double>(loss_scale.value());
-  const float factor = static_cast<float>(scale / static_cast<double>(sum));
-  const float p_target = expf(at_target - m);
-  const auto d_target =
-      static_cast<float>(scale * (static_cast<double>(p_target) / static_cast<double>(sum) - 1.0));
-  __syncthreads();  // all have read the target's logit
-  for (int64_t base = 0; base < n; base += kStep) {
-    const int64_t i = base + first;
+  own.most = block_max(own.most);
+  const float base = own.base();
+  for (int64_t i = first; i < end; i += kStep) {
     float x[V];
-    if (i < n) {
+    load<V>((kKeep ? kept : row) + i, x);
+    for (int v = 0; v < V; ++v) own.sum += x[v] = exponential<kFast>(x[v] - base);
+    if (kKeep) store<V>(kept + i, x);
+  }
+  own.sum = block_sum(own.sum);
+  const Sum of_row = sum_of_row(own, blocks);
+  const float m = of_row.most, at_target = row[target];
+  if (rank == 0 && threadIdx.x == 0)
+    nll[r] = static_cast<float>(static_cast<double>(m) - static_cast<double>(at_target) +
+                                log(static_cast<double>(of_row.sum)));
+  // All have read the target's logit, and what the others say.
+  blocks == 1 ? __syncthreads() : synchronize_cluster();
+  if (grad == LogitsGrad::none) return;
+  const double scale = loss_scale.value(), sum = of_row.sum;
+  const float factor = static_cast<float>(scale / sum) * expf(own.most - m);
+  const auto d_target =
+      static_cast<float>(scale * (static_cast<double>(expf(at_target - m)) / sum - 1.0));
+  for (int64_t step = begin; step < end; step += kStep) {
+    const int64_t i = step + first - begin;
+    float x[V];
+    if (i < end) {
       load<V>((kKeep ? kept : row) + i, x);
-      for (int v = 0; v < V; ++v) x[v] = i + v == target ? d_target : expf(x[v] - m) * factor;
+      for (int v = 0; v < V; ++v)
+        x[v] =
+            i + v == target ? d_target : (kKeep ? x[v] : exponential<kFast>(x[v] - base)) * factor;
     }
     if (grad == LogitsGrad::f32) {
-      if (i < n) store<V>(row + i, x);
+      if (i < end) store<V>(row + i, x);
       continue;
     }
     // bfloat16 fills the first half of the row: what it overwrites has been read, by this step at the latest.
     if (!kKeep) __syncthreads();
-    if (i < n) store<V>(reinterpret_cast<__nv_bfloat16*>(row) + i, x);
+    if (i < end) store<V>(reinterpret_cast<__nv_bfloat16*>(row) + i, x);
   }
 }
 
@@ -106,20 +152,30 @@ __global__ void loss_kernel(const float* nll, int64_t n, const LossScale scale, 
 
 void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* targets,
                         LossScale scale, LogitsGrad grad, float* nll, void* stream) {
-  const bool fours = V % 4 == 0 && in_runs(logits, V, 4, 4);
-  const auto kernel = fours ? rows_kernel<4, false> : rows_kernel<1, false>,
-             keeping = fours ? rows_kernel<4, true> : rows_kernel<1, true>;
-  const size_t bytes = static_cast<size_t>(V) * sizeof(float);
-  bool keep = V >= kLong;
-  if (keep && cudaFuncSetAttribute(keeping, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(bytes)) != cudaSuccess) {
+  if (rows == 0) return;
+  const bool fours = V % 4 == 0 && in_runs(logits, V, 4, 4), fast = grad == LogitsGrad::bf16;
+  auto kernel = fours ? (fast ? rows_kernel<4, true, true> : rows_kernel<4, true, false>)
+                      : (fast ? rows_kernel<1, true, true> : rows_kernel<1, true, false>);
+  const unsigned most_blocks =
+      has_clusters(reinterpret_cast<const void*>(kernel)) ? kMostBlocks : 1;
+  unsigned blocks = 1;
+  int64_t part = V;
+  for (; part * 4 > kKeptBytes && blocks < most_blocks; part = ceil_div(V, blocks * 4) * 4)
+    blocks *= 2;
+  int64_t kept = part * 4;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(kept)) != cudaSuccess) {
     cudaGetLastError();  // there is not that much
-    keep = false;
+    kernel = fours ? rows_kernel<4, false, false> : rows_kernel<1, false, false>;
+    blocks = 1;
+    part = V;
+    kept = 0;
   }
-  (keep ? keeping : kernel)<<<static_cast<unsigned>(rows), keep ? kThreadsOfLong : kThreads,
-                              keep ? bytes : 0, static_cast<cudaStream_t>(stream)>>>(
-      logits, V, targets, scale, grad, nll);
-  check_launch("cross_entropy");
+  const auto threads =
+      static_cast<unsigned>(std::min<int64_t>(kThreads, ceil_div(part, (fours ? 4 : 1) * 32) * 32));
+  launch_clusters("cross_entropy", kernel, static_cast<unsigned>(rows) * blocks, threads,
+                  static_cast<size_t>(kept), blocks, stream, logits, V, targets, scale, grad, nll,
+                  blocks, part);
 }
 
 void cross_entropy_smooth(const float* logits, int64_t rows, int64_t V, const int32_t* targets,
