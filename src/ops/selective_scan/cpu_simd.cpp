@@ -34,11 +34,11 @@ static void scale_A(const float* A, int64_t n, bool is_log, float* A2) {
   });
 }
 
-// 1 / π is kHigh + kLow.
+// As scale_A, but fused on every machine: log2(e) and 1 / π are two parts each.
 static void scale_complex_A(const float* A, int64_t n, float* A2) {
-  constexpr float kHigh = 0x1.45f306p-2f, kLow = 0x1.b9391p-27f;
-  scale_A(A, n, false, A2);
-  for (int64_t i = 1; i < n; i += 2) A2[i] = __builtin_fmaf(A[i], kHigh, A[i] * kLow);
+  constexpr float kHigh[] = {0x1.715476p+0f, 0x1.45f306p-2f},
+                  kLow[] = {0x1.4ae0cp-26f, 0x1.b9391p-27f};
+  for (int64_t i = 0; i < n; ++i) A2[i] = __builtin_fmaf(A[i], kHigh[i % 2], A[i] * kLow[i % 2]);
 }
 
 static void scan_chunked(const scan::Forward& w) {
