@@ -230,7 +230,6 @@ int work(TrainArguments& a, const Common& common) {
   settle(a, common);
   a.run.train.device = common.resolved_device();
   StatusLine status(common.quiet);
-  LogRecord validated;
   RunWatcher watcher;
   watcher.stop = [] { return interrupted().load(); };
   watcher.begin = [&](int64_t parameters, const TrainingMemory& m, const std::string& data,
@@ -242,16 +241,14 @@ int work(TrainArguments& a, const Common& common) {
         parameters, static_cast<double>(m.parameters) * 1e-9,
         static_cast<double>(m.step + m.states) * 1e-9, data);
   };
-  watcher.step = [&](const LogRecord& r, int64_t steps) {
-    if (r.valid_loss) validated = r;
-    status.update(r, steps);
-  };
+  watcher.step = [&](const LogRecord& r, int64_t steps) { status.update(r, steps); };
   watcher.sample = [&](int64_t step, const std::string& prompt, const std::string& text) {
     status.clear();
     spdlog::info("sample after step {}: {}{}", step, prompt, printable(text));
   };
   const RunResult result = run_training(a.run, !a.resume.empty(), watcher);
   status.clear();
+  const LogRecord& validated = status.validated();
   if (common.json) {
     print_json(summary(a.run, result, validated));
   } else {

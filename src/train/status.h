@@ -25,6 +25,8 @@ class StatusLine {
   void count(const std::string& unit) { unit_ = unit; }  // "tokens" where nothing is said
   void update(const LogRecord& r, int64_t steps);
   void clear();  // before something else is written
+  // The last record with a validation loss, or one without.
+  const LogRecord& validated() const { return validated_; }
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -16,16 +16,56 @@ static void score(const float* CB, const float* decay, int64_t rows, float* deca
   }
 }
 
-static void chunked(const ssd::Forward& w) {
+// A chunk's products, in float32.
+class FloatProducts {
+ public:
+  FloatProducts(const ssd::Piece& p, Area& area)
+      : p_(p),
+        B_(area.take(kChunk * Np_)),
+        C_(area.take(kChunk * Np_)),
+        BT_(area.take(p.N * kChunk)),
+        scores_(area.take(kChunk * kChunk)) {}
+
+  // Takes B and C of `rows` tokens from t on; CB = C Bᵀ, its lower half.
+  void begin(int64_t t, int64_t rows, float* CB) {
+    load_rows(p_.B, t, rows, 0, p_.N, B_);
+    load_rows(p_.C, t, rows, 0, p_.N, C_);
+    transpose(B_, Np_, rows, p_.N, BT_, kChunk, padded(rows));
+    small_product({rows, padded(rows), p_.N, C_, Np_, 1, BT_, kChunk, CB, kChunk, false},
+                  Triangle::lower_result);
+  }
+  // y = C S
+  void read_state(int64_t rows, const float* S, float* y) {
+    small_product({rows, Pp_, p_.N, C_, Np_, 1, S, Pp_, y, Pp_, false});
+  }
+  // y += (CB with the decays) dx; `decays` is scratch.
+  void add_tokens(int64_t rows, const float* CB, const float* decay, float* decays, const float* dx,
+                  float* y) {
+    score(CB, decay, rows, decays, scores_);
+    small_product({rows, Pp_, rows, scores_, kChunk, 1, dx, Pp_, y, Pp_, true},
+                  Triangle::lower_factor);
+  }
+  // S = Bᵀ dx, or += with `add`.
+  void write_state(int64_t rows, const float* dx, bool add, float* S) {
+    small_product({p_.N, Pp_, rows, B_, 1, Np_, dx, Pp_, S, Pp_, add});
+  }
+
+ private:
+  const ssd::Piece& p_;
+  const int64_t Pp_ = padded(p_.P), Np_ = padded(p_.N);
+  float *B_, *C_, *BT_, *scores_;
+};
+
+template <class Products>
+static void in_chunks(const ssd::Forward& w) {
   const ssd::Piece& p = w.piece;
-  if (multiplies_pairs(p)) return chunked_pairs(w);
-  const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), PN = P * N;
+  const int64_t P = p.P, N = p.N, Pp = padded(P), PN = P * N;
   Area area{w.scratch};
   float* const states = area.take(ssd::kHeadSet * N * Pp);  // (heads, N, Pp)
-  float *B = area.take(kChunk * Np), *C = area.take(kChunk * Np), *BT = area.take(N * kChunk);
-  float *CB = area.take(kChunk * kChunk), *scores = area.take(kChunk * kChunk);
+  Products products(p, area);
+  float *CB = area.take(kChunk * kChunk), *decays = area.take(kChunk);
   float *x = area.take(kChunk * Pp), *dx = area.take(kChunk * Pp), *y = area.take(kChunk * Pp);
-  float *skip = area.take(Pp), *decays = area.take(kChunk);
+  float* const skip = area.take(Pp);
   const Times times = take_times(area);
   if (p.state_in)
     for (int64_t h = 0; h < p.heads; ++h)
@@ -34,11 +74,7 @@ static void chunked(const ssd::Forward& w) {
   for (int64_t t = 0; t < p.tokens; t += kChunk) {
     const int64_t rows = p.tokens - t < kChunk ? p.tokens - t : kChunk;
     const bool last = t + rows == p.tokens;
-    load_rows(p.B, t, rows, 0, N, B);
-    load_rows(p.C, t, rows, 0, N, C);
-    transpose(B, Np, rows, N, BT, kChunk, padded(rows));
-    small_product({rows, padded(rows), N, C, Np, 1, BT, kChunk, CB, kChunk, false},
-                  Triangle::lower_result);
+    products.begin(t, rows, CB);
     for (int64_t h = 0; h < p.heads; ++h) {
       float* const S = states + h * N * Pp;
       load_times(p, h, t, rows, times);
@@ -46,22 +82,27 @@ static void chunked(const ssd::Forward& w) {
       load_rows(p.x, t, rows, h * P, P, x);
       if (h + 1 < p.heads) prefetch_rows(p.x, t, rows, (h + 1) * P, P);
       scale_rows(x, times.delta, rows, Pp, dx);
-      if (has_state) small_product({rows, Pp, N, C, Np, 1, S, Pp, y, Pp, false});
+      if (has_state) products.read_state(rows, S, y);
       pass_through(times, skip, x, rows, Pp, has_state, y);
-      score(CB, times.decay, rows, decays, scores);
-      small_product({rows, Pp, rows, scores, kChunk, 1, dx, Pp, y, Pp, true},
-                    Triangle::lower_factor);
+      products.add_tokens(rows, CB, times.decay, decays, dx, y);
       store_rows(w.y, t, rows, h * P, P, y);
       if (last && !w.state_out) continue;
       scale_rows(dx, times.suffix, rows, Pp, dx);
       if (has_state) scale(times.prefix[rows - 1], N * Pp, S);
-      small_product({N, Pp, rows, B, 1, Np, dx, Pp, S, Pp, has_state});
+      products.write_state(rows, dx, has_state, S);
       if (!last && w.saved)
         copy_floats(S, N * Pp, w.saved + t / kChunk * w.saved_stride + h * N * Pp);
       if (last && w.state_out) transpose(S, Pp, N, P, w.state_out + h * PN, N, N);
     }
     has_state = true;
   }
+}
+
+static void chunked(const ssd::Forward& w) {
+#if HWY_TARGET <= HWY_AVX3
+  if (multiplies_pairs(w.piece)) return in_chunks<PairProducts>(w);
+#endif
+  in_chunks<FloatProducts>(w);
 }
 
 // The first `lanes` floats, zero beyond; touches no others.

@@ -1,4 +1,4 @@
-// Private to cpu_simd.cpp: ssd in chunks where x, B and C are bfloat16 and the processor multiplies pairs of them
+// Private to cpu_simd.cpp: a chunk's products where x, B and C are bfloat16 and the processor multiplies pairs of them
 // (AVX512_BF16): the operands of the products are rounded to bfloat16, their sums and the state from chunk to chunk
 // stay float32. Pairs are neighbours in the index that is summed over, two to a word.
 #pragma once
@@ -128,71 +128,56 @@ static uint32_t* take_words(Area& area, int64_t n) {
 }
 static uint16_t* halves(uint32_t* words) { return reinterpret_cast<uint16_t*>(words); }
 
-static void chunked_pairs(const ssd::Forward& w) {
-  const ssd::Piece& p = w.piece;
-  const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), PN = P * N;
-  const int64_t N2 = (N + 1) / 2, half = kChunk / 2;  // words
-  Area area{w.scratch};
-  float* const states = area.take(ssd::kHeadSet * N * Pp);  // (heads, N, Pp)
-  float *CB = area.take(kChunk * kChunk), *decays = area.take(kChunk);
-  float *x = area.take(kChunk * Pp), *dx = area.take(kChunk * Pp), *y = area.take(kChunk * Pp);
-  float* const skip = area.take(Pp);
-  const Times times = take_times(area);
-  uint32_t *B = take_words(area, half * Np),
-           *C = take_words(area, half * Np),              // rows of N
-               *BT = take_words(area, N2 * kChunk);       // (N2, tokens)
-  uint32_t* const B_pairs = take_words(area, half * Np);  // (tokens / 2, N)
-  uint32_t *scores = take_words(area, kChunk * half), *x_pairs = take_words(area, half * Pp),
-           *S_pairs = take_words(area, N2 * Pp);
-  if (p.state_in)
-    for (int64_t h = 0; h < p.heads; ++h)
-      transpose(p.state_in + h * PN, N, P, N, states + h * N * Pp, Pp, Pp);
-  bool has_state = p.state_in;
-  for (int64_t t = 0; t < p.tokens; t += kChunk) {
-    const int64_t rows = p.tokens - t < kChunk ? p.tokens - t : kChunk, rows2 = (rows + 1) / 2;
-    const bool last = t + rows == p.tokens;
-    copy_rows(p.B, t, rows, N, halves(B));
-    copy_rows(p.C, t, rows, N, halves(C));
-    transpose(reinterpret_cast<const float*>(B), Np / 2, rows, N2, reinterpret_cast<float*>(BT),
+// As FloatProducts of cpu_simd.cpp.
+class PairProducts {
+ public:
+  PairProducts(const ssd::Piece& p, Area& area)
+      : p_(p),
+        B_(take_words(area, kHalf * Np_)),
+        C_(take_words(area, kHalf * Np_)),
+        BT_(take_words(area, N2_ * kChunk)),
+        B_pairs_(take_words(area, kHalf * Np_)),
+        scores_(take_words(area, kChunk * kHalf)),
+        x_pairs_(take_words(area, kHalf * Pp_)),
+        S_pairs_(take_words(area, N2_ * Pp_)) {}
+
+  void begin(int64_t t, int64_t rows, float* CB) {
+    copy_rows(p_.B, t, rows, p_.N, halves(B_));
+    copy_rows(p_.C, t, rows, p_.N, halves(C_));
+    transpose(reinterpret_cast<const float*>(B_), Np_ / 2, rows, N2_, reinterpret_cast<float*>(BT_),
               kChunk, padded(rows));
-    pair_up(halves(B), rows, Np, B_pairs);
-    pair_product({rows, padded(rows), N2, C, Np / 2, 1, BT, kChunk, CB, kChunk, false},
+    pair_up(halves(B_), rows, Np_, B_pairs_);
+    pair_product({rows, padded(rows), N2_, C_, Np_ / 2, 1, BT_, kChunk, CB, kChunk, false},
                  Triangle::lower_result);
-    for (int64_t h = 0; h < p.heads; ++h) {
-      float* const S = states + h * N * Pp;
-      load_times(p, h, t, rows, times);
-      load_skip(p, h, skip);
-      load_rows(p.x, t, rows, h * P, P, x);
-      if (h + 1 < p.heads) prefetch_rows(p.x, t, rows, (h + 1) * P, P);
-      scale_rows(x, times.delta, rows, Pp, dx);
-      if (has_state) {
-        pair_up(S, N, Pp, S_pairs);
-        pair_product({rows, Pp, N2, C, Np / 2, 1, S_pairs, Pp, y, Pp, false});
-      }
-      pass_through(times, skip, x, rows, Pp, has_state, y);
-      score_pairs(CB, times.decay, rows, decays, halves(scores));
-      pair_up(dx, rows, Pp, x_pairs);
-      pair_product({rows, Pp, rows2, scores, half, 1, x_pairs, Pp, y, Pp, true},
-                   Triangle::lower_factor);
-      store_rows(w.y, t, rows, h * P, P, y);
-      if (last && !w.state_out) continue;
-      scale_rows(dx, times.suffix, rows, Pp, dx);
-      pair_up(dx, rows, Pp, x_pairs);
-      if (has_state) scale(times.prefix[rows - 1], N * Pp, S);
-      pair_product({N, Pp, rows2, B_pairs, 1, Np, x_pairs, Pp, S, Pp, has_state});
-      if (!last && w.saved)
-        copy_floats(S, N * Pp, w.saved + t / kChunk * w.saved_stride + h * N * Pp);
-      if (last && w.state_out) transpose(S, Pp, N, P, w.state_out + h * PN, N, N);
-    }
-    has_state = true;
   }
-}
+  void read_state(int64_t rows, const float* S, float* y) {
+    pair_up(S, p_.N, Pp_, S_pairs_);
+    pair_product({rows, Pp_, N2_, C_, Np_ / 2, 1, S_pairs_, Pp_, y, Pp_, false});
+  }
+  void add_tokens(int64_t rows, const float* CB, const float* decay, float* decays, const float* dx,
+                  float* y) {
+    score_pairs(CB, decay, rows, decays, halves(scores_));
+    pair_up(dx, rows, Pp_, x_pairs_);
+    pair_product({rows, Pp_, (rows + 1) / 2, scores_, kHalf, 1, x_pairs_, Pp_, y, Pp_, true},
+                 Triangle::lower_factor);
+  }
+  void write_state(int64_t rows, const float* dx, bool add, float* S) {
+    pair_up(dx, rows, Pp_, x_pairs_);
+    pair_product({p_.N, Pp_, (rows + 1) / 2, B_pairs_, 1, Np_, x_pairs_, Pp_, S, Pp_, add});
+  }
+
+ private:
+  static constexpr int64_t kHalf = kChunk / 2;  // words of a chunk's tokens
+  const ssd::Piece& p_;
+  const int64_t Pp_ = padded(p_.P), Np_ = padded(p_.N), N2_ = (p_.N + 1) / 2;
+  uint32_t *B_, *C_,  // rows of N
+      *BT_,           // (N2, tokens)
+      *B_pairs_,      // (tokens / 2, N)
+      *scores_, *x_pairs_, *S_pairs_;
+};
 
 #undef KRAIT_PAIRS
 
-#else
-static bool multiplies_pairs(const ssd::Piece&) { return false; }
-static void chunked_pairs(const ssd::Forward&) {}
 #endif
 
 }  // namespace krait::KRAIT_ISA::ssd_rows
