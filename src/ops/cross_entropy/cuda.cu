@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "krait/tensor/cuda/cluster.cuh"
+#include "krait/tensor/cuda/exponentials.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -17,12 +19,6 @@ constexpr int kAtOnce = 4;  // loads of a thread that are on their way at once
 // while others compute.
 constexpr int64_t kKeptBytes = 52 << 10;
 constexpr unsigned kMostBlocks = 8;  // of one row; no more can be counted on
-
-__device__ inline float exp2_approximate(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // The largest of some logits, and the sum of exp(logit - base()).
 struct Sum {
@@ -49,7 +45,7 @@ __device__ inline Sum sum_of_row(const Sum& own, unsigned blocks) {
 
 template <bool kFast>
 __device__ inline float exponential(float x) {
-  return kFast ? exp2_approximate(1.4426950408889634f * x) : expf(x);
+  return kFast ? exp2_fast(kLog2e * x) : expf(x);
 }
 
 // A cluster of blocks has a row, each a part of it: one pass for the largest logit, one for the sum of the
@@ -173,7 +169,7 @@ void cross_entropy_rows(float* logits, int64_t rows, int64_t V, const int32_t* t
   }
   const auto threads =
       static_cast<unsigned>(std::min<int64_t>(kThreads, ceil_div(part, (fours ? 4 : 1) * 32) * 32));
-  launch_clusters("cross_entropy", kernel, static_cast<unsigned>(rows) * blocks, threads,
+  launch_in_order("cross_entropy", kernel, dim3(static_cast<unsigned>(rows) * blocks), threads,
                   static_cast<size_t>(kept), blocks, stream, logits, V, targets, scale, grad, nll,
                   blocks, part);
 }

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "krait/tensor/cuda/kept_row.cuh"
+#include "krait/tensor/cuda/rows.h"
 
 namespace krait::cuda {
 
@@ -358,7 +359,7 @@ void gated_norm_backward(const GatedNormProblem& p, int64_t rows, float* dw, flo
                          void* stream) {
   if (rows * p.E == 0) return;
   const int64_t n = p.E / p.groups, floats = n * ((dw ? 1 : 0) + (db ? 1 : 0)),
-                each = gated_norm_rows_of_a_piece(rows);
+                each = rows_of_a_partial_sum(rows);
   const bool in_shared = floats <= kSharedFloats, fours = in_fours(p, dw, db);
   const auto at = static_cast<cudaStream_t>(stream);
   const auto launch_kept = [&](auto t, auto K, dim3 grid, unsigned threads) {

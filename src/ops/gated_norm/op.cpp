@@ -79,7 +79,7 @@ void backward(Context& c, const GatedNormInputs& in, const Tensor& y) {
   const GradTarget dw = c.tape->grad_into(c, in.w), db = c.tape->grad_into(c, in.b);
   const int64_t E = in.x.size(-1), rows = in.x.shape.rows();
   const bool gpu = c.device.type == Device::cuda;
-  const int64_t grain = gpu ? cuda::gated_norm_rows_of_a_piece(rows) : kBackwardRows;
+  const int64_t grain = gpu ? cuda::rows_of_a_partial_sum(rows) : kBackwardRows;
   const int64_t pieces = (rows + grain - 1) / grain;
   Scratch scratch(c);
   const Tensor dw_sums = dw.grad ? c.scratch({pieces, E}, DType::f32) : Tensor();

@@ -6,6 +6,7 @@
 
 #include "krait/tensor/cuda/kept_row.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
+#include "krait/tensor/cuda/rows.h"
 
 namespace krait::cuda {
 
@@ -365,7 +366,7 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
 
 void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream) {
   if (rows == 0 || p.D == 0) return;
-  const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)), each = norm_rows_of_a_piece(rows);
+  const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)), each = rows_of_a_partial_sum(rows);
   const auto pieces = static_cast<unsigned>(ceil_div(rows, each));
   const auto at = static_cast<cudaStream_t>(stream);
   const KeptRow kept_row(p.D);

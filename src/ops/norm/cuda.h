@@ -1,18 +1,12 @@
 // Private to this room: norm on the GPU.
 #pragma once
-#include <algorithm>
-
 #include "krait/ops/norm/kernels.h"
 
 namespace krait::cuda {
 
 void norm_forward(const NormProblem& p, int64_t rows, void* stream);
 
-// Rows that one block walks, leaving one partial sum of dw and db: no more pieces than sum_rows takes at once.
-constexpr int64_t norm_rows_of_a_piece(int64_t rows) {
-  return std::max<int64_t>(1, (rows + 511) / 512);
-}
-// dw, db (pieces, D): written; or null.
+// A block walks rows_of_a_partial_sum(rows) rows. dw, db (pieces, D): written; or null.
 void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, void* stream);
 
 }  // namespace krait::cuda

@@ -92,7 +92,7 @@ void backward(Context& c, const Call& q) {
 
   const int64_t D = q.x.size(-1), rows = q.x.shape.rows();
   const bool gpu = c.device.type == Device::cuda;
-  const int64_t grain = gpu ? cuda::norm_rows_of_a_piece(rows) : kBackwardRows;
+  const int64_t grain = gpu ? cuda::rows_of_a_partial_sum(rows) : kBackwardRows;
   const int64_t pieces = (rows + grain - 1) / grain;
   Scratch scratch(c);
   const Tensor dw_sums = dw.grad ? c.scratch({pieces, D}, DType::f32) : Tensor();

@@ -310,13 +310,12 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void sample(const SampleTask& task, SampleOut* out, int32_t* tokens, void* stream) {
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   // What looks at the row again and again pays for a cluster, the largest logit does not.
   const bool by_runs =
       task.valid >= kFewestShared && task.temperature > 0 && (task.top_k > 0 || task.top_p < 1);
-  const int blocks = major >= 9 && by_runs && task.B <= kMostShared ? kRuns : 1;
+  const bool shared = by_runs && task.B <= kMostShared &&
+                      has_clusters(reinterpret_cast<const void*>(sample_kernel));
+  const int blocks = shared ? kRuns : 1;
   // A GPU whose blocks may not have as much reads the row where it is.
   const int64_t share = ceil_div(task.valid, blocks);
   bool keep = share <= kMostKept;

@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include "krait/tensor/cuda/launch.h"
-
 namespace krait::cuda {
 
 __device__ inline unsigned rank_in_cluster() {
@@ -96,26 +94,6 @@ __device__ inline float4 four_of_block(const float* p, unsigned rank) {
 inline bool has_clusters(const void* kernel) {
   cudaFuncAttributes of{};
   return cudaFuncGetAttributes(&of, kernel) == cudaSuccess && of.ptxVersion >= 90;
-}
-
-// A grid of `blocks` along x, in clusters of `cluster` (1: none), which divides them.
-template <class... Parameters, class... Arguments>
-void launch_clusters(const char* name, void (*kernel)(Parameters...), unsigned blocks,
-                     unsigned threads, size_t shared_bytes, unsigned cluster, void* stream,
-                     const Arguments&... arguments) {
-  cudaLaunchAttribute together;
-  together.id = cudaLaunchAttributeClusterDimension;
-  together.val.clusterDim.x = cluster;
-  together.val.clusterDim.y = together.val.clusterDim.z = 1;
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = dim3(blocks);
-  launch.blockDim = dim3(threads);
-  launch.dynamicSmemBytes = shared_bytes;
-  launch.stream = static_cast<cudaStream_t>(stream);
-  launch.attrs = &together;
-  launch.numAttrs = cluster > 1 ? 1 : 0;
-  cudaLaunchKernelEx(&launch, kernel, arguments...);
-  check_launch(name);
 }
 
 }  // namespace krait::cuda

@@ -1,7 +1,33 @@
+#include <cuda_bf16.h>
+
 #include "krait/tensor/cuda/few_rows.cuh"
-#include "krait/tensor/cuda/store_sums.cuh"
 
 namespace krait::cuda {
+
+namespace {
+
+struct StoreSums {
+  static constexpr bool kFactors = false, kHoldsEarly = false;
+  StoreRows s;
+  int64_t N;
+
+  using Held = float;  // bias + plus
+  __device__ Held hold(int64_t n, int m) const {
+    const float bias = s.bias ? __ldg(s.bias + n) : 0.0f;
+    return s.plus ? bias + __ldcg(s.plus + m * N + n) : bias;
+  }
+  __device__ void operator()(int64_t n, int m, float value, Held held) const {
+    const int64_t at = m * N + n;
+    value += held;
+    if (s.bf16) {
+      static_cast<__nv_bfloat16*>(s.y)[at] = static_cast<__nv_bfloat16>(value);
+    } else {
+      static_cast<float*>(s.y)[at] = value;
+    }
+  }
+};
+
+}  // namespace
 
 bool has_few_rows(int device) {
   int major = 0;

@@ -24,24 +24,39 @@ __device__ inline void wait_for_previous() {
 
 // `cluster` blocks along x share their memory (1: none do); grid.x is a multiple of it.
 template <class... Parameters, class... Arguments>
-void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-                      size_t shared_bytes, unsigned cluster, void* stream,
-                      const Arguments&... arguments) {
+void launch(const char* name, bool dependent, void (*kernel)(Parameters...), dim3 grid,
+            unsigned threads, size_t shared_bytes, unsigned cluster, void* stream,
+            const Arguments&... arguments) {
   cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = cluster;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = grid;
-  launch.blockDim = dim3(threads);
-  launch.dynamicSmemBytes = shared_bytes;
-  launch.stream = static_cast<cudaStream_t>(stream);
-  launch.attrs = attributes;
-  launch.numAttrs = cluster > 1 ? 2 : 1;
-  cudaLaunchKernelEx(&launch, kernel, arguments...);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  if (dependent) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& together = attributes[config.numAttrs++];
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim.x = cluster;
+    together.val.clusterDim.y = together.val.clusterDim.z = 1;
+  }
+  cudaLaunchKernelEx(&config, kernel, arguments...);
   check_launch(name);
+}
+
+// One that may start early, and one that starts when those before it are complete.
+template <class Kernel, class... Rest>
+void launch_dependent(const char* name, Kernel kernel, const Rest&... rest) {
+  launch(name, true, kernel, rest...);
+}
+template <class Kernel, class... Rest>
+void launch_in_order(const char* name, Kernel kernel, const Rest&... rest) {
+  launch(name, false, kernel, rest...);
 }
 
 }  // namespace krait::cuda

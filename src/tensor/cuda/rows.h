@@ -29,6 +29,10 @@ constexpr int64_t rows_of_a_part(int64_t count) {
 constexpr int64_t parts_of_sum(int64_t count) {
   return count <= kRowsOfAPart ? 0 : (count + rows_of_a_part(count) - 1) / rows_of_a_part(count);
 }
+// Rows for each of the partial sums of `rows`, so few of them that sum_rows needs no parts.
+constexpr int64_t rows_of_a_partial_sum(int64_t rows) {
+  return rows <= kRowsOfAPart ? 1 : (rows + kRowsOfAPart - 1) / kRowsOfAPart;
+}
 void sum_rows(const void* rows, bool bf16, int64_t step, int64_t count, int64_t n, float* out,
               bool add, float* parts, void* stream);
 
