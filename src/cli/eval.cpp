@@ -102,6 +102,11 @@ int run_likelihood(const Args& a, const Common& common) {
     }
   }
   likelihood.finish();
+  if (likelihood.cut())
+    spdlog::warn(
+        "documents longer than the {} positions of this model were read in pieces of as many "
+        "tokens",
+        loaded.model->config().positions);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   require(likelihood.predicted() > 0,

@@ -31,8 +31,12 @@ void DocumentReader::add(std::span<const int32_t> tokens) {
 }
 
 void DocumentReader::end() {
-  if (in_document_ > 0) ends_.push_back(static_cast<int64_t>(tokens_.size()) - 1);
+  restart();
   in_document_ = 0;
+}
+
+void DocumentReader::restart() {
+  if (in_document_ > 0) ends_.push_back(static_cast<int64_t>(tokens_.size()) - 1);
 }
 
 void DocumentReader::finish() {

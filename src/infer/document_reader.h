@@ -14,7 +14,7 @@ struct DocumentPass {
   std::span<const int32_t> tokens;
   std::span<const int32_t>
       targets;  // (T) the next token of the same document; -1: none, or not asked for
-  std::span<const int64_t> ends;  // places of the last tokens of documents
+  std::span<const int64_t> ends;  // places of the last tokens of documents, and before restarts
 };
 
 class DocumentReader {
@@ -30,6 +30,9 @@ class DocumentReader {
   void begin(int64_t first_target = 1);
   void add(std::span<const int32_t> tokens);
   void end();
+  // The document goes on from the zero state: its next token is predicted as any other, but not remembered is
+  // what came before it.
+  void restart();
   // Runs what waits for more.
   void finish();
 

@@ -12,6 +12,28 @@ Likelihood::Likelihood(const models::LanguageModel& model, DType activation,
       reader_(model, activation,
               [this](Context& c, const Tensor& h, const DocumentPass& p) { use(c, h, p); }) {}
 
+void Likelihood::begin() {
+  reader_.begin();
+  since_zero_ = 0;
+}
+
+void Likelihood::add(std::span<const int32_t> tokens) {
+  const int64_t positions = model_.config().positions;
+  while (!tokens.empty()) {
+    if (positions > 0 && since_zero_ == positions) {
+      reader_.restart();
+      since_zero_ = 0;
+      cut_ = true;
+    }
+    const size_t n = positions > 0
+                         ? std::min(tokens.size(), static_cast<size_t>(positions - since_zero_))
+                         : tokens.size();
+    reader_.add(tokens.first(n));
+    since_zero_ += static_cast<int64_t>(n);
+    tokens = tokens.subspan(n);
+  }
+}
+
 void Likelihood::use(Context& c, const Tensor& hidden, const DocumentPass& pass) {
   const Shape shape = {hidden.size(0), hidden.size(1)};
   // While planning there are no targets, only their number.

@@ -9,27 +9,30 @@
 namespace krait {
 
 // The likelihood of documents, each from the zero state on, its state carried to its end. The first token of
-// a document is not predicted.
+// a document is not predicted. Where positions run out (MoE-Mamba's table) a document goes on from the zero state.
 class Likelihood {
  public:
   // `each` gets the nll of every predicted token, in order, a pass at a time.
   Likelihood(const models::LanguageModel& model, DType activation,
              std::function<void(std::span<const float>)> each = {});
 
-  void begin() { reader_.begin(); }
-  void add(std::span<const int32_t> tokens) { reader_.add(tokens); }
+  void begin();
+  void add(std::span<const int32_t> tokens);
   void end() { reader_.end(); }
   void finish() { reader_.finish(); }
 
   int64_t tokens() const { return reader_.tokens(); }
   int64_t predicted() const { return predicted_; }
   double total() const { return total_; }  // Σ nll in nats
+  bool cut() const { return cut_; }        // a document was longer than the model has positions
 
  private:
   void use(Context& c, const Tensor& hidden, const DocumentPass& pass);
 
   const models::LanguageModel& model_;
   std::function<void(std::span<const float>)> each_;
+  int64_t since_zero_ = 0;  // tokens of the document since the zero state
+  bool cut_ = false;
   int64_t predicted_ = 0;
   double total_ = 0;
   std::vector<float> nll_;

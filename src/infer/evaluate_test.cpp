@@ -59,6 +59,40 @@ TEST(Likelihood, IsTheSumOverEveryTokenButTheFirst) {
   EXPECT_NEAR(each[2], q.nll, 1e-4);
 }
 
+TEST(Likelihood, GoesOnFromZeroWherePositionsRunOut) {
+  constexpr int64_t kPositions = 7;
+  const auto model = testing::small_model(kPositions);
+  const std::vector<Ids> documents = {random_ids(7, 1), random_ids(8, 2), random_ids(3, 3),
+                                      random_ids(600, 4)};
+  std::vector<float> each;
+  Likelihood likelihood(*model, DType::f32, [&](std::span<const float> nll) {
+    each.insert(each.end(), nll.begin(), nll.end());
+  });
+  const auto read = [&](const Ids& d) {
+    likelihood.begin();
+    for (size_t i = 0; i < d.size(); i += 10)
+      likelihood.add(std::span(d).subspan(i, std::min<size_t>(10, d.size() - i)));
+    likelihood.end();
+  };
+  read(documents[0]);
+  EXPECT_FALSE(likelihood.cut());
+  for (size_t i = 1; i < documents.size(); ++i) read(documents[i]);
+  likelihood.finish();
+  EXPECT_TRUE(likelihood.cut());
+  EXPECT_EQ(likelihood.tokens(), 618);
+  ASSERT_EQ(each.size(), 6u + 7u + 2u + 599u);
+
+  const auto expect = [&](size_t place, const Ids& d, int64_t t) {  // d[t] is predicted
+    const int64_t from = (t - 1) / kPositions * kPositions;
+    const Prediction p =
+        predict(*model, Ids(d.begin() + from, d.begin() + t), d[static_cast<size_t>(t)]);
+    EXPECT_NEAR(each[place], p.nll, 1e-4) << t;
+  };
+  for (int64_t t = 1; t < 8; ++t) expect(static_cast<size_t>(6 + t - 1), documents[1], t);
+  for (const int64_t t : {1, 7, 8, 14, 500, 511, 512, 599})
+    expect(static_cast<size_t>(15 + t - 1), documents[3], t);
+}
+
 TEST(LastWord, CountsPassagesWhoseTargetTokensAreAllTheBest) {
   const auto model = testing::small_model();
   LastWord task(*model, DType::f32);

@@ -15,11 +15,13 @@ using Ids = std::vector<int32_t>;
 
 constexpr int32_t kSmallVocab = 250;  // padded to 256
 
-inline std::unique_ptr<models::LanguageModel> small_model() {
+// With `positions`: a learned table of as many, as MoE-Mamba has.
+inline std::unique_ptr<models::LanguageModel> small_model(int64_t positions = 0) {
   models::Config config = models::mamba_config(48, 3, kSmallVocab, 8);
   nn::Mamba1Config mixer = models::mamba1_of(config);
   mixer.d_state = 8;
   config = models::with_mamba1(config, mixer);
+  config.positions = positions;
   auto model = std::make_unique<models::LanguageModel>(config);
   model->params().allocate(nn::Purpose::inference, DType::f32, false, test_device());
   model->params().initialize(7);
