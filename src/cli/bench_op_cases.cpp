@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 
+#include "krait/cli/bench_op_inputs.h"
 #include "krait/models/architecture.h"
 #include "krait/nn/mamba1.h"
 #include "krait/ops/adamw/adamw.h"
@@ -25,23 +26,6 @@
 namespace krait::cli {
 
 namespace {
-
-using Tensors = std::vector<Tensor>;
-constexpr int64_t kHead = 64;  // P
-
-int64_t width(const OpSizes& s) { return s.model.d_model; }
-int64_t inner(const OpSizes& s) { return 2 * width(s); }
-int64_t heads(int64_t channels) { return std::max<int64_t>(1, channels / kHead); }
-
-// (B, L, n) in the type of activations.
-OpInput rows(const OpSizes& s, int64_t n, double scale = 1, double mean = 0) {
-  return {{s.B, s.L, n}, s.dtype, scale, mean};
-}
-OpInput stream(const OpSizes& s) { return {{s.B, s.L, width(s)}, DType::f32}; }
-OpInput matrix(const OpSizes& s, const Shape& shape) { return {shape, s.dtype, 0.03, 0, true}; }
-OpInput floats(const Shape& shape, double scale = 1, double mean = 0) {
-  return {shape, DType::f32, scale, mean, true};
-}
 
 OpCase linear_case(const OpSizes& s) {
   return {{rows(s, width(s)), matrix(s, {2 * inner(s), width(s)})},
@@ -290,24 +274,29 @@ OpCase layer_case(const OpSizes& s) {
 }  // namespace
 
 const std::map<std::string, MakeOpCase>& op_cases() {
-  static const std::map<std::string, MakeOpCase> cases = {{"adamw", adamw_case},
-                                                          {"attention", attention_case},
-                                                          {"conv1d_causal", conv_case},
-                                                          {"cross_entropy", cross_entropy_case},
-                                                          {"embedding", embedding_case},
-                                                          {"gate", gate_case},
-                                                          {"gated_norm", gated_norm_case},
-                                                          {"layer", layer_case},
-                                                          {"linear", linear_case},
-                                                          {"long_conv", long_conv_case},
-                                                          {"mamba3_scan", mamba3_case},
-                                                          {"mixer", mixer_case},
-                                                          {"moe", moe_case},
-                                                          {"norm", norm_case},
-                                                          {"rotary", rotary_case},
-                                                          {"s4_kernel", s4_kernel_case},
-                                                          {"selective_scan", scan_case},
-                                                          {"ssd", ssd_case}};
+  static const std::map<std::string, MakeOpCase> cases = [] {
+    std::map<std::string, MakeOpCase> all = {{"adamw", adamw_case},
+                                             {"attention", attention_case},
+                                             {"conv1d_causal", conv_case},
+                                             {"cross_entropy", cross_entropy_case},
+                                             {"embedding", embedding_case},
+                                             {"gate", gate_case},
+                                             {"gated_norm", gated_norm_case},
+                                             {"layer", layer_case},
+                                             {"linear", linear_case},
+                                             {"long_conv", long_conv_case},
+                                             {"mamba3_scan", mamba3_case},
+                                             {"mixer", mixer_case},
+                                             {"moe", moe_case},
+                                             {"norm", norm_case},
+                                             {"rotary", rotary_case},
+                                             {"s4_kernel", s4_kernel_case},
+                                             {"selective_scan", scan_case},
+                                             {"ssd", ssd_case}};
+    all.merge(stream_op_cases());
+    all.merge(step_op_cases());
+    return all;
+  }();
   return cases;
 }
 

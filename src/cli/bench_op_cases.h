@@ -42,6 +42,9 @@ struct OpCase {
 
 using MakeOpCase = OpCase (*)(const OpSizes&);
 const std::map<std::string, MakeOpCase>& op_cases();
+std::map<std::string, MakeOpCase>
+stream_op_cases();  // around the mixers: sums, pooling, losses, images
+std::map<std::string, MakeOpCase> step_op_cases();  // what one decoded token calls
 std::vector<std::string> bench_op_names();
 
 }  // namespace krait::cli

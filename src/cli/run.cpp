@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <limits>
 #include <cstdio>
 
 #include "krait/base/log.h"
@@ -33,7 +34,9 @@ void add_common(CLI::App& app, Common& common) {
   app.add_option("--threads", common.threads, "threads of the CPU; default: all")
       ->check(CLI::Range(1, 1024))
       ->group(group);
-  app.add_option("--seed", common.seed, "seed of every random choice; default 0")->group(group);
+  app.add_option("--seed", common.seed, "seed of every random choice; default 0")
+      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))  // what TOML can say
+      ->group(group);
   app.add_flag("--quiet", common.quiet, "only warnings and errors on stderr")->group(group);
   app.add_flag("--json", common.json, "results as JSON, one object a line")->group(group);
   app.add_option("--config", common.config, "a TOML file with options of this command as keys")

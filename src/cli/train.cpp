@@ -18,14 +18,28 @@ namespace {
 
 struct TrainArguments {
   RunOptions run;
-  std::string resume, order, optimizer = "adamw", recompute = "none";
+  std::string resume, order, schedule = "constant", optimizer = "adamw", recompute = "none";
   std::string betas = "0.9,0.95";
   CLI::App* app = nullptr;
 };
 
+// NaN is neither.
+CLI::Validator number(const char* name, const char* expected, bool (*right)(double)) {
+  return {[=](const std::string& text) {
+            double x = 0;
+            const bool is_number = CLI::detail::lexical_cast(text, x);
+            return is_number && right(x) ? "" : fmt::format("expected {}, got {}", expected, text);
+          },
+          name};
+}
+
 void add_options(CLI::App& app, TrainArguments& a) {
   RunOptions& r = a.run;
   TrainOptions& t = r.train;
+  const CLI::Validator from_zero =
+      number("NONNEGATIVE", "a number from 0 on", [](double x) { return x >= 0; });
+  const CLI::Validator above_zero =
+      number("POSITIVE", "a number above 0", [](double x) { return x > 0; });
   const auto start = "What is trained, on what";
   app.add_option("--model", r.model, "a fresh model: a preset's name, or a config.json")
       ->group(start);
@@ -77,45 +91,41 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--epochs", r.epochs, "passes over the data; goes before --steps")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero)
       ->group(optimisation);
   app.add_option("--optimizer", a.optimizer, "adamw")
       ->check(CLI::IsMember({"adamw"}))
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--lr", t.lr, "learning rate")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(optimisation);
-  const std::map<std::string, Schedule> schedules = {{"constant", Schedule::constant},
-                                                     {"linear", Schedule::linear},
-                                                     {"cosine", Schedule::cosine},
-                                                     {"wsd", Schedule::wsd}};
-  app.add_option("--schedule", t.schedule, "constant (default), linear, cosine or wsd")
-      ->transform(CLI::CheckedTransformer(schedules))
-      ->option_text("{constant,linear,cosine,wsd}")
+  app.add_option("--schedule", a.schedule, "of the learning rate")
+      ->check(CLI::IsMember({"constant", "linear", "cosine", "wsd"}))
+      ->capture_default_str()
       ->group(optimisation);
   app.add_option("--warmup", t.warmup, "steps over which the rate rises from 0")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--min-lr", t.min_lr, "learning rate at the end of the schedule")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--betas", a.betas, "decay of the two moments")
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--eps", t.eps, "AdamW's epsilon")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--weight-decay", t.weight_decay, "decoupled, on matrices but A_log")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--clip", t.clip, "largest norm of the gradient; 0: no limit")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--dropout", t.dropout, "of what each layer adds")
@@ -147,19 +157,19 @@ void add_options(CLI::App& app, TrainArguments& a) {
 
   const auto output = "While it runs (every N steps; 0: at the end only)";
   app.add_option("--eval-every", r.eval_every, "measure the validation loss")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(output);
   app.add_option("--save-every", r.save_every, "save last/")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(output);
   app.add_option("--keep", r.keep, "older checkpoints kept as step-N/")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(output);
   app.add_option("--sample-every", r.sample_every, "continue a prompt (0: never)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(from_zero)
       ->capture_default_str()
       ->group(output);
   app.add_option("--sample-prompt", r.sample_prompt, "the prompt")->group(output);
@@ -194,6 +204,11 @@ void settle(TrainArguments& a, const Common& common) {
     throw Usage(
         "--carry-state reads the data in order: it cannot be combined with --order shuffle");
   t.order = t.carry_state || a.order == "sequential" ? Order::sequential : Order::shuffle;
+  static const std::map<std::string, Schedule> schedules = {{"constant", Schedule::constant},
+                                                            {"linear", Schedule::linear},
+                                                            {"cosine", Schedule::cosine},
+                                                            {"wsd", Schedule::wsd}};
+  t.schedule = schedules.at(a.schedule);
   t.recompute = a.recompute == "layer";
   std::tie(t.beta1, t.beta2) = two_numbers(a.betas);
   t.dtype = common.chosen_dtype().value_or(DType::f32);

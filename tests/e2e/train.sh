@@ -74,6 +74,12 @@ refused 2 "--data" "$K" train --model byte-tiny "${new[@]}"
 refused 2 "--out" "$K" train --model byte-tiny --data text.txt
 refused 2 "--seq-len" "$K" train --model byte-tiny --data text.txt "${new[@]}" --seq-len 0
 refused 2 "--carry-state" "$K" train --model byte-tiny --data text.txt "${new[@]}" --carry-state --order shuffle
+refused 2 "--lr: expected a number from 0 on, got -1" "$K" train --model byte-tiny --data text.txt "${new[@]}" --lr -1
+refused 2 "--eps: expected a number above 0, got nan" "$K" train --model byte-tiny --data text.txt "${new[@]}" --eps nan
+refused 2 "--schedule: step not in {" "$K" train --model byte-tiny --data text.txt "${new[@]}" --schedule step
+refused 2 "--schedule: 2 not in {" "$K" train --model byte-tiny --data text.txt "${new[@]}" --schedule 2
+refused 2 "--seed" "$K" train --model byte-tiny --data text.txt "${new[@]}" --seed -1
+refused 2 "--seed" "$K" train --model byte-tiny --data text.txt "${new[@]}" --seed 9223372036854775808
 refused 2 "--betas" "$K" train --model byte-tiny --data text.txt "${new[@]}" --betas 0.9
 refused 1 "byte-small" "$K" train --model no-such-preset --data text.txt "${new[@]}"
 refused 1 "missing.txt" "$K" train --model byte-tiny --data missing.txt "${new[@]}"

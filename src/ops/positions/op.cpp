@@ -85,6 +85,8 @@ Tensor add_positions(Context& c, const Tensor& x, const Tensor& w, const Packing
     c.tape->record([=](Context& b) {
       if (const Tensor dy = b.tape->grad(y)) {
         if (const GradTarget dw = b.tape->grad_into(b, w); dw.grad) {
+          b.cost("positions.backward", static_cast<double>(dy.bytes() + dw.grad.bytes()),
+                 static_cast<double>(dy.numel()));
           if (!dw.add) fill(b, dw.grad, 0.0f);
           if (!b.planning() && gpu)
             KRAIT_WITH_CUDA(
