@@ -1,6 +1,6 @@
 #include <CLI/CLI.hpp>
-#include <limits>
 #include <cstdio>
+#include <limits>
 
 #include "krait/base/log.h"
 #include "krait/base/threads.h"
@@ -35,7 +35,8 @@ void add_common(CLI::App& app, Common& common) {
       ->check(CLI::Range(1, 1024))
       ->group(group);
   app.add_option("--seed", common.seed, "seed of every random choice; default 0")
-      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))  // what TOML can say
+      ->check(CLI::Range(uint64_t{0},
+                         uint64_t{std::numeric_limits<int64_t>::max()}))  // what TOML can say
       ->group(group);
   app.add_flag("--quiet", common.quiet, "only warnings and errors on stderr")->group(group);
   app.add_flag("--json", common.json, "results as JSON, one object a line")->group(group);
