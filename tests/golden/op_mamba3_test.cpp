@@ -95,10 +95,16 @@ struct GoldenMamba3 {
       test.seed_grad(t, to_double(ours(name, v.at(std::string("cotangent.") + name))));
     }
     test.tape.backward(test.c);
-    for (const auto& [name, t] : inputs)
-      if (*t)
-        expect_relative(to_double(test.tape.grad(*t)), to_double(ours(name, v.at("grad." + name))),
-                        kGradientTolerance, name);
+    for (const auto& [name, t] : inputs) {
+      if (!*t) continue;
+      const Values exact = to_double(ours(name, v.at("grad." + name)));
+      // That of ADT is a difference of sums of the size of those in DT's (see the op's own test).
+      const double scale = name == "ADT"
+                               ? std::max(max_abs(exact), max_abs(to_double(v.at("grad.DT"))))
+                               : max_abs(exact);
+      EXPECT_LE(max_abs_error(to_double(test.tape.grad(*t)), exact), kGradientTolerance * scale)
+          << "d" << name << ", largest value " << max_abs(exact);
+    }
   }
 };
 
@@ -109,7 +115,7 @@ void run_all(const std::filesystem::path& folder, const std::string& system, boo
     GoldenMamba3(v, mimo).run();
     ++n;
   }
-  EXPECT_GE(n, 1);
+  KRAIT_GOLDEN_FOUND(n, system);
 }
 
 TEST(Golden, Mamba3Siso) {

@@ -1,5 +1,6 @@
 // What the tests over golden cases of single operations share: the variants of a case and their tensors.
 #pragma once
+#include <algorithm>
 #include <filesystem>
 #include <set>
 #include <string>
@@ -66,6 +67,18 @@ struct GoldenVariant {
   }
 };
 
+// The bound of gradients, where a case states no foreign error: a tensor may be four times as far off, relative to its
+// largest value, as the worst tensor of a plain float32 run (one may have been lucky), and one rounding.
+struct PlainGradients {
+  double worst = 0;
+  void add(const Values& plain, const Values& exact) {
+    if (max_abs(exact) > 0) worst = std::max(worst, max_abs_error(plain, exact) / max_abs(exact));
+  }
+  double bound(const Values& exact) const {
+    return (4 * worst + rounding(DType::f32)) * max_abs(exact);
+  }
+};
+
 // All variants of all cases of this system under the folder of golden files.
 inline std::vector<GoldenVariant> golden_variants(const std::filesystem::path& folder,
                                                   const std::string& system) {
@@ -102,3 +115,7 @@ inline Tensor copied(TestContext& test, const Tensor& t) {
 }
 
 }  // namespace krait::testing
+
+// Ends a test that found none of its cases.
+#define KRAIT_GOLDEN_FOUND(n, system) \
+  if ((n) == 0) GTEST_SKIP() << "no golden case of the system " << (system)

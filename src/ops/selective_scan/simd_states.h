@@ -55,7 +55,7 @@ static void forward_states(const Pass& p) {
       const V delta = at(p.delta + t * kBlock, v), x = at(p.x + t * kBlock, v);
       const float* B = p.B.at + t * p.B.step;
       const float* C = p.C.at + t * p.C.step;
-      V y = at(p.y + t * kBlock, v);
+      V y = hn::Zero(d);  // of this group: with many states y is a sum of short sums
 #pragma GCC unroll 16
       for (int n = 0; n < kStates; ++n) {
         const V a = Exp2(hn::Mul(delta, at(p.A + n * kBlock, v)));
@@ -70,7 +70,7 @@ static void forward_states(const Pass& p) {
           hn::StoreU(hn::MulAdd(at(p.g + t * kBlock, v), h[n], hn::LoadU(d, dC)), d, dC);
         }
       }
-      hn::StoreU(y, d, p.y + t * kBlock + v);
+      hn::StoreU(hn::Add(at(p.y + t * kBlock, v), y), d, p.y + t * kBlock + v);
     }
 #pragma GCC unroll 16
     for (int n = 0; n < kStates; ++n) hn::StoreU(h[n], d, p.h + n * kBlock + v);
