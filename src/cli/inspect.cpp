@@ -72,15 +72,29 @@ OrderedJson generation_memory(const LoadedModel& loaded, const Args& a) {
           {"total", p.total()}};
 }
 
-OrderedJson training_memory(const LoadedModel& loaded, const Args& a, bool recompute) {
+// `model` has no memory yet.
+OrderedJson training_memory(models::Model&& model, DType dtype, const Args& a, bool recompute) {
   TrainOptions o;
   o.batch_size = a.batch;
   o.seq_len = a.length;
-  o.dtype = loaded.dtype;
+  o.dtype = dtype;
   o.recompute = recompute;
-  models::LanguageModel fresh(loaded.model->config());
-  const TrainingMemory m = plan_training(fresh, o);
+  const TrainingMemory m = plan_training(model, o);
   return {{"parameters", m.parameters}, {"step", m.step}, {"total", m.total()}};
+}
+
+// `make` gives the model anew, without memory.
+template <class Make>
+OrderedJson memory_plan(const Make& make, DType dtype, const Args& a,
+                        const OrderedJson& generation) {
+  const size_t free = available_memory();
+  return {{"batch", a.batch},
+          {"length", a.length},
+          {"dtype", name_of(dtype)},
+          {"generation", generation},
+          {"training", training_memory(make(), dtype, a, false)},
+          {"training_recompute", training_memory(make(), dtype, a, true)},
+          {"available", free == SIZE_MAX ? OrderedJson() : OrderedJson(free)}};
 }
 
 // What a head says that judges sequences, and of what.
@@ -118,15 +132,9 @@ OrderedJson describe_all(const LoadedModel& loaded, Args a) {
                    {"state_bytes_per_token", state_bytes_per_token(*loaded.model)},
                    {"hash", folder ? OrderedJson(loaded.hash) : OrderedJson()}};
   if (loaded.model->judges_sequences()) add_task(c, j);
-  j["memory"] = {{"batch", a.batch},
-                 {"length", a.length},
-                 {"dtype", name_of(loaded.dtype)},
-                 {"generation",
-                  loaded.model->judges_sequences() ? OrderedJson() : generation_memory(loaded, a)},
-                 {"training", training_memory(loaded, a, false)},
-                 {"training_recompute", training_memory(loaded, a, true)}};
-  const size_t free = available_memory();
-  j["memory"]["available"] = free == SIZE_MAX ? OrderedJson() : OrderedJson(free);
+  j["memory"] =
+      memory_plan([&] { return models::LanguageModel(c); }, loaded.dtype, a,
+                  loaded.model->judges_sequences() ? OrderedJson() : generation_memory(loaded, a));
   j["config"] = c.body->json(c, c.layout);
   j["notes"] = loaded.notes;
   if (a.tensors) j["tensor_list"] = tensor_list(loaded.model->params());
@@ -139,7 +147,7 @@ bool is_vision(const std::string& model) {
   return std::find(names.begin(), names.end(), model) != names.end();
 }
 
-OrderedJson describe_vision(const Args& a) {
+OrderedJson describe_vision(Args a, std::optional<DType> dtype) {
   LoadedVision loaded;
   const bool stored = std::filesystem::exists(a.model);
   if (stored) {
@@ -163,6 +171,9 @@ OrderedJson describe_vision(const Args& a) {
                    {"classes", c.classes},
                    {"tensors", loaded.model->params().size()},
                    {"state_bytes", 0}};
+  a.length = c.patches() + 1;
+  j["memory"] = memory_plan([&] { return models::VisionMamba(c); }, dtype.value_or(loaded.stored),
+                            a, OrderedJson());
   j["notes"] = loaded.notes;
   if (a.tensors) j["tensor_list"] = tensor_list(loaded.model->params());
   return j;
@@ -211,7 +222,7 @@ Work add_inspect(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   return [a](const Common& common) {
     const OrderedJson j = is_vision(a->model)
-                              ? describe_vision(*a)
+                              ? describe_vision(*a, common.chosen_dtype())
                               : describe_all(describe(a->model, common.chosen_dtype()), *a);
     if (common.json) {
       print_json(j);

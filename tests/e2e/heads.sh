@@ -52,6 +52,9 @@ same "$(key eval.json accuracy)" 1.0 "accuracy of images"
 same "$(key eval.json examples)" 2 "images judged"
 "$KRAIT" inspect whole/best --json >inspect.json
 same "$(key inspect.json classes)" 2 "classes"
+"$KRAIT" inspect whole/best --batch 7 >memory.txt
+grep -q 'memory for batch 7 and length 5 in float32' memory.txt && grep -q '^  training, recompute .*step' memory.txt ||
+  die "no memory plan of a model of images: $(cat memory.txt)"
 grep -q '"1":"dark"' <(tr -d ' \n' <whole/best/config.json) || die "the names of the classes are lost"
 
 # the same images in a list, classes by name
