@@ -252,7 +252,7 @@ Work add_eval(CLI::App& app) {
   return [a](const Common& common) {
     if (!a->task.empty() && !a->per_token.empty())
       throw Usage("--per-token does not go with --task");
-    if (judges_examples(read_any_config(a->model.model))) {
+    if (judges_examples(a->model.config())) {
       if (!a->task.empty() || !a->per_token.empty())
         throw Usage("--task and --per-token are for language models");
       return run_examples(*a, common);

@@ -94,8 +94,10 @@ int run_judge(const Args& a, const Common& common, const AnyConfig& config) {
   const LoadedAny loaded = load_any_model(a.model.model, options, a.average);
   for (const std::string& note : loaded.notes) spdlog::warn("{}: {}", a.model.model, note);
   const models::Model& model = *loaded.model;
-  Rows rows(model, file.tensors()[0].view, where);
-  const int64_t B = file.tensors()[0].view.size(0);
+  Tensor all = file.tensors()[0].view;
+  if (tokens && all.rank() == 1) all = all.reshape({1, all.size(0)});
+  Rows rows(model, all, where);
+  const int64_t B = all.size(0);
   const models::Feed some = rows.feed(0, std::min(B, kRows));
   const OwnStream stream(options.device);
   Staging staging;
@@ -130,7 +132,7 @@ int run_judge(const Args& a, const Common& common, const AnyConfig& config) {
 }
 
 int run_logits(const Args& a, const Common& common) {
-  const AnyConfig config = read_any_config(a.model.model);
+  const AnyConfig config = a.model.config();
   if (judges_examples(config)) return run_judge(a, common, config);
   require(a.input.empty(),
           "{}: --input is for models of images and series; this one reads --tokens", a.model.model);

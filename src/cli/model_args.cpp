@@ -15,6 +15,12 @@ void ModelArgs::add(CLI::App& app) {
       "a tokenizer.json, or bytes; default: the one in MODEL, or bytes for a vocabulary of 256");
 }
 
+AnyConfig ModelArgs::config() const {
+  require(std::filesystem::exists(model),
+          "{}: expected a model directory (config.json with its weights)", model);
+  return read_any_config(model);
+}
+
 LoadedModel ModelArgs::load(const Common& common) const {
   require(
       !std::filesystem::exists(model) || !judges_examples(read_any_config(model)),

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "krait/cli/command.h"
+#include "krait/io/any_model.h"
 #include "krait/io/model.h"
 #include "krait/io/tokenizer/tokenizer.h"
 
@@ -18,6 +19,8 @@ struct ModelArgs {
   std::string tokenizer;  // --tokenizer: a file, "bytes" or ""
 
   void add(CLI::App& app);
+  // Of a model that is there, whatever it reads.
+  AnyConfig config() const;
   // For inference; what the loader has noticed goes to the log.
   LoadedModel load(const Common& common) const;
 };

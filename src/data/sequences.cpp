@@ -137,8 +137,8 @@ SequenceExamples::SequenceExamples(const std::vector<std::string>& sources,
   if (numbers_) return;
   const std::vector<int32_t> classes = classes_of(answers, names_);
   for (size_t i = 0; i < classes.size(); ++i) all_[i].label = classes[i];
-  outputs_ = names_.empty() ? 1 + *std::max_element(classes.begin(), classes.end())
-                            : static_cast<int64_t>(names_.size());
+  outputs_ = std::max(int64_t{1} + *std::max_element(classes.begin(), classes.end()),
+                      static_cast<int64_t>(names_.size()));
 }
 
 std::string SequenceExamples::description() const {

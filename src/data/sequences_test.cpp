@@ -101,6 +101,9 @@ TEST_F(Sequences, AreComparedWithTheModel) {
   s.require_kind(0, 5);
   EXPECT_THROW(s.require_kind(0, 2), Error);
   EXPECT_THROW(s.require_kind(4, 3), Error);
+  // A number may be beyond the names that a model has.
+  const SequenceExamples beyond = read("{\"text\": \"a\", \"label\": 5}\n", kClasses, {"x", "y"});
+  EXPECT_THROW(beyond.require_kind(0, 2), Error);
   EXPECT_THROW(read("", kClasses), Error);
 }
 

@@ -155,6 +155,8 @@ refuse 1 'nowhere.toml' generate "$model" --config nowhere.toml
 refuse 1 'safetensors' generate "$model" --state-in ids.npy
 refuse 1 '/nowhere/s' generate "$model" --prompt a --max-new 1 --json --temperature 0 --quiet --state-out /nowhere/s
 refuse 1 'nothing to predict' eval "$model" --data one.txt
+refuse 1 'nowhere: expected a model directory' eval nowhere --data one.txt
+refuse 1 'nowhere: expected a model directory' logits nowhere --tokens ids.npy --out x.npy
 refuse 1 'nowhere.txt' eval "$model" --data nowhere.txt
 refuse 1 'UTF-8' eval "$model" --data latin.txt
 refuse 1 'eval.json' logits "$model" --tokens eval.json --out x.npy

@@ -101,6 +101,9 @@ same "$(losses again)" "$(losses token)" "losses of a resumed run over texts"
 printf '\1\0\0\0\2\0\0\0\3\0\0\0' | array '<i4' '(1, 3)' >ids.npy
 "$KRAIT" logits mean/best --tokens ids.npy --out a.npy --json >logits.json
 same "$(key logits.json shape)" '[1' "shape of outputs"
+printf '\1\0\0\0\2\0\0\0\3\0\0\0' | array '<i4' '(3,)' >row.npy
+"$KRAIT" logits mean/best --tokens row.npy --out row-out.npy
+cmp a.npy row-out.npy || die "outputs of one row without a batch"
 "$KRAIT" convert mean/best converted
 "$KRAIT" logits converted --tokens ids.npy --out b.npy
 cmp a.npy b.npy || die "outputs after convert"
@@ -109,6 +112,8 @@ same "$(key head.json task),$(key head.json pooling),$(key head.json classes)" '
 refuse 'sequences as a whole and predicts no tokens' generate mean/best --prompt x
 echo '{"text": "x", "label": "odd"}' >odd.jsonl
 refuse 'no class "odd"' eval mean/best --data odd.jsonl
+echo '{"text": "x", "label": 7}' >seventh.jsonl
+refuse 'the model says 2 classes, the data has 8' eval mean/best --data seventh.jsonl
 
 # from a language model's weights, with a new head
 "$KRAIT" train --model byte-tiny --data texts.jsonl --steps 2 --batch-size 1 --seq-len 32 --out lm --quiet >/dev/null
