@@ -10,7 +10,7 @@ namespace {
 using cuda::ceil_div;
 
 constexpr int kN = 16, kTile = 32, kChannels = 128, kMultiprocessors = 132;
-constexpr float kLeast = -64.0f;  // log2 of the least weight
+constexpr float kLeast = -48.0f;  // log2 of the least weight
 
 struct Ends {
   CudaProblem p;
@@ -217,7 +217,7 @@ __global__ void chain_segments(const __grid_constant__ Ends w) {
     w.k.at[(n * w.k.segments + segment) * states + state] = value;
     if (j + 1 == w.k.segments) break;
     float decay = 0, sum = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t m = 0; m < of_segment; ++m) {
       decay += w.k.sums[(piece + m) * p.E + state / p.N];
       sum += w.k.ends[(piece + m) * states + state];
@@ -246,11 +246,13 @@ void between(Ends w, void* stream) {
 
 }  // namespace
 
-// In rounds of blocks that each walk over the whole stretch.
-static double cost(int64_t blocks, int64_t segments, const ScanCosts& costs) {
-  const auto s = static_cast<double>(segments);
-  return static_cast<double>(ceil_div(blocks * segments, kMultiprocessors)) / s *
-         (1 + costs.entering * (s - 1) / s);
+// In rounds of blocks that each walk over the whole stretch of `tokens`. Only the last tokens before a segment, some
+// thousands, have a weight in what enters it.
+static double cost(int64_t tokens, int64_t blocks, int64_t segments, const ScanCosts& costs) {
+  const auto s = static_cast<double>(segments), b = static_cast<double>(blocks);
+  const double alive = std::min(1 / s, 4096.0 / static_cast<double>(std::max<int64_t>(tokens, 1)));
+  return static_cast<double>(ceil_div(blocks * segments, kMultiprocessors)) / s +
+         costs.entering * b / kMultiprocessors * (s - 1) * alive;
 }
 
 static int64_t best_segments(const CudaProblem& p, int64_t tokens, int64_t blocks,
@@ -260,7 +262,7 @@ static int64_t best_segments(const CudaProblem& p, int64_t tokens, int64_t block
       p.begin && p.sequences > 1 ? 1 : std::max<int64_t>(64 / std::max<int64_t>(p.sequences, 1), 1);
   const int64_t most = std::clamp<int64_t>(tokens / 512, 1, of_sequence);
   for (int64_t s = 2; s <= most; ++s)
-    if (cost(blocks, s, costs) < 0.97 * cost(blocks, best, costs)) best = s;
+    if (cost(tokens, blocks, s, costs) < 0.97 * cost(tokens, blocks, best, costs)) best = s;
   return best;
 }
 
@@ -268,7 +270,7 @@ int cuda_scan_channels(const CudaProblem& p, const ScanCosts& costs) {
   const auto time = [&](int64_t channels) {
     const int64_t blocks = p.sequences * p.G * ceil_div(p.E / p.G, channels);
     const double of_block = channels == 32 ? costs.few : static_cast<double>(channels / 8);
-    return cost(blocks, best_segments(p, p.L, blocks, costs), costs) * of_block;
+    return cost(p.L, blocks, best_segments(p, p.L, blocks, costs), costs) * of_block;
   };
   if (time(32) < time(64) && time(32) < time(96)) return 32;
   return time(64) < time(96) ? 64 : 96;
@@ -285,7 +287,7 @@ CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks,
   const int64_t rounds = std::max<int64_t>(of_one / (4 * kMultiprocessors), 1);
   const int64_t most = std::max<int64_t>(tokens / k.segments / 128, 1);
   const int64_t of_segment =
-      std::clamp<int64_t>(2 * rounds * 4 * kMultiprocessors / of_one, 1, most);
+      std::clamp<int64_t>(6 * rounds * 4 * kMultiprocessors / of_one, 1, most);
   k.piece = ceil_div(ceil_div(std::max<int64_t>(tokens, 1), k.segments * of_segment), tile) * tile;
   k.segment = k.piece * of_segment;
   k.segments = std::max<int64_t>(ceil_div(tokens, k.segment), 1);

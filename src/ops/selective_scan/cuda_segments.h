@@ -3,8 +3,8 @@
 //
 // What enters a segment follows from all before it. It is found without walking: each token's part of the state at
 // the end of its segment is weighted by its decay to there, exp(A Σ Δ), summed over pieces of the segment at once;
-// then a chain over the segments. The adjoint is the same backwards in time. Weights below 2^-64, far
-// below the rounding of any such sum, are zero: where all of a warp's are, its tokens are not read.
+// then a chain over the segments. The adjoint is the same backwards in time. Weights below 2^-48 are
+// zero, all of which together are below the rounding of what enters: where all of a warp's are, tokens are not read.
 #pragma once
 #include "krait/ops/selective_scan/cuda.h"
 
@@ -32,7 +32,7 @@ struct CudaSegments {
 struct ScanCosts {
   double entering, few;
 };
-constexpr ScanCosts kForwardCosts{0.8, 4.8}, kBackwardCosts{0.25, 6.0};
+constexpr ScanCosts kForwardCosts{0.8, 4.8}, kBackwardCosts{0.45, 6.0};
 // The best cut of `tokens` tokens of every sequence where one segment keeps `blocks` blocks busy, one a
 // multiprocessor. Segments are whole tiles.
 CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile,
