@@ -23,6 +23,7 @@ __device__ inline void scan_states(const Work& k, const Place& place, int64_t pi
 #pragma unroll
   for (int n = 0; n < 4; ++n) a.A[n] = scaled_A(a.A[n], p.a_is_log);
   at.load(k.last ? nullptr : k.dA + piece * states, a.dA);
+  unsigned count = 0;
   for (int64_t i = first_of(k, piece); i < k.units() && piece_of(k, i) == piece; ++i) {
     const Unit u = unit_of<S>(k, i);
     const int64_t first_tile = u.from / S::kTile;
@@ -39,18 +40,26 @@ __device__ inline void scan_states(const Work& k, const Place& place, int64_t pi
             a.dh);
     float next[4];
     if (u.tiles > 0) at.load(before(u.tiles - 1), next);
-    __syncthreads();
     for (int64_t tile = u.tiles - 1; tile >= 0; --tile) {
 #pragma unroll
       for (int n = 0; n < 4; ++n) a.h[n] = next[n];
       if (tile > 0) at.load(before(tile - 1), next);
-      a.tile(memory, memory.tile[(u.tiles - 1 - tile) & 1]);
-      __syncthreads();
+      a.tile(memory, count++);
     }
-    __syncthreads();
     if (k.dstates && u.segment == 0) at.store(a.dh, k.dstates + u.n * states);
   }
   at.store(a.dA, k.dA + piece * states);
+}
+
+// 96 a thread where the block starts, in all.
+template <class S, bool kScanning>
+__device__ inline void set_registers() {
+#if KRAIT_HOPPER
+  if constexpr (S::kMoreRegisters && kScanning)
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+  if constexpr (S::kMoreRegisters && !kScanning)
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+#endif
 }
 
 template <class S, bool kExact>
@@ -68,16 +77,19 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const int warp = warp_index(),
             lane = __shfl_sync(~0u, static_cast<int>(threadIdx.x % 32), threadIdx.x % 32),
             role = S::role(warp);
+  if (threadIdx.x == 0) memory.start_barriers();
+  __syncthreads();
   if (role >= 0) {
+    set_registers<S, true>();
     scan_states<S, kExact>(k, place, piece, role, lane, memory);
   } else {
+    set_registers<S, false>();
     Helper<S> h(k, place, memory, ~role * 32 + lane, block);
+    unsigned before = 0;
     for (int64_t i = first_of(k, piece); i < k.units() && piece_of(k, i) == piece; ++i) {
       const Unit u = unit_of<S>(k, i);
-      for (int step = 0; step < u.tiles + 2; ++step) {
-        h.step(u, step);
-        __syncthreads();
-      }
+      for (int step = 0; u.tiles > 0 && step < u.tiles + 2; ++step) h.step(u, step, before);
+      before += static_cast<unsigned>(u.tiles);
     }
     h.sum_over_rows(piece);
   }

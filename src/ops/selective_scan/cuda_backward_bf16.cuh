@@ -39,6 +39,13 @@ struct BackwardMemory {
   float4 part[S::kScanWarps][S::kTile * S::kRow / 4];     // dB and dC, summed over the channels of a warp
   float4 start[S::kTile / kSub - 1][S::kScanWarps * 32];  // states before every fourth step but the last
   float bias[S::kChannels], D[S::kChannels];
+  TileBarriers<S> tiles;
+  uint64_t taken;  // the sums in `part`
+
+  __device__ void start_barriers() {
+    tiles.start();
+    cuda::start_barrier(&taken, S::kHelpers / 32);
+  }
 };
 
 // Where four floats of a step's row of dB and dC lie in `part`: those that a quarter of a warp writes at once
@@ -46,16 +53,6 @@ struct BackwardMemory {
 template <class S>
 __device__ inline int unit_of_part(int t, int unit) {
   return t * (S::kRow / 4) + (unit ^ (t % 4 * 2));
-}
-
-// Barrier 1: the scanning warps may write `part` again.
-template <class S>
-__device__ inline void part_is_free() {
-  asm volatile("bar.arrive 1, %0;" ::"n"(S::kThreads) : "memory");
-}
-template <class S>
-__device__ inline void wait_for_part() {
-  asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
 }
 
 // What a helping thread does: brings the rows of the next tile, and makes du, ddt and dz of the tile before last
@@ -90,9 +87,10 @@ struct Helper : HelperPlace<S> {
     helpers_meet<S>();
   }
 
-  // Step i of a unit: tile tiles - 1 - i is prepared, the one two before is finished.
-  __device__ void step(const Unit& u, int i) {
-    BackwardTile<S>& at = memory.tile[i & 1];
+  // Step i of a unit: tile tiles - 1 - i is prepared, the one two before is finished; `before`: tiles before the unit.
+  __device__ void step(const Unit& u, int i, unsigned before) {
+    const unsigned count = before + i;
+    BackwardTile<S>& at = memory.tile[count & 1];
     const int tiles = static_cast<int>(u.tiles), first = (tiles - 1 - i) * S::kTile,  // from the unit's first token
         begin = static_cast<int>(u.s.begin + u.from), last = static_cast<int>(u.s.tokens - u.from) - 1;
     const int t = first + row, done = t + 2 * S::kTile, token = begin + min(t, last);
@@ -101,21 +99,24 @@ struct Helper : HelperPlace<S> {
     if (i < tiles) bc.load(k.w.p, place, u.s, u.from + first, helper);
     if (i >= 2) {
       load(begin + min(done, last), in);
+      memory.tiles.wait_until_done(count - 2);
       if (k.parts) sum_parts(u, first + 2 * S::kTile, last);
+      warp_arrives(&memory.taken);
+      if (done <= last) finish(begin + done, in, at);
     }
-    if (i >= 1 && i <= tiles) part_is_free<S>();
-    if (i >= 2 && done <= last) finish(begin + done, in, at);
     if (i >= tiles) return;
     Quads dt;
     load(token, in);  // rows beyond the end are those of the last token
     HelperPlace<S>::load(k.w.p.dt, token, dt);
     bc.store(k.w.p, helper, at.bc);
     prepare(t <= last, in, dt, at);
+    warp_arrives(&memory.tiles.full[count & 1]);
   }
 
   // Over the rows, in order; `sums` in memory that the tiles do not need any more.
   __device__ void sum_over_rows(int64_t piece) {
     auto* sums = reinterpret_cast<float(*)[S::kTile][S::kChannels]>(&memory.tile[0]);
+    helpers_meet<S>();
 #pragma unroll
     for (int j = 0; j < kQuads; ++j)
 #pragma unroll
@@ -265,8 +266,10 @@ struct Adjoint {
     float4 *start, *part;  // of dB and dC: of the step lane % 4 of four
   };
 
-  // Steps beyond the end of the sequence change nothing.
-  __device__ void tile(BackwardMemory<S>& memory, BackwardTile<S>& at) {
+  // The count-th of the block. Steps beyond the end of the sequence change nothing.
+  __device__ void tile(BackwardMemory<S>& memory, unsigned count) {
+    BackwardTile<S>& at = memory.tile[count & 1];
+    memory.tiles.wait_until_full(count);
     const int l = lane / 8;
     Own own = {&at.cell[0][cell_of(channel)], at.bc + l * 8, &memory.start[0][warp * 32 + lane],
                memory.part[warp] + unit_of_part<S>(lane & 3, l * 2 + (lane >> 2 & 1))};
@@ -283,41 +286,71 @@ struct Adjoint {
         for (int n = 0; n < 4; ++n) h[n] = fmaf(exp2_of<true>(v.x * A[n]), h[n], v.y * b[n]);
       }
     }
-    wait_for_part<S>();
+    if (count > 0) cuda::wait_for_phase(&memory.taken, (count - 1) & 1);
     own.cell += (kSubs - 1) * kSub * kStride, own.bc += (kSubs - 1) * kSub * S::kRow;
     own.part += (kSubs - 1) * kSub * (S::kRow / 4), own.start += (kSubs - 1) * kThreads;
-    back(own);
+    Operands operands;
+    load(own, operands);
+    if constexpr (S::kMoreRegisters) {
 #pragma unroll 1
-    for (int sub = kSubs - 2; sub >= 0; --sub) {
-      own.cell -= kSub * kStride, own.bc -= kSub * S::kRow;
-      own.part -= kSub * (S::kRow / 4), own.start -= kThreads;
-      to_floats(*own.start, h);
-      back(own);
+      for (int sub = kSubs - 1; sub > 0; --sub) back<true>(own, operands);
+      back<false>(own, operands);
+    } else {
+      back<false>(own, operands);
+#pragma unroll 1
+      for (int sub = kSubs - 1; sub > 0; --sub) {
+        load_before(own, operands);
+        back<false>(own, operands);
+      }
     }
+    warp_arrives(&memory.tiles.done[count & 1]);
   }
 
  private:
-  // Four steps backwards.
-  __device__ void back(const Own& own) {
+  // Of four steps, besides C.
+  struct Operands {
+    float b[kSub][4], decay[kSub][4];
+    float4 cell[kSub];
+  };
+
+  __device__ void load(const Own& own, Operands& to) const {
+#pragma unroll
+    for (int s = 0; s < kSub; ++s) to.cell[s] = *reinterpret_cast<const float4*>(own.cell + s * kStride);
+#pragma unroll
+    for (int s = 0; s < kSub; ++s) {
+      to_floats(*reinterpret_cast<const float4*>(own.bc + s * S::kRow), to.b[s]);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) to.decay[s][n] = exp2_of<true>(to.cell[s].x * A[n]);
+    }
+  }
+
+  // Of the four steps before those.
+  __device__ void load_before(Own& own, Operands& to) {
+    own.cell -= kSub * kStride, own.bc -= kSub * S::kRow;
+    own.part -= kSub * (S::kRow / 4), own.start -= kThreads;
+    to_floats(*own.start, h);
+    load(own, to);
+  }
+
+  // Four steps backwards. kAhead: the operands of those before them come while sums are taken.
+  template <bool kAhead>
+  __device__ void back(Own& own, Operands& o) {
     const int l = lane / 8;
-    float states[kSub + 1][4], decay[kSub][4], b[kSub][4], c[kSub][4], y[kSub], s_A[kSub], s_B[kSub];
-    float4 v[kSub];
+    float states[kSub + 1][4], c[kSub][4], y[kSub], s_A[kSub], s_B[kSub];
 #pragma unroll
     for (int n = 0; n < 4; ++n) states[0][n] = h[n];
 #pragma unroll
     for (int s = 0; s < kSub; ++s) {
-      const float4* bc = reinterpret_cast<const float4*>(own.bc + s * S::kRow);
-      to_floats(bc[0], b[s]), to_floats(bc[1], c[s]);
-      v[s] = *reinterpret_cast<const float4*>(own.cell + s * kStride);
+      to_floats(*reinterpret_cast<const float4*>(own.bc + s * S::kRow + 4), c[s]);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        decay[s][n] = exp2_of<true>(v[s].x * A[n]);
-        states[s + 1][n] = fmaf(decay[s][n], states[s][n], v[s].y * b[s][n]);
+        states[s + 1][n] = fmaf(o.decay[s][n], states[s][n], o.cell[s].y * o.b[s][n]);
         y[s] = n == 0 ? c[s][n] * states[s + 1][n] : fmaf(c[s][n], states[s + 1][n], y[s]);
       }
     }
     sum_transposed<4, 8>(y, lane);
     float4* const to = reinterpret_cast<float4*>(own.cell + l * kStride);
+    float4* const part = own.part;
     const float4 of_lane = *to;
     SumOverChannels<kExact> sum_B(of_lane.y, lane), sum_C(of_lane.z, lane);
     float d[kSub][4];
@@ -325,18 +358,19 @@ struct Adjoint {
     for (int s = kSub - 1; s >= 0; --s) {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        d[s][n] = fmaf(c[s][n], v[s].z, dh[n]);
-        s_B[s] = n == 0 ? d[s][n] * b[s][n] : fmaf(d[s][n], b[s][n], s_B[s]);
-        dh[n] = d[s][n] * decay[s][n];
+        d[s][n] = fmaf(c[s][n], o.cell[s].z, dh[n]);
+        s_B[s] = n == 0 ? d[s][n] * o.b[s][n] : fmaf(d[s][n], o.b[s][n], s_B[s]);
+        dh[n] = d[s][n] * o.decay[s][n];
         const float of_A = dh[n] * states[s][n];
-        dA[n] = fmaf(of_A, v[s].x, dA[n]);
+        dA[n] = fmaf(of_A, o.cell[s].x, dA[n]);
         s_A[s] = n == 0 ? of_A * A[n] : fmaf(of_A, A[n], s_A[s]);
       }
       if (s % 2 == 0) {
-        sum_B.add(s / 2, d[s], v[s].y, d[s + 1], v[s + 1].y);
-        sum_C.add(s / 2, states[s + 1], v[s].z, states[s + 2], v[s + 1].z);
+        sum_B.add(s / 2, d[s], o.cell[s].y, d[s + 1], o.cell[s + 1].y);
+        sum_C.add(s / 2, states[s + 1], o.cell[s].z, states[s + 2], o.cell[s + 1].z);
       }
     }
+    if constexpr (kAhead) load_before(own, o);
     sum_transposed<4, 8>(s_A, lane);
     sum_transposed<4, 8>(s_B, lane);
     float sum[4];  // over all channels: dB in the lower lanes, dC in the upper
@@ -346,7 +380,7 @@ struct Adjoint {
       const float send = upper ? sum_B.of(n, 1) : sum_C.of(n, 0), keep = upper ? sum_C.of(n, 1) : sum_B.of(n, 0);
       sum[n] = keep + __shfl_xor_sync(~0u, send, 4);
     }
-    *own.part = {sum[0], sum[1], sum[2], sum[3]};
+    *part = {sum[0], sum[1], sum[2], sum[3]};
     // The shuffles are not a barrier of memory: the cells are read by all lanes before they are written.
     __syncwarp();
     *to = {s_A[0], s_B[0], y[0], of_lane.w};

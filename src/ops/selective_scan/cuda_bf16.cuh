@@ -6,6 +6,7 @@
 
 #include "krait/ops/selective_scan/cuda_device.cuh"
 #include "krait/ops/selective_scan/cuda_segments.h"
+#include "krait/tensor/cuda/hopper.cuh"
 
 namespace krait::ops::scan {
 namespace {
@@ -16,6 +17,7 @@ template <int kWarps, bool Whole, int Lanes = 4>
 struct Shape16 : Layout<Lanes, 16 / Lanes, 1, kWarps, 8, false, 32> {
   static constexpr bool kWhole = Whole;
   static constexpr int kOfWarp = 32 / Lanes;  // channels
+  static constexpr bool kMoreRegisters = kWarps == 12;  // backward: helping warps leave some to the scanning ones
 };
 
 // How a helping thread lies on a tile: a row, and of its channels every eighth group of four. What it reads from
@@ -130,6 +132,27 @@ int64_t most_scratch(const F& of_shape) {
 }
 
 __device__ inline void to_floats(const float4& v, float (&x)[4]) { x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
+
+// Helping warps prepare a tile, scanning warps walk through it; warps of either kind do not wait for each other. A
+// phase is a tile, one of two in turn.
+template <class S>
+struct TileBarriers {
+  uint64_t full[2], done[2];
+
+  __device__ void start() {
+    for (int i = 0; i < 2; ++i)
+      cuda::start_barrier(&full[i], S::kHelpers / 32), cuda::start_barrier(&done[i], S::kScanWarps);
+  }
+  // The count-th tile of the block.
+  __device__ void wait_until_full(unsigned count) { cuda::wait_for_phase(&full[count & 1], count / 2 & 1); }
+  __device__ void wait_until_done(unsigned count) { cuda::wait_for_phase(&done[count & 1], count / 2 & 1); }
+};
+
+// All lanes of a warp have come this far.
+__device__ inline void warp_arrives(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) cuda::arrive(barrier);
+}
 
 // A barrier of the helping warps.
 template <class S>

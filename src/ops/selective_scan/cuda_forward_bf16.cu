@@ -21,6 +21,7 @@ struct ForwardTile {
 template <class S>
 struct ForwardMemory {
   ForwardTile<S> tile[2];
+  TileBarriers<S> tiles;
   float bias[S::kChannels], D[S::kChannels];
 };
 
@@ -69,7 +70,7 @@ struct Helper : HelperPlace<S> {
   }
 
   __device__ void run(const Unit& u, int tiles) const {
-    if (tiles == 0) return __syncthreads();
+    if (tiles == 0) return;
     const int begin = static_cast<int>(u.s.begin + u.from),
               last = static_cast<int>(u.s.tokens - u.from) - 1;
     AnyBC<S> bc_next;
@@ -86,12 +87,13 @@ struct Helper : HelperPlace<S> {
                 before = max(t - S::kTile, row);
       if (i + 1 < tiles) bc_next.load(w.p, place, u.s, u.from + (i + 1) * S::kTile, helper);
       load(begin, after, min(before, last), next);
+      if (i >= 2) memory.tiles.wait_until_done(i - 2);
       if (i >= 2 && t - 2 * S::kTile <= last) finish(begin + t - 2 * S::kTile, now, at);
       if (i < tiles) {
         bc.store(w.p, helper, at.bc);
         prepare(t <= last, now, at);
+        warp_arrives(&memory.tiles.full[i & 1]);
       }
-      if (i <= tiles) __syncthreads();
     }
   }
 
@@ -216,11 +218,11 @@ __device__ inline void scan_states(const Work& k, const Place& place, const Unit
   const float* state_in = p.state_in && u.s.in >= 0 ? p.state_in + u.s.in * states : nullptr;
   at.load(k.states ? k.states + unit * states : state_in, scan.h);
   float* saved = w.saved ? w.saved + (u.s.begin / S::kTile + u.from / S::kTile) * states : nullptr;
-  __syncthreads();
   for (int64_t i = 0; i < tiles; ++i) {
     if (saved && u.from + i > 0) at.store(scan.h, saved + (i - 1) * states);
+    memory.tiles.wait_until_full(static_cast<unsigned>(i));
     scan.tile(memory.tile[i & 1]);
-    __syncthreads();
+    warp_arrives(&memory.tiles.done[i & 1]);
   }
   if (w.state_out && u.s.out >= 0 && u.from + u.tokens == u.s.tokens &&
       (tiles > 0 || u.segment == 0))
@@ -239,6 +241,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const Place place = place_of<S>(p, block / of_group, block % of_group);
   const int64_t tiles = ceil_div(u.tokens, S::kTile);
   const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
+  if (threadIdx.x == 0) memory.tiles.start();
+  __syncthreads();
   if (role < 0)
     Helper<S>(k.w, place, memory, ~role * 32 + lane).run(u, static_cast<int>(tiles));
   else

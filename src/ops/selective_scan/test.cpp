@@ -98,6 +98,9 @@ std::vector<ScanCase> cases() {
     add_bf16(fmt::format("bf16_kernel_L{}", L), [&](ScanCase& k) { k.L = L; });
   for (int64_t E : {4, 64, 96, 200})
     add_bf16(fmt::format("bf16_kernel_E{}", E), [&](ScanCase& k) { k.E = E; });
+  for (int64_t E : {96, 192})  // so many sequences that a block has 64 or 96 channels
+    add_bf16(fmt::format("bf16_kernel_E{}_of_many", E),
+             [&](ScanCase& k) { k.E = E, k.B = 45, k.L = 40, k.memory = size_t{256} << 20; });
   add_bf16("bf16_kernel_N8", [](ScanCase& k) { k.N = 8; });
   add_bf16("bf16_kernel_groups", [](ScanCase& k) { k.G = 2, k.E = 192, k.B = 2; });
   add_bf16("bf16_kernel_segments", [](ScanCase& k) { k.L = 2500, k.E = 96; });

@@ -20,21 +20,42 @@ __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-#if KRAIT_HOPPER
-
-// Before others use it: fence_barriers() and a barrier of the block.
+// Barriers in shared memory of those that arrive and those that wait, from compute capability 8.0 on. Before others
+// use one: a barrier of the block, behind fence_barriers() where the copy engine arrives.
 __device__ inline void start_barrier(uint64_t* barrier, unsigned arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
                "r"(arrivals)
                : "memory");
 }
-__device__ inline void fence_barriers() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
 
 __device__ inline void arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(barrier))
                : "memory");
+}
+
+// Until the phase of this parity has ended.
+__device__ inline void wait_for_phase(uint64_t* barrier, unsigned parity) {
+#if __CUDA_ARCH__ >= 900
+#define KRAIT_WAIT "try_wait"
+#else
+#define KRAIT_WAIT "test_wait"
+#endif
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier." KRAIT_WAIT ".parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#undef KRAIT_WAIT
+}
+
+#if KRAIT_HOPPER
+
+__device__ inline void fence_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 // Arrives; the phase ends when so many bytes have come, too.
@@ -42,19 +63,6 @@ __device__ inline void arrive_expecting(uint64_t* barrier, unsigned bytes) {
   asm volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
       "r"(bytes)
-      : "memory");
-}
-
-// Until the phase of this parity has ended.
-__device__ inline void wait_for_phase(uint64_t* barrier, unsigned parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(shared_address(barrier)),
-      "r"(parity)
       : "memory");
 }
 
