@@ -240,15 +240,16 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
     help_backward<S>(k, place, block, piece, ~role * 32 + lane, memory);
   __syncthreads();
   if (role != ~0) return;
-  for (int c = lane; c < place.channels; c += 32) {  // the helpers of a channel, in order
-    float dD = 0, ddt_bias = 0;
+  // The helpers of a channel, in order; what they have may be far larger than its sum.
+  for (int c = lane; c < place.channels; c += 32) {
+    double dD = 0, ddt_bias = 0;
     for (int r = 0; r < S::kHelperRows; ++r) {
       dD += memory.sums[0][r * S::kQuads + c / 4][c % 4];
       ddt_bias += memory.sums[1][r * S::kQuads + c / 4][c % 4];
     }
     const int64_t at = piece * p.E + place.first + c;
-    k.dD[at] = k.last ? dD : k.dD[at] + dD;
-    k.ddt_bias[at] = k.last ? ddt_bias : k.ddt_bias[at] + ddt_bias;
+    k.dD[at] = static_cast<float>(k.last ? dD : k.dD[at] + dD);
+    k.ddt_bias[at] = static_cast<float>(k.last ? ddt_bias : k.ddt_bias[at] + ddt_bias);
   }
 }
 

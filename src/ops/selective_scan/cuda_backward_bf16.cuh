@@ -126,11 +126,11 @@ struct Helper : HelperPlace<S> {
       }
     helpers_meet<S>();
     for (int c = helper; c < place.channels; c += S::kHelpers) {
-      float D_sum = 0, bias_sum = 0;
+      double D_sum = 0, bias_sum = 0;
       for (int r = 0; r < S::kTile; ++r) D_sum += sums[0][r][c], bias_sum += sums[1][r][c];
       const int64_t to = piece * k.w.p.E + place.first + c;
-      k.dD[to] = k.last ? D_sum : k.dD[to] + D_sum;
-      k.ddt_bias[to] = k.last ? bias_sum : k.ddt_bias[to] + bias_sum;
+      k.dD[to] = static_cast<float>(k.last ? D_sum : k.dD[to] + D_sum);
+      k.ddt_bias[to] = static_cast<float>(k.last ? bias_sum : k.ddt_bias[to] + bias_sum);
     }
   }
 
