@@ -1,6 +1,5 @@
 // The loops of ssd: forward in chunks and by steps. Backward is in simd_backward.h.
-#include "krait/ops/ssd/simd_backward.h"
-#include "krait/ops/ssd/simd_pairs.h"
+#include "krait/ops/ssd/simd_pairs_backward.h"
 
 namespace krait::KRAIT_ISA {
 namespace ssd_rows {

@@ -84,7 +84,10 @@ static constexpr int64_t backward_scratch(int64_t P, int64_t N) {
          + 3 * kChunk * padded(N) + 5 * kChunk * N  // B, C, rows; Bᵀ, Cᵀ, their gradients
          + 4 * kChunk * kChunk                      // C Bᵀ, scores, their gradients
          + 7 * kChunk * padded(P)                   // x, Δx, dy and the like
-         + (2 * kTimes + 1) * kChunk + 2 * padded(P);
+         + kChunk / 2 *
+               (3 * padded(N) + 4 * padded(P) + kChunk)  // pairs of bfloat16: B, C, x, dy, scores,
+         + (N + 1) / 2 * padded(P)                       // a state
+         + (2 * kTimes + 2) * kChunk + 2 * padded(P);
 }
 
 struct Kernels {

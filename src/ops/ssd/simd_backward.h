@@ -21,6 +21,7 @@ struct BackwardArea {
   float* dS;  // (heads, N, Pp)
   Times times;
   float *from_state, *to_state, *log_decay;  // one float a token
+  float* words;                              // of PairGradients
 };
 
 static BackwardArea backward_area(float* scratch, int64_t P, int64_t N) {
@@ -36,6 +37,7 @@ static BackwardArea backward_area(float* scratch, int64_t P, int64_t N) {
   w.skip = a.take(Pp), w.decays = a.take(kChunk);
   w.times = take_times(a);
   for (float** row : {&w.from_state, &w.to_state, &w.log_decay}) *row = a.take(kChunk);
+  w.words = a.next;
   return w;
 }
 
@@ -135,12 +137,56 @@ static void add_from_state(const BackwardArea& a, int64_t N, int64_t columns) {
   }
 }
 
+// The products of a head over a chunk, in float32.
+class FloatGradients {
+ public:
+  FloatGradients(const ssd::Backward& w, const BackwardArea& a) : p_(w.piece), a_(a) {}
+
+  void begin(int64_t /*t*/, int64_t /*rows*/) {}
+  // pairs = g Xᵀ, its lower half
+  void pair_tokens(int64_t /*head*/, int64_t /*t*/, int64_t rows) {
+    transpose(a_.X, Pp_, rows, p_.P, a_.XT, kChunk, padded(rows));
+    small_product({rows, padded(rows), p_.P, a_.g, Pp_, 1, a_.XT, kChunk, a_.pairs, kChunk, false},
+                  Triangle::lower_result);
+  }
+  // dX = B dS
+  void read_dS(int64_t rows, const float* dS) {
+    small_product({rows, Pp_, p_.N, a_.B, Np_, 1, dS, Pp_, a_.dX, Pp_, false});
+  }
+  // dBT += dS (suffix ∘ X)ᵀ
+  void add_dB(int64_t rows, const float* dS) {
+    scale_columns(a_.XT, a_.times.suffix, p_.P, padded(rows), a_.XT);
+    small_product({p_.N, padded(rows), p_.P, dS, Pp_, 1, a_.XT, kChunk, a_.dBT, kChunk, true});
+  }
+  // dX = scoresᵀ g, or += with `add`
+  void add_tokens(int64_t rows, bool add) {
+    small_product({rows, Pp_, rows, a_.scores, 1, kChunk, a_.g, Pp_, a_.dX, Pp_, add},
+                  Triangle::upper_factor);
+  }
+  // from_S_T = S (prefix ∘ g)ᵀ
+  void read_S(int64_t rows, const float* S) {
+    transpose(a_.scaled, Pp_, rows, p_.P, a_.gT, kChunk, padded(rows));
+    small_product({p_.N, padded(rows), p_.P, S, Pp_, 1, a_.gT, kChunk, a_.from_S_T, kChunk, false});
+  }
+  // dS = Cᵀ (prefix ∘ g), or += with `add`
+  void write_dS(int64_t rows, bool add, float* dS) {
+    small_product({p_.N, Pp_, rows, a_.C, 1, Np_, a_.scaled, Pp_, dS, Pp_, add});
+  }
+
+ private:
+  const ssd::Piece& p_;
+  const BackwardArea& a_;
+  const int64_t Pp_ = padded(p_.P), Np_ = padded(p_.N);
+};
+
 // One head over one chunk: adds to dBT, dCT and CB_grad of the chunk, updates dS. `S`: (N, Pp) before the
 // chunk, or null; has_dS: the gradient of the state after it is not zero.
-static void head_backward(const ssd::Backward& w, const BackwardArea& a, int64_t head, int64_t t,
-                          int64_t rows, const float* S, bool has_dS, bool wants_dS) {
+template <class Products>
+static void head_backward(const ssd::Backward& w, const BackwardArea& a, Products& products,
+                          int64_t head, int64_t t, int64_t rows, const float* S, bool has_dS,
+                          bool wants_dS) {
   const ssd::Piece& p = w.piece;
-  const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), rp = padded(rows);
+  const int64_t P = p.P, N = p.N, Pp = padded(P), rp = padded(rows);
   float* const dS = a.dS + head * N * Pp;
   const Times& times = a.times;
   load_times(p, head, t, rows, times);
@@ -152,26 +198,21 @@ static void head_backward(const ssd::Backward& w, const BackwardArea& a, int64_t
     prefetch_rows(w.dy, t, rows, (head + 1) * P, P);
   }
   scale_rows(a.x, times.delta, rows, Pp, a.X);
-  transpose(a.X, Pp, rows, P, a.XT, kChunk, rp);
-  small_product({rows, rp, P, a.g, Pp, 1, a.XT, kChunk, a.pairs, kChunk, false},
-                Triangle::lower_result);
+  products.pair_tokens(head, t, rows);
   score_gradients(a, rows);
   float through = 0;
   zero_floats(a.from_state, rp);
   zero_floats(a.to_state, rp);
   if (has_dS) {
-    small_product({rows, Pp, N, a.B, Np, 1, dS, Pp, a.dX, Pp, false});
+    products.read_dS(rows, dS);
     scale_rows(a.dX, times.suffix, rows, Pp, a.dX);
     for (int64_t i = 0; i < rows; ++i) a.to_state[i] = dot(a.X + i * Pp, a.dX + i * Pp, Pp);
-    scale_columns(a.XT, times.suffix, P, rp, a.XT);
-    small_product({N, rp, P, dS, Pp, 1, a.XT, kChunk, a.dBT, kChunk, true});
+    products.add_dB(rows, dS);
   }
-  small_product({rows, Pp, rows, a.scores, 1, kChunk, a.g, Pp, a.dX, Pp, has_dS},
-                Triangle::upper_factor);
+  products.add_tokens(rows, has_dS);
   scale_rows(a.g, times.prefix, rows, Pp, a.scaled);
   if (S) {
-    transpose(a.scaled, Pp, rows, P, a.gT, kChunk, rp);
-    small_product({N, rp, P, S, Pp, 1, a.gT, kChunk, a.from_S_T, kChunk, false});
+    products.read_S(rows, S);
     add_from_state(a, N, rp);
     if (has_dS) through = times.prefix[rows - 1] * dot(dS, S, N * Pp);
   }
@@ -179,7 +220,7 @@ static void head_backward(const ssd::Backward& w, const BackwardArea& a, int64_t
   finish_head(w, a, head, t, rows);
   if (!wants_dS) return;
   if (has_dS) scale(times.prefix[rows - 1], N * Pp, dS);
-  small_product({N, Pp, rows, a.C, 1, Np, a.scaled, Pp, dS, Pp, has_dS});
+  products.write_dS(rows, has_dS, dS);
 }
 
 // part (tokens, N) of dB or dC: the heads' sum from the states, transposed, and scores times the other factor.
@@ -194,10 +235,12 @@ static void store_part(const BackwardArea& a, const float* from_states_T,
     for (int64_t n = 0; n < N; ++n) part[r * N + n] = a.rows_N[r * Np + n];
 }
 
-static void backward(const ssd::Backward& w) {
+template <class Products>
+static void backward_in_chunks(const ssd::Backward& w) {
   const ssd::Piece& p = w.piece;
   const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), PN = P * N;
   const BackwardArea a = backward_area(w.scratch, P, N);
+  Products products(w, a);
   zero_floats(w.sums, p.heads * ssd::sums_size(P));
   bool has_dS = w.dstate_out;
   if (has_dS)
@@ -212,6 +255,7 @@ static void backward(const ssd::Backward& w) {
     transpose(a.C, Np, rows, N, a.CT, kChunk, rp);
     small_product({rows, rp, N, a.C, Np, 1, a.BT, kChunk, a.CB, kChunk, false},
                   Triangle::lower_result);
+    products.begin(t, rows);
     zero_floats(a.CB_grad, rows * kChunk);
     zero_floats(a.dBT, N * kChunk);
     zero_floats(a.dCT, N * kChunk);
@@ -221,7 +265,7 @@ static void backward(const ssd::Backward& w) {
         transpose(p.state_in + h * PN, N, P, N, a.S, Pp, Pp);
         S = a.S;
       }
-      head_backward(w, a, h, t, rows, S, has_dS, i > 0 || w.dstate_in);
+      head_backward(w, a, products, h, t, rows, S, has_dS, i > 0 || w.dstate_in);
     }
     has_dS = true;
     float *const dC = w.part_dC ? w.part_dC + t * N : nullptr, *const dB = w.part_dB

@@ -27,8 +27,9 @@ struct PairProduct {
 };
 
 template <int kRows, int kVectors>
-KRAIT_PAIRS static void pair_tile(const PairProduct& p, int64_t i, int64_t j, int64_t k1) {
-  const uint32_t *a = p.a + i * p.a_row, *b = p.b + j;
+KRAIT_PAIRS static void pair_tile(const PairProduct& p, int64_t i, int64_t j, int64_t k0,
+                                  int64_t k1) {
+  const uint32_t *a = p.a + i * p.a_row + k0 * p.a_col, *b = p.b + k0 * p.b_row + j;
   float* const c = p.c + i * p.c_row + j;
   __m512 sum[kRows][kVectors];
 #pragma GCC unroll 6
@@ -37,7 +38,7 @@ KRAIT_PAIRS static void pair_tile(const PairProduct& p, int64_t i, int64_t j, in
     for (int v = 0; v < kVectors; ++v)
       sum[r][v] = p.add ? _mm512_loadu_ps(c + r * p.c_row + v * kLanes) : _mm512_setzero_ps();
   const int64_t a_row = p.a_row, a_col = p.a_col, b_row = p.b_row;
-  for (int64_t k = 0; k < k1; ++k, a += a_col, b += b_row) {
+  for (int64_t k = k0; k < k1; ++k, a += a_col, b += b_row) {
     __m512i row[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) row[v] = _mm512_loadu_si512(b + v * kLanes);
@@ -56,26 +57,28 @@ KRAIT_PAIRS static void pair_tile(const PairProduct& p, int64_t i, int64_t j, in
 }
 
 template <int kRows>
-KRAIT_PAIRS static void pair_rows(const PairProduct& p, int64_t i, int64_t n, int64_t k1) {
+KRAIT_PAIRS static void pair_rows(const PairProduct& p, int64_t i, int64_t n, int64_t k0,
+                                  int64_t k1) {
   int64_t j = 0;
   for (; j + kTileVectors * kLanes <= n; j += kTileVectors * kLanes)
-    pair_tile<kRows, kTileVectors>(p, i, j, k1);
-  for (; j + kLanes <= n; j += kLanes) pair_tile<kRows, 1>(p, i, j, k1);
+    pair_tile<kRows, kTileVectors>(p, i, j, k0, k1);
+  for (; j + kLanes <= n; j += kLanes) pair_tile<kRows, 1>(p, i, j, k0, k1);
 }
 
 KRAIT_PAIRS static void pair_product(const PairProduct& p, Triangle triangle = Triangle::none) {
   for (int64_t i = 0; i < p.m; i += kTileRows) {
     const int64_t rows = p.m - i < kTileRows ? p.m - i : kTileRows, end = i + rows;
-    int64_t n = p.n, k1 = p.k;
+    int64_t n = p.n, k0 = 0, k1 = p.k;
     if (triangle == Triangle::lower_factor) k1 = (end + 1) / 2 < k1 ? (end + 1) / 2 : k1;
+    if (triangle == Triangle::upper_factor) k0 = i / 2;
     if (triangle == Triangle::lower_result) n = padded(end) < n ? padded(end) : n;
     switch (rows) {
-      case 6: pair_rows<6>(p, i, n, k1); break;
-      case 5: pair_rows<5>(p, i, n, k1); break;
-      case 4: pair_rows<4>(p, i, n, k1); break;
-      case 3: pair_rows<3>(p, i, n, k1); break;
-      case 2: pair_rows<2>(p, i, n, k1); break;
-      default: pair_rows<1>(p, i, n, k1); break;
+      case 6: pair_rows<6>(p, i, n, k0, k1); break;
+      case 5: pair_rows<5>(p, i, n, k0, k1); break;
+      case 4: pair_rows<4>(p, i, n, k0, k1); break;
+      case 3: pair_rows<3>(p, i, n, k0, k1); break;
+      case 2: pair_rows<2>(p, i, n, k0, k1); break;
+      default: pair_rows<1>(p, i, n, k0, k1); break;
     }
   }
 }
@@ -93,13 +96,33 @@ KRAIT_PAIRS static void pair_up(const float* in, int64_t rows, int64_t width, ui
     }
 }
 
-// Rows of B or C as they are, N values each, zeros behind them up to padded(N).
-static void copy_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t N, uint16_t* out) {
-  const auto* from = static_cast<const uint16_t*>(in.data) + t0 * in.stride;
-  for (int64_t i = 0; i < rows; ++i, from += in.stride, out += padded(N)) {
-    __builtin_memcpy(out, from, static_cast<size_t>(N) * 2);
-    __builtin_memset(out + N, 0, static_cast<size_t>(padded(N) - N) * 2);
+// load_rows of what is bfloat16, as it is.
+static void copy_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t column,
+                      int64_t columns, uint16_t* out) {
+  const int64_t width = padded(columns);
+  if (!in.data) {
+    __builtin_memset(out, 0, static_cast<size_t>(rows * width) * 2);
+    return;
   }
+  const auto* from = static_cast<const uint16_t*>(in.data) + t0 * in.stride + column;
+  for (int64_t i = 0; i < rows; ++i, from += in.stride, out += width) {
+    __builtin_memcpy(out, from, static_cast<size_t>(columns) * 2);
+    __builtin_memset(out + columns, 0, static_cast<size_t>(width - columns) * 2);
+  }
+}
+
+// Rows of `width` floats, rounded.
+KRAIT_PAIRS static void round_rows(const float* in, int64_t rows, int64_t width, uint16_t* out) {
+  for (int64_t i = 0; i < rows * width; i += kLanes)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
+                        (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(in + i)));
+}
+
+// Columns of words of `rows` rows, as transpose().
+static void transpose_words(const uint32_t* in, int64_t in_row, int64_t rows, int64_t columns,
+                            uint32_t* out) {
+  transpose(reinterpret_cast<const float*>(in), in_row, rows, columns,
+            reinterpret_cast<float*>(out), kChunk, padded(rows));
 }
 
 // out[i / 2] = rows i and i + 1 of `width` bfloat16 as pairs.
@@ -142,10 +165,9 @@ class PairProducts {
         S_pairs_(take_words(area, N2_ * Pp_)) {}
 
   void begin(int64_t t, int64_t rows, float* CB) {
-    copy_rows(p_.B, t, rows, p_.N, halves(B_));
-    copy_rows(p_.C, t, rows, p_.N, halves(C_));
-    transpose(reinterpret_cast<const float*>(B_), Np_ / 2, rows, N2_, reinterpret_cast<float*>(BT_),
-              kChunk, padded(rows));
+    copy_rows(p_.B, t, rows, 0, p_.N, halves(B_));
+    copy_rows(p_.C, t, rows, 0, p_.N, halves(C_));
+    transpose_words(B_, Np_ / 2, rows, N2_, BT_);
     pair_up(halves(B_), rows, Np_, B_pairs_);
     pair_product({rows, padded(rows), N2_, C_, Np_ / 2, 1, BT_, kChunk, CB, kChunk, false},
                  Triangle::lower_result);
@@ -175,8 +197,6 @@ class PairProducts {
       *B_pairs_,      // (tokens / 2, N)
       *scores_, *x_pairs_, *S_pairs_;
 };
-
-#undef KRAIT_PAIRS
 
 #endif
 
