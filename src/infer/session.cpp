@@ -83,9 +83,9 @@ void Session::take_logits(Context& c, const Tensor& hidden) {
   if (ends_.empty()) return;
   const bool every = static_cast<int64_t>(ends_.size()) == hidden.size(0) * hidden.size(1);
   const auto n = static_cast<int64_t>(ends_.size());
-  const Tensor from =
-      model_.logits(c, every ? hidden : gather_rows(c, hidden, ends_)).reshape({n, vocab_});
-  if (n == batch()) return copy_bytes(from, logits_, c.stream);
+  const Tensor last = every ? hidden.reshape({n, hidden.size(2)}) : gather_rows(c, hidden, ends_);
+  if (n == batch()) return model_.logits_into(c, last, logits_);
+  const Tensor from = model_.logits(c, last);
   for (int64_t i = 0; i < n; ++i)
     copy_bytes(from.slice(0, i, i + 1), logits_of(end_rows_[static_cast<size_t>(i)], 1), c.stream);
 }

@@ -163,6 +163,10 @@ Tensor LanguageModel::logits(Context& c, const Tensor& hidden) const {
   return ops::linear(c, hidden, head().value, {}, DType::f32);
 }
 
+void LanguageModel::logits_into(Context& c, const Tensor& hidden, const Tensor& to) const {
+  ops::linear_into(c, hidden, head().value, to);
+}
+
 ops::CrossEntropyResult LanguageModel::loss(Context& c, const Tensor& hidden, const Tensor& targets,
                                             ops::LossScale scale) const {
   return ops::linear_cross_entropy(c, hidden, head().value, targets, scale);

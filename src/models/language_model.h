@@ -43,6 +43,8 @@ class LanguageModel : public Model {
 
   // (..., D) -> logits (..., V) float32. Error where the head judges sequences as a whole.
   Tensor logits(Context& c, const Tensor& hidden) const;
+  // The same into `to`, without a tape.
+  void logits_into(Context& c, const Tensor& hidden, const Tensor& to) const;
 
   // scale · Σ cross-entropy against targets (B, L) int32 (-1: not counted); see linear_cross_entropy. Backward
   // gives its memory back with that of the layers: read or copy the loss before.

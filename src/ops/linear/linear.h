@@ -20,6 +20,9 @@ namespace krait::ops {
 
 Tensor linear(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out);
 
+// The same without bias into memory that outlives the step: y, contiguous. Without a tape.
+void linear_into(Context& c, const Tensor& x, const Tensor& w, const Tensor& y);
+
 // stream + x Wᵀ + b: the projection that ends a block, added to the residual stream (..., N) float32 in
 // the product's own pass. The result is a separate tensor; as a variable it is a sum over the stream
 // (see Tape::watch_sum), so the stream must not be used again. in_place, without a tape: it takes the stream's

@@ -182,15 +182,19 @@ void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
   }
 }
 
+// `into` is where the result goes, if there is such a place.
 Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out,
-           const Tensor& stream, bool in_place) {
+           const Tensor& stream, const Tensor& into) {
   const Sizes z = check(x, w, bias, out, stream);
-  require(!in_place || !c.tape, "[linear_add] in place of a stream that backward reads");
+  require(!into || !c.tape, "[linear] into memory that backward does not keep");
   // Of few terms a product is hardly more work than writing its result.
   const Kept kept(c, z.N < 16 * z.K);
   Shape shape = x.shape;
   shape[-1] = z.N;
-  Tensor y = in_place ? stream : c.alloc(shape, out);
+  require(!into || (into.shape == shape && into.dtype == out && into.contiguous()),
+          "[linear] the result: expected contiguous {} {}, got {} {}", name_of(out), shape,
+          name_of(into.dtype), into.shape);
+  Tensor y = into ? into : c.alloc(shape, out);
   c.cost("linear",
          static_cast<double>(x.bytes() + w.bytes() + bias.bytes() + y.bytes() + stream.bytes()),
          2.0 * static_cast<double>(z.M * z.N * z.K));
@@ -212,12 +216,16 @@ Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DTy
 }  // namespace
 
 Tensor linear(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DType out) {
-  return run(c, x, w, bias, out, {}, false);
+  return run(c, x, w, bias, out, {}, {});
+}
+
+void linear_into(Context& c, const Tensor& x, const Tensor& w, const Tensor& y) {
+  run(c, x, w, {}, y.dtype, {}, y);
 }
 
 Tensor linear_add(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias,
                   const Tensor& stream, bool in_place) {
-  return run(c, x, w, bias, DType::f32, stream, in_place);
+  return run(c, x, w, bias, DType::f32, stream, in_place ? stream : Tensor());
 }
 
 }  // namespace krait::ops

@@ -7,6 +7,7 @@ namespace {
 
 using ops::linear;
 using ops::linear_add;
+using ops::linear_into;
 namespace reference = ops::reference;
 
 struct Case {
@@ -288,6 +289,20 @@ TEST(Linear, TakesThePlaceOfAStream) {
       const Tensor y = linear_add(t.c, x, w, bias, stream, true);
       EXPECT_EQ(y.data, stream.data);
       expect_relative(to_double(y), apart, 1e-6, "in place");  // a GPU may take another algorithm
+    }
+}
+
+TEST(Linear, WritesIntoMemoryThatIsGiven) {
+  for (DType type : {kF32, kBf16})
+    for (int64_t M : {3, 40, 300}) {
+      constexpr int64_t N = 24, K = 40;
+      TestContext t;
+      const Tensor x = t.random({M, K}, type, 2), w = t.random({N, K}, type, 3),
+                   y = t.random({M, N}, kF32, 4);
+      linear_into(t.c, x, w, y);
+      const Values apart = to_double(linear(t.c, x, w, {}, kF32));
+      expect_relative(to_double(y), apart, 1e-6, "into memory");
+      EXPECT_THROW(linear_into(t.c, x, w, y.slice(0, 0, M - 1)), Error);
     }
 }
 
