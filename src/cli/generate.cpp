@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "krait/base/file.h"
+#include "krait/base/log.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
 #include "krait/cli/progress.h"
@@ -173,9 +174,23 @@ void print_result(const Job& job, const Generated& g, bool text_is_out) {
   }
 }
 
+// What a table of positions leaves room for; the last new token is read only where the state is saved after it.
+int64_t most_new(const Job& job) {
+  const int64_t positions = job.loaded.model->config().positions, start = job.longest_start(),
+                wanted = job.a.generate.max_new;
+  if (positions == 0) return wanted;
+  require(start <= positions, "the prompt has {} tokens, and this model has {} positions", start,
+          positions);
+  const int64_t room = positions - start + (job.a.state_out.empty() ? 1 : 0);
+  if (room < wanted)
+    spdlog::warn("this model has {} positions: at most {} new tokens", positions, room);
+  return std::min(wanted, room);
+}
+
 int run_batch(const Job& job) {
   using Clock = std::chrono::steady_clock;
   const size_t B = job.prompts.size();
+  const int64_t max_new = most_new(job);
   Session session = job.session(B);
   for (size_t b = 0; b < B && !job.states.empty(); ++b)
     session.restore(static_cast<int64_t>(b), job.states[job.states.size() == 1 ? 0 : b]);
@@ -185,6 +200,7 @@ int run_batch(const Job& job) {
   const double prefill_s = seconds_since(start);
 
   GenerateOptions options = job.options();
+  options.max_new = max_new;
   const bool stream = B == 1 && !job.common.json && !job.a.logprobs && job.tokenizer;
   if (stream)
     options.text = [](size_t, std::string_view text) {

@@ -146,6 +146,19 @@ names=("$@")
 [[ ${#names[@]} -gt 0 ]] || die "no configs in $configs"
 for n in "${names[@]}"; do check "$n"; done
 
+# Text goes as far as positions do.
+if [[ -d moe_mamba ]]; then
+  krait generate moe_mamba/whole/last --prompt "$(head -c 120 train.txt)" --max-new 50 --json --quiet >far.json 2>/dev/null
+  same "$(tokens far.json | tr ',' '\n' | wc -l),$(key far.json finish)" '9,"length"' "moe_mamba: tokens up to 128 positions"
+  krait generate moe_mamba/whole/last --prompt "$(head -c 120 train.txt)" --max-new 50 --state-out far --json --quiet \
+    >far.json 2>/dev/null
+  same "$(tokens far.json | tr ',' '\n' | wc -l)" 8 "moe_mamba: tokens up to 128 positions, all of them read"
+  if krait generate moe_mamba/whole/last --prompt-file valid.txt --quiet >/dev/null 2>err.txt; then
+    die "moe_mamba read a prompt beyond its positions"
+  fi
+  grep -q 'the prompt has 300 tokens, and this model has 128 positions' err.txt || die "moe_mamba: $(cat err.txt)"
+fi
+
 # Sequences that a model cannot be trained on.
 for limit in s4:64 moe_mamba:128; do
   if train 200 --model "$configs/${limit%:*}.json" --out long --steps 1 >/dev/null 2>err.txt; then
