@@ -1,4 +1,4 @@
-// A group of a row at a time, lanes along it: one pass for the mean square, one for the results.
+// A group of a row at a time, lanes along it: one pass for its sums, one for the results.
 #include "krait/ops/gated_norm/kernels.h"
 #include "krait/ops/simd_math.h"
 
@@ -38,12 +38,7 @@ Group<T> group_of(const GatedNormProblem& p, int64_t row, int64_t first) {
           p.b ? p.b + first : nullptr, p.gate_first};
 }
 
-template <class T>
-float scale_of(const Group<T>& g, int64_t n, float eps) {
-  const float square = sum_over(n, [&](auto d, int64_t i) {
-    const auto v = g.v(d, i);
-    return hn::Mul(v, v);
-  });
+float scale_of(float square, int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
 }
 
@@ -51,12 +46,34 @@ template <class T>
 void forward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64_t n) {
   const Group<T> g = group_of<T>(p, row, first);
   T* const y = static_cast<T*>(p.y) + row * p.E + first;
-  const float scale = scale_of(g, n, p.eps);
+  const float square = sum_over(n, [&](auto d, int64_t i) {
+    const auto v = g.v(d, i);
+    return hn::Mul(v, v);
+  });
+  const float scale = scale_of(square, n, p.eps);
   for_lanes(0, n, [&](auto d, int64_t i) {
     auto out = g.scaled(d, i, hn::Mul(g.v(d, i), hn::Set(d, scale)));
     if (g.z && !g.gate_first) out = hn::Mul(out, g.gate(d, i));
     store(d, out, y + i);
   });
+}
+
+// Two sums over [0, n) at once, each in the order of sum_over: f(tag, i, a, b) adds to both.
+template <class F>
+HWY_INLINE void sums_over(int64_t n, const F& f, float& first, float& second) {
+  const Lanes d;
+  const auto step = static_cast<int64_t>(hn::Lanes(d));
+  auto a0 = hn::Zero(d), a1 = a0, b0 = a0, b1 = a0;
+  int64_t i = 0;
+  for (; i + 2 * step <= n; i += 2 * step) {
+    f(d, i, a0, b0);
+    f(d, i + step, a1, b1);
+  }
+  for (; i + step <= n; i += step) f(d, i, a0, b0);
+  auto a = hn::Set(OneLane(), sum_lanes(d, hn::Add(a0, a1))),
+       b = hn::Set(OneLane(), sum_lanes(d, hn::Add(b0, b1)));
+  for (; i < n; ++i) f(OneLane(), i, a, b);
+  first = hn::GetLane(a), second = hn::GetLane(b);
 }
 
 // With n = v * scale, s = silu(z), and g = dy w (gate first) or dy s w:
@@ -69,34 +86,42 @@ void backward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64
   const T* const dy = static_cast<const T*>(p.dy) + row * p.E + first;
   T* const dx = p.dx ? static_cast<T*>(p.dx) + row * p.dx_stride + first : nullptr;
   T* const dz = p.dz ? static_cast<T*>(p.dz) + row * p.dz_stride + first : nullptr;
-  const float scale = scale_of(g, n, p.eps);
-  const bool gate_last = g.z && !g.gate_first;
-  const auto dnormed = [&](auto d, int64_t i) {  // before w
-    const auto grad = load(d, dy + i);
-    return gate_last ? hn::Mul(grad, g.gate(d, i)) : grad;
-  };
-  const float mean = sum_over(n,
-                              [&](auto d, int64_t i) {
-                                const auto grad = hn::Mul(dnormed(d, i), hn::LoadU(d, g.w + i));
-                                return hn::Mul(grad, hn::Mul(g.v(d, i), hn::Set(d, scale)));
-                              }) /
-                     static_cast<float>(n);
+  const bool gate_first = g.z && g.gate_first, gate_last = g.z && !g.gate_first;
+  float square = 0, slope = 0;  // Σ v², Σ g v
+  sums_over(
+      n,
+      [&](auto d, int64_t i, auto& squares, auto& slopes) {
+        auto v = load(d, g.x + i), grad = load(d, dy + i);
+        if (gate_first) v = hn::Mul(v, g.gate(d, i));
+        if (gate_last) grad = hn::Mul(grad, g.gate(d, i));
+        squares = hn::Add(squares, hn::Mul(v, v));
+        slopes = hn::Add(slopes, hn::Mul(hn::Mul(grad, hn::LoadU(d, g.w + i)), v));
+      },
+      square, slope);
+  const float scale = scale_of(square, n, p.eps), mean = scale * slope / static_cast<float>(n);
   for_lanes(0, n, [&](auto d, int64_t i) {
-    const auto normed = hn::Mul(g.v(d, i), hn::Set(d, scale));
-    const auto grad = dnormed(d, i);
+    const auto x = load(d, g.x + i), dy_i = load(d, dy + i), one = hn::Set(d, 1.0f);
+    auto z = hn::Zero(d), sigmoid = z, gate = one;
+    if (g.z) {
+      z = load(d, g.z + i);
+      sigmoid = Sigmoid(d, z);
+      gate = hn::Mul(z, sigmoid);
+    }
+    const auto normed = hn::Mul(gate_first ? hn::Mul(x, gate) : x, hn::Set(d, scale));
+    const auto grad = gate_last ? hn::Mul(dy_i, gate) : dy_i;  // before w
     const auto inner =
         hn::NegMulAdd(normed, hn::Set(d, mean), hn::Mul(grad, hn::LoadU(d, g.w + i)));
     const auto dv = hn::Mul(inner, hn::Set(d, scale));
     if (dw) hn::StoreU(hn::MulAdd(grad, normed, hn::LoadU(d, dw + first + i)), d, dw + first + i);
     if (db) hn::StoreU(hn::Add(grad, hn::LoadU(d, db + first + i)), d, db + first + i);
     if (dz) {
-      const auto of_gate = gate_last ? hn::Mul(load(d, dy + i), g.scaled(d, i, normed))
-                                     : hn::Mul(dv, load(d, g.x + i));
-      const auto out = hn::Mul(of_gate, SiluSlope(d, load(d, g.z + i)));
+      const auto of_gate = gate_last ? hn::Mul(dy_i, g.scaled(d, i, normed)) : hn::Mul(dv, x);
+      const auto of_z = hn::Mul(sigmoid, hn::MulAdd(z, hn::Sub(one, sigmoid), one));  // SiluSlope
+      const auto out = hn::Mul(of_gate, of_z);
       store(d, p.dz_add ? hn::Add(out, load(d, dz + i)) : out, dz + i);
     }
     if (dx) {
-      const auto out = g.z && g.gate_first ? hn::Mul(dv, g.gate(d, i)) : dv;
+      const auto out = gate_first ? hn::Mul(dv, gate) : dv;
       store(d, p.dx_add ? hn::Add(out, load(d, dx + i)) : out, dx + i);
     }
   });
