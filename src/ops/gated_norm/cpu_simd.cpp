@@ -42,17 +42,24 @@ float scale_of(float square, int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
 }
 
+constexpr int64_t kKept =
+    8192;  // elements of a group whose gated values are kept between the passes
+
 template <class T>
 void forward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64_t n) {
   const Group<T> g = group_of<T>(p, row, first);
   T* const y = static_cast<T*>(p.y) + row * p.E + first;
+  float kept[kKept];
+  const bool keeps = g.z && g.gate_first && n <= kKept;
   const float square = sum_over(n, [&](auto d, int64_t i) {
     const auto v = g.v(d, i);
+    if (keeps) hn::StoreU(v, d, kept + i);
     return hn::Mul(v, v);
   });
   const float scale = scale_of(square, n, p.eps);
   for_lanes(0, n, [&](auto d, int64_t i) {
-    auto out = g.scaled(d, i, hn::Mul(g.v(d, i), hn::Set(d, scale)));
+    const auto v = keeps ? hn::LoadU(d, kept + i) : g.v(d, i);
+    auto out = g.scaled(d, i, hn::Mul(v, hn::Set(d, scale)));
     if (g.z && !g.gate_first) out = hn::Mul(out, g.gate(d, i));
     store(d, out, y + i);
   });

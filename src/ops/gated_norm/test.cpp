@@ -61,6 +61,7 @@ std::vector<Case> cases() {
     for (const int64_t E : {1, 2, 31, 97, 257, 1025})
       for (const int64_t rows : {0, 1, 2, 31})
         all.push_back({.order = order, .rows = rows, .E = E, .b = rows % 2 == 1});
+    all.push_back({.order = order, .rows = 1, .E = 8201});  // more than the CPU keeps of a row
     for (const int64_t groups : {2, 3, 8})
       all.push_back(
           {.order = order, .rows = 70, .E = groups * 20, .groups = groups, .strided = true});
