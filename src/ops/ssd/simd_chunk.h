@@ -91,15 +91,64 @@ static void store_rows(const ssd::GradRows& out, int64_t t0, int64_t rows, int64
   }
 }
 
+#if HWY_TARGET <= HWY_AVX3
+constexpr bool kTransposesTiles = true;
+
+// 16 x 16: pairs of rows interleaved, then pairs of those, then quarters of registers put in their places.
+static HWY_INLINE void transpose_tile(const float* in, int64_t in_row, float* out,
+                                      int64_t out_row) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(in + r * in_row);
+#pragma GCC unroll 8
+  for (int r = 0; r < 16; r += 2) {
+    b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);
+    b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
+  }
+  const auto low = [](__m512 x, __m512 y) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  };
+  const auto high = [](__m512 x, __m512 y) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  };
+  // a[4 q + k], quarter l: column 4 l + k of rows 4 q to 4 q + 3.
+#pragma GCC unroll 4
+  for (int r = 0; r < 16; r += 4) {
+    a[r] = low(b[r], b[r + 2]);
+    a[r + 1] = high(b[r], b[r + 2]);
+    a[r + 2] = low(b[r + 1], b[r + 3]);
+    a[r + 3] = high(b[r + 1], b[r + 3]);
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const __m512 even01 = _mm512_shuffle_f32x4(a[k], a[4 + k], 0x88),
+                 odd01 = _mm512_shuffle_f32x4(a[k], a[4 + k], 0xdd),
+                 even23 = _mm512_shuffle_f32x4(a[8 + k], a[12 + k], 0x88),
+                 odd23 = _mm512_shuffle_f32x4(a[8 + k], a[12 + k], 0xdd);
+    _mm512_storeu_ps(out + k * out_row, _mm512_shuffle_f32x4(even01, even23, 0x88));
+    _mm512_storeu_ps(out + (4 + k) * out_row, _mm512_shuffle_f32x4(odd01, odd23, 0x88));
+    _mm512_storeu_ps(out + (8 + k) * out_row, _mm512_shuffle_f32x4(even01, even23, 0xdd));
+    _mm512_storeu_ps(out + (12 + k) * out_row, _mm512_shuffle_f32x4(odd01, odd23, 0xdd));
+  }
+}
+#else
+constexpr bool kTransposesTiles = false;
+static HWY_INLINE void transpose_tile(const float*, int64_t, float*, int64_t) {}
+#endif
+
 // out[j, i] = in[i, j] for i < rows, j < columns; zero in the rest of rows of `out_row` floats.
 static void transpose(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
                       int64_t out_row, int64_t out_used) {
   constexpr int64_t kTile = 16;
-  for (int64_t i = 0; i < rows; i += kTile)
-    for (int64_t j = 0; j < columns; ++j) {
-      const int64_t end = rows - i < kTile ? rows - i : kTile;
+  for (int64_t i = 0; i < rows; i += kTile) {
+    const int64_t end = rows - i < kTile ? rows - i : kTile;
+    int64_t j = 0;
+    if (kTransposesTiles && end == kTile)
+      for (; j + kTile <= columns; j += kTile)
+        transpose_tile(in + i * in_row + j, in_row, out + j * out_row + i, out_row);
+    for (; j < columns; ++j)
       for (int64_t r = 0; r < end; ++r) out[j * out_row + i + r] = in[(i + r) * in_row + j];
-    }
+  }
   for (int64_t j = 0; j < columns; ++j) zero_floats(out + j * out_row + rows, out_used - rows);
 }
 
