@@ -47,13 +47,13 @@ __device__ inline void for_both(Tile<M, N>& a, Tile<M, N>& b, const F& f) {
     for (int j = 0; j < N / 32; ++j) f(ty() + 16 * i, 32 * j + 2 * tx(), a.v[i][j], b.v[i][j], i);
 }
 
-// t += a b, over k < K. a is (M, K), or (K, M) where kA; b is (N, K), or (K, N) where kB; rows `lda`, `ldb`
-// elements apart.
+// t += a b, over every `step`-th k < K. a is (M, K), or (K, M) where kA; b is (N, K), or (K, N) where kB; rows `lda`,
+// `ldb` elements apart.
 template <bool kA, bool kB, int M, int N>
 __device__ inline void product(Tile<M, N>& t, const float* a, int lda, const float* b, int ldb,
-                               int K) {
+                               int K, int step = 1) {
 #pragma unroll 4
-  for (int k = 0; k < K; ++k) {
+  for (int k = 0; k < K; k += step) {
     float x[M / 16], y[N / 32][2];
 #pragma unroll
     for (int i = 0; i < M / 16; ++i) {
@@ -74,6 +74,20 @@ __device__ inline void product(Tile<M, N>& t, const float* a, int lda, const flo
 #pragma unroll
         for (int c = 0; c < 2; ++c) t.v[i][j][c] = fmaf(x[i], y[j][c], t.v[i][j][c]);
   }
+}
+
+// t = the dot products of rows of a and b, as product has them. Even and odd k are summed apart: a term goes through
+// half as many roundings, and where D is 1 nothing hides them.
+template <int M, int N>
+__device__ inline void dot_products(Tile<M, N>& t, const float* a, int lda, const float* b, int ldb,
+                                    int K) {
+  Tile<M, N> odd;
+  clear(t), clear(odd);
+  product<false, false>(t, a, lda, b, ldb, K, 2);
+  product<false, false>(odd, a + 1, lda, b + 1, ldb, K, 2);
+  for_both(t, odd, [](int, int, float* sum, const float* more, int) {
+    sum[0] += more[0], sum[1] += more[1];
+  });
 }
 
 // out (M) (+)= the sums of `part` over the threads of a row.

@@ -126,8 +126,7 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
   bring<Q, NP>(room.C, R::ldN, p.C, row, valid, g * N, N);
   __syncthreads();
   Scores G;
-  clear(G);
-  product<false, false>(G, room.C, R::ldN, room.B, R::ldN, NP);
+  dot_products(G, room.C, R::ldN, room.B, R::ldN, NP);
   Columns dB[NT], dC[NT];
 #pragma unroll
   for (int j = 0; j < NT; ++j) clear(dB[j]), clear(dC[j]);
@@ -148,8 +147,7 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
       __syncthreads();
 
       Scores K;
-      clear(K);
-      product<false, false>(K, room.dy, R::ldP, room.x, R::ldP, kP);
+      dot_products(K, room.dy, R::ldP, room.x, R::ldP, kP);
       for_both(G, K, [&](int t, int s, const float* c, const float* k, int) {
         float DG[2], DK[2];
 #pragma unroll
