@@ -44,6 +44,15 @@ models::Feed put(Context& c, Staging& staging, const Batch& batch, size_t first_
   return f;
 }
 
+models::Feed reserve_feed(Context& c, Staging& staging, const models::Feed& like,
+                          size_t first_place) {
+  models::Feed f;
+  f.tokens = staging.reserve(c, first_place, like.tokens);
+  f.targets = staging.reserve(c, first_place + 1, like.targets);
+  f.values = staging.reserve(c, first_place + 2, like.values);
+  return f;
+}
+
 ops::Packing put_packing(Context& c, Staging& staging, const Batch& batch, size_t first_place) {
   return ops::put(c, staging, first_place + 3, batch.packing());
 }

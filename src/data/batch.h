@@ -33,6 +33,9 @@ struct Batch {
 // The batch where ops on the context's device can read it. Both together take six places of `staging`, from
 // `first_place` on.
 models::Feed put(Context& c, Staging& staging, const Batch& batch, size_t first_place = 0);
+// Where what batches like this one feed will be.
+models::Feed reserve_feed(Context& c, Staging& staging, const models::Feed& like,
+                          size_t first_place);
 ops::Packing put_packing(Context& c, Staging& staging, const Batch& batch, size_t first_place = 0);
 constexpr size_t kPlacesOfBatch = 6;
 

@@ -117,8 +117,8 @@ size_t free_memory(Device device) {
   return device.type == Device::cpu ? available_memory() : describe(device).free_bytes;
 }
 
-Stream make_stream(Device device) {
-  return device.type == Device::cuda ? cuda::make_stream(device.index) : nullptr;
+Stream make_stream(Device device, bool apart) {
+  return device.type == Device::cuda ? cuda::make_stream(device.index, apart) : nullptr;
 }
 
 void destroy_stream(Device device, Stream stream) {

@@ -64,15 +64,17 @@ std::vector<DeviceInfo> cuda_devices(std::string* reason = nullptr);
 // A queue of work on a GPU; null on the CPU, where work is done when the call returns.
 using Stream = void*;
 
-// Work without a stream waits for all streams before it, and they for it.
-Stream make_stream(Device device);
+// Work without a stream waits for all streams before it, and they for it; not for those `apart`, on which work is
+// recorded while another thread moves memory.
+Stream make_stream(Device device, bool apart = false);
 void destroy_stream(Device device, Stream stream);
 void synchronize(Device device, Stream stream);
 
 // A stream of its own for the length of an object's life.
 class OwnStream {
  public:
-  explicit OwnStream(Device device) : device_(device), stream_(make_stream(device)) {}
+  explicit OwnStream(Device device, bool apart = false)
+      : device_(device), stream_(make_stream(device, apart)) {}
   ~OwnStream() { destroy_stream(device_, stream_); }
   OwnStream(OwnStream&& o) noexcept
       : device_(o.device_), stream_(std::exchange(o.stream_, nullptr)) {}

@@ -11,7 +11,7 @@ class Graph {
  public:
   Graph() = default;
   // What `work` queues on the stream; nothing of it runs. It must take no memory of the device and wait for
-  // nothing, and it must have run once before, which is when libraries set themselves up.
+  // nothing. It need not have run before.
   Graph(Device device, Stream stream, const std::function<void()>& work);
   ~Graph();
   Graph(Graph&& o) noexcept : handle_(std::exchange(o.handle_, nullptr)) {}

@@ -14,7 +14,7 @@ std::vector<DeviceInfo> devices(std::string* reason) {
   if (reason) *reason = kNone;
   return {};
 }
-Stream make_stream(int) { fail("{}", kNone); }
+Stream make_stream(int, bool) { fail("{}", kNone); }
 void destroy_stream(int, Stream) {}
 void synchronize(int, Stream) { fail("{}", kNone); }
 void copy(const void*, void*, size_t, int, Stream) { fail("{}", kNone); }

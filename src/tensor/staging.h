@@ -11,6 +11,8 @@ class Staging {
  public:
   // `host` (contiguous) on the context's device. What was in that place before is overwritten.
   Tensor put(Context& c, size_t place, const Tensor& host);
+  // Where put leaves tensors like this one, whatever they hold.
+  Tensor reserve(Context& c, size_t place, const Tensor& like);
 
  private:
   std::deque<DeviceMemory> places_;

@@ -40,8 +40,6 @@ void clip_gradients(Context& c, const nn::ParamSet& params, float limit, const T
 PlacedBatch place(Context& c, Staging& staging, size_t first_place, const Batch& batch) {
   return {.feed = put(c, staging, batch, first_place),
           .packing = put_packing(c, staging, batch, first_place),
-          .B = batch.B,
-          .L = batch.L,
           .packed = batch.packed(),
           .carried = batch.carried};
 }

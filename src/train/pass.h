@@ -8,7 +8,6 @@ namespace krait {
 struct PlacedBatch {
   models::Feed feed;
   ops::Packing packing;
-  int64_t B = 0, L = 0;
   bool packed = false, carried = false;
 };
 

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <future>
 #include <limits>
 #include <memory>
 
@@ -51,12 +52,13 @@ class Run {
     const TrainingMemory memory = plan_training(*make_model(config), o_.train);
     require_memory(memory, o_.train);
 
-    data_->read();
+    std::future<void> reading = std::async(std::launch::async, [this] { data_->read(); });
+    start_model(config);
+    reading.get();
     std::unique_ptr<Batches> batches = data_->batches(o_.train);
     const std::string description = batches->description();
     if (o_.epochs > 0) o_.train.steps = steps_of_epochs(batches->rows());
-    start_model(config);
-    trainer_ = std::make_unique<Trainer>(*model_, std::move(batches), o_.train);
+    trainer_->read(std::move(batches), o_.train.steps);
     progress_.best_loss = std::numeric_limits<double>::infinity();
     if (resume_) {
       trainer_->load(start_);
@@ -73,17 +75,21 @@ class Run {
       watcher_.begin(model_->params().numel(), memory, description, data_->unit());
   }
 
+  // The weights and the trainer, which records the first step while fresh weights are drawn.
   void start_model(const AnyConfig& config) {
     if (!start_.empty()) {
       LoadOptions options{purpose_of(o_.train), o_.train.dtype, o_.train.device};
       if (const auto* language = std::get_if<models::Config>(&config))
         options.task = language->task;
       model_ = load_any_model(start_, options).model;
-      return;
+    } else {
+      model_ = make_model(config);
+      model_->params().allocate(purpose_of(o_.train), o_.train.dtype, false, o_.train.device);
     }
-    model_ = make_model(config);
-    model_->params().allocate(purpose_of(o_.train), o_.train.dtype, false, o_.train.device);
-    model_->params().initialize(o_.train.seed);
+    trainer_ = std::make_unique<Trainer>(*model_, o_.train);
+    std::future<void> preparing = std::async(std::launch::async, [this] { trainer_->prepare(); });
+    if (start_.empty()) model_->params().initialize(o_.train.seed);
+    preparing.get();
   }
 
   int64_t steps_of_epochs(int64_t rows) const {

@@ -25,12 +25,13 @@ Trainer::Trainer(models::LanguageModel& model, const TokenStream& data, const Tr
                   data, BatcherOptions{o.batch_size, o.seq_len, o.order, o.carry_state, o.seed}),
               o) {}
 
-Trainer::Trainer(models::Model& model, std::unique_ptr<Batches> batches,
-                 const TrainOptions& options)
-    : model_(model),
-      options_(options),
-      batches_(std::move(batches)),
-      stream_(model.params().device()) {
+Trainer::Trainer(models::Model& model, std::unique_ptr<Batches> batches, const TrainOptions& o)
+    : Trainer(model, o) {
+  read(std::move(batches), o.steps);
+}
+
+Trainer::Trainer(models::Model& model, const TrainOptions& options)
+    : model_(model), options_(options), stream_(model.params().device()) {
   require(options.grad_accum == 1 || model.params().gradients_add_up(),
           "[trainer] the model has no memory to add up the gradients of {} batches",
           options.grad_accum);
@@ -38,6 +39,11 @@ Trainer::Trainer(models::Model& model, std::unique_ptr<Batches> batches,
   arena_ = Arena(plan_training(model, options).step, device());
   if (options.carry_state)
     for (nn::State& s : states_) s = model.make_state(options.batch_size);
+}
+
+void Trainer::read(std::unique_ptr<Batches> batches, int64_t steps) {
+  batches_ = std::move(batches);
+  options_.steps = steps;
 }
 
 Context Trainer::context(bool training) {
@@ -162,9 +168,11 @@ static std::vector<int64_t> kind_of(const std::vector<PlacedBatch>& batches, int
     return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data));
   };
   for (const PlacedBatch& b : batches) {
-    for (const Tensor& t : {b.feed.tokens, b.feed.values, b.feed.targets})
+    for (const Tensor& t : {b.feed.tokens, b.feed.values, b.feed.targets}) {
       kind.push_back(address(t));
-    kind.insert(kind.end(), {b.B, b.L, b.carried});
+      for (int i = 0; i < t.rank(); ++i) kind.push_back(t.size(i));
+    }
+    kind.push_back(b.carried);
     if (!b.packed) continue;
     const ops::Packing& p = b.packing;
     for (const Tensor& t : {p.begin, p.state_in, p.state_out}) kind.push_back(address(t));
@@ -173,30 +181,53 @@ static std::vector<int64_t> kind_of(const std::vector<PlacedBatch>& batches, int
   return kind;
 }
 
+bool Trainer::records() const {
+  return device().type == Device::cuda && !(options_.carry_state && model_.carries_by_host());
+}
+
+void Trainer::record(Graph& graph, const std::vector<PlacedBatch>& batches) {
+  const OwnStream apart(device(), true);
+  graph = Graph(device(), apart, [&] { queue(batches, apart); });
+}
+
+void Trainer::prepare() {
+  if (!records()) return;
+  const models::Feed feed = model_.sketch(options_.batch_size, options_.seq_len);
+  std::vector<PlacedBatch> batches;
+  for (int64_t k = 0; k < options_.grad_accum; ++k) {
+    Context c = context(true);
+    batches.push_back(
+        {.feed = reserve_feed(c, staging_, feed, static_cast<size_t>(k) * kPlacesOfBatch)});
+    batches.back().carried = options_.carry_state && k > 0;
+  }
+  record(kinds_[kind_of(batches, turn())], batches);
+}
+
 void Trainer::run(const std::vector<PlacedBatch>& batches) {
-  const bool by_host = options_.carry_state && model_.carries_by_host();
-  if (device().type == Device::cpu || by_host) return queue(batches);
+  if (!records()) return queue(batches, stream_);
   if (kinds_.size() == kMostKinds) kinds_.clear();
   const auto [it, fresh] = kinds_.try_emplace(kind_of(batches, turn()));
-  if (fresh) return queue(batches);
-  if (!it->second) it->second = Graph(device(), stream_, [&] { queue(batches); });
+  if (fresh) return queue(batches, stream_);
+  if (!it->second) record(it->second, batches);
   it->second.replay(stream_);
   ++replayed_;
 }
 
 // The whole step. Nothing in here may depend on a number of the step that is known on the host only.
-void Trainer::queue(const std::vector<PlacedBatch>& batches) {
+void Trainer::queue(const std::vector<PlacedBatch>& batches, Stream stream) {
   model_.params().forget_gradients();
   const ops::LossScale scale(1.0f, scalars_.as<float>() + ops::kLossScale);
   for (size_t k = 0; k < batches.size(); ++k) {
     const auto i = static_cast<int64_t>(k);
     Context c = context(true);
+    c.stream = stream;
     c.rng = {options_.seed, kDropoutStream + (uint64_t{k} << kDropoutStreamsLog2)};
     c.rng_offset = static_cast<const uint64_t*>(rng_offset_.data);
     copy(c, run_pass(c, model_, batches[k], training_pass(i), scale).loss,
          losses_.slice(0, i, i + 1));
   }
   Context c = context_as_it_is(false);
+  c.stream = stream;
   clip_gradients(c, model_.params(), options_.clip, scalars_, losses_);
   update(c);
 }

@@ -32,6 +32,9 @@ struct StepResult {
 class Trainer {
  public:
   // `model` has memory for training, and must outlive the trainer.
+  Trainer(models::Model& model, const TrainOptions& options);
+  // What it is trained on, for how many steps in all: before the first one, and before load.
+  void read(std::unique_ptr<Batches> batches, int64_t steps);
   Trainer(models::Model& model, std::unique_ptr<Batches> batches, const TrainOptions& options);
   // The windows of a stream, which must outlive the trainer too.
   Trainer(models::LanguageModel& model, const TokenStream& data, const TrainOptions& options);
@@ -39,9 +42,14 @@ class Trainer {
   // Error for a loss or gradient that is not finite, naming step, layer and tensor; the weights are then
   // those of the step before.
   StepResult step();
+  // On a GPU records the first step, as far as it can be known without data, so that it costs no more than those
+  // that follow: loading kernels and planning products come before it. The weights may be set meanwhile, by
+  // another thread: nothing is read or trained.
+  void prepare();
   int64_t steps_done() const { return steps_done_; }
   // Steps that were a replay of recorded work. On a GPU the first step of a kind (sizes, cut into sequences,
-  // memory) is queued launch by launch, the second recorded, and it and those that follow are replayed.
+  // memory) is queued launch by launch unless it was prepared, the second recorded, and it and those that follow
+  // are replayed.
   int64_t replayed() const { return replayed_; }
   const TrainOptions& options() const { return options_; }
   const Arena& arena() const { return arena_; }
@@ -68,8 +76,10 @@ class Trainer {
   double loss_of(const Batch& batch, const models::Pass& pass);  // Σ over its targets
   void make_numbers();
   void set_numbers(int64_t step, double lr, int64_t targets);
+  bool records() const;
+  void record(Graph& graph, const std::vector<PlacedBatch>& batches);
   void run(const std::vector<PlacedBatch>& batches);
-  void queue(const std::vector<PlacedBatch>& batches);
+  void queue(const std::vector<PlacedBatch>& batches, Stream stream);
   void update(Context& c);
   Device device() const { return model_.params().device(); }
   // Which of the states the next step starts from, where they are carried.
@@ -92,7 +102,7 @@ class Trainer {
   Tensor losses_;      // (K)
   Tensor router_;      // (K, n_layer, 2), of models with experts: see Pass::router
   Tensor rng_offset_;  // (1) int64: see Context::rng_offset
-  // Steps that ran, by what they worked on; those that ran twice with what was recorded of them.
+  // Steps that ran or were prepared, by what they work on, with what was recorded of them.
   std::map<std::vector<int64_t>, Graph> kinds_;
   int64_t steps_done_ = 0, replayed_ = 0;
 };

@@ -228,4 +228,6 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
   library(device).run(a, b, c, e, stream);
 }
 
+void prepare_products(int device) { library(device); }
+
 }  // namespace krait::cuda

@@ -19,4 +19,7 @@ struct Epilogue {
 void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, int device,
             Stream stream);
 
+// Takes the memory that products on the device work with, as the first one otherwise does.
+void prepare_products(int device);
+
 }  // namespace krait::cuda

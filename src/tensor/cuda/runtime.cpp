@@ -2,6 +2,7 @@
 
 #include "krait/tensor/cuda/check.h"
 #include "krait/tensor/cuda/launch.h"
+#include "krait/tensor/cuda/matmul.h"
 
 namespace krait::cuda {
 
@@ -60,10 +61,11 @@ std::vector<DeviceInfo> devices(std::string* reason) {
   return found;
 }
 
-Stream make_stream(int device) {
+Stream make_stream(int device, bool apart) {
   use(device);
   cudaStream_t s = nullptr;
-  check(cudaStreamCreate(&s), "making a stream");
+  check(cudaStreamCreateWithFlags(&s, apart ? cudaStreamNonBlocking : cudaStreamDefault),
+        "making a stream");
   return s;
 }
 
@@ -84,6 +86,7 @@ void copy(const void* from, void* to, size_t bytes, int device, Stream stream) {
 
 void begin_recording(int device, Stream stream) {
   use(device);
+  prepare_products(device);
   check(cudaStreamBeginCapture(as_stream(stream), cudaStreamCaptureModeThreadLocal),
         "recording a graph");
 }
@@ -95,6 +98,7 @@ void* end_recording(Stream stream) {
   const cudaError_t made = cudaGraphInstantiate(&runnable, graph, 0);
   cudaGraphDestroy(graph);
   check(made, "making a graph");
+  check(cudaGraphUpload(runnable, as_stream(stream)), "placing a graph");
   return runnable;
 }
 
