@@ -13,6 +13,7 @@ constexpr int kClusters = 16, kBlocks = 8, kSlots = 16;  // kSlots: channels of 
 constexpr int kThreads = kFewWarps * 32, kChunks = 8;    // chunks of K that a warp has
 constexpr int kMostWidth = kBlocks * kStrip;             // of x_proj u
 static_assert(kThreads == kStepLanes * kSlots * kStepJoinedRows &&
+              kThreads == kStrip * kStepJoinedRows * kBlocks &&
               kSlots * kClusters * kBlocks == kStepJoinedChannels &&
               kChunks * kFewWarps * kChunk == kStepJoinedChannels &&
               kMostWidth == kStepJoinedRank + 2 * kStepStates);
@@ -21,8 +22,8 @@ static_assert(kThreads == kStepLanes * kSlots * kStepJoinedRows &&
 template <class S, int kRuns>
 __global__ void __launch_bounds__(kThreads, 2)
     low_rank_scan_kernel(const bfloat16* __restrict__ x_proj, const __grid_constant__ StepScan p) {
-  __shared__ __align__(16) float sums[kFewWarps][kStrip][8], part[kStrip][8],
-      low[kStepJoinedRows][kMostWidth];
+  __shared__ __align__(16) float sums[kFewWarps][kStrip][8], low[kStepJoinedRows][kMostWidth];
+  __shared__ uint64_t all_low;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32,
             g = lane / 4, t = lane % 4;
   const int E = static_cast<int>(p.E), M = static_cast<int>(p.M),
@@ -30,6 +31,9 @@ __global__ void __launch_bounds__(kThreads, 2)
             share = (width + kBlocks - 1) / kBlocks;
   const int rank = static_cast<int>(rank_in_cluster()), n0 = rank * share;
 
+  if (thread == 0) expect_in_block(&all_low, static_cast<unsigned>(M * width) * 4);
+  __syncwarp();
+  arrive_in_cluster();
   Eight<bfloat16> w[kChunks][2];
   const auto there = [&](int i) { return (warp + i * kFewWarps) * kChunk + 8 * t < E; };
   const auto at = [&](int i) { return (warp + i * kFewWarps) * kChunk + 8 * t; };
@@ -74,26 +78,23 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int half = 0; half < 2; ++half)
     *reinterpret_cast<float2*>(&sums[warp][half * 8 + g][2 * t]) = {c[2 * half], c[2 * half + 1]};
   __syncthreads();
-  if (thread < kStrip * 8) {
-    float sum = sums[0][thread / 8][thread % 8];
+  wait_in_cluster();
+  // A thread sends one sum to one of the blocks.
+  if (const int of_row = thread % kStrip, row = thread / kStrip % kStepJoinedRows;
+      of_row < share && n0 + of_row < width && row < M) {
+    float sum = sums[0][of_row][row];
 #pragma unroll
-    for (int i = 1; i < kFewWarps; ++i) sum += sums[i][thread / 8][thread % 8];
-    part[thread / 8][thread % 8] = sum;
+    for (int i = 1; i < kFewWarps; ++i) sum += sums[i][of_row][row];
+    send_to_block(&low[row][n0 + of_row], sum, &all_low,
+                  static_cast<unsigned>(thread / (kStrip * kStepJoinedRows)));
   }
-  synchronize_cluster();
-  for (int i = thread; i < M * width; i += kThreads) {
-    const int row = i / width, n = i % width;
-    low[row][n] = of_block(&part[n % share][row], static_cast<unsigned>(n / share));
-  }
-  arrive_in_cluster();
-  __syncthreads();
+  wait_for_sent(&all_low);
 
   const float y = of_channel.step(low[m], of_u, of_z, h);
   if (mine) {
     store_states(states + to * kStepStates, h);
     if (of_channel.lane == 0) static_cast<bfloat16*>(p.y)[to] = static_cast<bfloat16>(y);
   }
-  wait_in_cluster();  // another block may still read this one's sums
 }
 
 template <class S>

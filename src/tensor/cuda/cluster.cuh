@@ -53,6 +53,61 @@ __device__ inline unsigned address_in_block(const void* p, unsigned rank) {
   return at;
 }
 
+// Values that blocks of a cluster send straight into the shared memory of one of them, where a barrier counts them:
+// synchronize_cluster() waits for all that a block has on its way to any memory. One thread of a block tells how many bytes come; behind arrive_in_cluster() and wait_in_cluster() others may send.
+__device__ inline void expect_in_block([[maybe_unused]] uint64_t* barrier,
+                                       [[maybe_unused]] unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
+               : "memory");
+#endif
+}
+
+// 4 or 8 bytes. `p` and `barrier` are addresses in this block's shared memory; they are meant in that of the block
+// `rank`.
+template <class T>
+__device__ inline void send_to_block([[maybe_unused]] T* p, [[maybe_unused]] T x,
+                                     [[maybe_unused]] uint64_t* barrier,
+                                     [[maybe_unused]] unsigned rank) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+#if __CUDA_ARCH__ >= 900
+  if constexpr (sizeof(T) == 4) {
+    unsigned bits;
+    memcpy(&bits, &x, sizeof(T));
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+            address_in_block(p, rank)),
+        "r"(bits), "r"(address_in_block(barrier, rank))
+        : "memory");
+  } else {
+    unsigned long long bits;
+    memcpy(&bits, &x, sizeof(T));
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(
+            address_in_block(p, rank)),
+        "l"(bits), "r"(address_in_block(barrier, rank))
+        : "memory");
+  }
+#endif
+}
+
+// Until all that this block expects has come: each thread that reads it.
+__device__ inline void wait_for_sent([[maybe_unused]] uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(barrier)))
+      : "memory");
+#endif
+}
+
 // The value of 4 or 8 bytes at `p`, an address in this block's shared memory, of the cluster's block `rank`.
 template <class T>
 __device__ inline T of_block(const T* p, unsigned rank) {

@@ -15,7 +15,7 @@
 
 namespace krait::cuda {
 
-constexpr int kStrip = 16, kChunk = 32, kFewWarps = 8;
+constexpr int kStrip = 16, kChunk = 32, kFewWarps = 8, kMostFewSplit = 8;
 
 struct Normed {  // x = stream * w / rms(stream): the stream is float32, whatever the type of W
   const float* w;
@@ -94,12 +94,12 @@ __device__ inline void multiply_tile(float (&c)[4], unsigned a0, unsigned a1, un
 
 template <int MT, int NT>
 struct FewRowsLayout {
-  static constexpr int kRows = kStrip * MT, kColumns = 8 * NT;
+  static constexpr int kRows = kStrip * MT, kColumns = 8 * NT, kElements = kRows * kColumns;
   // Floats between rows of a warp's sums: pairs that lanes write at once fall into different banks.
   static constexpr int kStep = NT % 2 ? kColumns : kColumns + 8;
   static constexpr int kSums = kRows * kStep;
   // Elements of a thread, where a block has all sums.
-  static constexpr int kMine = std::max(1, kRows* kColumns / (kFewWarps * 32));
+  static constexpr int kMine = std::max(1, kElements / (kFewWarps * 32));
   static constexpr size_t kBytes = sizeof(float) * kFewWarps * (kSums + kColumns);
 };
 
@@ -170,7 +170,10 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
   using Layout = FewRowsLayout<MT, NT>;
   using X = std::conditional_t<kNormed, float, W>;
   constexpr bool kFloat = std::is_same_v<W, float>;
+  constexpr int kThreads = kFewWarps * 32, kGiven = std::min(kThreads, Layout::kElements);
   extern __shared__ __align__(16) float sums[];
+  __shared__ float given[kNormed ? 1 : kMostFewSplit][kGiven];  // by each block of the cluster
+  __shared__ uint64_t all_given;
   float* const squares = sums + kFewWarps * Layout::kSums;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int K = static_cast<int>(p.K), chunks = (K + kChunk - 1) / kChunk;
@@ -179,6 +182,14 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
   const int m0 = static_cast<int>(blockIdx.y) * Layout::kColumns, M = static_cast<int>(p.M);
   const int last = static_cast<int>(int64_t{chunks} * (rank + 1) / split);
   int chunk = static_cast<int>(int64_t{chunks} * rank / split) + warp;
+  const int columns = min(Layout::kColumns, M - m0), elements = columns * Layout::kRows;
+  const int mine = threadIdx.x + static_cast<int>(rank) * kThreads, step = split * kThreads;
+  if (split > 1) {
+    const int here = min(max(elements - static_cast<int>(rank) * kThreads, 0), kThreads);
+    if (threadIdx.x == 0) expect_in_block(&all_given, static_cast<unsigned>(here * split) * 4);
+    __syncwarp();
+    arrive_in_cluster();
+  }
 
   const W* of_row[MT]
                  [2];  // rows behind the last one repeat it; what they give is left out at the end
@@ -195,9 +206,6 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
 #pragma unroll
   for (int a = 0; a < kAhead; ++a) fetch(w[a], chunk + a * kFewWarps);
   if (!p.holds_next) let_next_start();
-  const int columns = min(Layout::kColumns, M - m0), elements = columns * Layout::kRows;
-  const int mine = threadIdx.x + static_cast<int>(rank * blockDim.x),
-            step = split * static_cast<int>(blockDim.x);
   typename End::Held held[Layout::kMine];
   const auto hold = [&] {
 #pragma unroll
@@ -310,37 +318,33 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
     for (int i = 1; i < kFewWarps; ++i) sum += at[i * step];
     return sum;
   };
-  const auto over_blocks = [&](const float* at) {
-    float sum = of_block(at, 0);
-    for (int r = 1; r < split; ++r) sum += of_block(at, static_cast<unsigned>(r));
-    return sum;
+  const auto sum_of = [&](int e) {
+    return over_warps(sums + e % Layout::kRows * Layout::kStep + e / Layout::kRows, Layout::kSums);
   };
-  if (split >
-      1) {  // each sum over warps takes the first warp's place, where the other blocks find it
-    for (int i = threadIdx.x; i < elements; i += blockDim.x) {
-      float* const at = sums + i % Layout::kRows * Layout::kStep + i / Layout::kRows;
-      *at = over_warps(at, Layout::kSums);
-    }
-    if (kNormed)
-      for (int m = threadIdx.x; m < columns; m += blockDim.x)
-        squares[m] = over_warps(squares + m, Layout::kColumns);
-    synchronize_cluster();
+  if (split > 1) {  // a block finishes kThreads elements, the next one the next ones
+    wait_in_cluster();
+    for (int e = threadIdx.x; e < elements; e += kThreads)
+      send_to_block(&given[rank][threadIdx.x], sum_of(e), &all_given,
+                    static_cast<unsigned>(e / kThreads));
+    if (mine < elements) wait_for_sent(&all_given);
   }
 #pragma unroll
   for (int i = 0; i < Layout::kMine; ++i) {
     const int e = mine + i * step, row = e % Layout::kRows, m = e / Layout::kRows;
     if (e >= elements) break;
-    const float* const at = sums + row * Layout::kStep + m;
-    float value = split > 1 ? over_blocks(at) : over_warps(at, Layout::kSums);
+    float value = 0;
+    if (split > 1) {
+      for (int r = 0; r < split; ++r) value += given[r][threadIdx.x];
+    } else {
+      value = sum_of(e);
+    }
     if constexpr (kNormed) {
-      const float all =
-          split > 1 ? over_blocks(squares + m) : over_warps(squares + m, Layout::kColumns);
+      const float all = over_warps(squares + m, Layout::kColumns);
       value *= 1.0f / sqrtf(all / static_cast<float>(K) + norm.eps);
     }
     if constexpr (End::kFactors) value *= factors[m];
     if (n0 + row < p.N) end(n0 + row, m0 + m, value, held[i]);
   }
-  if (split > 1) leave_cluster();  // another block may still read this one's memory
 }
 
 constexpr int kAllAhead = 6;            // chunks that a warp holds at the most
@@ -349,7 +353,7 @@ constexpr int64_t kBlocksWanted = 264;  // two for each multiprocessor of an H10
 // Blocks of a cluster: as many as K gives two chunks a warp for, while the card is not full.
 inline int split_of(int64_t blocks, int64_t K) {
   int split = 1;
-  while (split < 8 && blocks * split * 2 <= kBlocksWanted &&
+  while (split < kMostFewSplit && blocks * split * 2 <= kBlocksWanted &&
          ceil_div(K, kChunk) >= split * 2 * kFewWarps * 2)
     split *= 2;
   return split;
@@ -361,7 +365,8 @@ void launch_few_rows(const FewRows& p, const Normed& norm, const End& end, void*
   using Layout = FewRowsLayout<MT, NT>;
   const auto kernel = few_rows_kernel<W, kNormed, MT, NT, kAhead, kBlocks, End>;
   const int64_t strips = ceil_div(p.N, Layout::kRows), tiles = ceil_div(p.M, Layout::kColumns);
-  const int split = kAhead < kAllAhead ? split_of(strips * tiles, p.K) : 1;
+  static_assert(Layout::kMine <= 2, "blocks of a cluster finish one element a thread");
+  const int split = !kNormed && kAhead < kAllAhead ? split_of(strips * tiles, p.K) : 1;
   if (Layout::kBytes > size_t{48} << 10)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(Layout::kBytes));
