@@ -1,5 +1,4 @@
-// A block a row, or where there are few rows of a large vocabulary and top-k or top-p a cluster of blocks (sm_90 on),
-// each with a run of neighbouring ids, as each thread has. Weights exp((logit - largest) / temperature) are summed as
+// A block a row, or where there are few rows of a large vocabulary a cluster of blocks (sm_90 on), each with a run of neighbouring ids, as each thread has. Weights exp((logit - largest) / temperature) are summed as
 // integers of 2^-40, so that sums do not depend on their order; the float64 sum of what a cluster could share out is
 // over the same runs either way.
 #include "krait/ops/sampler/cuda.h"
@@ -30,21 +29,62 @@ __device__ unsigned key_of(float x) {
   return b & 0x80000000u ? ~b : b | 0x80000000u;
 }
 
+// What the blocks of a cluster tell each other once.
+enum Told { kLargest, kTotal, kLargestPenalised, kChosen, kTold };
+
+struct Mailboxes {
+  uint64_t barriers[kTold];
+  double values[kTold][kRuns];  // or what is smaller
+};
+__shared__ Mailboxes mailboxes;
+
+template <class T>
+__device__ void open_mailbox(Told what) {
+  expect_in_block(&mailboxes.barriers[what], kRuns * sizeof(T));
+}
+
 // What `combine` makes of one value a block, in the order of the blocks. All threads of the cluster call it.
-template <class T, class Combine>
+template <Told kWhat, class T, class Combine>
 __device__ T over_cluster(T of_this, int blocks, const Combine& combine) {
-  __shared__ T of_this_block;
   if (blocks == 1) return of_this;
-  synchronize_cluster();  // an earlier call may still be reading
-  if (threadIdx.x == 0) of_this_block = of_this;
-  synchronize_cluster();
-  T of_all[kRuns];
-#pragma unroll
-  for (int r = 0; r < kRuns; ++r) of_all[r] = of_block(&of_this_block, static_cast<unsigned>(r));
+  T* const of_all = reinterpret_cast<T*>(mailboxes.values[kWhat]);
+  uint64_t* const barrier = &mailboxes.barriers[kWhat];
+  if (threadIdx.x < kRuns) send_to_block(of_all + rank_in_cluster(), of_this, barrier, threadIdx.x);
+  wait_for_sent(barrier);
   T all = of_all[0];
 #pragma unroll
   for (int r = 1; r < kRuns; ++r) all = combine(all, of_all[r]);
   return all;
+}
+
+// What block_sum makes of each x, added in their order; for all threads.
+__device__ double sum_of_runs(double (&x)[kRuns]) {
+  __shared__ double of_warps[kRuns][kThreads / 32], of_runs[kRuns];
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // A step of the butterfly halves what a lane goes on with: in the end that is run lane / 4.
+#pragma unroll
+  for (int half = kRuns / 2, bit = 16; half > 0; half /= 2, bit /= 2) {
+    const bool upper = lane & static_cast<unsigned>(bit);
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const double given = upper ? x[i] : x[i + half], kept = upper ? x[i + half] : x[i];
+      x[i] = kept + __shfl_xor_sync(~0u, given, bit);
+    }
+  }
+  x[0] += __shfl_xor_sync(~0u, x[0], 2);
+  x[0] += __shfl_xor_sync(~0u, x[0], 1);
+  if (lane % 4 == 0) of_warps[lane / 4][warp] = x[0];
+  __syncthreads();
+  if (threadIdx.x < kRuns) {
+    double sum = 0;
+    for (const double of_warp : of_warps[threadIdx.x]) sum += of_warp;
+    of_runs[threadIdx.x] = sum;
+  }
+  __syncthreads();
+  double total = of_runs[0];
+#pragma unroll
+  for (int r = 1; r < kRuns; ++r) total += of_runs[r];
+  return total;
 }
 
 // Σ of the threads before this one, in blocks before this one too, and of all.
@@ -223,7 +263,7 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
   }
   nan = __syncthreads_or(nan);
   most = block_max(most);
-  most = over_cluster(nan ? NAN : most, blocks, larger);
+  most = over_cluster<kLargest>(nan ? NAN : most, blocks, larger);
   if (isnan(most) || isinf(most)) {
     if (first) {
       out[b] = {isnan(most) ? kHoldsNan : most > 0 ? kHoldsInfinity : kHoldsNothing, 0.0f};
@@ -231,21 +271,24 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
     }
     return;
   }
-  const auto sum_of_run = [&](int64_t first, int64_t last) {
+  const auto sum_of_run = [&](int64_t first, int64_t last) {  // what this thread has of it
     double sum = 0;
 #pragma unroll 4
     for (int64_t i = first + threadIdx.x; i < last; i += kThreads)
       sum += static_cast<double>(expf(row.x[i] - most));
-    return block_sum(sum);
+    return sum;
   };
   double total;
   if (blocks > 1 || !by_runs) {
-    total = over_cluster(sum_of_run(begin, end), blocks, [](double x, double y) { return x + y; });
+    total = over_cluster<kTotal>(block_sum(sum_of_run(begin, end)), blocks,
+                                 [](double x, double y) { return x + y; });
   } else {
     const int64_t run = ceil_div(t.valid, kRuns);
-    total = sum_of_run(0, run);
-    for (int r = 1; r < kRuns; ++r)
-      total += sum_of_run(min(t.valid, r * run), min(t.valid, (r + 1) * run));
+    double sums[kRuns];
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r)
+      sums[r] = sum_of_run(min(t.valid, r * run), min(t.valid, (r + 1) * run));
+    total = sum_of_runs(sums);
   }
   const double log_total = static_cast<double>(most) + log(total);
 
@@ -261,7 +304,7 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
     row.x = x;
     most = -INFINITY;
     for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) most = fmaxf(most, x[i]);
-    most = over_cluster(block_max(most), blocks, larger);
+    most = over_cluster<kLargestPenalised>(block_max(most), blocks, larger);
   }
   row.most = most;
   if (threadIdx.x == 0) chosen = INT32_MAX;
@@ -292,7 +335,7 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
     });
   }
   __syncthreads();
-  const int token = over_cluster(chosen, blocks, [](int x, int y) { return min(x, y); });
+  const int token = over_cluster<kChosen>(chosen, blocks, [](int x, int y) { return min(x, y); });
   if (first) {
     out[b] = {token, static_cast<float>(static_cast<double>(raw[token]) - log_total)};
     tokens[b] = token;
@@ -302,6 +345,15 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
 __global__ void __launch_bounds__(kThreads)
     sample_kernel(const SampleTask t, SampleOut* out, int32_t* tokens, const int blocks,
                   const bool by_runs, const bool keep) {
+  if (blocks > 1) {
+    if (threadIdx.x == 0) {
+      open_mailbox<float>(kLargest), open_mailbox<double>(kTotal);
+      open_mailbox<float>(kLargestPenalised), open_mailbox<int>(kChosen);
+    }
+    __syncwarp();
+    arrive_in_cluster();
+    wait_in_cluster();
+  }
   wait_for_previous();
   sample_row(t, blockIdx.x / blocks, out, tokens, blocks, by_runs, keep);
   if (blocks > 1) leave_cluster();  // another block may still read this one's memory
@@ -310,9 +362,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void sample(const SampleTask& task, SampleOut* out, int32_t* tokens, void* stream) {
-  // What looks at the row again and again pays for a cluster, the largest logit does not.
-  const bool by_runs =
-      task.valid >= kFewestShared && task.temperature > 0 && (task.top_k > 0 || task.top_p < 1);
+  const bool by_runs = task.valid >= kFewestShared;
   const bool shared = by_runs && task.B <= kMostShared &&
                       has_clusters(reinterpret_cast<const void*>(sample_kernel));
   const int blocks = shared ? kRuns : 1;
