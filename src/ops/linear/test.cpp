@@ -52,6 +52,8 @@ std::vector<Case> cases() {
       for (auto [N, K] : {std::pair<int64_t, int64_t>{97, 64}, {40, 1032}, {530, 264}})
         all.push_back({M, N, K, t, t, M % 2 ? t : kF32, M % 3 == 0, M % 2 == 0});
     all.push_back({2, 24, 4096, t, t, kF32});
+    all.push_back({3, 16408, 40, t, t, kF32});
+    all.push_back({1, 1096, 2072, t, t, kF32, true, true});
     all.push_back({33, 3300, 96, t, t, t});
     all.push_back({64, 6200, 40, t, t, t});
     for (Case c : {Case{0, 5, 7}, Case{3, 0, 7}}) {
