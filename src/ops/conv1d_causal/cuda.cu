@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "krait/ops/conv1d_causal/cuda_ring.cuh"
 #include "krait/tensor/cuda/exponentials.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
@@ -17,11 +18,9 @@ namespace {
 
 using bfloat16 = __nv_bfloat16;
 
-constexpr int64_t kForwardTokens = 32;          // of a thread
-constexpr int kForwardAtOnce = 8, kAtOnce = 4;  // tokens whose loads are on their way at once
-constexpr int kRun = 4;                         // neighbouring channels of a thread in backward
-constexpr int kSlices = 4;                      // of a block's tokens in backward
-constexpr int64_t kSliceTokens = kConvBackwardTokens / kSlices;
+constexpr int64_t kForwardTokens = 32;  // of a thread
+constexpr int kRun = 4;                 // neighbouring channels of a thread
+constexpr int kSlices = 4;              // of a block's tokens in backward
 
 struct Sequence {
   int64_t begin, end, in, out;
@@ -143,51 +142,19 @@ bool is_usual(const ConvProblem& p) {
   return p.silu && p.width == W;
 }
 
-// V neighbouring elements as they stand in memory, in registers of four bytes.
-template <class T, int V>
-struct alignas(sizeof(T) * V) Words {
-  uint32_t word[sizeof(T) * V / 4];
+constexpr int kForwardAhead = 2, kBackwardAhead = 3;  // groups
 
-  __device__ void widen(float (&to)[V]) const {
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      if (sizeof(T) == 4) {
-        to[v] = __uint_as_float(word[v]);
-      } else {
-        to[v] = __uint_as_float(v % 2 ? word[v / 2] & 0xffff0000u : word[v / 2] << 16);
-      }
-    }
-  }
-};
-
-// N tokens on their way, at `from` and every `step` elements.
-template <class T, int V, int N>
-struct Group {
-  Words<T, V> token[N];
-
-  __device__ void fetch(const T* from, int64_t step) {
-#pragma unroll
-    for (int i = 0; i < N; ++i, from += step)
-      token[i] = *reinterpret_cast<const Words<T, V>*>(from);
-  }
-};
-
-// A step between rows that stays in registers: else it is multiplied out for each token.
-__device__ int64_t in_registers(int64_t step) {
-  asm("" : "+l"(step));
-  return step;
-}
-
-// That are to fit on a multiprocessor.
+// Blocks that are to fit on a multiprocessor.
 template <class T, int W>
 constexpr int kForwardBlocks = W > 4            ? 2
-                               : sizeof(T) == 2 ? 6
+                               : sizeof(T) == 2 ? 8
                                                 : 4;
 
 template <class T, int V, int W, bool kUsual>
 __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
     forward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
                    const float* state_in) {
+  extern __shared__ __align__(16) unsigned char memory[];
   let_next_start();
   wait_for_previous();
   const int64_t e = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * V;
@@ -208,27 +175,28 @@ __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
     const Sequence q = sequence(c, s);
     const int64_t end = min(to, q.end);
     if (t >= end) continue;
-    window.fill(t, q, state_in);
     const int64_t turn = q.reverse ? -1 : 1, x_step = in_registers(turn * p.x_stride),
                   y_step = in_registers(turn * p.E);
     const T* x = static_cast<const T*>(p.x) + q.row(t) * p.x_stride + e;
     T* y = static_cast<T*>(p.y) + q.row(t) * p.E + e;
     float now[V];
     int rest = static_cast<int>(end - t);
+    window.fill(t, q, state_in);
     if constexpr (V > 1) {
-      constexpr int N = kForwardAtOnce;
-      Group<T, V, N> next;
-      if (rest >= N) next.fetch(x, x_step);
-      for (; rest >= N; rest -= N) {
-        const Group<T, V, N> group = next;
-        x += N * x_step;
-        if (rest >= 2 * N) next.fetch(x, x_step);
+      const int groups = rest / kGroup;
+      Ring<T, V, kForwardAhead> ring(memory, static_cast<int>(threadIdx.x),
+                                     static_cast<int>(blockDim.x), x, x_step, rest);
+      for_groups<kForwardAhead>(
+          groups, [&](int slot) { ring.fetch(slot); },
+          [&](int, int slot) {
 #pragma unroll
-        for (int i = 0; i < N; ++i, y += y_step) {
-          group.token[i].widen(now);
-          step(now, y);
-        }
-      }
+            for (int i = 0; i < kGroup; ++i, y += y_step) {
+              ring.read(slot, i, now);
+              step(now, y);
+            }
+          });
+      x += groups * kGroup * x_step;
+      rest -= groups * kGroup;
     }
     for (; rest > 0; --rest, x += x_step, y += y_step) {
       load<V>(x, now);
@@ -329,42 +297,51 @@ struct Gradients {
   }
 };
 
-// Tokens [t, t + kAtOnce n) of a usual call, whose windows lie in the slice and reach no state, with the next loads
-// on their way.
+// The tokens [from, end) of a usual call, whose gradients neither come from a state nor go to one.
 template <class T, int V, int W>
-__device__ __forceinline__ void take_groups(Gradients<T, V, W>& of, const Sequence& q, int64_t t,
-                                            int n) {
+__device__ __forceinline__ void take_usual_slice(Gradients<T, V, W>& of, const float* state_in,
+                                                 const Sequence& q, int64_t from, int64_t end,
+                                                 unsigned char* memory) {
   const ConvProblem& p = of.window.p;
-  const int64_t turn = q.reverse ? -1 : 1, x_step = in_registers(turn * p.x_stride),
-                dy_step = in_registers(turn * p.E), dx_step = in_registers(turn * p.dx_stride);
-  const T* x = static_cast<const T*>(p.x) + q.row(t) * p.x_stride + of.window.e;
-  const T* dy = static_cast<const T*>(p.dy) + q.row(t) * p.E + of.window.e;
-  T* dx = static_cast<T*>(p.dx) + q.row(t - (W - 1)) * p.dx_stride + of.window.e;
-  Group<T, V, kAtOnce> next_x, next_dy;
-  next_x.fetch(x, x_step);
-  next_dy.fetch(dy, dy_step);
-  for (; n > 0; --n) {
-    const Group<T, V, kAtOnce> now_x = next_x, now_dy = next_dy;
-    x += kAtOnce * x_step;
-    dy += kAtOnce * dy_step;
-    if (n > 1) {
-      next_x.fetch(x, x_step);
-      next_dy.fetch(dy, dy_step);
-    }
+  const int64_t e = of.window.e, turn = q.reverse ? -1 : 1;
+  // Of the slice, of it and what the windows of its last inputs reach, and of these in the sequence.
+  const int own = static_cast<int>(end - from), all = own + W - 1,
+            there = static_cast<int>(min(q.end - from, int64_t{all}));
+  const int thread = static_cast<int>(threadIdx.y * 32 + threadIdx.x);
+  using Tokens = Ring<T, V, kBackwardAhead>;
+  Tokens of_x(memory, thread, 32 * kSlices,
+              static_cast<const T*>(p.x) + q.row(from) * p.x_stride + e, turn * p.x_stride, there);
+  Tokens of_dy(memory + Tokens::bytes(32 * kSlices), thread, 32 * kSlices,
+               static_cast<const T*>(p.dy) + q.row(from) * p.E + e, turn * p.E, there);
+  const int64_t dx_step = in_registers(turn * p.dx_stride);
+  T* dx = static_cast<T*>(p.dx) + q.row(from) * p.dx_stride + e - (W - 1) * dx_step;
+  of.window.fill(from, q, state_in);
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i, dx += dx_step) {
-      float now[V], d[V];
-      now_x.token[i].widen(now);
-      now_dy.token[i].widen(d);
-      of.template take<true>(now, d, true);
+  for (int j = 0; j < W; ++j)
+#pragma unroll
+    for (int v = 0; v < V; ++v) of.dz[j][v] = 0;
+  const auto take = [&](int g, int slot, auto masked) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i, dx += dx_step) {
+      const int t = g * kGroup + i;
+      float now[V] = {}, d[V] = {};
+      if (!masked || t < there) of_x.read(slot, i, now), of_dy.read(slot, i, d);
+      of.template take<true>(now, d, !masked || t < own);
+      if (masked && (t < W - 1 || t >= all)) continue;
       of.template input_gradient<true>(d);
       store<V>(dx, d);
     }
-  }
+  };
+  for_groups<kBackwardAhead>((all + kGroup - 1) / kGroup,
+                             [&](int slot) { of_x.fetch(slot), of_dy.fetch(slot); },
+                             [&](int g, int slot) {
+                               g > 0 && (g + 1) * kGroup <= own ? take(g, slot, std::false_type())
+                                                                : take(g, slot, std::true_type());
+                             });
 }
 
 // The tokens [from, end) of sequence s.
-template <bool kUsual, class T, int V, int W>
+template <class T, int V, int W>
 __device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBackward& b,
                                            const Sequence& q, int64_t s, int64_t from,
                                            int64_t end) {
@@ -375,21 +352,12 @@ __device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBac
   for (int j = 0; j < W; ++j)
 #pragma unroll
     for (int v = 0; v < V; ++v) of.dz[j][v] = 0;
-  // Where inputs end that the state handed out holds.
-  const int64_t free_of_state = b.dstate_out ? min(end, q.end - p.K + W - 1) : end;
   for (int64_t t = from; t < end + W - 1; ++t) {
-    if constexpr (kUsual) {
-      if (t - (W - 1) == from && t + kAtOnce <= free_of_state) {
-        const auto n = static_cast<int>((free_of_state - t) / kAtOnce);
-        take_groups(of, q, t, n);
-        t += n * kAtOnce;
-      }
-    }
     if (t < q.end) {
       float now[V], dy[V] = {};
       of.window.input(q, t, now);
       if (p.dy) load<V>(static_cast<const T*>(p.dy) + q.row(t) * p.E + e, dy);
-      of.template take<kUsual>(now, dy, t < end);
+      of.template take<false>(now, dy, t < end);
     } else {
       of.take_nothing();
     }
@@ -397,7 +365,7 @@ __device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBac
     const bool before = from == q.begin && u >= q.begin - (p.width - 1);
     if (u >= end || (u < from && !before)) continue;
     float dx[V];
-    of.template input_gradient<kUsual>(dx);
+    of.template input_gradient<false>(dx);
     if (u >= from) {
       if (p.dx) write_input_gradient<T>(p, b, q, u, e, dx);
     } else if (b.dhistory) {
@@ -406,20 +374,30 @@ __device__ __forceinline__ void take_slice(Gradients<T, V, W>& of, const ConvBac
   }
 }
 
+// Blocks that are to fit on a multiprocessor.
+template <class T, int W>
+constexpr int kBackwardBlocks = W > 4 || sizeof(T) == 4 ? 2 : 4;
+
 template <class T, int V, int W, bool kUsual>
-__global__ void __launch_bounds__(32 * kSlices)
+__global__ void __launch_bounds__(32 * kSlices, kBackwardBlocks<T, W>)
     backward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
                     const __grid_constant__ ConvBackward b) {
+  extern __shared__ __align__(16) unsigned char memory[];
   const int64_t e = (int64_t{blockIdx.y} * 32 + threadIdx.x) * V;
   Gradients<T, V, W> of(p, min(e, p.E - V));
-  int64_t t = blockIdx.x * kConvBackwardTokens + threadIdx.y * kSliceTokens;
-  const int64_t to = min(c.tokens, t + kSliceTokens);
+  const int64_t slice = conv_backward_tokens(c.tokens) / kSlices;
+  int64_t t = (int64_t{blockIdx.x} * kSlices + threadIdx.y) * slice;
+  const int64_t to = min(c.tokens, t + slice);
   if (e < p.E && t < to) {
     for (int64_t s = sequence_of(c, t); t < to; ++s) {
       const Sequence q = sequence(c, s);
       const int64_t end = min(to, q.end);
       if (t >= end) continue;
-      take_slice<kUsual>(of, b, q, s, t, end);
+      if (kUsual && !(b.dhistory && t == q.begin) && !(b.dstate_out && end > q.end - p.K)) {
+        if constexpr (kUsual) take_usual_slice(of, b.state_in, q, t, end, memory);
+      } else {
+        take_slice(of, b, q, s, t, end);
+      }
       t = end;
     }
   }
@@ -505,7 +483,9 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
                       threads = std::clamp<int64_t>(ceil_div(runs, 32) * 32, 32, 128);
         const dim3 grid(static_cast<unsigned>(ceil_div(c.tokens, kForwardTokens)),
                         static_cast<unsigned>(ceil_div(runs, threads)));
-        launch_dependent("conv1d_causal", kernel, grid, static_cast<unsigned>(threads), 0, 1,
+        const size_t shared =
+            V == 1 ? 0 : Ring<T, kRun, kForwardAhead>::bytes(static_cast<unsigned>(threads));
+        launch_dependent("conv1d_causal", kernel, grid, static_cast<unsigned>(threads), shared, 1,
                          stream, p, c, state_in);
       };
       if (!channels_in_runs(p, nullptr, 4)) return launch(forward_kernel<T, 1, taps, false>, 1);
@@ -523,14 +503,17 @@ void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackw
                    int64_t state_rows, void* stream) {
   if (p.E == 0) return;
   const auto s = static_cast<cudaStream_t>(stream);
-  const int64_t pieces = ceil_div(c.tokens, kConvBackwardTokens);
+  const int64_t pieces = ceil_div(c.tokens, conv_backward_tokens(c.tokens));
   if (pieces > 0) {
     with_kernel(p, [&](auto x, auto taps) {
       using T = decltype(x);
       const auto launch = [&](auto kernel, int64_t V) {
         const dim3 grid(static_cast<unsigned>(pieces),
                         static_cast<unsigned>(ceil_div(p.E, 32 * V)));
-        kernel<<<grid, dim3(32, kSlices), 0, s>>>(p, c, b);
+        const size_t shared = V == 1 ? 0 : 2 * Ring<T, kRun, kBackwardAhead>::bytes(32 * kSlices);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared));
+        kernel<<<grid, dim3(32, kSlices), shared, s>>>(p, c, b);
       };
       if (!channels_in_runs(p, b.dhistory, kRun))
         return launch(backward_kernel<T, 1, taps, false>, 1);

@@ -17,7 +17,7 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
                   float* state_out, void* stream);
 
 // Tokens of one partial sum of dk and dbias.
-constexpr int64_t kConvBackwardTokens = 256;
+constexpr int64_t conv_backward_tokens(int64_t tokens) { return tokens < 8192 ? 128 : 512; }
 
 // What may be null is not given or not wanted.
 struct ConvBackward {
@@ -25,7 +25,7 @@ struct ConvBackward {
   const float* dstate_out;
   float* dhistory;   // (n, W-1, E) scratch, with dstate_in
   float* dstate_in;  // added to
-  float* sums;       // (tokens / kConvBackwardTokens rounded up, W+1, E) scratch, with dk or dbias
+  float* sums;       // (tokens / conv_backward_tokens rounded up, W+1, E) scratch, with dk or dbias
   float* parts;      // (parts_of_sum of those pieces, W+1, E) scratch
   float* totals;     // (W+1, E) scratch
   float* dk;         // (E, W)

@@ -171,24 +171,26 @@ __device__ inline float rest_of(float z, float s) {
   return 1.0f - s;
 }
 
+constexpr int kFour = 4;  // neighbouring channels of a thread that keeps its part of a row
+
 // The same where a row fits into a block's registers, K runs of four channels a thread: a block a row and group.
 template <class T, int K>
-__global__ void __launch_bounds__(kMostKeptThreads)
+__global__ void __launch_bounds__(32 * kMostTeamWarps)
     forward_kept_kernel(const __grid_constant__ GatedNormProblem p) {
   const int64_t row = blockIdx.x, n = p.E / p.groups, from = blockIdx.y * n;
   const T* const x = static_cast<const T*>(p.x) + row * p.x_stride + from;
   const T* const z = p.z ? static_cast<const T*>(p.z) + row * p.z_stride + from : nullptr;
-  float normed[K][kKeptRun] = {}, gate[K][kKeptRun] = {}, square[1] = {};
+  float normed[K][kFour] = {}, gate[K][kFour] = {}, square[1] = {};
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (kept_column(k) >= n) continue;
-    load<kKeptRun>(x + kept_column(k), normed[k]);
-    if (z) load<kKeptRun>(z + kept_column(k), gate[k]);
+    if (kept_column<kFour>(k) >= n) continue;
+    load<kFour>(x + kept_column<kFour>(k), normed[k]);
+    if (z) load<kFour>(z + kept_column<kFour>(k), gate[k]);
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
-    for (int v = 0; v < kKeptRun; ++v) {
+    for (int v = 0; v < kFour; ++v) {
       const float silu =
           gate[k][v] * sigmoid_of<T>(gate[k][v]);  // also without z: no branch a channel
       gate[k][v] = z ? silu : 1.0f;
@@ -197,119 +199,122 @@ __global__ void __launch_bounds__(kMostKeptThreads)
     }
   }
   int half = 0;
-  block_sums(square, half);
+  team_sums<true>(square, half);
   const float scale = 1.0f / sqrtf(square[0] / static_cast<float>(n) + p.eps);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (kept_column(k) >= n) continue;
-    float w[kKeptRun], b[kKeptRun] = {}, y[kKeptRun];
-    load<kKeptRun>(p.w + from + kept_column(k), w);
-    if (p.b) load<kKeptRun>(p.b + from + kept_column(k), b);
+    if (kept_column<kFour>(k) >= n) continue;
+    float w[kFour], b[kFour] = {}, y[kFour];
+    load<kFour>(p.w + from + kept_column<kFour>(k), w);
+    if (p.b) load<kFour>(p.b + from + kept_column<kFour>(k), b);
 #pragma unroll
-    for (int v = 0; v < kKeptRun; ++v) {
+    for (int v = 0; v < kFour; ++v) {
       y[v] = fmaf(normed[k][v] * scale, w[v], b[v]);
       if (!p.gate_first) y[v] *= gate[k][v];
     }
-    store<kKeptRun>(static_cast<T*>(p.y) + row * p.E + from + kept_column(k), y);
+    store<kFour>(static_cast<T*>(p.y) + row * p.E + from + kept_column<kFour>(k), y);
   }
 }
 
-template <class T, int K>
-size_t stages_of_backward(unsigned threads) {
-  return 3 * StagedRows<T, K>::bytes(threads);
-}
+// In backward they are 16 bytes, and a thread has 16 channels.
+template <class T>
+constexpr int kRun = 16 / sizeof(T);
+template <class T>
+constexpr int kRuns = 16 / kRun<T>;
 
-template <class T, int K>
-__global__ void __launch_bounds__(kMostKeptThreads)
+template <class T, bool kGateFirst, bool kBias>
+__global__ void __maxnreg__(kTeamRegisters)
     backward_kept_kernel(const __grid_constant__ GatedNormProblem p, int64_t rows,
-                         int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
+                         int64_t rows_of_a_piece, int n, float* dw_parts, float* db_parts) {
+  constexpr int V = kRun<T>, K = kRuns<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   unsigned char* at = memory;
-  StagedRows<T, K> of_x(at), of_z(at), of_dy(at);
-  const int64_t n = p.E / p.groups, from = blockIdx.y * n;
+  StagedRows<T, V, K> of_x(at), of_z(at), of_dy(at);
+  const int from = static_cast<int>(blockIdx.y) * n;
   const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
-  float w[K][kKeptRun] = {}, dw[K][kKeptRun] = {}, db[K][kKeptRun] = {};
+  const float share = 1.0f / static_cast<float>(n);
+  float w[K][V] = {}, dw[K][V] = {}, db[kBias ? K : 1][V] = {};
 #pragma unroll
   for (int k = 0; k < K; ++k)
-    if (kept_column(k) < n) load<kKeptRun>(p.w + from + kept_column(k), w[k]);
+    if (kept_column<V>(k) < n) load_fours(p.w + from + kept_column<V>(k), w[k]);
   const auto fetch = [&](int64_t row, int stage) {
+    const T* const x = static_cast<const T*>(p.x) + row * p.x_stride + from;
+    const T* const z = static_cast<const T*>(p.z) + row * p.z_stride + from;
+    const T* const dy = static_cast<const T*>(p.dy) + row * p.E + from;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int64_t i = from + kept_column(k);
-      if (kept_column(k) >= n) continue;
-      of_x.copy(stage, k, static_cast<const T*>(p.x) + row * p.x_stride + i);
-      if (p.z) of_z.copy(stage, k, static_cast<const T*>(p.z) + row * p.z_stride + i);
-      of_dy.copy(stage, k, static_cast<const T*>(p.dy) + row * p.E + i);
+      const int i = kept_column<V>(k);
+      if (i >= n) continue;
+      of_x.copy(stage, k, x + i);
+      if (p.z) of_z.copy(stage, k, z + i);
+      of_dy.copy(stage, k, dy + i);
     }
   };
   int half = 0;
   for_staged_rows(begin, end, fetch, [&](int64_t row, int stage) {
     // s: sigmoid(z); gate: silu(z), 1 without z; value: what the norm sees; g: the gradient behind it, before w
-    float s[K][kKeptRun], sums[2] = {0, 0};  // Σ v², Σ g v
-    const auto part = [&](int v, float s, float x, float z, float dy, float& gate, float& value,
+    float s[K][V], sums[2] = {0, 0};  // Σ v², Σ g v
+    const auto part = [&](float s, float x, float z, float dy, float& gate, float& value,
                           float& g) {
       gate = p.z ? z * s : 1.0f;
-      value = p.gate_first ? x * gate : x;
-      g = p.gate_first ? dy : dy * gate;
+      value = kGateFirst ? x * gate : x;
+      g = kGateFirst ? dy : dy * gate;
     };
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (kept_column(k) >= n) continue;
-      float x[kKeptRun], z[kKeptRun] = {}, dy[kKeptRun];
+      if (kept_column<V>(k) >= n) continue;
+      float x[V], z[V] = {}, dy[V];
       of_x.read(stage, k, x), of_dy.read(stage, k, dy);
       if (p.z) of_z.read(stage, k, z);
 #pragma unroll
-      for (int v = 0; v < kKeptRun; ++v) {
+      for (int v = 0; v < V; ++v) {
         float gate, value, g;
         s[k][v] = sigmoid_of<T>(z[v]);
-        part(v, s[k][v], x[v], z[v], dy[v], gate, value, g);
+        part(s[k][v], x[v], z[v], dy[v], gate, value, g);
         sums[0] = fmaf(value, value, sums[0]);
         sums[1] = fmaf(value, g * w[k][v], sums[1]);
       }
     }
-    block_sums(sums, half);
-    const float scale = 1.0f / sqrtf(sums[0] / static_cast<float>(n) + p.eps);
-    const float mean = sums[1] * scale / static_cast<float>(n);
+    team_sums<false>(sums, half);
+    const float scale = 1.0f / sqrtf(fmaf(sums[0], share, p.eps));
+    const float mean = sums[1] * scale * share;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (kept_column(k) >= n) continue;
-      const int64_t i = from + kept_column(k);
-      float x[kKeptRun], z[kKeptRun] = {}, dy[kKeptRun], b[kKeptRun] = {}, dx[kKeptRun],
-                         dz[kKeptRun];
+      if (kept_column<V>(k) >= n) continue;
+      const int i = from + kept_column<V>(k);
+      float x[V], z[V] = {}, dy[V], b[V] = {}, dx[V], dz[V];
       of_x.read(stage, k, x), of_dy.read(stage, k, dy);
       if (p.z) of_z.read(stage, k, z);
-      if (p.b) load<kKeptRun>(p.b + i, b);
+      if (p.b) load_fours(p.b + i, b);
 #pragma unroll
-      for (int v = 0; v < kKeptRun; ++v) {
+      for (int v = 0; v < V; ++v) {
         float gate, value, g;
-        part(v, s[k][v], x[v], z[v], dy[v], gate, value, g);
+        part(s[k][v], x[v], z[v], dy[v], gate, value, g);
         const float m = value * scale, slope = s[k][v] + gate * rest_of<T>(z[v], s[k][v]);
         dw[k][v] = fmaf(g, m, dw[k][v]);
-        db[k][v] += g;
+        if (kBias) db[k][v] += g;
         const float dv = scale * (g * w[k][v] - m * mean);
-        dx[v] = p.gate_first ? dv * gate : dv;
-        dz[v] = (p.gate_first ? dv * x[v] : dy[v] * fmaf(m, w[k][v], b[v])) * slope;
+        dx[v] = kGateFirst ? dv * gate : dv;
+        dz[v] = (kGateFirst ? dv * x[v] : dy[v] * fmaf(m, w[k][v], b[v])) * slope;
       }
-      if (p.dx) put<T, kKeptRun>(p.dx, row * p.dx_stride + i, dx, p.dx_add);
-      if (p.dz) put<T, kKeptRun>(p.dz, row * p.dz_stride + i, dz, p.dz_add);
+      if (p.dx) put<T, V>(p.dx, row * p.dx_stride + i, dx, p.dx_add);
+      if (p.dz) put<T, V>(p.dz, row * p.dz_stride + i, dz, p.dz_add);
     }
   });
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    if (kept_column(k) >= n) continue;
-    const int64_t to = blockIdx.x * p.E + from + kept_column(k);
-    if (dw_parts) store<kKeptRun>(dw_parts + to, dw[k]);
-    if (db_parts) store<kKeptRun>(db_parts + to, db[k]);
-  }
+  wait_for_copies<0>();
+  float* const shared = reinterpret_cast<float*>(memory);
+  const int64_t to = blockIdx.x * p.E + from;
+  write_team_sums<V>(dw, n, shared, dw_parts ? dw_parts + to : nullptr);
+  if constexpr (kBias) write_team_sums<V>(db, n, shared, db_parts + to);
 }
 
-// Whether every tensor of the call can be walked in runs of four.
-bool in_fours(const GatedNormProblem& p, const float* dw, const float* db) {
+// Whether every tensor of the call can be walked in runs of V, those of float32 in runs of four.
+bool in_runs_of(int64_t V, const GatedNormProblem& p, const float* dw, const float* db) {
   const int64_t bytes = p.bf16 ? 2 : 4;
-  return p.E / p.groups % 4 == 0 && in_runs(p.x, p.x_stride, bytes, 4) &&
-         in_runs(p.z, p.z_stride, bytes, 4) && in_runs(p.w, 0, 4, 4) && in_runs(p.b, 0, 4, 4) &&
-         in_runs(p.y, 0, bytes, 4) && in_runs(p.dy, 0, bytes, 4) &&
-         in_runs(p.dx, p.dx_stride, bytes, 4) && in_runs(p.dz, p.dz_stride, bytes, 4) &&
+  return p.E / p.groups % V == 0 && in_runs(p.x, p.x_stride, bytes, V) &&
+         in_runs(p.z, p.z_stride, bytes, V) && in_runs(p.w, 0, 4, 4) && in_runs(p.b, 0, 4, 4) &&
+         in_runs(p.y, 0, bytes, V) && in_runs(p.dy, 0, bytes, V) &&
+         in_runs(p.dx, p.dx_stride, bytes, V) && in_runs(p.dz, p.dz_stride, bytes, V) &&
          in_runs(dw, 0, 4, 4) && in_runs(db, 0, 4, 4);
 }
 
@@ -318,18 +323,45 @@ unsigned threads_for(int64_t n, int64_t V, int64_t most = 256) {
   return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(ceil_div(n, V), 32) * 32, 32, most));
 }
 
-// Calls f(T, K, grid, threads) with a constant K where the kernels that keep a row in registers can take the call;
-// else false, and nothing is done.
-template <class F>
-bool with_kept(const GatedNormProblem& p, bool fours, int64_t pieces, const F& f) {
-  const KeptRow row(p.E / p.groups);
-  if (!fours || row.threads == 0) return false;
-  const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(p.groups));
-  const auto with_type = [&](auto K) {
-    return p.bf16 ? f(__nv_bfloat16(), K, grid, row.threads) : f(0.0f, K, grid, row.threads);
+// False where the rows do not fit into registers: nothing was launched.
+bool forward_kept(const GatedNormProblem& p, int64_t rows, cudaStream_t stream) {
+  const KeptRow row(p.E / p.groups, kFour, 2, 4);
+  if (row.threads == 0 || !in_runs_of(kFour, p, nullptr, nullptr)) return false;
+  const auto with_type = [&](auto t) {
+    using T = decltype(t);
+    const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(p.groups));
+    (row.runs == 2 ? forward_kept_kernel<T, 2>
+                   : forward_kept_kernel<T, 4>)<<<grid, row.threads, 0, stream>>>(p);
   };
-  return row.runs == 2 ? with_type(std::integral_constant<int, 2>())
-                       : with_type(std::integral_constant<int, 4>());
+  p.bf16 ? with_type(__nv_bfloat16()) : with_type(0.0f);
+  return true;
+}
+
+bool backward_kept(const GatedNormProblem& p, int64_t rows, int64_t rows_of_a_piece, float* dw,
+                   float* db, cudaStream_t stream) {
+  const int64_t n = p.E / p.groups;
+  const auto with_type = [&](auto t) {
+    using T = decltype(t);
+    const KeptRow row(n, kRun<T>, kRuns<T>, kRuns<T>);
+    if (row.threads == 0 || !in_runs_of(kRun<T>, p, dw, db)) return false;
+    const size_t stages =
+        std::max(3 * StagedRows<T, kRun<T>, kRuns<T>>::bytes(row.threads * row.teams),
+                 static_cast<size_t>(row.teams * n) * sizeof(float));
+    const auto kernel =
+        p.gate_first
+            ? (db ? backward_kept_kernel<T, true, true> : backward_kept_kernel<T, true, false>)
+            : (db ? backward_kept_kernel<T, false, true> : backward_kept_kernel<T, false, false>);
+    if (stages > kMostOfStages ||
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(stages)) != cudaSuccess)
+      return false;
+    const dim3 grid(static_cast<unsigned>(ceil_div(rows, rows_of_a_piece)),
+                    static_cast<unsigned>(p.groups));
+    kernel<<<grid, dim3(row.threads, row.teams), stages, stream>>>(p, rows, rows_of_a_piece,
+                                                                   static_cast<int>(n), dw, db);
+    return true;
+  };
+  return p.bf16 ? with_type(__nv_bfloat16()) : with_type(0.0f);
 }
 
 }  // namespace
@@ -337,12 +369,8 @@ bool with_kept(const GatedNormProblem& p, bool fours, int64_t pieces, const F& f
 void gated_norm_forward(const GatedNormProblem& p, int64_t rows, void* stream) {
   if (rows * p.E == 0) return;
   const auto at = static_cast<cudaStream_t>(stream);
-  const bool fours = in_fours(p, nullptr, nullptr);
-  const bool kept = with_kept(p, fours, rows, [&](auto t, auto K, dim3 grid, unsigned threads) {
-    forward_kept_kernel<decltype(t), K><<<grid, threads, 0, at>>>(p);
-    return true;
-  });
-  if (kept) return check_launch("gated_norm");
+  if (forward_kept(p, rows, at)) return check_launch("gated_norm");
+  const bool fours = in_runs_of(4, p, nullptr, nullptr);
   const auto launch = [&](auto kernel, int V) {
     kernel<<<static_cast<unsigned>(rows * p.groups), threads_for(p.E / p.groups, V), 0, at>>>(p);
   };
@@ -360,21 +388,9 @@ void gated_norm_backward(const GatedNormProblem& p, int64_t rows, float* dw, flo
   if (rows * p.E == 0) return;
   const int64_t n = p.E / p.groups, floats = n * ((dw ? 1 : 0) + (db ? 1 : 0)),
                 each = rows_of_a_partial_sum(rows);
-  const bool in_shared = floats <= kSharedFloats, fours = in_fours(p, dw, db);
+  const bool in_shared = floats <= kSharedFloats, fours = in_runs_of(4, p, dw, db);
   const auto at = static_cast<cudaStream_t>(stream);
-  const auto launch_kept = [&](auto t, auto K, dim3 grid, unsigned threads) {
-    using T = decltype(t);
-    const size_t stages = stages_of_backward<T, K>(threads);
-    const auto kernel = backward_kept_kernel<T, K>;
-    if (stages > kMostOfStages ||
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(stages)) != cudaSuccess)
-      return false;
-    kernel<<<grid, threads, stages, at>>>(p, rows, each, dw, db);
-    return true;
-  };
-  const bool kept = with_kept(p, fours, ceil_div(rows, each), launch_kept);
-  if (kept) return check_launch("gated_norm backward");
+  if (backward_kept(p, rows, each, dw, db, at)) return check_launch("gated_norm backward");
   const auto launch = [&](auto kernel, int V) {
     const dim3 grid(static_cast<unsigned>(ceil_div(rows, each)), static_cast<unsigned>(p.groups));
     kernel<<<grid, threads_for(n, V), in_shared ? static_cast<size_t>(floats) * sizeof(float) : 0,

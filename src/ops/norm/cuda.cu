@@ -75,11 +75,13 @@ __global__ void forward_kernel(const NormProblem p, const bool keep) {
   }
 }
 
-// The same where a row fits into a block's registers, K runs of four a thread.
+constexpr int kRun = 4;  // neighbouring elements of a thread that keeps its part of a row
+
+// The same where a row fits into a block's registers, K runs a thread.
 template <class X, class Y, int K>
-__global__ void __launch_bounds__(kMostKeptThreads)
+__global__ void __launch_bounds__(32 * kMostTeamWarps)
     forward_kept_kernel(const __grid_constant__ NormProblem p) {
-  constexpr int V = kKeptRun;
+  constexpr int V = kRun;
   let_next_start();
   wait_for_previous();
   const int64_t row = blockIdx.x;
@@ -89,9 +91,9 @@ __global__ void __launch_bounds__(kMostKeptThreads)
   float s[K][V] = {}, r[K][V] = {}, total[1] = {}, mean = 0;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (kept_column(k) >= p.D) continue;
-    load<V>(x + kept_column(k), s[k]);
-    if (residual) load<V>(residual + kept_column(k), r[k]);
+    if (kept_column<V>(k) >= p.D) continue;
+    load<V>(x + kept_column<V>(k), s[k]);
+    if (residual) load<V>(residual + kept_column<V>(k), r[k]);
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
@@ -100,10 +102,10 @@ __global__ void __launch_bounds__(kMostKeptThreads)
       s[k][v] += r[k][v];
       total[0] += p.layer ? s[k][v] : s[k][v] * s[k][v];
     }
-    if (residual && kept_column(k) < p.D) store<V>(p.sum + row * p.D + kept_column(k), s[k]);
+    if (residual && kept_column<V>(k) < p.D) store<V>(p.sum + row * p.D + kept_column<V>(k), s[k]);
   }
   int half = 0;
-  block_sums(total, half);
+  team_sums<true>(total, half);
   if (p.layer) {
     mean = total[0] / n;
     total[0] = 0;
@@ -111,9 +113,9 @@ __global__ void __launch_bounds__(kMostKeptThreads)
     for (int k = 0; k < K; ++k) {
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        total[0] += kept_column(k) < p.D ? (s[k][v] - mean) * (s[k][v] - mean) : 0.0f;
+        total[0] += kept_column<V>(k) < p.D ? (s[k][v] - mean) * (s[k][v] - mean) : 0.0f;
     }
-    block_sums(total, half);
+    team_sums<true>(total, half);
   }
   const float scale = 1.0f / sqrtf(total[0] / n + p.eps);
   if (threadIdx.x == 0) {
@@ -122,15 +124,15 @@ __global__ void __launch_bounds__(kMostKeptThreads)
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (kept_column(k) >= p.D) continue;
+    if (kept_column<V>(k) >= p.D) continue;
     float w[V], b[V] = {};
 #pragma unroll
     for (int v = 0; v < V; ++v) w[v] = 1;
-    if (p.w) load<V>(p.w + kept_column(k), w);
-    if (p.b) load<V>(p.b + kept_column(k), b);
+    if (p.w) load<V>(p.w + kept_column<V>(k), w);
+    if (p.b) load<V>(p.b + kept_column<V>(k), b);
 #pragma unroll
     for (int v = 0; v < V; ++v) s[k][v] = (s[k][v] - mean) * scale * w[v] + b[v];
-    store<V>(static_cast<Y*>(p.y) + row * p.D + kept_column(k), s[k]);
+    store<V>(static_cast<Y*>(p.y) + row * p.D + kept_column<V>(k), s[k]);
   }
 }
 
@@ -224,87 +226,96 @@ __global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_
   }
 }
 
-// The same where a row fits into a block's registers: each is read once, the next ones while it is at work.
-template <class S, class X, class Y, int K>
-__global__ void __launch_bounds__(kMostKeptThreads)
+// The same where a row fits into the registers of a team: each is read once, the next one while it is at work.
+template <class S, class X, class Y, int K, bool kBias>
+__global__ void __maxnreg__(kTeamRegisters)
     backward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows,
                          int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
-  constexpr int V = kKeptRun;
+  constexpr int V = kRun;
   extern __shared__ __align__(16) unsigned char memory[];
   unsigned char* at = memory;
-  StagedRows<S, K> of_s(at);
-  X* const dx = static_cast<X*>(p.dx);
-  const bool more = dx && p.dx_add;
-  StagedRows<X, K> of_dx(at, more);
-  StagedRows<float, K> of_dsum(at, p.dsum != nullptr);
-  StagedRows<Y, K> of_dy(at);
+  StagedRows<S, V, K> of_s(at);
+  const bool more = p.dx && p.dx_add;
+  StagedRows<X, V, K> of_dx(at, more);
+  StagedRows<float, V, K> of_dsum(at, p.dsum != nullptr);
+  StagedRows<Y, V, K> of_dy(at);
+  const int D = static_cast<int>(p.D);
   const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
-  float w[K][V], dw[K][V] = {}, db[K][V] = {};
+  const float share = 1.0f / static_cast<float>(D);
+  float w[K][V], dw[K][V] = {}, db[kBias ? K : 1][V] = {};
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
     for (int v = 0; v < V; ++v) w[k][v] = 1;
-    if (p.w && kept_column(k) < p.D) load<V>(p.w + kept_column(k), w[k]);
+    if (p.w && kept_column<V>(k) < D) load<V>(p.w + kept_column<V>(k), w[k]);
   }
   const auto fetch = [&](int64_t row, int stage) {
-    const S* const s = p.sum ? reinterpret_cast<const S*>(p.sum) + row * p.D
+    const S* const s = p.sum ? reinterpret_cast<const S*>(p.sum) + row * D
                              : static_cast<const S*>(p.x) + row * p.x_stride;
+    const Y* const dy = static_cast<const Y*>(p.dy) + row * D;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int64_t i = kept_column(k);
-      if (i >= p.D) continue;
+      const int i = kept_column<V>(k);
+      if (i >= D) continue;
       of_s.copy(stage, k, s + i);
-      of_dy.copy(stage, k, static_cast<const Y*>(p.dy) + row * p.D + i);
-      if (more) of_dx.copy(stage, k, dx + row * p.dx_stride + i);
-      if (p.dsum) of_dsum.copy(stage, k, p.dsum + row * p.D + i);
+      of_dy.copy(stage, k, dy + i);
+      if (more) of_dx.copy(stage, k, static_cast<const X*>(p.dx) + row * p.dx_stride + i);
+      if (p.dsum) of_dsum.copy(stage, k, p.dsum + row * D + i);
     }
   };
+  const int64_t first = begin + threadIdx.y;
+  float next_scale = first < end ? p.scale[first] : 0.0f,
+        next_mean = first < end && p.layer ? p.mean[first] : 0.0f;
   int half = 0;
   for_staged_rows(begin, end, fetch, [&](int64_t row, int stage) {
-    const float scale = p.scale[row], row_mean = p.layer ? p.mean[row] : 0.0f;
+    const float scale = next_scale, row_mean = next_mean;
+    const int64_t next = row + blockDim.y;
+    if (next < end) {
+      next_scale = p.scale[next];
+      if (p.layer) next_mean = p.mean[next];
+    }
     float value[K][V] = {}, d[K][V] = {}, mean[2] = {};  // of g v, of g
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (kept_column(k) >= p.D) continue;
+      if (kept_column<V>(k) >= D) continue;
       of_s.read(stage, k, value[k]), of_dy.read(stage, k, d[k]);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         value[k][v] = (value[k][v] - row_mean) * scale;
         dw[k][v] = fmaf(d[k][v], value[k][v], dw[k][v]);
-        db[k][v] += d[k][v];
-        mean[0] = fmaf(d[k][v] * w[k][v], value[k][v], mean[0]);
-        mean[1] += d[k][v] * w[k][v];
+        if (kBias) db[k][v] += d[k][v];
+        d[k][v] *= w[k][v];
+        mean[0] = fmaf(d[k][v], value[k][v], mean[0]);
+        mean[1] += d[k][v];
       }
     }
-    block_sums(mean, half);
-    mean[0] /= static_cast<float>(p.D);
-    mean[1] = p.layer ? mean[1] / static_cast<float>(p.D) : 0.0f;
+    team_sums<false>(mean, half);
+    mean[0] *= share;
+    mean[1] = p.layer ? mean[1] * share : 0.0f;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int64_t i = kept_column(k);
-      if (i >= p.D) continue;
+      const int i = kept_column<V>(k);
+      if (i >= D) continue;
       float total[V], other[V] = {};
       if (p.dsum) of_dsum.read(stage, k, other);
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        total[v] = scale * (d[k][v] * w[k][v] - mean[1] - value[k][v] * mean[0]) + other[v];
+        total[v] = scale * (d[k][v] - mean[1] - value[k][v] * mean[0]) + other[v];
       if (p.dresidual) store<V>(p.dresidual + row * p.dresidual_stride + i, total);
-      if (!dx) continue;
+      if (!p.dx) continue;
       if (more) {
         of_dx.read(stage, k, other);
 #pragma unroll
         for (int v = 0; v < V; ++v) total[v] += other[v];
       }
-      store<V>(dx + row * p.dx_stride + i, total);
+      store<V>(static_cast<X*>(p.dx) + row * p.dx_stride + i, total);
     }
   });
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    if (kept_column(k) >= p.D) continue;
-    const int64_t to = blockIdx.x * p.D + kept_column(k);
-    if (dw_parts) store<V>(dw_parts + to, dw[k]);
-    if (db_parts) store<V>(db_parts + to, db[k]);
-  }
+  wait_for_copies<0>();
+  float* const shared = reinterpret_cast<float*>(memory);
+  const int64_t to = blockIdx.x * p.D;
+  write_team_sums<V>(dw, D, shared, dw_parts ? dw_parts + to : nullptr);
+  if constexpr (kBias) write_team_sums<V>(db, D, shared, db_parts + to);
 }
 
 int64_t bytes_of(bool bf16) { return bf16 ? 2 : 4; }
@@ -343,7 +354,7 @@ void with_types(const NormProblem& p, bool sum, const F& f) {
 
 void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
   if (rows == 0 || p.D == 0) return;
-  const KeptRow kept_row(p.D);
+  const KeptRow row(p.D, kRun, 2, 4);
   const bool keep = p.D <= kSharedFloats, fours = in_fours(p, nullptr, nullptr);
   const size_t shared = keep ? static_cast<size_t>(p.D) * sizeof(float) : 0;
   with_types(p, true, [&](auto, auto x, auto y) {
@@ -354,12 +365,12 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
                        threads_for(p.D, V), shared, 1, stream, p, keep);
     };
     const auto launch_kept = [&](auto kernel) {
-      launch_dependent("norm_forward", kernel, dim3(static_cast<unsigned>(rows)), kept_row.threads,
-                       0, 1, stream, p);
+      launch_dependent("norm_forward", kernel, dim3(static_cast<unsigned>(rows)), row.threads, 0, 1,
+                       stream, p);
     };
-    if (fours && kept_row.threads > 0)
-      return kept_row.runs == 2 ? launch_kept(forward_kept_kernel<X, Y, 2>)
-                                : launch_kept(forward_kept_kernel<X, Y, 4>);
+    if (fours && row.threads > 0)
+      return row.runs == 2 ? launch_kept(forward_kept_kernel<X, Y, 2>)
+                           : launch_kept(forward_kept_kernel<X, Y, 4>);
     fours ? launch(forward_kernel<X, Y, 4>, 4) : launch(forward_kernel<X, Y, 1>, 1);
   });
 }
@@ -369,7 +380,7 @@ void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, voi
   const int64_t floats = p.D * ((dw ? 1 : 0) + (db ? 1 : 0)), each = rows_of_a_partial_sum(rows);
   const auto pieces = static_cast<unsigned>(ceil_div(rows, each));
   const auto at = static_cast<cudaStream_t>(stream);
-  const KeptRow kept_row(p.D);
+  const KeptRow row(p.D, kRun, 3, 4);
   const bool in_shared = floats <= kSharedFloats;
   const size_t shared = in_shared ? static_cast<size_t>(floats) * sizeof(float) : 0;
   with_types(p, p.sum != nullptr, [&](auto s, auto x, auto y) {
@@ -381,20 +392,23 @@ void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, voi
     };
     const bool fours = in_fours(p, dw, db);
     const auto launch_kept = [&](auto K) {
-      const unsigned threads = kept_row.threads;
-      const size_t stages = StagedRows<S, K>::bytes(threads) + StagedRows<Y, K>::bytes(threads) +
-                            (p.dx && p.dx_add ? StagedRows<X, K>::bytes(threads) : 0) +
-                            (p.dsum ? StagedRows<float, K>::bytes(threads) : 0);
-      const auto kernel = backward_kept_kernel<S, X, Y, K>;
+      const unsigned threads = row.threads * row.teams;
+      const size_t stages =
+          std::max(StagedRows<S, kRun, K>::bytes(threads) + StagedRows<Y, kRun, K>::bytes(threads) +
+                       (p.dx && p.dx_add ? StagedRows<X, kRun, K>::bytes(threads) : 0) +
+                       (p.dsum ? StagedRows<float, kRun, K>::bytes(threads) : 0),
+                   static_cast<size_t>(row.teams * p.D) * sizeof(float));
+      const auto kernel =
+          db ? backward_kept_kernel<S, X, Y, K, true> : backward_kept_kernel<S, X, Y, K, false>;
       if (!fours || !p.dy || threads == 0 || stages > kMostOfStages ||
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(stages)) != cudaSuccess)
         return false;
-      kernel<<<pieces, threads, stages, at>>>(p, rows, each, dw, db);
+      kernel<<<pieces, dim3(row.threads, row.teams), stages, at>>>(p, rows, each, dw, db);
       return true;
     };
-    if (kept_row.runs == 2 ? launch_kept(std::integral_constant<int, 2>())
-                           : launch_kept(std::integral_constant<int, 4>()))
+    if (row.runs == 3 ? launch_kept(std::integral_constant<int, 3>())
+                      : launch_kept(std::integral_constant<int, 4>()))
       return;
     fours ? launch(backward_kernel<S, X, Y, 4>, 4) : launch(backward_kernel<S, X, Y, 1>, 1);
   });

@@ -1,4 +1,4 @@
-// A row in the registers of a block of few warps: several such blocks on a multiprocessor hide each other's waiting.
+// A row in the registers of a team of few warps: several teams on a multiprocessor hide each other's waiting.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -8,102 +8,147 @@
 
 namespace krait::cuda {
 
-constexpr int kKeptRun = 4;            // neighbouring elements of a thread
-constexpr int kMostKeptThreads = 320;  // of a block
+constexpr unsigned kMostTeamWarps = 10;  // of a row
+constexpr unsigned kWarpsOfTeams = 4;    // of a block, where its teams have fewer
+constexpr int kTeamRegisters = 128;      // of a thread: four such blocks fit on a multiprocessor
 
-// How a row of n elements is spread: `runs` runs a thread, 2 or 4; no threads: the row is too long.
+// How a row of n elements is spread over a team: `runs` runs of V neighbouring elements a thread, `few` or `many` of
+// them, whichever leaves less of a team idle; no threads: the row is too long. Blocks are of (threads, teams).
 struct KeptRow {
   int runs;
-  unsigned threads;
+  unsigned threads, teams;
 
-  explicit KeptRow(int64_t n) {
-    const int64_t pairs = std::max<int64_t>(1, ceil_div(n, int64_t{2} * 32 * kKeptRun));
-    runs = pairs % 2 == 0 ? 4 : 2;
-    const int64_t wanted = 32 * pairs * 2 / runs;
-    threads = wanted <= kMostKeptThreads ? static_cast<unsigned>(wanted) : 0;
+  KeptRow(int64_t n, int V, int few, int many) {
+    const int64_t all = std::max<int64_t>(1, ceil_div(n, int64_t{32} * V)),
+                  of_few = ceil_div(all, few), of_many = ceil_div(all, many);
+    runs = of_many * many <= of_few * few ? many : few;
+    const auto warps = static_cast<unsigned>(runs == many ? of_many : of_few);
+    threads = warps <= kMostTeamWarps ? 32 * warps : 0;
+    teams = std::max(1u, kWarpsOfTeams / warps);
   }
 };
 
-// Where the thread's k-th run of a row begins.
-__device__ inline int64_t kept_column(int k) {
-  return (int64_t{k} * blockDim.x + threadIdx.x) * kKeptRun;
+// Where the thread's k-th run of V elements of a row begins.
+template <int V>
+__device__ inline int kept_column(int k) {
+  return (k * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * V;
 }
 
-// Each x[i] becomes its sum over the block, in a fixed order. All threads call it, with one `half` for all calls: it
-// is 0 and 1 in turns, so that who writes a half has met all readers of it at the barrier between.
-template <int N>
-__device__ inline void block_sums(float (&x)[N], int& half) {
-  __shared__ float of_warps[2][kMostKeptThreads / 32][N];
+// Each x[i] becomes its sum over the team, in a fixed order. All its threads call it, with one `half` for all calls:
+// it is 0 and 1 in turns, so that who writes a half has met all readers of it at the barrier between. With kAlone the
+// block is one team: where teams have barriers of their own, no more than four blocks fit on a multiprocessor.
+template <bool kAlone, int N>
+__device__ inline void team_sums(float (&x)[N], int& half) {
+  __shared__ float of_warps[2][kAlone ? 1 : kWarpsOfTeams][kMostTeamWarps][N];
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) {
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(~0u, x[i], lane);
   }
+  if (!kAlone && blockDim.x == 32) return;
   half ^= 1;
+  auto& mine = of_warps[half][kAlone ? 0 : threadIdx.y];
   if (threadIdx.x % 32 == 0) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) of_warps[half][threadIdx.x / 32][i] = x[i];
+    for (int i = 0; i < N; ++i) mine[threadIdx.x / 32][i] = x[i];
   }
-  __syncthreads();
+  if constexpr (kAlone) {
+    __syncthreads();
+  } else {
+    asm volatile("bar.sync %0, %1;" ::"r"(threadIdx.y + 1), "r"(blockDim.x) : "memory");
+  }
 #pragma unroll
   for (int i = 0; i < N; ++i) x[i] = 0;
   for (unsigned w = 0; w < blockDim.x / 32; ++w) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) x[i] += of_warps[half][w][i];
+    for (int i = 0; i < N; ++i) x[i] += mine[w][i];
   }
 }
 
 // Rows on their way into shared memory, kRowsAhead before the one at work. A thread copies what it reads itself, runs
-// of four: no barrier is needed.
-constexpr int kRowsAhead = 2, kRowStages = kRowsAhead + 1;
+// of V: no barrier is needed.
+constexpr int kRowsAhead = 1, kRowStages = kRowsAhead + 1;
 constexpr size_t kMostOfStages =
     96 * 1024;  // a block of any GPU from compute capability 8.0 on has that
 
-template <class T, int K>
+template <class T, int V, int K>
 class StagedRows {
  public:
   static constexpr size_t bytes(unsigned threads) {
-    return sizeof(Run<kKeptRun, T>) * kRowStages * K * threads;
+    return sizeof(Run<V, T>) * kRowStages * K * threads;
   }
   // Takes its part of the shared memory at `memory`, if it is `used`, and moves `memory` behind it.
   __device__ explicit StagedRows(unsigned char*& memory, bool used = true)
-      : stages_(reinterpret_cast<Run<kKeptRun, T>*>(memory)) {
-    if (used) memory += bytes(blockDim.x);
+      : stages_(reinterpret_cast<Run<V, T>*>(memory)) {
+    if (used) memory += bytes(blockDim.x * blockDim.y);
   }
   __device__ void copy(int stage, int k, const T* from) {
-    constexpr int kBytes = sizeof(Run<kKeptRun, T>);
+    constexpr int kBytes = sizeof(Run<V, T>);
     const auto to = static_cast<unsigned>(__cvta_generic_to_shared(at(stage, k)));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
-                 : "memory");
+    if constexpr (kBytes == 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
+                   : "memory");
+    }
   }
-  __device__ void read(int stage, int k, float (&to)[kKeptRun]) const {
-    load<kKeptRun>(reinterpret_cast<const T*>(at(stage, k)), to);
+  __device__ void read(int stage, int k, float (&to)[V]) const {
+    load<V>(reinterpret_cast<const T*>(at(stage, k)), to);
   }
 
  private:
-  __device__ Run<kKeptRun, T>* at(int stage, int k) const {
-    return stages_ + (stage * K + k) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+  __device__ Run<V, T>* at(int stage, int k) const {
+    return stages_ + (stage * K + k) * static_cast<int>(blockDim.x * blockDim.y) +
+           static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
   }
-  Run<kKeptRun, T>* stages_;
+  Run<V, T>* stages_;
 };
 
-// Calls work(row, stage) for the rows from `begin` to `end`, each once fetch(row, stage) has brought it.
+// Calls work(row, stage) for the rows of the thread's team, each once fetch(row, stage) has brought it: of those from
+// `begin` to `end` every teams-th.
 template <class Fetch, class Work>
 __device__ inline void for_staged_rows(int64_t begin, int64_t end, const Fetch& fetch,
                                        const Work& work) {
+  const int64_t step = blockDim.y;
+  begin += threadIdx.y;
 #pragma unroll
   for (int i = 0; i < kRowsAhead; ++i) {
-    if (begin + i < end) fetch(begin + i, i);
+    if (begin + i * step < end) fetch(begin + i * step, i);
     commit_copies();
   }
   int stage = 0;
-  for (int64_t row = begin; row < end; ++row) {
+  for (int64_t row = begin; row < end; row += step) {
     const int free = stage == 0 ? kRowsAhead : stage - 1;  // of the row before
-    if (row + kRowsAhead < end) fetch(row + kRowsAhead, free);
+    if (row + kRowsAhead * step < end) fetch(row + kRowsAhead * step, free);
     commit_copies();
     wait_for_copies<kRowsAhead>();
     work(row, stage);
     stage = stage == kRowsAhead ? 0 : stage + 1;
+  }
+}
+
+// The sums that the teams have of their columns are added in the order of the teams and written to `to` (n), if it is
+// not null. `shared`: room for teams x n floats that nobody uses any more. All threads call it.
+template <int V, int K>
+__device__ inline void write_team_sums(const float (&of_thread)[K][V], int n, float* shared,
+                                       float* to) {
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < K; ++k)
+    if (kept_column<V>(k) < n) {
+#pragma unroll
+      for (int v = 0; v < V; v += 4) {
+        const float four[4] = {of_thread[k][v], of_thread[k][v + 1], of_thread[k][v + 2],
+                               of_thread[k][v + 3]};
+        store<4>(shared + static_cast<int>(threadIdx.y) * n + kept_column<V>(k) + v, four);
+      }
+    }
+  __syncthreads();
+  const int threads = static_cast<int>(blockDim.x * blockDim.y);
+  for (int i = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); i < n && to; i += threads) {
+    float sum = 0;
+    for (unsigned team = 0; team < blockDim.y; ++team) sum += shared[static_cast<int>(team) * n + i];
+    to[i] = sum;
   }
 }
 

@@ -25,12 +25,12 @@ __device__ inline void wait_for_previous() {
 // `cluster` blocks along x share their memory (1: none do); grid.x is a multiple of it.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, bool dependent, void (*kernel)(Parameters...), dim3 grid,
-            unsigned threads, size_t shared_bytes, unsigned cluster, void* stream,
+            dim3 threads, size_t shared_bytes, unsigned cluster, void* stream,
             const Arguments&... arguments) {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = dim3(threads);
+  config.blockDim = threads;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attributes;

@@ -19,6 +19,18 @@ __device__ inline void load(const T* p, float (&to)[V]) {
   for (int i = 0; i < V; ++i) to[i] = static_cast<float>(r.v[i]);
 }
 
+// N floats at p, whose address is a multiple of 16, in accesses of four.
+template <int N>
+__device__ inline void load_fours(const float* p, float (&to)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    float run[4];
+    load<4>(p + i, run);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) to[i + j] = run[j];
+  }
+}
+
 template <int V>
 __device__ inline void store(float* p, const float (&from)[V]) {
   Run<V, float> r;
