@@ -290,18 +290,11 @@ void cuda_complex_backward(const CudaBackward& w, void* stream) {
   if (!w.dB.data && !w.dC.data) k.parts = nullptr;
   if (!w.dstate_in.to) k.dstates = nullptr;
   const auto queue = static_cast<cudaStream_t>(stream);
-  const auto blocks = [](int64_t n) { return static_cast<unsigned>(ceil_div(n, 256)); };
-  const int64_t states = p.E * p.N;
-  if (states == 0) return;
+  if (p.E * p.N == 0) return;
   backward_kernel<<<static_cast<unsigned>(p.G * k.blocks * k.pieces), 32, 0, queue>>>(q);
   cuda::check_launch("selective_scan backward of complex states");
   // A state's four parts lie together: pairs of dB and dC by turns.
-  if (k.parts && p.tokens > 0)
-    sum_sets<2>
-        <<<blocks(k.part_rows * 2 * p.N), 256, 0, queue>>>(k, k.blocks, static_cast<int>(2 * p.N));
-  sum_pieces<<<blocks(states), 256, 0, queue>>>(k);
-  if (w.dstate_in.to) sum_states<<<blocks(states), 256, 0, queue>>>(k);
-  cuda::check_launch("sums of selective_scan backward");
+  launch_sums<2>(k, static_cast<int>(2 * p.N), queue);
 }
 
 }  // namespace krait::ops::scan

@@ -72,23 +72,28 @@ __device__ inline void put(const CudaSum& g, int64_t i, float value) {
   if (g.to) g.to[i] = g.add ? g.to[i] + value : value;
 }
 
-// Over the pieces: dA, dD, ddt_bias, constant dB and dC. One thread a state.
-__global__ void sum_pieces(const __grid_constant__ Work k) {
+// Σ of[i step], in order.
+__device__ inline float sum_of(const float* of, int64_t count, int64_t step) {
+  float sum = 0;
+#pragma unroll 8
+  for (int64_t i = 0; i < count; ++i) sum += of[i * step];
+  return sum;
+}
+
+// Over the pieces: dA and constant dB and dC of state i, or dD and ddt_bias of channel i - E N.
+__device__ inline void sum_pieces(const Work& k, int64_t i) {
   const CudaBackward& w = k.w;
-  const int64_t N = w.p.N, states = w.p.E * N, i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= states) return;
-  const auto total = [&](const float* of, int64_t at, int64_t step) {
-    float sum = 0;
-    for (int64_t piece = 0; piece < k.pieces; ++piece) sum += of[piece * step + at];
-    return sum;
-  };
-  if (w.dA.to)
-    put(w.dA, i, total(k.dA, i, states) * (w.p.a_is_log ? kLn2 * scaled_A(w.p.A[i], true) : 1.0f));
-  if (w.dB_constant.to) put(w.dB_constant, i, total(k.dB, i, states));
-  if (w.dC_constant.to) put(w.dC_constant, i, total(k.dC, i, states));
-  if (i % N != 0) return;
-  if (w.dD.to) put(w.dD, i / N, total(k.dD, i / N, w.p.E));
-  if (w.ddt_bias.to) put(w.ddt_bias, i / N, total(k.ddt_bias, i / N, w.p.E));
+  const int64_t states = w.p.E * w.p.N, e = i - states;
+  const auto total = [&](const float* of, int64_t at, int64_t step) { return sum_of(of + at, k.pieces, step); };
+  if (i < states) {
+    if (w.dA.to)
+      put(w.dA, i, total(k.dA, i, states) * (w.p.a_is_log ? kLn2 * scaled_A(w.p.A[i], true) : 1.0f));
+    if (w.dB_constant.to) put(w.dB_constant, i, total(k.dB, i, states));
+    if (w.dC_constant.to) put(w.dC_constant, i, total(k.dC, i, states));
+  } else if (e < w.p.E) {
+    if (w.dD.to) put(w.dD, e, total(k.dD, e, w.p.E));
+    if (w.ddt_bias.to) put(w.ddt_bias, e, total(k.ddt_bias, e, w.p.E));
+  }
 }
 
 // A row of states may have started several sequences, or none. One thread a state.
@@ -105,11 +110,11 @@ __global__ void sum_states(const __grid_constant__ Work k) {
   }
 }
 
-// dB and dC of the tokens of a launch over the sets of channels. One thread a (token, group, n), B and C.
+// dB and dC of the tokens of a launch over the sets of channels: of a (token, group, n), B and C.
 template <int NS>
-__global__ void sum_sets(const __grid_constant__ Work k, int64_t sets_of_group, int row) {
+__device__ inline void sum_sets(const Work& k, int row, int64_t i) {
   const CudaBackward& w = k.w;
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, part_row = i / row;
+  const int64_t part_row = i / row;
   const int column = static_cast<int>(i % row), n = column / (2 * NS) * NS + column % NS;
   const CudaRows& to = column % (2 * NS) < NS ? w.dB : w.dC;
   if (part_row >= k.part_rows || n >= w.p.N || !to.data) return;
@@ -117,10 +122,8 @@ __global__ void sum_sets(const __grid_constant__ Work k, int64_t sets_of_group, 
   const int64_t t = w.p.begin ? part_row : part_row / k.span * w.p.L + in_sequence;
   if (!w.p.begin && in_sequence >= w.p.L) return;
   for (int64_t group = 0; group < w.p.G; ++group) {
-    const float* part = k.parts + (group * sets_of_group * k.part_rows + part_row) * row + column;
-    float sum = 0;
-#pragma unroll 8
-    for (int64_t set = 0; set < sets_of_group; ++set) sum += part[set * k.part_rows * row];
+    const float* part = k.parts + (group * k.blocks * k.part_rows + part_row) * row + column;
+    const float sum = sum_of(part, k.blocks, k.part_rows * row);
     const int64_t at = t * to.stride + group * to.group + n;
     if (to.bf16) {
       auto* x = static_cast<__nv_bfloat16*>(to.data) + at;
@@ -130,6 +133,15 @@ __global__ void sum_sets(const __grid_constant__ Work k, int64_t sets_of_group, 
       *x = to.add ? *x + sum : sum;
     }
   }
+}
+
+// Both, one thread each: the first `of_pieces` blocks the former.
+template <int NS>
+__global__ void sum_over_blocks(const __grid_constant__ Work k, int row, unsigned of_pieces) {
+  if (blockIdx.x < of_pieces)
+    sum_pieces(k, int64_t{blockIdx.x} * blockDim.x + threadIdx.x);
+  else
+    sum_sets<NS>(k, row, int64_t{blockIdx.x - of_pieces} * blockDim.x + threadIdx.x);
 }
 
 constexpr int64_t kMostParts = int64_t{1} << 26;  // floats
@@ -171,6 +183,21 @@ inline void take_sums(const CudaProblem& p, Work& k, Memory& at) {
   k.dD = at.take(k.pieces * p.E), k.ddt_bias = at.take(k.pieces * p.E);
 }
 
+// After a launch: dB and dC of its tokens, in rows of `row` floats, and after the last to run what is summed over all.
+template <int NS>
+void launch_sums(const Work& k, int row, cudaStream_t queue) {
+  const CudaBackward& w = k.w;
+  const auto blocks = [](int64_t n) { return static_cast<unsigned>(ceil_div(n, 256)); };
+  const int64_t states = w.p.E * w.p.N;
+  const bool to_run = k.from > 0;
+  const unsigned of_pieces = to_run ? 0 : blocks(states + w.p.E),
+                 of_sets = k.parts && w.p.tokens > 0 ? blocks(k.part_rows * row) : 0;
+  if (of_pieces + of_sets > 0)
+    sum_over_blocks<NS><<<of_pieces + of_sets, 256, 0, queue>>>(k, row, of_pieces);
+  if (!to_run && w.dstate_in.to) sum_states<<<blocks(states), 256, 0, queue>>>(k);
+  cuda::check_launch("sums of selective_scan backward");
+}
+
 // Calls launch(Work, stream) for each span from the last on, and takes the sums.
 template <class S, class F>
 void in_spans(Work k, void* stream, const F& launch) {
@@ -180,19 +207,13 @@ void in_spans(Work k, void* stream, const F& launch) {
   const bool in_one = length <= k.span;
   if (!w.dstate_in.to && in_one) k.dstates = nullptr;
   const auto queue = static_cast<cudaStream_t>(stream);
-  const auto blocks = [](int64_t n) { return static_cast<unsigned>(ceil_div(n, 256)); };
-  const int64_t states = w.p.E * w.p.N;
   for (k.from = in_one ? 0 : (length - 1) / k.span * k.span; k.from >= 0; k.from -= k.span) {
     launch(k, queue);
-    if (k.parts && w.p.tokens > 0)
-      sum_sets<S::NS><<<blocks(k.part_rows * S::kRow), 256, 0, queue>>>(k, k.blocks, S::kRow);
+    cuda::check_launch("selective_scan backward");
+    launch_sums<S::NS>(k, S::kRow, queue);
     k.last = false;
     if (in_one) break;
   }
-  cuda::check_launch("selective_scan backward");
-  sum_pieces<<<blocks(states), 256, 0, queue>>>(k);
-  if (w.dstate_in.to) sum_states<<<blocks(states), 256, 0, queue>>>(k);
-  cuda::check_launch("sums of selective_scan backward");
 }
 
 }  // namespace
