@@ -161,7 +161,8 @@ int64_t cuda_backward_bf16_scratch(const CudaProblem& p) {
 }
 
 void cuda_scan_backward_bf16(const CudaBackward& w, void* stream) {
-  with_shape<false>(w.p, [&]<class S>() { launch<S>(w, stream); });
+  with_shape<false>(w.p, !w.du.add && !w.ddt.add && !w.dz.add,
+                    [&]<class S>() { launch<S>(w, stream); });
 }
 
 }  // namespace krait::ops::scan

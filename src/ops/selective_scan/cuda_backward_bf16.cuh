@@ -109,7 +109,12 @@ struct Helper : HelperPlace<S> {
     load(token, in);  // rows beyond the end are those of the last token
     HelperPlace<S>::load(k.w.p.dt, token, dt);
     bc.store(k.w.p, helper, at.bc);
-    prepare(t <= last, in, dt, at);
+    if (t > last) {
+      this->put_minus_infinity(dt);
+#pragma unroll
+      for (int j = 0; j < kQuads; ++j) in.dy[j] = {};
+    }
+    prepare(in, dt, at);
     warp_arrives(&memory.tiles.full[count & 1]);
   }
 
@@ -156,7 +161,7 @@ struct Helper : HelperPlace<S> {
     HelperPlace<S>::load(k.w.dy, token, to.dy);
   }
 
-  __device__ void prepare(bool there, const Inputs& in, const Quads& dt, BackwardTile<S>& at) const {
+  __device__ void prepare(const Inputs& in, const Quads& dt, BackwardTile<S>& at) const {
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
       if (!this->exists(j)) break;
@@ -174,7 +179,6 @@ struct Helper : HelperPlace<S> {
         delta[n] = softplus<true>(x, e);
         slope[n] = (x >= 0 ? 1.0f : e) * reciprocal<true>(1.0f + e);
         g[n] *= z[n] * sigmoid<true>(z[n]);
-        if (!there) delta[n] = g[n] = 0;  // steps beyond the end change nothing
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n)
@@ -207,9 +211,9 @@ struct Helper : HelperPlace<S> {
         dD[j][n] = fmaf(g, u[n], dD[j][n]);
         ddt_bias[j][n] += ddt[n];
       }
-      store_quad<true>(w.du, to_u + j * kQuadBytes, 4, du);
-      store_quad<true>(w.ddt, to_dt + j * kQuadBytes, 4, ddt);
-      store_quad<true>(w.dz, to_z + j * kQuadBytes, 4, dz);
+      store_quad<true, S::kWhole>(w.du, to_u + j * kQuadBytes, 4, du);
+      store_quad<true, S::kWhole>(w.ddt, to_dt + j * kQuadBytes, 4, ddt);
+      store_quad<true, S::kWhole>(w.dz, to_z + j * kQuadBytes, 4, dz);
     }
   }
 };
@@ -273,15 +277,29 @@ struct Adjoint {
     const int l = lane / 8;
     Own own = {&at.cell[0][cell_of(channel)], at.bc + l * 8, &memory.start[0][warp * 32 + lane],
                memory.part[warp] + unit_of_part<S>(lane & 3, l * 2 + (lane >> 2 & 1))};
-#pragma unroll
-    for (int sub = 0; sub + 1 < kSubs; ++sub) {
-      own.start[sub * kThreads] = {h[0], h[1], h[2], h[3]};
+    // Of four steps; the next four's are asked for before states are stored, which loads do not pass.
+    struct {
+      float4 b[kSub];
+      float2 v[kSub];
+    } ahead[2];
+    const auto fetch = [&](int sub) {
 #pragma unroll
       for (int s = 0; s < kSub; ++s) {
         const int t = sub * kSub + s;
+        ahead[sub % 2].b[s] = *reinterpret_cast<const float4*>(own.bc + t * S::kRow);
+        ahead[sub % 2].v[s] = *reinterpret_cast<const float2*>(own.cell + t * kStride);
+      }
+    };
+    fetch(0);
+#pragma unroll
+    for (int sub = 0; sub + 1 < kSubs; ++sub) {
+      if (sub + 2 < kSubs) fetch(sub + 1);
+      own.start[sub * kThreads] = {h[0], h[1], h[2], h[3]};
+#pragma unroll
+      for (int s = 0; s < kSub; ++s) {
         float b[4];
-        to_floats(*reinterpret_cast<const float4*>(own.bc + t * S::kRow), b);
-        const float2 v = *reinterpret_cast<const float2*>(own.cell + t * kStride);
+        to_floats(ahead[sub % 2].b[s], b);
+        const float2 v = ahead[sub % 2].v[s];
 #pragma unroll
         for (int n = 0; n < 4; ++n) h[n] = fmaf(exp2_of<true>(v.x * A[n]), h[n], v.y * b[n]);
       }
@@ -292,8 +310,10 @@ struct Adjoint {
     Operands operands;
     load(own, operands);
     if constexpr (S::kMoreRegisters) {
+      // Two a round, at whose end all that is on its way is waited for.
 #pragma unroll 1
-      for (int sub = kSubs - 1; sub > 0; --sub) back<true>(own, operands);
+      for (int two = kSubs / 2 - 1; two > 0; --two) back<true>(own, operands), back<true>(own, operands);
+      back<true>(own, operands);
       back<false>(own, operands);
     } else {
       back<false>(own, operands);

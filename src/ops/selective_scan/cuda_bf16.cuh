@@ -12,7 +12,8 @@ namespace krait::ops::scan {
 namespace {
 
 // kWarps scanning warps of 32 / Lanes channels: with c of them in a warp, lane c i + j has the i-th 16 / Lanes states
-// of channel j. kWhole: every block has all of its channels, and they have 16 states.
+// of channel j. kWhole: every block has all of its channels, and they have 16 states; backward,
+// gradients are not added to what was.
 template <int kWarps, bool Whole, int Lanes = 4>
 struct Shape16 : Layout<Lanes, 16 / Lanes, 1, kWarps, 8, false, 32> {
   static constexpr bool kWhole = Whole;
@@ -46,6 +47,11 @@ struct HelperPlace {
     return static_cast<char*>(r.data) + bytes;
   }
   using Quads = Quad[kQuads];
+  // What softplus makes steps of zero of: such change nothing.
+  static __device__ void put_minus_infinity(Quads& dt) {
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) dt[j].bits.x = dt[j].bits.y = 0xff80ff80u;
+  }
   __device__ void load(const CudaRows& r, int token, Quads& to) const {
     const char* from = at(r, token);
 #pragma unroll
@@ -111,10 +117,10 @@ struct AnyBC : std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>> {
 // Calls f with the shape for a problem. Forward, eight warps take 32 channels: with half the states a lane they hide
 // more of each other's waiting than four would.
 template <bool kForward, class F>
-void with_shape(const CudaProblem& p, const F& f) {
+void with_shape(const CudaProblem& p, bool plain, const F& f) {
   const auto with = [&]<int kWarps, int kLanes>() {
-    const bool whole =
-        p.E / p.G % (kWarps * 32 / kLanes) == 0 && p.N == 16 && p.B.bf16 && p.B.by4 && p.C.bf16 && p.C.by4;
+    const bool whole = plain && p.E / p.G % (kWarps * 32 / kLanes) == 0 && p.N == 16 && p.B.bf16 && p.B.by4 &&
+                       p.C.bf16 && p.C.by4;
     whole ? f.template operator()<Shape16<kWarps, true, kLanes>>()
           : f.template operator()<Shape16<kWarps, false, kLanes>>();
   };

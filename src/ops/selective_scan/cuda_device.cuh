@@ -100,10 +100,11 @@ __device__ inline unsigned pack(float low, float high) {
   return *reinterpret_cast<const unsigned*>(&v);
 }
 
-template <bool kFast>
+// kPlain: to rows that are there, in the place of what was.
+template <bool kFast, bool kPlain = false>
 __device__ inline void store_quad(const CudaRows& r, char* at, int valid, float (&x)[4]) {
-  if (!r.data || valid <= 0) return;
-  if (r.add) {
+  if (!kPlain && (!r.data || valid <= 0)) return;
+  if (!kPlain && r.add) {
     float old[4];
     to_floats<kFast>(load_quad<kFast>(r, at, valid), r.bf16, old);
 #pragma unroll

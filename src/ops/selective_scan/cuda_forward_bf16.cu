@@ -283,7 +283,7 @@ int64_t cuda_forward_bf16_scratch(const CudaProblem& p) {
 }
 
 void cuda_scan_forward_bf16(const CudaForward& w, void* stream) {
-  with_shape<true>(w.p, [&]<class S>() { launch<S>(w, stream); });
+  with_shape<true>(w.p, true, [&]<class S>() { launch<S>(w, stream); });
 }
 
 }  // namespace krait::ops::scan
