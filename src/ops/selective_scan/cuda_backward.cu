@@ -142,14 +142,15 @@ struct Adjoint {
 
 template <class S>
 __device__ inline void help_backward(const Work& k, const Place& place, int64_t block,
-                                     int64_t piece, int helper, BackwardMemory<S>& memory) {
+                                     int64_t piece, int helper, BackwardMemory<S>& memory,
+                                     Meeting& meeting) {
   const CudaProblem& p = k.w.p;
   Helper<S> h(k.w, place, helper);
   for (int64_t n = first_of(k, piece); n < p.sequences && piece_of(k, n) == piece; ++n) {
     const Unit u = unit_of<S>(k, n);
     for (int64_t i = 0; i < u.tiles + 2; ++i) {
       h.step(k, n, u.s, u.tiles, i, block, memory.tile[i & 1]);
-      __syncthreads();
+      meeting.wait();
     }
   }
 #pragma unroll
@@ -159,7 +160,8 @@ __device__ inline void help_backward(const Work& k, const Place& place, int64_t 
 
 template <class S, bool kConstant>
 __device__ inline void scan_backward_states(const Work& k, const Place& place, int64_t piece,
-                                            int role, int lane, BackwardMemory<S>& memory) {
+                                            int role, int lane, BackwardMemory<S>& memory,
+                                            Meeting& meeting) {
   const CudaBackward& w = k.w;
   const CudaProblem& p = w.p;
   Adjoint<S, kConstant> a;
@@ -201,7 +203,7 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
     load_states<S>(k.last ? dstate_out : k.dstates + n * states, p.N, e, left, n0, a.dh);
     States<S> next;
     if (tiles > 0) load_states<S>(before(tiles - 1), p.N, e, left, n0, next);
-    __syncthreads();
+    meeting.wait();
     for (int64_t i = tiles - 1; i >= 0; --i) {
 #pragma unroll
       for (int c = 0; c < S::CPT; ++c)
@@ -211,9 +213,9 @@ __device__ inline void scan_backward_states(const Work& k, const Place& place, i
       const int64_t t = k.from + i * S::kTile;
       const int steps = static_cast<int>(s.tokens - t < S::kTile ? s.tokens - t : S::kTile);
       a.tile(memory, memory.tile[(tiles - 1 - i) & 1], steps);
-      __syncthreads();
+      meeting.wait();
     }
-    __syncthreads();
+    meeting.wait();
     if (k.dstates) store_states<S>(a.dh, p.N, e, left, n0, k.dstates + n * states);
   }
   store_states<S>(a.dA, p.N, e, left, n0, k.dA + piece * states);
@@ -233,12 +235,14 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
   const int64_t block = of_all % k.blocks;
   const Place place = place_of<S>(p, of_all / k.blocks, block);
   const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
+  Meeting meeting{&memory.meeting};
+  meeting.start<S>();
   if (role == S::kIdle) return;
   if (role >= 0)
-    scan_backward_states<S, kConstant>(k, place, piece, role, lane, memory);
+    scan_backward_states<S, kConstant>(k, place, piece, role, lane, memory, meeting);
   else
-    help_backward<S>(k, place, block, piece, ~role * 32 + lane, memory);
-  __syncthreads();
+    help_backward<S>(k, place, block, piece, ~role * 32 + lane, memory, meeting);
+  meeting.wait();
   if (role != ~0) return;
   // The helpers of a channel, in order; what they have may be far larger than its sum.
   for (int c = lane; c < place.channels; c += 32) {

@@ -20,6 +20,7 @@ struct BackwardMemory {
   BackwardTile<S> tile[2];
   float start[S::kTile / kSub][S::CPT * S::NS][S::kScanWarps * 32];  // states before every eighth step
   float sums[2][S::kHelpers][4];
+  uint64_t meeting;
 };
 
 __device__ inline void add(float4& sum, const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }

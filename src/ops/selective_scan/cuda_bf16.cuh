@@ -6,7 +6,6 @@
 
 #include "krait/ops/selective_scan/cuda_device.cuh"
 #include "krait/ops/selective_scan/cuda_segments.h"
-#include "krait/tensor/cuda/hopper.cuh"
 
 namespace krait::ops::scan {
 namespace {
@@ -153,12 +152,6 @@ struct TileBarriers {
   __device__ void wait_until_full(unsigned count) { cuda::wait_for_phase(&full[count & 1], count / 2 & 1); }
   __device__ void wait_until_done(unsigned count) { cuda::wait_for_phase(&done[count & 1], count / 2 & 1); }
 };
-
-// All lanes of a warp have come this far.
-__device__ inline void warp_arrives(uint64_t* barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) cuda::arrive(barrier);
-}
 
 // A barrier of the helping warps.
 template <class S>

@@ -12,6 +12,7 @@
 
 #include "krait/ops/selective_scan/cuda.h"
 #include "krait/tensor/cuda/exponentials.cuh"
+#include "krait/tensor/cuda/hopper.cuh"
 #include "krait/tensor/cuda/launch.h"
 
 namespace krait::ops::scan {
@@ -39,6 +40,28 @@ struct Layout {
       return warp < 3 ? warp : warp % 4 == 3 ? ~(warp / 4) : kIdle;
     else
       return warp < ScanWarps ? warp : ~(warp - ScanWarps);
+  }
+};
+
+// All lanes of a warp have come this far.
+__device__ inline void warp_arrives(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) cuda::arrive(barrier);
+}
+
+// Where a block's scanning and helping warps meet, each in its own place of the program: a barrier in shared memory.
+struct Meeting {
+  uint64_t* barrier;
+  unsigned phase = 0;
+
+  template <class S>
+  __device__ void start() const {
+    if (threadIdx.x == 0) cuda::start_barrier(barrier, S::kScanWarps + S::kHelpers / 32);
+    __syncthreads();
+  }
+  __device__ void wait() {
+    warp_arrives(barrier);
+    cuda::wait_for_phase(barrier, phase++ & 1);
   }
 };
 

@@ -14,6 +14,12 @@ struct ForwardTile {
   float bc[S::kTile * S::kRow];
 };
 
+template <class S>
+struct ForwardMemory {
+  ForwardTile<S> tile[2];
+  uint64_t meeting;
+};
+
 // What a helping thread does: the next tile, from memory to where the tile before last was, and that one's y to
 // memory. Loads run ahead of their use: a whole tile where a thread has few rows, a few rows otherwise.
 template <class S>
@@ -53,7 +59,7 @@ struct Helper {
     }
   }
 
-  __device__ void run(ForwardTile<S>* tile) {
+  __device__ void run(ForwardTile<S>* tile, Meeting meeting) {
     Rows4 rows;
     BC bc;
     if constexpr (kAhead) {
@@ -81,7 +87,7 @@ struct Helper {
           process(i, j, now, at);
         }
       }
-      if (i < tiles + 1) __syncthreads();
+      if (i < tiles + 1) meeting.wait();
     }
   }
 
@@ -273,8 +279,8 @@ struct Scanner {
 template <class S, bool kConstant, int kBlocks>
 __global__ void __launch_bounds__(S::kThreads, kBlocks)
     scan_forward(const __grid_constant__ CudaForward w) {
-  extern __shared__ float4 memory[];
-  auto* tile = reinterpret_cast<ForwardTile<S>*>(memory);
+  extern __shared__ float4 shared[];
+  auto& memory = *reinterpret_cast<ForwardMemory<S>*>(shared);
   const CudaProblem& p = w.p;
   const int64_t of_group = blocks_of_group<S>(p), blocks = of_group * p.G;
   const int64_t block = blockIdx.x % blocks;
@@ -282,9 +288,11 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
   const Place place = place_of<S>(p, block / of_group, block % of_group);
   const int64_t tiles = ceil_div(s.tokens, S::kTile);
   const int warp = warp_index(), lane = threadIdx.x % 32, role = S::role(warp);
+  Meeting meeting{&memory.meeting};
+  meeting.start<S>();
   if (role == S::kIdle) return;
   if (role < 0) {
-    Helper<S>(w, place, s, tiles, ~role * 32 + lane).run(tile);
+    Helper<S>(w, place, s, tiles, ~role * 32 + lane).run(memory.tile, meeting);
     return;
   }
   Scanner<S, kConstant> scan;
@@ -310,7 +318,7 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
   constexpr int kShortest = 8;  // steps, where so few are left
   constexpr int kPart = kInterval < S::kTile ? kInterval : S::kTile;
   float* saved = w.saved ? w.saved + (s.begin / kInterval) * states : nullptr;
-  __syncthreads();
+  meeting.wait();
   for (int64_t i = 0; i < tiles; ++i) {
     for (int part = 0; part < S::kTile; part += kPart) {
       const int64_t t = i * S::kTile + part;
@@ -318,12 +326,12 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
       if (saved && t > 0 && t % kInterval == 0)
         store_states<S>(scan.h, p.N, e, left, n0, saved + (t / kInterval - 1) * states);
       if (s.tokens - t > kShortest) {
-        scan.template part<kPart>(tile[i & 1], part);
+        scan.template part<kPart>(memory.tile[i & 1], part);
       } else {
-        scan.template part<kShortest>(tile[i & 1], part);
+        scan.template part<kShortest>(memory.tile[i & 1], part);
       }
     }
-    __syncthreads();
+    meeting.wait();
   }
   if (w.state_out && s.out >= 0)
     store_states<S>(scan.h, p.N, e, left, n0, w.state_out + s.out * states);
@@ -332,7 +340,7 @@ __global__ void __launch_bounds__(S::kThreads, kBlocks)
 template <class S, bool kConstant, int kBlocks>
 void launch(const CudaForward& w, void* stream) {
   const int64_t grid = w.p.sequences * w.p.G * blocks_of_group<S>(w.p);
-  constexpr int bytes = 2 * sizeof(ForwardTile<S>);
+  constexpr int bytes = sizeof(ForwardMemory<S>);
   static_assert(kBlocks * bytes <= 227 * 1024);
   cudaFuncSetAttribute(scan_forward<S, kConstant, kBlocks>,
                        cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
