@@ -10,7 +10,7 @@ namespace {
 using cuda::ceil_div;
 
 constexpr int kN = 16, kTile = 32, kChannels = 128, kMultiprocessors = 132;
-constexpr float kLeast = -48.0f;  // log2 of the least weight
+constexpr float kLeast = -36.0f;  // log2 of the least weight
 
 struct Ends {
   CudaProblem p;

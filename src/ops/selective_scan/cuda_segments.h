@@ -3,7 +3,7 @@
 //
 // What enters a segment follows from all before it. It is found without walking: each token's part of the state at
 // the end of its segment is weighted by its decay to there, exp(A Σ Δ), summed over pieces of the segment at once;
-// then a chain over the segments. The adjoint is the same backwards in time. Weights below 2^-48 are
+// then a chain over the segments. The adjoint is the same backwards in time. Weights below 2^-36 are
 // zero, all of which together are below the rounding of what enters: where all of a warp's are, tokens are not read.
 #pragma once
 #include "krait/ops/selective_scan/cuda.h"

@@ -40,7 +40,7 @@
 // place; what a packing holds is not checked. For bfloat16 rows Δ, the decay and the gate are within 2^-19; where
 // B and C are bfloat16, too, and N <= 16, the factors of the products that dB and dC are sums of have 11 bits. A
 // long sequence of such rows is walked through in segments; what enters one is without the tokens whose weight in it
-// is below 2^-48.
+// is below 2^-36.
 //
 // Throws Error where shapes, types or the packing do not fit.
 #pragma once
