@@ -29,10 +29,6 @@ struct BackwardTile {
   float bc[S::kTile * S::kRow];
 };
 
-// The eight channels of a scanning warp stay together; each fourth of 32, which helpers read at once, is in banks of
-// its own.
-__device__ inline int cell_of(int channel) { return channel ^ (channel / 8 % 4); }
-
 template <class S>
 struct BackwardMemory {
   BackwardTile<S> tile[2];

@@ -20,6 +20,10 @@ struct Shape16 : Layout<Lanes, 16 / Lanes, 1, kWarps, 8, false, 32> {
   static constexpr bool kMoreRegisters = kWarps == 12;  // backward: helping warps leave some to the scanning ones
 };
 
+// Where a channel lies in a tile: those of a scanning warp stay together; each fourth of 32, which helpers reach at
+// once, is in banks of its own.
+__device__ inline int cell_of(int channel) { return channel ^ (channel / 8 % 4); }
+
 // How a helping thread lies on a tile: a row, and of its channels every eighth group of four. What it reads from
 // memory it asks for long before: the functions take all its groups at once.
 template <class S>

@@ -12,7 +12,7 @@ using cuda::ceil_div;
 
 template <class S>
 struct ForwardTile {
-  float2 row[S::kTile][S::kChannels];  // delta, delta u
+  float4 rows[S::kTile / 2][S::kChannels];  // delta, delta u of two steps, at cell_of(channel)
   // Rows apart by a warp's channels, as banks: so many are written at once as lanes have a channel.
   float y[S::kTile][S::kChannels + S::kOfWarp];
   float bc[S::kTile * S::kRow];
@@ -61,10 +61,11 @@ struct Helper : HelperPlace<S> {
       memory.bias[c] = there && p.dt_bias ? p.dt_bias[place.first + c] : 0.0f;
       memory.D[c] = there && p.D ? p.D[place.first + c] : 0.0f;
     }
-    for (int i = helper; !S::kWhole && i < 2 * S::kTile * S::kChannels; i += S::kHelpers) {
+    for (int i = helper; !S::kWhole && i < S::kTile * S::kChannels; i += S::kHelpers) {
       const int c = i % S::kChannels;  // channels that do not exist
       if (c >= place.channels)
-        memory.tile[i / (S::kTile * S::kChannels)].row[i / S::kChannels % S::kTile][c] = {0, 0};
+        memory.tile[i / (S::kTile / 2 * S::kChannels)]
+            .rows[i / S::kChannels % (S::kTile / 2)][cell_of(c)] = {};
     }
     helpers_meet<S>();
   }
@@ -132,9 +133,10 @@ struct Helper : HelperPlace<S> {
 #pragma unroll
       for (int n = 0; n < 4; ++n)
         if (!there) delta[n] = 0;  // steps beyond the end change nothing
-      float4* slot = reinterpret_cast<float4*>(&at.row[row][c]);
-      slot[0] = {delta[0], delta[0] * u[0], delta[1], delta[1] * u[1]};
-      slot[1] = {delta[2], delta[2] * u[2], delta[3], delta[3] * u[3]};
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        reinterpret_cast<float2*>(&at.rows[row / 2][c + (n ^ this->lane / 2)])[row % 2] = {
+            delta[n], delta[n] * u[n]};
     }
   }
 
@@ -187,7 +189,9 @@ struct Scanner {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       load_bc<S>(at.bc, t0 + s, lane / S::kOfWarp, b[s], c[s]);
-      v[s] = at.row[t0 + s][channel];
+      if (s % 2 == 1) continue;
+      const float4 two = at.rows[(t0 + s) / 2][cell_of(channel)];
+      v[s] = {two.x, two.y}, v[s + 1] = {two.z, two.w};
     }
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
