@@ -25,9 +25,26 @@ static Tensors run_and_forget(Context& c, const Body& body, size_t replace_from)
   return results;
 }
 
+// Of a result that is kept as the last of all, and a sum: those that came after have run backward, and the op that
+// made it reads its gradient alone.
+static size_t bytes_of_last_sum(Context& c, const Tensors& results) {
+  const auto* const end = static_cast<const std::byte*>(c.arena->take_low(0));
+  for (const Tensor& t : results) {
+    const size_t bytes = (t.bytes() + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign;
+    if (t.var && t.var->sum_of && static_cast<const std::byte*>(t.data) + bytes == end)
+      return bytes;
+  }
+  return 0;
+}
+
+struct KeptRun {
+  Tensors results;
+  size_t low = 0;  // of the arena, without the results that the second run does not read
+};
+
 // The same with the tape, so that what the ops allocate is what they will in the second run; what they recorded is
 // forgotten, what they keep stays where it is.
-static Tensors run_and_keep(Context& c, const Body& body, Keeper& keeper) {
+static KeptRun run_and_keep(Context& c, const Body& body, Keeper& keeper) {
   const Tape::Mark before = c.tape->mark();
   const size_t mark = c.arena->high();
   c.results_at_high_end = true;
@@ -35,16 +52,17 @@ static Tensors run_and_keep(Context& c, const Body& body, Keeper& keeper) {
   const Tensors inside = body(c);
   c.keeper = nullptr;
   c.results_at_high_end = false;
+  KeptRun run;
+  run.low = c.arena->low() - bytes_of_last_sum(c, inside);
   c.tape->forget_since(before);
-  Tensors results;
   for (const Tensor& t : inside) {
-    results.push_back(t.detach());
+    run.results.push_back(t.detach());
     if (!c.arena->taken_high_since(mark, t.data)) continue;
-    results.back() = c.alloc(t.shape, t.dtype);
-    copy(c, t, results.back());
+    run.results.back() = c.alloc(t.shape, t.dtype);
+    copy(c, t, run.results.back());
   }
   c.arena->set_high(mark);
-  return results;
+  return run;
 }
 
 Tensors segment(Context& c, const Tensors& inputs, const Body& body,
@@ -56,9 +74,11 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
   const Philox rng = c.rng;
   const auto keeper = std::make_shared<Keeper>();
   keeper->keeps = !options.recompute;
-  Tensors results = run_and_keep(c, body, *keeper);
+  const KeptRun run = run_and_keep(c, body, *keeper);
+  Tensors results = run.results;
   for (Tensor& t : results) c.tape->watch(t);
-  c.tape->record([=](Context& b) {
+  c.tape->record([=, kept = run.low](Context& b) {
+    b.arena->set_low(kept);  // nobody reads the results any more, nor what came after them
     const size_t nodes = b.tape->size();
     const Philox rng_now = std::exchange(b.rng, rng);
     keeper->again = true;

@@ -4,7 +4,8 @@
 //   inference            the inside lives at the high end and is given back; only the results stay
 //   training             as inference going forward, but for what is dear to compute again (see Kept): that
 //                        stays at the low end. Backward runs the body again, which finds those results made,
-//                        then goes back through it; all memory taken for that is given back
+//                        then goes back through it; all memory taken for that is given back, the results before
+//                        it begins
 //   training, recompute  the same, and nothing but the results stays
 //
 // The body must compute the same results when run twice: states go in and come out as separate tensors.
@@ -35,7 +36,8 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
                 const SegmentOptions& options = {});
 
 // An op opens one before it allocates its results where they are dear: cost more to compute again than to keep. All
-// that it allocates until the end of the scope is kept. When the segment runs again the op gets the same memory,
+// that it allocates until the end of the scope is kept, but a sum (Tape::watch_sum) that is a result of the segment:
+// backward must not read it. When the segment runs again the op gets the same memory,
 // with what it holds, Context::planning() says that nothing is to be computed, and it is recorded as ever.
 class Kept {
  public:

@@ -377,6 +377,34 @@ TEST(Segment, TrainingGivesItsMemoryBack) {
   EXPECT_EQ(peaks[1][1] - peaks[1][0], 7 * kWidth * sizeof(float));
 }
 
+// Only what is kept for the second run lies below it: not the result of the first, kept or copied.
+TEST(Segment, TheResultIsGivenBackBeforeTheSecondRun) {
+  for (const bool dear : {false, true}) {
+    Parameter w(2);
+    Arena arena(1 << 16);
+    Tape tape;
+    Context outer;
+    outer.arena = &arena;
+    outer.tape = &tape;
+    Tensor x = outer.alloc({kWidth}, DType::f32);
+    fill(outer, x, 0.5f);
+    tape.watch(x);
+    std::vector<size_t> low;
+    const auto body = [&](Context& c) {
+      low.push_back(c.arena->low());
+      const Tensor y = scaled_square(c, x, w.tensor);
+      const Kept kept(c, dear);
+      return Tensors{add_to(c, y, x)};
+    };
+    const Tensor end = segment(outer, {x}, body)[0];
+    EXPECT_EQ(arena.low(), low[0] + 2 * kWidth * sizeof(float));
+    tape.seed(outer, scaled_square(outer, end, w.tensor));
+    tape.backward(outer);
+    ASSERT_EQ(low.size(), 2u);
+    EXPECT_EQ(low[1], low[0] + kWidth * sizeof(float));
+  }
+}
+
 // Runs of scaled_square, dear or not, in one layer forward and backward, and its cost as planned.
 std::pair<int, double> squares_of(bool dear, bool recompute) {
   Parameter w(0.5f);

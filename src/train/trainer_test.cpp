@@ -215,7 +215,7 @@ TEST(Trainer, GradientsOfOneBatchTakeNoMoreMemoryThanTheActivations) {
 TEST(Trainer, ALayerKeepsWhatIsDearToComputeAgain) {
   TrainOptions o;
   o.batch_size = 8;
-  o.seq_len = 512;
+  o.seq_len = 1024;  // the stream is larger than the gradients of a layer's parameters
   const auto step = [&](int64_t layers, bool recompute) {
     models::Config config = models::preset("mamba-130m");
     config.n_layer = layers;
@@ -223,7 +223,7 @@ TEST(Trainer, ALayerKeepsWhatIsDearToComputeAgain) {
     o.recompute = recompute;
     return plan_training(model, o).step;
   };
-  constexpr size_t tokens = 8 * 512, D = 768, E = 2 * D, R = D / 16, N = 16,
+  constexpr size_t tokens = 8 * 1024, D = 768, E = 2 * D, R = D / 16, N = 16,
                    a_token = D + 2 * E + R + 2 * N + E + E * N / 64;
   EXPECT_EQ(step(4, false) - step(2, false), 2 * tokens * a_token * sizeof(float));
   EXPECT_EQ(step(4, true) - step(2, true), 2 * tokens * D * sizeof(float));
