@@ -17,7 +17,8 @@ die() {
   echo "FAILED: $*" >&2
   exit 1
 }
-key() { sed -E "s/.*\"$2\":(\"([^\"]*)\"|[^,}]*).*/\1/" "$1"; }
+# key FILE NAME: its first value, which is that of the object itself.
+key() { grep -oE "\"$2\":(\"[^\"]*\"|[^,}]*)" "$1" | head -1 | sed 's/^[^:]*://'; }
 # images SHAPE BYTES: a .npy of float32 zeros on stdout.
 images() {
   local header="{'descr': '<f4', 'fortran_order': False, 'shape': $1, }"
