@@ -92,15 +92,24 @@ MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-FileWriter::FileWriter(fs::path path) : path_(std::move(path)), temp_(beside(path_)) {
-  fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+FileWriter::FileWriter(fs::path path) : path_(std::move(path)) {
+  std::error_code ec;
+  if (fs::is_symlink(path_, ec))
+    if (fs::path to = fs::canonical(path_, ec); !ec) path_ = std::move(to);
+  const fs::file_type is = fs::status(path_, ec).type();
+  if (is == fs::file_type::fifo || is == fs::file_type::character) {
+    fd_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+  } else {
+    temp_ = beside(path_);
+    fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  }
   require(fd_ >= 0, "cannot write {}: {}", path_.string(), std::strerror(errno));
 }
 
 FileWriter::~FileWriter() {
   if (fd_ >= 0) {
     ::close(fd_);
-    ::unlink(temp_.c_str());
+    ::unlink(temp_.c_str());  // "" is no file
   }
 }
 
@@ -121,6 +130,11 @@ void FileWriter::write(std::string_view bytes) {
 }
 
 void FileWriter::commit() {
+  if (temp_.empty()) {
+    if (::close(std::exchange(fd_, -1)) != 0)
+      fail("cannot write {}: {}", path_.string(), std::strerror(errno));
+    return;
+  }
   if (::fsync(fd_) != 0) fail_and_remove("sync");
   if (::close(std::exchange(fd_, -1)) != 0 || ::rename(temp_.c_str(), path_.c_str()) != 0) {
     const int reason = errno;

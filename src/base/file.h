@@ -31,8 +31,8 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// Writes beside `path`, fsyncs, renames over it and fsyncs the folder. On any error (a full disk, say)
-// the file beside is removed, what stood at `path` stays, and Error is thrown.
+// Writes beside `path`, fsyncs, renames over it and fsyncs the folder; into a pipe or a device, and where a link points. On
+// any error (a full disk, say) the file beside is removed, what stood at `path` stays, and Error is thrown.
 class FileWriter {
  public:
   explicit FileWriter(std::filesystem::path path);
@@ -45,7 +45,7 @@ class FileWriter {
 
  private:
   [[noreturn]] void fail_and_remove(const char* what);
-  std::filesystem::path path_, temp_;
+  std::filesystem::path path_, temp_;  // temp_ is empty where path_ is written into
   int fd_ = -1;
 };
 

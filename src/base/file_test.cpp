@@ -1,5 +1,6 @@
 #include "krait/base/file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -108,6 +109,30 @@ TEST(FileWriter, CannotReplaceAFolder) {
   EXPECT_EQ(error_of([&] { write_file(dir / "f", "x"); }),
             "cannot replace " + (dir / "f").string() + ": Is a directory");
   EXPECT_EQ(entries(dir.path()), 1u);
+}
+
+TEST(FileWriter, WritesIntoAPipeAndLeavesItThere) {
+  const TempDir dir;
+  const fs::path pipe = dir / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const int end = ::open(pipe.c_str(), O_RDWR | O_NONBLOCK);
+  write_file(pipe, "hello");
+  EXPECT_TRUE(fs::is_fifo(pipe));
+  EXPECT_EQ(entries(dir.path()), 1u);
+  char read[8] = {};
+  EXPECT_EQ(::read(end, read, sizeof read), 5);
+  EXPECT_STREQ(read, "hello");
+  ::close(end);
+}
+
+TEST(FileWriter, ReplacesWhatALinkPointsTo) {
+  const TempDir dir;
+  fs::create_directory(dir / "far");
+  write_file(dir / "far" / "file", "old");
+  fs::create_symlink(dir / "far" / "file", dir / "link");
+  write_file(dir / "link", "new");
+  EXPECT_TRUE(fs::is_symlink(dir / "link"));
+  EXPECT_EQ(read_file(dir / "far" / "file"), "new");
 }
 
 TEST(WriteDirectory, MakesAndReplaces) {
