@@ -54,7 +54,7 @@ struct BackwardParts {
     const int64_t steps_size = p.matrix_units ? matrix_steps_size(p) : 0;
     steps = parts.take(2 * steps_size), slopes = parts.take(steps_size);
     states = parts.take(states_size), dstates = parts.take(states_size);
-    const int64_t of_rows = p.G * sets_of_group(p) * p.tokens * p.N;
+    const int64_t sets = sets_of_group(p), of_rows = sets > 1 ? p.G * sets * p.tokens * p.N : 0;
     dB = parts.take(of_rows), dC = parts.take(of_rows);
     sums = parts.take(chunks * p.H * sums_size(p));
     totals = parts.take(p.H * sums_size(p));
@@ -64,6 +64,12 @@ struct BackwardParts {
     used = parts.used();
   }
 };
+
+CudaRows parts_of_sets(const CudaProblem& p, float* parts) {
+  CudaRows rows;
+  rows.data = parts, rows.stride = p.N, rows.runs = p.N % 4 == 0;
+  return rows;
+}
 
 constexpr int kRowsOfBlock = 64, kRowsAtOnce = 8;
 
@@ -159,8 +165,7 @@ void ssd_forward(const CudaForward& w, void* stream) {
   if (w.p.matrix_units) {
     const auto s = static_cast<cudaStream_t>(stream);
     auto* const steps = reinterpret_cast<float2*>(parts.steps);
-    matrix_steps(w.p, {steps, nullptr}, s);
-    matrix_pairs(w.p, parts.pairs, s);
+    matrix_parts(w.p, {steps, nullptr}, parts.pairs, s);
     forwards.steps = steps, forwards.pairs = parts.pairs;
   }
   walk(walks, parts.of_walk, stream);
@@ -176,7 +181,7 @@ void ssd_backward(const CudaBackward& w, void* stream) {
   const bool want_sums = w.dA.to || w.ddt_bias.to || w.dD.to;
 
   auto* const steps = reinterpret_cast<float2*>(parts.steps);
-  if (p.matrix_units && chunks > 0 && p.H > 0) matrix_steps(p, {steps, parts.slopes}, s);
+  if (p.matrix_units && chunks > 0 && p.H > 0) matrix_parts(p, {steps, parts.slopes}, nullptr, s);
   Walks walks;
   walks.count = 2;
   Walk &forwards = walks.walk[0], &backwards = walks.walk[1];
@@ -195,12 +200,12 @@ void ssd_backward(const CudaBackward& w, void* stream) {
     g.p = p, g.dy = w.dy, g.dx = w.dx, g.ddt = w.ddt;
     g.steps = steps, g.slopes = parts.slopes;
     g.states = parts.states, g.dstates = parts.dstates;
-    if (w.dB.data) g.dB = parts.dB;
-    if (w.dC.data) g.dC = parts.dC;
+    g.dB = sets_of_group(p) > 1 && w.dB.data ? parts_of_sets(p, parts.dB) : w.dB;
+    g.dC = sets_of_group(p) > 1 && w.dC.data ? parts_of_sets(p, parts.dC) : w.dC;
     if (want_sums) g.sums = parts.sums;
     gradient(g, stream);
   }
-  if (p.tokens > 0 && (w.dB.data || w.dC.data)) {
+  if (p.tokens > 0 && sets_of_group(p) > 1 && (w.dB.data || w.dC.data)) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.tokens, kRowsOfBlock)), 2);
     const auto kernel = p.N % 4 == 0 ? sum_sets_kernel<4> : sum_sets_kernel<1>;
     kernel<<<grid, dim3(32, kRowsAtOnce), 0, s>>>(p, parts.dB, w.dB, parts.dC, w.dC);

@@ -68,9 +68,10 @@ __device__ inline void put(const CudaRows& r, int64_t row, int64_t column, float
 __device__ inline float scaled_rate(const CudaProblem& p, int64_t h) {
   return cuda::scaled_A(p.A[h], p.a_is_log);
 }
-__device__ inline float rate(const CudaProblem& p, int64_t h) {
-  return p.a_is_log ? scaled_rate(p, h) * cuda::kLn2 : p.A[h];
+__device__ inline float rate_of(const CudaProblem& p, float A) {
+  return p.a_is_log ? cuda::scaled_A(A, true) * cuda::kLn2 : A;
 }
+__device__ inline float rate(const CudaProblem& p, int64_t h) { return rate_of(p, p.A[h]); }
 
 // Δ of a token that has `dt`, and its slope.
 __device__ inline float step_size(const CudaProblem& p, int64_t h, float dt, float& slope) {

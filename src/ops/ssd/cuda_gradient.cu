@@ -245,14 +245,14 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
     __syncwarp();
   }
 
-  const int64_t part_row = set * p.tokens + row;
+  const int64_t first_row = row_of_set(p, set, row), first_column = column_of_set(p, set);
 #pragma unroll
   for (int j = 0; j < NT; ++j) {
-    const auto write = [&](float* to, Columns& tile) {
-      if (!to) return;
+    const auto write = [&](const CudaRows& to, Columns& tile) {
+      if (!to.data) return;
       for_pairs(tile, [&](int t, int n, float& a, float& b, int) {
         n += 64 * j;
-        if (t < valid) store_pair(to + (part_row + t) * N + n, a, b, N - n);
+        if (t < valid) put_pair(to, first_row + t, first_column + n, N - n, a, b);
       });
     };
     write(w.dB, dB[j]);

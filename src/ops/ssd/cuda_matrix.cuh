@@ -84,6 +84,11 @@ __device__ inline void put_four(const CudaRows& r, int64_t row, int column, Four
         make_uint2(cuda::pack_bf16(v.low.x, v.low.y), cuda::pack_bf16(v.high.x, v.high.y));
     return;
   }
+  if (r.runs && !r.bf16 && !r.add) {
+    *reinterpret_cast<float4*>(static_cast<float*>(r.data) + row * r.stride + column) =
+        make_float4(v.low.x, v.low.y, v.high.x, v.high.y);
+    return;
+  }
   put(r, row, column, v.low.x);
   put(r, row, column + 1, v.low.y);
   put(r, row, column + 2, v.high.x);

@@ -16,6 +16,47 @@ struct alignas(16) HeadSteps {
   float through;
 };
 
+// The steps of one head after the other: threads of a token each have them ready a head ahead, in registers two. In
+// shared memory there is room for three heads.
+class HeadStepsReader {
+ public:
+  __device__ HeadStepsReader(const Gradient& w, int64_t first_head, int heads, int thread,
+                             HeadSteps* three)
+      : w_(w),
+        three_(three),
+        first_((blockIdx.x * w.p.H + first_head) * kQ),
+        heads_(heads),
+        thread_(thread) {
+    load(0);
+    take(0);
+  }
+  __device__ const HeadSteps& of(int head) const { return three_[head % 3]; }
+  __device__ void take(int head) {
+    if (thread_ >= kQ || head >= heads_) return;
+    HeadSteps& to = three_[head % 3];
+    to.delta[thread_] = next_.x, to.log2[thread_] = next_.y, to.slope[thread_] = next_slope_;
+    to.before[thread_] = cuda::exp2_fast(next_.y);
+    to.after[thread_] = cuda::exp2_fast(next_all_ - next_.y);
+    if (thread_ == 0) to.through = cuda::exp2_fast(next_all_);
+    load(head + 1);
+  }
+
+ private:
+  __device__ void load(int head) {
+    if (thread_ >= kQ || head >= heads_) return;
+    const int64_t at = first_ + int64_t{head} * kQ;
+    next_ = w_.steps[at + thread_], next_slope_ = w_.slopes[at + thread_];
+    next_all_ = w_.steps[at + kQ - 1].y;
+  }
+
+  const Gradient& w_;
+  HeadSteps* three_;
+  int64_t first_;
+  int heads_, thread_;
+  float2 next_ = {};
+  float next_slope_ = 0, next_all_ = 0;
+};
+
 // The dot products of a head that dΔ is made of; (kParts, kQ) where the warps of a strip have parts of them.
 struct alignas(16) Dots {
   float start[kParts][kQ], end[kParts][kQ];  // e dy·S C; f x·dS B
@@ -97,11 +138,75 @@ __device__ inline float sum_of_parts(const float (&parts)[kParts][kQ], int t) {
   return sum;
 }
 
+// By one warp, a lane tokens 2 lane and the next: from d(log decay) and x·u of each dΔ and what follows from it.
+__device__ void put_steps(const Gradient& w, float A, const float (&delta)[2],
+                          const float (&slope)[2], int64_t h, int64_t row, int valid,
+                          const float (&decay)[2], const float (&u)[2], const float (&D)[4],
+                          float* sums) {
+  float dA = 0, dbias = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int k = 2 * lane_of() + i;
+    if (k >= valid) break;
+    const float ddt = fmaf(A, decay[i], u[i]) * slope[i];
+    dA = fmaf(delta[i], decay[i], dA);
+    dbias += ddt;
+    if (w.ddt.data) put(w.ddt, row + k, h, ddt);
+  }
+  dA = sum_of_warp(dA), dbias = sum_of_warp(dbias);
+  if (lane_of() != 0 || !sums) return;
+  sums[0] = dA, sums[1] = dbias;
+  if (!w.p.D_per_channel) sums[2] = D[0] + D[1] + D[2] + D[3];
+}
+
+// 16 tokens from t0 on of `to`, columns from `column` on, of which `columns` are there: sums of products.
+template <int kTiles>
+__device__ inline void put_rows(const CudaRows& to, int64_t row, int valid, int t0, int column,
+                                int columns, const float (&tiles)[kTiles][4]) {
+  const int t = t0 + lane_of() / 4;
+  const bool there[2] = {t < valid, t + 8 < valid};
+  column += four_of_lane();
+  if (to.runs && to.bf16 && !to.add) {
+    bf16* const first = static_cast<bf16*>(to.data) + (row + t) * to.stride + column;
+#pragma unroll
+    for (int j = 0; j < kTiles; j += 2) {
+      if (8 * j >= columns) break;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const Four<uint32_t> v =
+            exchange_pairs(cuda::pack_bf16(tiles[j][2 * r], tiles[j][2 * r + 1]),
+                           cuda::pack_bf16(tiles[j + 1][2 * r], tiles[j + 1][2 * r + 1]));
+        if (there[r])
+          *reinterpret_cast<uint2*>(first + 8 * r * to.stride + 8 * j) = make_uint2(v.low, v.high);
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < kTiles; j += 2) {
+    if (8 * j >= columns) break;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const Four<float2> v = exchange_pairs(float2{tiles[j][2 * r], tiles[j][2 * r + 1]},
+                                            float2{tiles[j + 1][2 * r], tiles[j + 1][2 * r + 1]});
+      if (there[r]) put_four(to, row + t + 8 * r, column + 8 * j, v);
+    }
+  }
+}
+
+// dB or dC of a set: 16 tokens from t0 on, states from n0 on.
+template <int kTiles>
+__device__ inline void put_sums(const Gradient& w, const CudaRows& to, int64_t set, int64_t row,
+                                int valid, int t0, int n0, const float (&tiles)[kTiles][4]) {
+  if (to.data)
+    put_rows(to, row_of_set(w.p, set, row), valid, t0,
+             static_cast<int>(column_of_set(w.p, set)) + n0, static_cast<int>(w.p.N) - n0, tiles);
+}
+
 // dΔ of a head and what follows from it, by one warp.
 __device__ void finish_head(const Gradient& w, const HeadSteps& steps, const Dots& dots, int64_t h,
                             int64_t row, int valid, float* sums) {
   const int lane = lane_of(), strip = lane / 8;
-  const float A = rate(w.p, h);
   float across = 0;
 #pragma unroll
   for (const float part : dots.across) across += part;
@@ -127,20 +232,10 @@ __device__ void finish_head(const Gradient& w, const HeadSteps& steps, const Dot
     sum_before(below);
     if (strip < r) sum[0] += below[0], sum[1] += below[1];
   }
-  float dA = 0, dbias = 0;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int k = 2 * lane + i;
-    if (k >= valid) break;
-    const float ddt = fmaf(A, sum[i], sum_of_parts(dots.u, k)) * steps.slope[k];
-    dA = fmaf(steps.delta[k], sum[i], dA);
-    dbias += ddt;
-    if (w.ddt.data) put(w.ddt, row + k, h, ddt);
-  }
-  dA = sum_of_warp(dA), dbias = sum_of_warp(dbias);
-  if (lane != 0 || !sums) return;
-  sums[0] = dA, sums[1] = dbias;
-  if (!w.p.D_per_channel) sums[2] = dots.D[0] + dots.D[1] + dots.D[2] + dots.D[3];
+  const float u[2] = {sum_of_parts(dots.u, 2 * lane), sum_of_parts(dots.u, 2 * lane + 1)};
+  const float delta[2] = {steps.delta[2 * lane], steps.delta[2 * lane + 1]};
+  const float slope[2] = {steps.slope[2 * lane], steps.slope[2 * lane + 1]};
+  put_steps(w, rate(w.p, h), delta, slope, h, row, valid, sum, u, dots.D, sums);
 }
 
 }  // namespace

@@ -83,33 +83,12 @@ __global__ void __launch_bounds__(kBlock, 1)
     ++coming, coming_p0 += kP;
     if (coming_p0 >= P) coming_p0 = 0, ++coming_head;
   };
-  // One warp finishes the head before. Threads of a token each have the steps ready a head ahead, in registers two.
-  const bool keeps_books = warp == kParts - 1, takes_steps = thread < kQ;
-  const int64_t first_step = (blockIdx.x * p.H + first_head) * kQ;
-  float2 next = {};
-  float next_slope = 0, next_all = 0;
-  const auto load_steps = [&](int head) {
-    const int64_t at = first_step + int64_t{head} * kQ;
-    next = w.steps[at + thread], next_slope = w.slopes[at + thread];
-    next_all = w.steps[at + kQ - 1].y;
-  };
-  const auto take_steps = [&](int head) {
-    HeadSteps& to = room.steps[head % 3];
-    to.delta[thread] = next.x, to.log2[thread] = next.y, to.slope[thread] = next_slope;
-    to.before[thread] = cuda::exp2_fast(next.y);
-    to.after[thread] = cuda::exp2_fast(next_all - next.y);
-    if (thread == 0) to.through = cuda::exp2_fast(next_all);
-    if (head + 1 < heads) load_steps(head + 1);
-  };
-
+  const bool keeps_books = warp == kParts - 1;  // one warp finishes the head before
   const int column_B = static_cast<int>(group) * N;
   bring_async<kQ, NP, kBlock>(room.B, ldN, p.B, row, valid, column_B, N, thread);
   bring_async<kQ, NP, kBlock>(room.C, ldN, p.C, row, valid, column_B, N, thread);
   bring_slice();
-  if (takes_steps) {
-    load_steps(0);
-    take_steps(0);
-  }
+  HeadStepsReader all_steps(w, first_head, heads, thread, room.steps);
   // Of pairs of tokens, tiles of 16 columns s: every kParts-th from `part` on, where not behind the strip.
   constexpr int kPairs = 4 / kParts;
   float G[kPairs][2][4] = {}, sum_DK[kPairs][2][4] = {};
@@ -124,7 +103,7 @@ __global__ void __launch_bounds__(kBlock, 1)
     const int channels = min(kP, P - p0);
     const bf16 *const x = stage(slice), *const dy = x + kQ * kLdP;
     const bf16 *const S = dy + kQ * kLdP, *const dS = S + kP * ldN;
-    const HeadSteps& steps = room.steps[head % 3];
+    const HeadSteps& steps = all_steps.of(head);
     Dots& dots = room.dots[head % 2];
     const float D = p.D && !p.D_per_channel ? p.D[h] : 0.0f;
     if (slice == 0)
@@ -140,9 +119,9 @@ __global__ void __launch_bounds__(kBlock, 1)
         }
       }
     if (keeps_books && !again && head > 0)
-      finish_head(w, room.steps[(head - 1) % 3], room.dots[(head - 1) % 2], h - 1, row, valid,
+      finish_head(w, all_steps.of(head - 1), room.dots[(head - 1) % 2], h - 1, row, valid,
                   sums_of(head - 1));
-    if (takes_steps && !again && head + 1 < heads) take_steps(head + 1);
+    if (!again) all_steps.take(head + 1);
 
     uint32_t of_dy[4][4];  // (16 tokens, 64 channels)
 #pragma unroll
@@ -379,8 +358,8 @@ __global__ void __launch_bounds__(kBlock, 1)
 
   __syncthreads();
   if (keeps_books)
-    finish_head(w, room.steps[(heads - 1) % 3], room.dots[(heads - 1) % 2], first_head + heads - 1,
-                row, valid, sums_of(heads - 1));
+    finish_head(w, all_steps.of(heads - 1), room.dots[(heads - 1) % 2], first_head + heads - 1, row,
+                valid, sums_of(heads - 1));
 #pragma unroll
   for (int k = 0; k < kPairs; ++k) {
     if (part + kParts * k > strip) break;
@@ -415,21 +394,8 @@ __global__ void __launch_bounds__(kBlock, 1)
       }
     }
   }
-  const auto write = [&](float* to, const float(&tile)[kTiles][4]) {
-    if (!to) return;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int t = t0 + g + 8 * r;
-      if (t >= valid) continue;
-      float* const at = to + (set * p.tokens + row + t) * N + n0 + t2;
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j)
-        if (n0 + 8 * j < N)
-          *reinterpret_cast<float2*>(at + 8 * j) = make_float2(tile[j][2 * r], tile[j][2 * r + 1]);
-    }
-  };
-  write(w.dB, dB);
-  write(w.dC, dC);
+  put_sums(w, w.dB, set, row, valid, t0, n0, dB);
+  put_sums(w, w.dC, set, row, valid, t0, n0, dC);
 }
 
 template <int NT>
@@ -455,6 +421,7 @@ bool matrix_units_fit(int64_t N) {
 }
 
 void matrix_gradient(const Gradient& w, cudaStream_t stream) {
+  if (warpgroup_gradient(w, stream)) return;
   if (w.p.N <= 64) {
     launch<1>(w, stream);
   } else if (w.p.N <= 128) {

@@ -6,14 +6,11 @@ namespace krait::ops::ssd_gpu {
 
 namespace {
 
-constexpr int kStepWarps = 8;  // of a block, a head each
+constexpr int kPartThreads = 128;  // of a block; steps are a head's a warp
 
 // A lane has tokens 2 lane and the next.
-__global__ void __launch_bounds__(32 * kStepWarps)
-    steps_kernel(const CudaProblem p, const MatrixSteps to) {
-  const Place chunk = place_of(p, blockIdx.x, kQ);
-  const int64_t h = blockIdx.y * kStepWarps + threadIdx.x / 32;
-  if (!chunk.there || h >= p.H) return;
+__device__ inline void steps_of(const CudaProblem& p, const MatrixSteps& to, const Place& chunk,
+                                int64_t h) {
   const int lane = lane_of();
   const float a = scaled_rate(p, h);
   float delta[2] = {}, slope[2] = {}, log2[2];
@@ -37,21 +34,17 @@ __global__ void __launch_bounds__(32 * kStepWarps)
   if (to.slopes) *reinterpret_cast<float2*>(to.slopes + at) = make_float2(slope[0], slope[1]);
 }
 
-constexpr int kPairThreads = 128;
-
 template <int NT>
-__global__ void __launch_bounds__(kPairThreads) pairs_kernel(const CudaProblem p, float* pairs) {
-  extern __shared__ __align__(16) unsigned char memory[];
+__device__ inline void pairs_of(const CudaProblem& p, float* pairs, const Place& chunk, int group,
+                                unsigned char* memory) {
   constexpr int NP = 64 * NT, ld = kLdN<NT>;
-  const Place chunk = place_of(p, blockIdx.x, kQ);
-  if (!chunk.there) return;
   bf16* const B = reinterpret_cast<bf16*>(memory);
   bf16* const C = B + kQ * ld;
   const int thread = static_cast<int>(threadIdx.x), strip = thread / 32, lane = lane_of();
   const int valid = static_cast<int>(chunk.tokens), states = static_cast<int>(p.N);
-  const int column = static_cast<int>(blockIdx.y) * states;
-  bring_async<kQ, NP, kPairThreads>(B, ld, p.B, chunk.begin, valid, column, states, thread);
-  bring_async<kQ, NP, kPairThreads>(C, ld, p.C, chunk.begin, valid, column, states, thread);
+  const int column = group * states;
+  bring_async<kQ, NP, kPartThreads>(B, ld, p.B, chunk.begin, valid, column, states, thread);
+  bring_async<kQ, NP, kPartThreads>(C, ld, p.C, chunk.begin, valid, column, states, thread);
   cuda::commit_copies();
   cuda::wait_for_copies<0>();
   __syncthreads();
@@ -70,7 +63,7 @@ __global__ void __launch_bounds__(kPairThreads) pairs_kernel(const CudaProblem p
     }
   }
   auto* const to =
-      reinterpret_cast<float4*>(pairs + (int64_t{blockIdx.x} * p.G + blockIdx.y) * kPairsSize);
+      reinterpret_cast<float4*>(pairs + (int64_t{blockIdx.x} * p.G + group) * kPairsSize);
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
     if (s > strip) break;
@@ -82,35 +75,44 @@ __global__ void __launch_bounds__(kPairThreads) pairs_kernel(const CudaProblem p
   }
 }
 
+// Of a chunk the pairs of a group, where wanted, or the steps of some heads.
 template <int NT>
-void launch_pairs(const CudaProblem& p, float* to, cudaStream_t stream) {
-  const auto kernel = pairs_kernel<NT>;
+__global__ void __launch_bounds__(kPartThreads)
+    parts_kernel(const CudaProblem p, const MatrixSteps steps, float* const pairs) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  const Place chunk = place_of(p, blockIdx.x, kQ);
+  if (!chunk.there) return;
+  const int of_pairs = pairs ? static_cast<int>(p.G) : 0, i = static_cast<int>(blockIdx.y);
+  if (i < of_pairs) return pairs_of<NT>(p, pairs, chunk, i, memory);
+  const int h = (i - of_pairs) * (kPartThreads / 32) + static_cast<int>(threadIdx.x) / 32;
+  if (h < p.H) steps_of(p, steps, chunk, h);
+}
+
+template <int NT>
+void launch(const CudaProblem& p, const MatrixSteps& steps, float* pairs, cudaStream_t stream) {
+  const auto kernel = parts_kernel<NT>;
   constexpr size_t kBytes = 2 * kQ * kLdN<NT> * sizeof(bf16);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(kBytes));
-  const dim3 grid(static_cast<unsigned>(slots(p, kQ)), static_cast<unsigned>(p.G));
-  kernel<<<grid, kPairThreads, kBytes, stream>>>(p, to);
-  cuda::check_launch("ssd products of C and B");
+  const dim3 grid(
+      static_cast<unsigned>(slots(p, kQ)),
+      static_cast<unsigned>((pairs ? p.G : 0) + ceil_div(p.H, int64_t{kPartThreads / 32})));
+  kernel<<<grid, kPartThreads, pairs ? kBytes : 0, stream>>>(p, steps, pairs);
+  cuda::check_launch("ssd steps");
 }
 
 }  // namespace
 
 int64_t matrix_steps_size(const CudaProblem& p) { return slots(p, kQ) * p.H * kQ; }
 
-void matrix_steps(const CudaProblem& p, const MatrixSteps& to, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(slots(p, kQ)),
-                  static_cast<unsigned>(ceil_div(p.H, kStepWarps)));
-  steps_kernel<<<grid, 32 * kStepWarps, 0, stream>>>(p, to);
-  cuda::check_launch("ssd steps");
-}
-
-void matrix_pairs(const CudaProblem& p, float* to, cudaStream_t stream) {
+void matrix_parts(const CudaProblem& p, const MatrixSteps& steps, float* pairs,
+                  cudaStream_t stream) {
   if (p.N <= 64) {
-    launch_pairs<1>(p, to, stream);
+    launch<1>(p, steps, pairs, stream);
   } else if (p.N <= 128) {
-    launch_pairs<2>(p, to, stream);
+    launch<2>(p, steps, pairs, stream);
   } else {
-    launch_pairs<4>(p, to, stream);
+    launch<4>(p, steps, pairs, stream);
   }
 }
 

@@ -13,7 +13,6 @@ struct MatrixSteps {
   float* slopes = nullptr;
 };
 int64_t matrix_steps_size(const CudaProblem& p);
-void matrix_steps(const CudaProblem& p, const MatrixSteps& to, cudaStream_t stream);
 
 // The products C[t]·B[s] of every chunk and group, s <= t, as matrix units take them as right operand: tiles of
 // 16 s and 8 t, those of one 16 s next to each other, a lane's four numbers (s, s+1, s+8, s+9) in a row.
@@ -23,6 +22,9 @@ constexpr int pair_tile(int s16, int t8) { return 8 * s16 - s16 * (s16 - 1) + t8
 constexpr int64_t matrix_pairs_size(const CudaProblem& p) {
   return slots(p, chunk_of(true)) * p.G * kPairsSize;
 }
-void matrix_pairs(const CudaProblem& p, float* to, cudaStream_t stream);
+
+// Both in one launch; `pairs` null: not wanted.
+void matrix_parts(const CudaProblem& p, const MatrixSteps& steps, float* pairs,
+                  cudaStream_t stream);
 
 }  // namespace krait::ops::ssd_gpu

@@ -163,13 +163,22 @@ __global__ void join_kernel(const Walks walks, const int64_t span) {
                 units = ceil_div(begin_of(p, s + 1) - begin_of(p, s), span);
   const int64_t row = w.start_row ? w.start_row[s] : s;
   float state = w.start && row >= 0 ? w.start[row * p.H * of_head + i] : 0.0f;
-  for (int64_t k = 0; k < units; ++k) {
-    const int64_t piece = slot + (w.backwards ? units - 1 - k : k);
-    float& at = w.pieces[piece * p.H * of_head + i];
-    const bool more = k + 1 < units;
-    const float left = more ? at : 0.0f, kept = more ? w.kept[piece * p.H + h] : 0.0f;
-    at = state;
-    state = fmaf(kept, state, left);
+  const auto piece_of = [&](int64_t k) { return slot + (w.backwards ? units - 1 - k : k); };
+  constexpr int kAtOnce = 12;  // read before the first of them is written
+  for (int64_t first = 0; first < units; first += kAtOnce) {
+    float left[kAtOnce], kept[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k + 1 >= units) break;
+      left[k] = w.pieces[piece_of(first + k) * p.H * of_head + i];
+      kept[k] = w.kept[piece_of(first + k) * p.H + h];
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k >= units) break;
+      w.pieces[piece_of(first + k) * p.H * of_head + i] = state;
+      if (first + k + 1 < units) state = fmaf(kept[k], state, left[k]);
+    }
   }
 }
 
@@ -207,12 +216,11 @@ void pass(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream) {
 
 // Tokens that one block walks through: all of a sequence, or where that leaves half of the card idle a piece.
 // Pieces cost a second walk, and more than run at once would wait for the first.
-int64_t span_of(const CudaProblem& p, int walks) {
-  constexpr int64_t kBlocks = 264;                               // that a large card runs at once
-  constexpr int64_t kLeast = 512;                                // tokens
-  const int64_t slices = p.sequences * p.H * ceil_div(p.P, kP);  // blocks of a piece of all
-  const int64_t blocks = std::max<int64_t>(1, p.matrix_units ? walks * slices : slices);
-  const int64_t pieces = std::max<int64_t>(1, kBlocks / blocks);
+int64_t span_of(const CudaProblem& p) {
+  constexpr int64_t kSlices = 264;  // of 64 channels, of one walk, that a large card has room for
+  constexpr int64_t kLeast = 512;   // tokens
+  const int64_t slices = p.sequences * p.H * ceil_div(p.P, kP);  // of a piece of all
+  const int64_t pieces = std::max<int64_t>(1, kSlices / std::max<int64_t>(1, slices));
   return std::max(ceil_div(ceil_div(p.longest, pieces), 64) * 64, kLeast);
 }
 
@@ -223,14 +231,14 @@ int64_t pieces_scratch(const CudaProblem& p, int64_t span) {
 }  // namespace
 
 int64_t walk_scratch(const CudaProblem& p, int walks) {
-  return walks * pieces_scratch(p, span_of(p, walks));
+  return walks * pieces_scratch(p, span_of(p));
 }
 
 void walk(Walks w, float* scratch, void* stream) {
   const CudaProblem& p = w.walk[0].p;
   if (p.tokens == 0 || p.H == 0) return;
   const auto s = static_cast<cudaStream_t>(stream);
-  const int64_t span = span_of(p, w.count), size = pieces_scratch(p, span);
+  const int64_t span = span_of(p), size = pieces_scratch(p, span);
   for (int i = 0; i < w.count; ++i) {
     if (size == 0) break;
     w.walk[i].pieces = scratch + i * size;

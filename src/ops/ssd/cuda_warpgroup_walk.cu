@@ -11,15 +11,23 @@ namespace krait::ops::ssd_gpu {
 
 namespace {
 
-constexpr int kSlices = 2, kBlock = kSlices * kSliceThreads;
+// What a walk leaves of a chunk: y, the state before it, or as the first pass over pieces of sequences nothing.
+enum class Leaves { y, states, nothing };
 
-// Shared memory: x of the slices, B, and with y C, twice; with y the scores of each slice, twice, and its y as it leaves;
-// the steps, twice.
-template <int NT, bool kY>
+// Slices of a block. With y one: two that wait for each other would want the tensor cores at the same time.
+constexpr int slices_of(Leaves leaves) { return leaves == Leaves::y ? 1 : 2; }
+
+// Shared memory: x of the slices, B, and with y C, twice; with y the scores of each slice, twice; what leaves a slice; the
+// steps, twice.
+template <int NT, Leaves kLeaves>
 struct Room {
+  static constexpr bool kY = kLeaves == Leaves::y;
+  static constexpr int kSlices = slices_of(kLeaves);
   static constexpr int kStage = (kSlices + (kY ? 2 : 1) * NT) * kTileBytes;
   static constexpr int kScores = kY ? 2 * kTileBytes : 0;
-  static constexpr int kOut = kY ? kQ * kLdP * static_cast<int>(sizeof(bf16)) : 0;
+  static constexpr int kLdOut = kY ? kLdP : kLdN<NT>;
+  static constexpr int kOut =
+      kLeaves != Leaves::nothing ? 64 * kLdOut * static_cast<int>(sizeof(bf16)) : 0;
   static constexpr size_t kSize = 2 * kStage + kSlices * (kScores + kOut + 2 * sizeof(ChunkSteps));
   unsigned char *stages, *scores;
   bf16* out;
@@ -35,25 +43,25 @@ struct Room {
   }
 };
 
-// With y, or as the first pass over pieces of sequences.
-template <int NT, bool kY>
-__global__ void __launch_bounds__(kBlock, kY ? 1 : 2)
+template <int NT, Leaves kLeaves>
+__global__ void __launch_bounds__(slices_of(kLeaves) * kSliceThreads, 2)
     warpgroup_walk_kernel(const Walks walks, const int64_t span) {
 #if KRAIT_HOPPER
   extern __shared__ __align__(1024) unsigned char memory[];
-  constexpr int NP = 64 * NT;
-  using R = Room<NT, kY>;
+  constexpr int NP = 64 * NT, kSlices = slices_of(kLeaves), kBlock = kSlices * kSliceThreads;
+  constexpr bool kY = kLeaves == Leaves::y, kFirstPass = kLeaves == Leaves::nothing;
+  using R = Room<NT, kLeaves>;
   const Walk& w = walks.walk[blockIdx.z];
   const CudaProblem& p = w.p;
   const int thread = static_cast<int>(threadIdx.x), part = thread / kSliceThreads;
   const Course at = Course::of<kSlices>(w, span, part);
-  if (!at.there(!kY)) return;
+  if (!at.there(kFirstPass)) return;
   const int t = at.t, warp = at.warp, lane = lane_of(), g = lane / 4, t2 = lane % 4 * 2;
   const int N = static_cast<int>(p.N);
   const R room(memory, part);
   float S[NT][8][4] = {}, D[2] = {};
   auto& all_of_S = reinterpret_cast<float(&)[8 * NT][4]>(S);
-  at.begin_state(!kY, all_of_S);
+  at.begin_state(kFirstPass, all_of_S);
   if (kY) at.skip(D);
 
   const auto stage = [&](int c) { return room.stages + c % 2 * R::kStage; };
@@ -117,6 +125,18 @@ __global__ void __launch_bounds__(kBlock, kY ? 1 : 2)
       if (first + r < rows)
         *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(v + r * kLdP);
   };
+  // The state before a chunk: a warp's channels, which it has put there itself.
+  const auto leave_state = [&](int c) {
+    constexpr int kUnits = NP / 8, kStep = 32 / kUnits;
+    const int first = 16 * warp + lane / kUnits, unit = 8 * (lane % kUnits);
+    if (unit >= N || !at.mine()) return;
+    const bf16* const v = room.out + first * R::kLdOut + unit;
+    const int64_t state = int64_t{at.slot + at.number(c)} * p.H + at.h;
+    bf16* const to = static_cast<bf16*>(w.states) + (state * p.P + at.p0 + first) * N + unit;
+#pragma unroll
+    for (int r = 0; r < 16; r += kStep)
+      *reinterpret_cast<uint4*>(to + r * N) = *reinterpret_cast<const uint4*>(v + r * R::kLdOut);
+  };
 
   bring_chunk(0);
   WalkSteps steps(at, room.steps);
@@ -144,9 +164,17 @@ __global__ void __launch_bounds__(kBlock, kY ? 1 : 2)
 #pragma unroll
     for (int n = 0; n < 4 * NT; ++n) {
       float(&left)[4] = S[n / 4][2 * (n % 4)], (&right)[4] = S[n / 4][2 * (n % 4) + 1];
-      if (kY) cuda::pack_a(of_S[n], left, right);
+      if (!kFirstPass) cuda::pack_a(of_S[n], left, right);
+      if constexpr (kLeaves == Leaves::states)
+        cuda::store_matrices(
+            room.out + (16 * warp + lane % 16) * R::kLdOut + 16 * n + lane / 16 * 8, of_S[n]);
 #pragma unroll
       for (int e = 0; e < 4; ++e) left[e] *= now.through, right[e] *= now.through;
+    }
+    if constexpr (kLeaves ==
+                  Leaves::states) {  // early: show_to_products() waits for what is written
+      __syncwarp();
+      leave_state(c);
     }
     float y[8][4];
     if constexpr (kY) {
@@ -226,7 +254,7 @@ __global__ void __launch_bounds__(kBlock, kY ? 1 : 2)
     cuda::sync_warpgroup(part);
     leave(at.chunks - 1);
   }
-  at.end_state(!kY, all_of_S, steps.kept());
+  at.end_state(kFirstPass, all_of_S, steps.kept());
 #endif
 }
 
@@ -236,26 +264,30 @@ struct Launch {
   int64_t span;
   cudaStream_t stream;
 
-  template <bool kY>
+  template <Leaves kLeaves>
   void walk() const {
     const CudaProblem& p = w.walk[0].p;
-    const auto kernel = warpgroup_walk_kernel<NT, kY>;
-    constexpr size_t kBytes = Room<NT, kY>::kSize;
+    const auto kernel = warpgroup_walk_kernel<NT, kLeaves>;
+    constexpr size_t kBytes = Room<NT, kLeaves>::kSize;
+    constexpr int kSlices = slices_of(kLeaves);
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(kBytes));
     const dim3 grid(static_cast<unsigned>(slots(p, span)),
                     static_cast<unsigned>(blocks_of_slices<kSlices>(p)),
                     static_cast<unsigned>(w.count));
-    kernel<<<grid, kBlock, kBytes, stream>>>(w, span);
+    kernel<<<grid, kSlices * kSliceThreads, kBytes, stream>>>(w, span);
     cuda::check_launch("ssd");
   }
-  void run(bool first_pass) const { first_pass ? walk<false>() : walk<true>(); }
+  void run(bool first_pass) const {
+    if (first_pass) return walk<Leaves::nothing>();
+    w.walk[0].y.data ? walk<Leaves::y>() : walk<Leaves::states>();
+  }
 };
 
 }  // namespace
 
 bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream) {
-  if (!warpgroups_fit(w.walk[0].p) || (!first_pass && !w.walk[0].y.data)) return false;
+  if (!warpgroups_fit(w.walk[0].p)) return false;
   w.walk[0].p.N <= 64 ? Launch<1>{w, span, stream}.run(first_pass)
                       : Launch<2>{w, span, stream}.run(first_pass);
   return true;
