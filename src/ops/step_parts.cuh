@@ -21,26 +21,34 @@ struct ConvOfStep {
   float* state = nullptr;                        // (M, channels, 4) moves on
   int64_t channels = 0;
 
-  using Held = float4;
+  // Without the oldest input, which goes: a register loaded for nothing is soon taken for something else, which then
+  // waits for the load.
+  struct Held {
+    float y;
+    float2 zw;
+  };
   __device__ Held hold(int64_t e, int m) const {
-    return __ldcg(reinterpret_cast<const float4*>(state) + m * channels + e);
+    const float* const at = state + (m * channels + e) * 4;
+    return {__ldcg(at + 1), __ldcg(reinterpret_cast<const float2*>(at) + 1)};
   }
-  __device__ float4 taps_of(int64_t e) const {
-    return __ldg(reinterpret_cast<const float4*>(taps) + e);
+  struct OfRow {
+    float4 k;
+    float bias;
+  };
+  __device__ OfRow of_row(int64_t e) const {
+    return {__ldg(reinterpret_cast<const float4*>(taps) + e), bias ? __ldg(bias + e) : 0.0f};
   }
-  __device__ float bias_of(int64_t e) const { return bias ? __ldg(bias + e) : 0.0f; }
 
   // x: the input of channel e of row m; before: its state.
-  __device__ __nv_bfloat16 operator()(int64_t e, int m, __nv_bfloat16 x, float4 before) const {
-    return step(e, m, x, before, taps_of(e), bias_of(e));
-  }
-  __device__ __nv_bfloat16 step(int64_t e, int m, __nv_bfloat16 x, float4 before, float4 k,
-                                float y) const {
+  __device__ __nv_bfloat16 operator()(int64_t e, int m, __nv_bfloat16 x, const Held& before,
+                                      const OfRow& of) const {
     const auto now = static_cast<float>(x);
-    reinterpret_cast<float4*>(state)[m * channels + e] = {before.y, before.z, before.w, now};
+    const float4 k = of.k;
+    float y = of.bias;
+    reinterpret_cast<float4*>(state)[m * channels + e] = {before.y, before.zw.x, before.zw.y, now};
     y = fmaf(k.x, before.y, y);
-    y = fmaf(k.y, before.z, y);
-    y = fmaf(k.z, before.w, y);
+    y = fmaf(k.y, before.zw.x, y);
+    y = fmaf(k.z, before.zw.y, y);
     y = fmaf(k.w, now, y);
     return static_cast<__nv_bfloat16>(y * sigmoid<true>(y));
   }
@@ -49,14 +57,16 @@ struct ConvOfStep {
 // The same with its weights held too.
 struct HeldConvOfStep : ConvOfStep {
   struct Held {
-    float4 before, k;
-    float bias;
+    ConvOfStep::Held before;
+    ConvOfStep::OfRow of;
   };
+  struct OfRow {};
   __device__ Held hold(int64_t e, int m) const {
-    return {ConvOfStep::hold(e, m), taps_of(e), bias_of(e)};
+    return {ConvOfStep::hold(e, m), ConvOfStep::of_row(e)};
   }
-  __device__ __nv_bfloat16 operator()(int64_t e, int m, __nv_bfloat16 x, const Held& held) const {
-    return step(e, m, x, held.before, held.k, held.bias);
+  __device__ __nv_bfloat16 operator()(int64_t e, int m, __nv_bfloat16 x, const Held& held,
+                                      OfRow) const {
+    return ConvOfStep::operator()(e, m, x, held.before, held.of);
   }
 };
 

@@ -19,15 +19,22 @@ struct Parts {
   bfloat16 *z, *xBC;
   float* dt;
 
-  using Held = typename Conv::Held;  // not used where z and dt are
-  __device__ Held hold(int64_t n, int m) const {
-    return n >= E && n - E < conv.channels ? conv.hold(n - E, m) : Held{};
+  using OfRow = typename Conv::OfRow;  // neither is used where z and dt are
+  using Held = typename Conv::Held;
+  __device__ OfRow of_row(int64_t n) const {
+    return n >= E && n - E < conv.channels ? conv.of_row(n - E) : OfRow{};
   }
-  __device__ void operator()(int64_t n, int m, float value, const Held& held) const {
+  __device__ Held hold(int64_t n, int m) const {
+    Held held;  // not set where it is not used: that would wait for the loads before it
+    if (n >= E && n - E < conv.channels) held = conv.hold(n - E, m);
+    return held;
+  }
+  __device__ void operator()(int64_t n, int m, float value, const Held& held,
+                             const OfRow& of = {}) const {
     if (n < E) {
       z[m * E + n] = static_cast<bfloat16>(value);
     } else if (n -= E; n < conv.channels) {
-      xBC[m * conv.channels + n] = conv(n, m, static_cast<bfloat16>(value), held);
+      xBC[m * conv.channels + n] = conv(n, m, static_cast<bfloat16>(value), held, of);
     } else {
       dt[m * H + n - conv.channels] = value;
     }
@@ -186,8 +193,10 @@ struct AddNormed {
   }
   __device__ float factor(int m) const { return factor_of(part(m)); }
   using Held = float;  // of the stream
+  struct OfRow {};
+  __device__ OfRow of_row(int64_t) const { return {}; }
   __device__ Held hold(int64_t n, int m) const { return __ldcg(stream + m * N + n); }
-  __device__ void operator()(int64_t n, int m, float value, Held held) const {
+  __device__ void operator()(int64_t n, int m, float value, Held held, OfRow = {}) const {
     stream[m * N + n] = held + value;
   }
 };

@@ -83,12 +83,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     return;
   }
 
-  if (!p.holds_next) let_next_start();
-  wait_for_previous();
-  if (p.holds_next) let_next_start();
   auto* const parts = reinterpret_cast<float*>(ring);
   PassEndOf<typename Tile::Sums, Tile::kSumThreads, End> last(
       end, parts, n0, p.N, m0, static_cast<int>(p.M), rank, split, thread);
+  if (!p.holds_next) let_next_start();
+  wait_for_previous();
+  if (p.holds_next) let_next_start();
   // Sums of many columns leave no registers for it.
   constexpr bool kHoldsEarly = Tile::kColumns < 128;
   if (kHoldsEarly) last.hold_first();

@@ -1,8 +1,9 @@
 // How a block's tile of sums becomes results: sums of warps that share out K are added, then those of the blocks of a
 // cluster, always in the same order, and each element is given to an end.
 //
-// An end is called as end(n, m, Σ_k x[m, k] w[n, k], end.hold(n, m)) once for each element of the product; hold is
-// called early, to read what the end needs beside the sums. With End::kFactors sums are multiplied by end.factor(m),
+// An end is called as end(n, m, Σ_k x[m, k] w[n, k], end.hold(n, m), end.of_row(n)) once for each element of the product;
+// both are called early, to read what the end needs beside the sums: of_row before what makes x is complete, once for
+// all elements of a thread, which are of one row of W. With End::kFactors sums are multiplied by end.factor(m),
 // which a warp computes together.
 #pragma once
 #include "krait/tensor/cuda/cluster.cuh"
@@ -57,7 +58,10 @@ class PassEnd {
         stride_(split * kRun),
         mine_(static_cast<int>(rank) * kRun),
         split_(split),
-        thread_(thread) {}
+        thread_(thread) {
+    static_assert(kThreads % Tile::kRows == 0);
+    if (row_of(thread) < N) of_row_ = end.of_row(row_of(thread));
+  }
 
   // Of the kThreads threads.
   __device__ void synchronize() { synchronize_threads<kThreads>(); }
@@ -90,7 +94,7 @@ class PassEnd {
         if (e >= elements_ || row_of(e) >= N_) continue;
         float value = *place_of(e);
         if constexpr (End::kFactors) value *= factors[e / Tile::kRows];
-        end_(row_of(e), m0_ + e / Tile::kRows, value, held_[i]);
+        end_(row_of(e), m0_ + e / Tile::kRows, value, held_[i], of_row_);
       }
     }
     if (split_ > 1) leave_cluster();  // another block may still read this one's memory
@@ -133,6 +137,7 @@ class PassEnd {
   float* const parts_;
   const int64_t n0_, N_;
   const int m0_, elements_, stride_, mine_, split_, thread_;
+  typename End::OfRow of_row_;
   typename End::Held held_[4 * kTogether];
 };
 
