@@ -171,30 +171,40 @@ __device__ inline float rest_of(float z, float s) {
   return 1.0f - s;
 }
 
-constexpr int kFour = 4;  // neighbouring channels of a thread that keeps its part of a row
+// A thread that keeps its part of a row has 16 channels, in runs of 16 bytes.
+template <class T>
+constexpr int kRun = 16 / sizeof(T);
+template <class T>
+constexpr int kRuns = 16 / kRun<T>;
+constexpr int kForwardRegisters = 64;  // of a thread
 
-// The same where a row fits into a block's registers, K runs of four channels a thread: a block a row and group.
-template <class T, int K>
-__global__ void __launch_bounds__(32 * kMostTeamWarps)
-    forward_kept_kernel(const __grid_constant__ GatedNormProblem p) {
-  const int64_t row = blockIdx.x, n = p.E / p.groups, from = blockIdx.y * n;
+// The same where a row's group of n fits into a block's registers. kUsual: with z, without b.
+template <class T, bool kGateFirst, bool kUsual>
+__global__ void __maxnreg__(kForwardRegisters)
+    forward_kept_kernel(const __grid_constant__ GatedNormProblem p, int n) {
+  constexpr int V = kRun<T>, K = kRuns<T>;
+  const int64_t row = blockIdx.x;
+  const int from = static_cast<int>(blockIdx.y) * n;
   const T* const x = static_cast<const T*>(p.x) + row * p.x_stride + from;
-  const T* const z = p.z ? static_cast<const T*>(p.z) + row * p.z_stride + from : nullptr;
-  float normed[K][kFour] = {}, gate[K][kFour] = {}, square[1] = {};
+  const T* const z = static_cast<const T*>(p.z) + row * p.z_stride + from;
+  T* const y = static_cast<T*>(p.y) + row * p.E + from;
+  Run<V, T> of_x[K] = {}, of_z[K] = {};
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (kept_column<kFour>(k) >= n) continue;
-    load<kFour>(x + kept_column<kFour>(k), normed[k]);
-    if (z) load<kFour>(z + kept_column<kFour>(k), gate[k]);
+    const int i = kept_column<V>(k);
+    if (i >= n) continue;
+    of_x[k] = *reinterpret_cast<const Run<V, T>*>(x + i);
+    if (kUsual || p.z) of_z[k] = *reinterpret_cast<const Run<V, T>*>(z + i);
   }
+  float normed[K][V], gate[K][V], square[1] = {};
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
-    for (int v = 0; v < kFour; ++v) {
-      const float silu =
-          gate[k][v] * sigmoid_of<T>(gate[k][v]);  // also without z: no branch a channel
-      gate[k][v] = z ? silu : 1.0f;
-      if (p.gate_first) normed[k][v] *= gate[k][v];
+    for (int v = 0; v < V; ++v) {
+      const auto at = static_cast<float>(of_z[k].v[v]);
+      gate[k][v] = kUsual || p.z ? at * sigmoid_of<T>(at) : 1.0f;
+      normed[k][v] = static_cast<float>(of_x[k].v[v]);
+      if (kGateFirst) normed[k][v] *= gate[k][v];
       square[0] = fmaf(normed[k][v], normed[k][v], square[0]);
     }
   }
@@ -203,24 +213,19 @@ __global__ void __launch_bounds__(32 * kMostTeamWarps)
   const float scale = 1.0f / sqrtf(square[0] / static_cast<float>(n) + p.eps);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (kept_column<kFour>(k) >= n) continue;
-    float w[kFour], b[kFour] = {}, y[kFour];
-    load<kFour>(p.w + from + kept_column<kFour>(k), w);
-    if (p.b) load<kFour>(p.b + from + kept_column<kFour>(k), b);
+    const int i = kept_column<V>(k);
+    if (i >= n) continue;
+    float w[V], b[V] = {}, out[V];
+    load_fours(p.w + from + i, w);
+    if (!kUsual && p.b) load_fours(p.b + from + i, b);
 #pragma unroll
-    for (int v = 0; v < kFour; ++v) {
-      y[v] = fmaf(normed[k][v] * scale, w[v], b[v]);
-      if (!p.gate_first) y[v] *= gate[k][v];
+    for (int v = 0; v < V; ++v) {
+      out[v] = fmaf(normed[k][v] * scale, w[v], b[v]);
+      if (!kGateFirst) out[v] *= gate[k][v];
     }
-    store<kFour>(static_cast<T*>(p.y) + row * p.E + from + kept_column<kFour>(k), y);
+    store<V>(y + i, out);
   }
 }
-
-// In backward they are 16 bytes, and a thread has 16 channels.
-template <class T>
-constexpr int kRun = 16 / sizeof(T);
-template <class T>
-constexpr int kRuns = 16 / kRun<T>;
 
 template <class T, bool kGateFirst, bool kBias>
 __global__ void __maxnreg__(kTeamRegisters)
@@ -325,16 +330,21 @@ unsigned threads_for(int64_t n, int64_t V, int64_t most = 256) {
 
 // False where the rows do not fit into registers: nothing was launched.
 bool forward_kept(const GatedNormProblem& p, int64_t rows, cudaStream_t stream) {
-  const KeptRow row(p.E / p.groups, kFour, 2, 4);
-  if (row.threads == 0 || !in_runs_of(kFour, p, nullptr, nullptr)) return false;
+  const int64_t n = p.E / p.groups;
   const auto with_type = [&](auto t) {
     using T = decltype(t);
+    const KeptRow row(n, kRun<T>, kRuns<T>, kRuns<T>);
+    if (row.threads == 0 || !in_runs_of(kRun<T>, p, nullptr, nullptr)) return false;
+    const bool usual = p.z && !p.b;
+    const auto kernel =
+        p.gate_first
+            ? (usual ? forward_kept_kernel<T, true, true> : forward_kept_kernel<T, true, false>)
+            : (usual ? forward_kept_kernel<T, false, true> : forward_kept_kernel<T, false, false>);
     const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(p.groups));
-    (row.runs == 2 ? forward_kept_kernel<T, 2>
-                   : forward_kept_kernel<T, 4>)<<<grid, row.threads, 0, stream>>>(p);
+    kernel<<<grid, row.threads, 0, stream>>>(p, static_cast<int>(n));
+    return true;
   };
-  p.bf16 ? with_type(__nv_bfloat16()) : with_type(0.0f);
-  return true;
+  return p.bf16 ? with_type(__nv_bfloat16()) : with_type(0.0f);
 }
 
 bool backward_kept(const GatedNormProblem& p, int64_t rows, int64_t rows_of_a_piece, float* dw,
