@@ -165,7 +165,27 @@ GradTarget Tape::grad_into(Context& c, const Tensor& t) {
   } else {
     complete(c, v);
   }
+  v.rounds = false;
   return {matching_view(*t.var, t), add};
+}
+
+Tensor Tape::round_into(Context& c, const Tensor& t) {
+  if (!t.var) return {};
+  Var& v = t.var->storage();
+  if (v.grad_dtype != DType::f32 || t.numel() != v.whole.numel()) return {};
+  if (!v.rounded) {
+    if (in_segment_) return {};  // the segment would give it back while the slot lives on
+    require(c.open_scratch == 0, "Tape: room for a gradient is first asked for inside a Scratch");
+    const size_t bytes = static_cast<size_t>(v.whole.numel()) * size_of(DType::bf16);
+    v.rounded = Tensor(c.arena->take_high(bytes), DType::bf16, v.whole.shape, v.whole.device);
+  }
+  v.rounds = true;
+  return v.rounded.reshape(t.shape);
+}
+
+Tensor Tape::rounded_grad(const Tensor& t) const {
+  if (!t.var || !t.var->storage().rounds || t.numel() != t.var->whole.numel()) return {};
+  return t.var->storage().rounded.reshape(t.shape);
 }
 
 void Tape::share_grad(Context& c, const Tensor& from, const Tensor& to) {
@@ -180,6 +200,8 @@ void Tape::share_grad(Context& c, const Tensor& from, const Tensor& to) {
     target.grad = shared;
   }
   target.written = true;
+  target.rounded = source.rounded;
+  target.rounds = source.rounds;
 }
 
 void Tape::seed(Context& c, const Tensor& loss, float value) {

@@ -35,6 +35,8 @@ struct Var {
   // Storage. A sum (see watch_sum) has that of the tensor it was added to.
   Tensor grad;            // empty until first asked for
   bool written = false;   // grad holds a value; false: the next writer overwrites
+  Tensor rounded;         // room for a float32 grad in bfloat16, or empty: see Tape::round_into
+  bool rounds = false;    // `rounded` holds what grad does
   Var* sum_of = nullptr;  // the slot whose storage this one uses, or null
   bool covered = false;   // a sum took the storage over; its gradient is not yet complete
   bool lasting = false;   // see Tape::keep_in_arena
@@ -79,6 +81,12 @@ class Tape {
   // The gradient of an input, to write. Marks it written. Views that do not overlap (the halves of a last axis)
   // write one part each; what nobody wrote is zeroed when the gradient is read, or before anything is added.
   GradTarget grad_into(Context& c, const Tensor& t);
+
+  // For who writes the whole of a float32 gradient and has asked grad_into for it: room for the same in bfloat16, to be
+  // written as well, or empty. One room serves a residual stream for its whole depth.
+  Tensor round_into(Context& c, const Tensor& t);
+  // What was written there, until the gradient is written again; else empty.
+  Tensor rounded_grad(const Tensor& t) const;
 
   // A parameter's slot, which has no storage: it is taken from the arena when backward comes to the first use, and
   // stays there until the arena is reset, whatever segment that use is in.

@@ -161,8 +161,9 @@ void sum_rows(Context& c, const Tensor& dy, const GradTarget& to) {
   });
 }
 
+// `rounded`: dy in bfloat16, where that was written beside it.
 void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias,
-              const Tensor& dy) {
+              const Tensor& dy, const Tensor& rounded) {
   const GradTarget dx = c.tape->grad_into(c, x);
   const GradTarget dw = c.tape->grad_into(c, w);
   const GradTarget db = c.tape->grad_into(c, bias);
@@ -173,7 +174,7 @@ void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
   Scratch s(c);
   if (db.grad) sum_rows(c, dy, db);
   if (!dx.grad && !dw.grad) return;
-  const Tensor dy_ready = in_type(c, dy, w.dtype);
+  const Tensor dy_ready = rounded && w.dtype == DType::bf16 ? rounded : in_type(c, dy, w.dtype);
   if (dx.grad && dx.grad.numel() > 0)
     multiply(c, matrix(dy_ready), matrix(w), dx.grad, {.add = dx.add});
   if (dw.grad && dw.grad.numel() > 0) {
@@ -207,7 +208,7 @@ Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DTy
   }
   c.tape->record([=](Context& b) {
     const Tensor dy = b.tape->grad(y);
-    if (dy) backward(b, z, x, w, bias, dy);
+    if (dy) backward(b, z, x, w, bias, dy, b.tape->rounded_grad(y));
     b.tape->uncover(y);
   });
   return y;

@@ -211,6 +211,7 @@ __global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_
         for (int v = 0; v < V; ++v) total[v] += other[v];
       }
       store<V>(dx, total);
+      if (p.dx_bf16) store<V>(static_cast<bfloat16*>(p.dx_bf16) + row * D + i, total);
     }
   }
   for (int64_t i = first; i < D && in_shared; i += step) {
@@ -309,6 +310,7 @@ __global__ void __maxnreg__(kTeamRegisters)
         for (int v = 0; v < V; ++v) total[v] += other[v];
       }
       store<V>(static_cast<X*>(p.dx) + row * p.dx_stride + i, total);
+      if (p.dx_bf16) store<V>(static_cast<bfloat16*>(p.dx_bf16) + row * D + i, total);
     }
   });
   wait_for_copies<0>();
@@ -328,7 +330,7 @@ bool in_fours(const NormProblem& p, const float* dw, const float* db) {
          in_runs(p.b, 0, 4, 4) && in_runs(p.y, 0, y, 4) && in_runs(p.sum, 0, 4, 4) &&
          in_runs(p.dy, 0, y, 4) && in_runs(p.dsum, 0, 4, 4) &&
          in_runs(p.dresidual, p.dresidual_stride, 4, 4) && in_runs(p.dx, p.dx_stride, x, 4) &&
-         in_runs(dw, 0, 4, 4) && in_runs(db, 0, 4, 4);
+         in_runs(p.dx_bf16, 0, 2, 4) && in_runs(dw, 0, 4, 4) && in_runs(db, 0, 4, 4);
 }
 
 // Whole warps, no more than the row has runs.

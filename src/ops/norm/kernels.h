@@ -30,6 +30,8 @@ struct NormProblem {
   void* dx = nullptr;  // the total, in the dtype of x; or null
   int64_t dx_stride = 0;
   bool dx_add = false;
+  void* dx_bf16 =
+      nullptr;  // the same in bfloat16, rows D apart, where dx is float32; or null; on a GPU alone
 };
 
 struct NormKernels {

@@ -87,11 +87,15 @@ void backward(Context& c, const Call& q) {
   // From here on the storage of d(sum) is that of d(residual): the total is written over it.
   const GradTarget dresidual = c.tape->grad_into(c, q.residual);
   const GradTarget dx = c.tape->grad_into(c, q.x);
+  const bool gpu = c.device.type == Device::cuda;
+  // Of a stream whose products are of bfloat16: the one below reads the gradient so.
+  const Tensor rounded = gpu && q.y.dtype == DType::bf16 && q.x.dtype == DType::f32
+                             ? c.tape->round_into(c, q.x)
+                             : Tensor();
   const GradTarget dw = c.tape->grad_into(c, q.w);
   const GradTarget db = c.tape->grad_into(c, q.b);
 
   const int64_t D = q.x.size(-1), rows = q.x.shape.rows();
-  const bool gpu = c.device.type == Device::cuda;
   const int64_t grain = gpu ? cuda::rows_of_a_partial_sum(rows) : kBackwardRows;
   const int64_t pieces = (rows + grain - 1) / grain;
   Scratch scratch(c);
@@ -102,7 +106,8 @@ void backward(Context& c, const Call& q) {
   c.cost("norm.backward",
          n * (s_bytes + static_cast<double>(size_of(q.y.dtype)) + (dsum ? 4 : 0) +
               (dresidual.grad ? 4 : 0) +
-              (dx.grad ? static_cast<double>(size_of(q.x.dtype)) * (dx.add ? 2 : 1) : 0)),
+              (dx.grad ? static_cast<double>(size_of(q.x.dtype)) * (dx.add ? 2 : 1) : 0) +
+              (rounded ? 2 : 0)),
          11 * n);
   if (c.planning()) return;
 
@@ -114,6 +119,7 @@ void backward(Context& c, const Call& q) {
   p.dx = dx.grad.data;
   p.dx_stride = dx.grad ? dx.grad.row_stride() : 0;
   p.dx_add = dx.add;
+  p.dx_bf16 = rounded.data;
   if (gpu) return run_backward_on_gpu(c, p, rows, dw_sums, db_sums, dw, db);
   const NormKernels& kernels = KRAIT_PICK_ISA(norm_kernels);
   parallel_for(pieces, [&](int64_t i) {
