@@ -99,12 +99,15 @@ HWY_INLINE Vec<D> Silu(D d, Vec<D> x) {
   return hn::Div(x, hn::Add(hn::Set(d, 1.0f), Exp(d, hn::Neg(x))));
 }
 
-// The derivative of Silu: σ (1 + x (1 - σ)).
+// The derivative of Silu: σ (1 + x (1 - σ)), from x and σ, or from x.
+template <class D>
+HWY_INLINE Vec<D> SiluSlope(D d, Vec<D> x, Vec<D> sigmoid) {
+  const auto one = hn::Set(d, 1.0f);
+  return hn::Mul(sigmoid, hn::MulAdd(x, hn::Sub(one, sigmoid), one));
+}
 template <class D>
 HWY_INLINE Vec<D> SiluSlope(D d, Vec<D> x) {
-  const auto one = hn::Set(d, 1.0f);
-  const auto s = Sigmoid(d, x);
-  return hn::Mul(s, hn::MulAdd(x, hn::Sub(one, s), one));
+  return SiluSlope(d, x, Sigmoid(d, x));
 }
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), relative error below 5e-7 where it is above 1e-37; equals x

@@ -107,8 +107,8 @@ void backward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64
       square, slope);
   const float scale = scale_of(square, n, p.eps), mean = scale * slope / static_cast<float>(n);
   for_lanes(0, n, [&](auto d, int64_t i) {
-    const auto x = load(d, g.x + i), dy_i = load(d, dy + i), one = hn::Set(d, 1.0f);
-    auto z = hn::Zero(d), sigmoid = z, gate = one;
+    const auto x = load(d, g.x + i), dy_i = load(d, dy + i);
+    auto z = hn::Zero(d), sigmoid = z, gate = hn::Set(d, 1.0f);
     if (g.z) {
       z = load(d, g.z + i);
       sigmoid = Sigmoid(d, z);
@@ -123,8 +123,7 @@ void backward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64
     if (db) hn::StoreU(hn::Add(grad, hn::LoadU(d, db + first + i)), d, db + first + i);
     if (dz) {
       const auto of_gate = gate_last ? hn::Mul(dy_i, g.scaled(d, i, normed)) : hn::Mul(dv, x);
-      const auto of_z = hn::Mul(sigmoid, hn::MulAdd(z, hn::Sub(one, sigmoid), one));  // SiluSlope
-      const auto out = hn::Mul(of_gate, of_z);
+      const auto out = hn::Mul(of_gate, SiluSlope(d, z, sigmoid));
       store(d, p.dz_add ? hn::Add(out, load(d, dz + i)) : out, dz + i);
     }
     if (dx) {
