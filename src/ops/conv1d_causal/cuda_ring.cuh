@@ -53,11 +53,7 @@ class Ring {
 #pragma unroll
     for (int i = 0; i < kGroup; ++i, from_ += step_) {
       if (i >= left_) continue;
-      constexpr int kBytes = sizeof(Words<T, V>);
-      const auto to =
-          static_cast<unsigned>(__cvta_generic_to_shared(at_ + (slot * kGroup + i) * threads_));
-      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from_), "n"(kBytes)
-                   : "memory");
+      copy_async<sizeof(Words<T, V>)>(at_ + (slot * kGroup + i) * threads_, from_);
     }
     left_ -= kGroup;
   }

@@ -1,6 +1,7 @@
-// A block a row, or where there are few rows of a large vocabulary a cluster of blocks (sm_90 on), each with a run of neighbouring ids, as each thread has. Weights exp((logit - largest) / temperature) are summed as
-// integers of 2^-40, so that sums do not depend on their order; the float64 sum of what a cluster could share out is
-// over the same runs either way.
+// A block a row, or where there are few rows of a large vocabulary a cluster of blocks (sm_90 on), each with a run of
+// neighbouring ids, as each thread has. Weights exp((logit - largest) / temperature) are summed as integers of 2^-40,
+// so that sums do not depend on their order; the float64 sum of what a cluster could share out is over the same runs
+// either way.
 #include "krait/ops/sampler/cuda.h"
 
 #include <cfloat>

@@ -13,7 +13,7 @@
 #include "krait/ops/selective_scan/cuda.h"
 #include "krait/tensor/cuda/exponentials.cuh"
 #include "krait/tensor/cuda/hopper.cuh"
-#include "krait/tensor/cuda/launch.h"
+#include "krait/tensor/cuda/math.h"
 
 namespace krait::ops::scan {
 namespace {
@@ -65,7 +65,7 @@ struct Meeting {
   }
 };
 
-using cuda::exp2_of, cuda::reciprocal, cuda::softplus, cuda::sigmoid, cuda::scaled_A, cuda::kLn2;
+using cuda::prefetch, cuda::exp2_of, cuda::reciprocal, cuda::softplus, cuda::sigmoid, cuda::scaled_A, cuda::kLn2;
 
 // Four neighbouring elements of a row as they lie in memory, so that loads can be in flight together.
 struct Quad {
@@ -148,8 +148,6 @@ __device__ inline void store_quad(const CudaRows& r, char* at, int valid, float 
     }
   }
 }
-
-__device__ inline void prefetch(const char* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 // Sums V values over the lanes that differ in the bits [Low, Low * Lanes): each lane is left with V / Lanes of
 // the sums, from number (place of the lane) * V / Lanes on; with all of one sum where V < Lanes: number

@@ -220,8 +220,8 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
       const int t = 4 * (thread - kQ / 2);
       cuda::copy_async(to.slopes + t, w.slopes + at + t, true);
     } else if (thread == kTeam - 1) {
-      cuda::copy_async_float(&to.A, p.A + h);
-      if (p.D && !p.D_per_channel) cuda::copy_async_float(&to.D, p.D + h);
+      cuda::copy_async<4>(&to.A, p.A + h);
+      if (p.D && !p.D_per_channel) cuda::copy_async<4>(&to.D, p.D + h);
     }
   };
   const auto bring_slice = [&](int slice) {

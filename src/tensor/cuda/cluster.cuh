@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "krait/tensor/cuda/hopper.cuh"
+
 namespace krait::cuda {
 
 __device__ inline unsigned rank_in_cluster() {
@@ -54,15 +56,14 @@ __device__ inline unsigned address_in_block(const void* p, unsigned rank) {
 }
 
 // Values that blocks of a cluster send straight into the shared memory of one of them, where a barrier counts them:
-// synchronize_cluster() waits for all that a block has on its way to any memory. One thread of a block tells how many bytes come; behind arrive_in_cluster() and wait_in_cluster() others may send.
+// synchronize_cluster() waits for all that a block has on its way to any memory. One thread of a block tells how many
+// bytes come; behind arrive_in_cluster() and wait_in_cluster() others may send.
 __device__ inline void expect_in_block([[maybe_unused]] uint64_t* barrier,
                                        [[maybe_unused]] unsigned bytes) {
 #if __CUDA_ARCH__ >= 900
-  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
-               : "memory");
+  start_barrier(barrier, 1);
+  fence_barriers();
+  arrive_expecting(barrier, bytes);
 #endif
 }
 
@@ -103,7 +104,7 @@ __device__ inline void wait_for_sent([[maybe_unused]] uint64_t* barrier) {
       "again:\n"
       "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
       "@!done bra again;\n"
-      "}" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(barrier)))
+      "}" ::"r"(shared_address(barrier))
       : "memory");
 #endif
 }

@@ -24,10 +24,6 @@ struct Normed {  // x = stream * w / rms(stream): the stream is float32, whateve
 
 constexpr int kOfLine = 32;  // floats of a line of the second-level cache
 
-__device__ inline void prefetch_line(const float* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
 // Eight neighbouring elements in registers.
 template <class T>
 struct Eight {
@@ -212,7 +208,7 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
 #pragma unroll
   for (int a = 0; a < kAhead; ++a) fetch(w[a], chunk + a * kFewWarps);
   if constexpr (kNormed) {
-    for (int k = threadIdx.x * kOfLine; k < K; k += kThreads * kOfLine) prefetch_line(norm.w + k);
+    for (int k = threadIdx.x * kOfLine; k < K; k += kThreads * kOfLine) prefetch(norm.w + k);
   }
   if (!p.holds_next) let_next_start();
   const int mine = threadIdx.x + static_cast<int>(rank) * kThreads,

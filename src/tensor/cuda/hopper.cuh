@@ -1,4 +1,4 @@
-// What only compute capability 9.0 has, as used by products: barriers in shared memory that count bytes, tiles copied by
+// Barriers in shared memory, and what only compute capability 9.0 has, as used by products: tiles copied by
 // the tensor memory accelerator, and products of four warps ("a warpgroup") that read both factors from shared memory.
 // Tiles have rows of 128 bytes, whose 16-byte places are exchanged by the row (the 128-byte swizzle), and begin at a
 // multiple of 1024 bytes. See the PTX manual, "asynchronous warpgroup level matrix instructions".
@@ -52,7 +52,7 @@ __device__ inline void wait_for_phase(uint64_t* barrier, unsigned parity) {
 #undef KRAIT_WAIT
 }
 
-#if KRAIT_HOPPER
+#if __CUDA_ARCH__ >= 900
 
 __device__ inline void fence_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -65,6 +65,10 @@ __device__ inline void arrive_expecting(uint64_t* barrier, unsigned bytes) {
       "r"(bytes)
       : "memory");
 }
+
+#endif
+
+#if KRAIT_HOPPER
 
 __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

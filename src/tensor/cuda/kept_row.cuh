@@ -83,14 +83,7 @@ class StagedRows {
     if (used) memory += bytes(blockDim.x * blockDim.y);
   }
   __device__ void copy(int stage, int k, const T* from) {
-    constexpr int kBytes = sizeof(Run<V, T>);
-    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(at(stage, k)));
-    if constexpr (kBytes == 16) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-    } else {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
-                   : "memory");
-    }
+    copy_async<sizeof(Run<V, T>)>(at(stage, k), from);
   }
   __device__ void read(int stage, int k, float (&to)[V]) const {
     load<V>(reinterpret_cast<const T*>(at(stage, k)), to);

@@ -11,6 +11,11 @@ struct alignas(sizeof(T) * V) Run {
   T v[V];
 };
 
+// Asks for the line of the second-level cache that p is in.
+__device__ inline void prefetch(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 // V elements at p, an address that is a multiple of their size: one access of at most 16 bytes.
 template <int V, class T>
 __device__ inline void load(const T* p, float (&to)[V]) {

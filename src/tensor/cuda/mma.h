@@ -102,6 +102,18 @@ __device__ inline void copy_async(void* shared, const void* global, bool there) 
                : "memory");
 }
 
+// kBytes (4, 8 or 16) of which all are there.
+template <int kBytes>
+__device__ inline void copy_async(void* shared, const void* global) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(global), "n"(kBytes)
+                 : "memory");
+  }
+}
+
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Until all but the last `kOpen` groups of this thread's copies have arrived.

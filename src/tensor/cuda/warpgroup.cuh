@@ -27,12 +27,6 @@ __device__ inline void show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// 4 bytes to shared memory, as copy_async of mma.h.
-__device__ inline void copy_async_float(float* shared, const float* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
-               : "memory");
-}
-
 // Of warpgroup `i` of a block: all its threads have come here.
 __device__ inline void sync_warpgroup(int i) {
   asm volatile("bar.sync %0, 128;" ::"r"(i + 1) : "memory");
