@@ -73,7 +73,8 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
   const size_t low = c.arena->low();
   const Philox rng = c.rng;
   const auto keeper = std::make_shared<Keeper>();
-  keeper->keeps = !options.recompute;
+  keeper->keeps = options.recompute != Recompute::layer;
+  keeper->open = options.recompute == Recompute::none;
   const KeptRun run = run_and_keep(c, body, *keeper);
   Tensors results = run.results;
   for (Tensor& t : results) c.tape->watch(t);
@@ -84,7 +85,9 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
     keeper->again = true;
     b.keeper = keeper.get();
     b.tape->watch_reads();
+    auto* const costs = std::exchange(b.costs, keeper->open ? nullptr : b.costs);
     const Tensors again = body(b);
+    b.costs = costs;
     b.keeper = nullptr;
     b.rng = rng_now;
     for (size_t i = 0; i < results.size(); ++i) b.tape->share_grad(b, results[i], again[i]);

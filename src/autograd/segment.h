@@ -6,7 +6,8 @@
 //                        stays at the low end. Backward runs the body again, which finds those results made,
 //                        then goes back through it; all memory taken for that is given back, the results before
 //                        it begins
-//   training, recompute  the same, and nothing but the results stays
+//
+// How much is computed again is one choice (Recompute), from none of it to the whole inside.
 //
 // The body must compute the same results when run twice: states go in and come out as separate tensors.
 // Gradients reach the outside only through `inputs` and parameters. A segment inside another is a part of it.
@@ -24,8 +25,15 @@ namespace krait {
 using Tensors = std::vector<Tensor>;
 using Body = std::function<Tensors(Context&)>;
 
+// What backward computes again of a segment. The bits are the same.
+enum class Recompute {
+  none,   // nothing: all that is allocated inside is kept
+  cheap,  // what is not dear (see Kept)
+  layer,  // all: nothing but the results is kept
+};
+
 struct SegmentOptions {
-  bool recompute = false;
+  Recompute recompute = Recompute::cheap;
   // Without a tape: the low end is set back to this mark before the results are kept, so that they take
   // the place of inputs which nobody needs any more (a residual stream needs one buffer, not one a layer).
   size_t replace_from = SIZE_MAX;

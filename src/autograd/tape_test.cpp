@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "krait/autograd/plan.h"
 #include "krait/autograd/segment.h"
 #include "krait/tensor/memory.h"
@@ -285,7 +287,7 @@ struct Stack {
   Context c;
   Tensor start, end;
 
-  Stack(bool record, bool recompute, int layers = 3, bool nested = false) {
+  Stack(bool record, Recompute recompute, int layers = 3, bool nested = false) {
     std::memset(arena.take_low(0), 0xFF, 1 << 20);
     c.arena = &arena;
     c.rng = {3, 0};
@@ -321,28 +323,33 @@ struct Stack {
 };
 
 TEST(Segment, RecomputeGivesTheSameBits) {
-  Stack kept(true, false), again(true, true), inference(false, false);
+  Stack kept(true, Recompute::cheap), again(true, Recompute::layer), all(true, Recompute::none),
+      inference(false, Recompute::cheap);
   expect_same_bits(to_double(kept.end), to_double(again.end), "results");
   expect_same_bits(to_double(kept.end), to_double(inference.end), "inference");
   kept.backward();
   again.backward();
+  all.backward();
   expect_same_bits(kept.gradients(), again.gradients(), "gradients");
+  expect_same_bits(kept.gradients(), all.gradients(), "gradients, all kept");
   EXPECT_GT(max_abs(kept.gradients()), 0);
   EXPECT_EQ(kept.c.rng.stream, again.c.rng.stream) << "recomputing drew new numbers";
+  EXPECT_EQ(all.c.rng.stream, again.c.rng.stream);
 }
 
 TEST(Segment, NestedGivesTheSameBits) {
-  Stack plain(true, false);
+  Stack plain(true, Recompute::cheap);
   plain.backward();
-  for (bool recompute : {false, true}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::layer}) {
     Stack nested(true, recompute, 3, true);
     nested.backward();
-    expect_same_bits(nested.gradients(), plain.gradients(), recompute ? "recompute" : "kept");
+    expect_same_bits(nested.gradients(), plain.gradients(),
+                     std::to_string(static_cast<int>(recompute)));
   }
 }
 
 TEST(Segment, InferenceKeepsTheResultsAlone) {
-  const Stack s(false, false);
+  const Stack s(false, Recompute::cheap);
   EXPECT_EQ(s.arena.low(), 3 * kWidth * sizeof(float));
   EXPECT_EQ(s.arena.high(), 0u);
 }
@@ -362,19 +369,23 @@ TEST(Segment, InferenceInPlaceOfTheInput) {
 }
 
 TEST(Segment, TrainingGivesItsMemoryBack) {
-  size_t after[2], peaks[2][2];
-  for (bool recompute : {false, true}) {
+  size_t after[2];
+  std::map<Recompute, size_t> a_layer;
+  for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::layer}) {
+    size_t peaks[2];
     for (int layers : {1, 8}) {
       Stack s(true, recompute, layers);
       s.backward();
       after[layers == 8] = s.arena.high();
-      peaks[recompute][layers == 8] = s.arena.peak();
+      peaks[layers == 8] = s.arena.peak();
     }
     EXPECT_EQ(after[0], after[1]) << "gradients inside the segments were not given back";
+    a_layer[recompute] = (peaks[1] - peaks[0]) / 7 / (kWidth * sizeof(float));
   }
-  // Kept: the square and the result of a layer more; recomputed: the result of each.
-  EXPECT_EQ(peaks[0][1] - peaks[0][0], 7 * 2 * kWidth * sizeof(float));
-  EXPECT_EQ(peaks[1][1] - peaks[1][0], 7 * kWidth * sizeof(float));
+  // All of its tensors; the square and the result; the result of each.
+  EXPECT_EQ(a_layer[Recompute::none], 4u);
+  EXPECT_EQ(a_layer[Recompute::cheap], 2u);
+  EXPECT_EQ(a_layer[Recompute::layer], 1u);
 }
 
 // Only what is kept for the second run lies below it: not the result of the first, kept or copied.
@@ -406,7 +417,7 @@ TEST(Segment, TheResultIsGivenBackBeforeTheSecondRun) {
 }
 
 // Runs of scaled_square, dear or not, in one layer forward and backward, and its cost as planned.
-std::pair<int, double> squares_of(bool dear, bool recompute) {
+std::pair<int, double> squares_of(bool dear, Recompute recompute) {
   Parameter w(0.5f);
   const auto work = [&](Context& c) {
     Tensor x = c.alloc({kWidth}, DType::f32);
@@ -432,9 +443,10 @@ std::pair<int, double> squares_of(bool dear, bool recompute) {
 
 TEST(Segment, WhatIsKeptIsComputedOnce) {
   using Runs = std::pair<int, double>;
-  EXPECT_EQ(squares_of(true, false), (Runs{1, 1}));
-  EXPECT_EQ(squares_of(true, true), (Runs{2, 2}));
-  EXPECT_EQ(squares_of(false, false), (Runs{2, 2}));
+  EXPECT_EQ(squares_of(true, Recompute::cheap), (Runs{1, 1}));
+  EXPECT_EQ(squares_of(true, Recompute::layer), (Runs{2, 2}));
+  EXPECT_EQ(squares_of(false, Recompute::cheap), (Runs{2, 2}));
+  EXPECT_EQ(squares_of(false, Recompute::none), (Runs{1, 1}));
 }
 
 TEST(Segment, RefusesABodyThatDoesSomethingElse) {
@@ -525,7 +537,7 @@ TEST(Segment, ResultsInMemoryFromOutsideStayThere) {
 }
 
 TEST(Plan, IsExactToTheByte) {
-  for (bool recompute : {false, true}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::layer}) {
     Parameter w(0.5f);
     const auto work = [&](Context& c) {
       Tensor x = c.alloc({kWidth}, DType::f32);

@@ -19,9 +19,10 @@ namespace krait::cli {
 namespace {
 
 struct Args {
-  std::string what, op, model, preset = "mamba-130m", recompute = "none";
+  std::string what, op, model, preset = "mamba-130m";
   std::vector<int64_t> batches = {1}, lengths = {512}, contexts = {0};
   int64_t batch = 1 /* of `batches`, the one at hand */, new_tokens = 128, repeat = 5;
+  Recompute recompute = Recompute::cheap;
   DType scan_state = DType::f32;
 };
 
@@ -196,7 +197,7 @@ void bench_train(const Args& a, const Common& common) {
   TrainOptions o;
   o.batch_size = a.batch;
   o.dtype = common.chosen_dtype().value_or(DType::f32);
-  o.recompute = a.recompute == "layer";
+  o.recompute = a.recompute;
   o.seed = common.seed;
   o.device = common.resolved_device();
   models::LanguageModel planned(a.model.empty() ? models::preset(a.preset) : [&] {
@@ -219,7 +220,7 @@ void bench_train(const Args& a, const Common& common) {
                {"model", name_of_model(a)},
                {"batch", a.batch},
                {"length", L},
-               {"recompute", a.recompute}};
+               {"recompute", to_string(a.recompute)}};
     r.cost = training_cost(planned, o);
     trainer.step();
     r.seconds = time_runs(a.repeat, [&] { trainer.step(); });
@@ -263,8 +264,7 @@ Work add_bench(CLI::App& app) {
   list("--context", a->contexts, "decode: tokens that each has read before; default 0");
   app.add_option("--new", a->new_tokens, "generate: new tokens of each; default 128")
       ->check(positive);
-  app.add_option("--recompute", a->recompute, "train: none or layer; default none")
-      ->check(CLI::IsMember({"none", "layer"}));
+  add_recompute(app, a->recompute);
   add_state_dtype(app, a->scan_state);
   app.add_option("--repeat", a->repeat, "runs that are timed; default 5")->check(positive);
   return [a](const Common& common) {

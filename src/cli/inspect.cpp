@@ -73,7 +73,8 @@ OrderedJson generation_memory(const LoadedModel& loaded, const Args& a) {
 }
 
 // `model` has no memory yet.
-OrderedJson training_memory(models::Model&& model, DType dtype, const Args& a, bool recompute) {
+OrderedJson training_memory(models::Model&& model, DType dtype, const Args& a,
+                            Recompute recompute) {
   TrainOptions o;
   o.batch_size = a.batch;
   o.seq_len = a.length;
@@ -92,8 +93,9 @@ OrderedJson memory_plan(const Make& make, DType dtype, const Args& a,
           {"length", a.length},
           {"dtype", name_of(dtype)},
           {"generation", generation},
-          {"training", training_memory(make(), dtype, a, false)},
-          {"training_recompute", training_memory(make(), dtype, a, true)},
+          {"training", training_memory(make(), dtype, a, Recompute::cheap)},
+          {"training_recompute_none", training_memory(make(), dtype, a, Recompute::none)},
+          {"training_recompute_layer", training_memory(make(), dtype, a, Recompute::layer)},
           {"available", free == SIZE_MAX ? OrderedJson() : OrderedJson(free)}};
 }
 
@@ -184,7 +186,7 @@ void print_memory(const char* what, const OrderedJson& plan) {
   for (const auto& [key, bytes] : plan.items())
     if (key != "total")
       parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", key, bytes_text(bytes));
-  print_line("  {:<20} {:>10}   ({})", what, bytes_text(plan["total"]), parts);
+  print_line("  {:<25} {:>10}   ({})", what, bytes_text(plan["total"]), parts);
 }
 
 void print_text(const OrderedJson& j) {
@@ -198,7 +200,8 @@ void print_text(const OrderedJson& j) {
                m["dtype"].get<std::string>());
     if (!m["generation"].is_null()) print_memory("generation", m["generation"]);
     print_memory("training", m["training"]);
-    print_memory("training, recompute", m["training_recompute"]);
+    print_memory("training, recompute none", m["training_recompute_none"]);
+    print_memory("training, recompute layer", m["training_recompute_layer"]);
   }
   for (const auto& note : j["notes"]) print_line("note: {}", note.get<std::string>());
   if (!j.contains("tensor_list")) return;

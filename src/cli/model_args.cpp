@@ -45,6 +45,20 @@ void add_state_dtype(CLI::App& app, DType& scan_state) {
       ->check(CLI::IsMember({"float32", "bfloat16"}));
 }
 
+CLI::Option* add_recompute(CLI::App& app, Recompute& recompute) {
+  return app
+      .add_option_function<std::string>(
+          "--recompute",
+          [&recompute](const std::string& name) {
+            recompute = name == "none"    ? Recompute::none
+                        : name == "layer" ? Recompute::layer
+                                          : Recompute::cheap;
+          },
+          "what backward runs again, for less memory: none, cheap (default: what is hardly worth "
+          "keeping) or layer (whole layers)")
+      ->check(CLI::IsMember({"none", "cheap", "layer"}));
+}
+
 bool reads_bytes(const std::string& option, const std::filesystem::path& model,
                  int64_t vocab_size) {
   if (!option.empty()) return option == "bytes";

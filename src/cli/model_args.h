@@ -7,10 +7,15 @@
 #include <string>
 #include <vector>
 
+#include "krait/autograd/segment.h"
 #include "krait/cli/command.h"
 #include "krait/io/any_model.h"
 #include "krait/io/model.h"
 #include "krait/io/tokenizer/tokenizer.h"
+
+namespace CLI {
+class Option;
+}
 
 namespace krait::cli {
 
@@ -27,6 +32,9 @@ struct ModelArgs {
 
 // --state-dtype: what a session keeps states of scans in.
 void add_state_dtype(CLI::App& app, DType& scan_state);
+
+// --recompute: how much of a layer training computes again in backward.
+CLI::Option* add_recompute(CLI::App& app, Recompute& recompute);
 
 // Whether find_tokenizer gives bytes: then a text can be read in pieces.
 bool reads_bytes(const std::string& option, const std::filesystem::path& model, int64_t vocab_size);

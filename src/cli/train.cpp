@@ -9,6 +9,7 @@
 
 #include "krait/base/log.h"
 #include "krait/cli/commands.h"
+#include "krait/cli/model_args.h"
 #include "krait/train/run.h"
 #include "krait/train/status.h"
 
@@ -18,7 +19,7 @@ namespace {
 
 struct TrainArguments {
   RunOptions run;
-  std::string resume, order, schedule = "constant", optimizer = "adamw", recompute = "none";
+  std::string resume, order, schedule = "constant", optimizer = "adamw";
   std::string betas = "0.9,0.95";
   CLI::App* app = nullptr;
 };
@@ -150,10 +151,7 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str()
       ->group(optimisation);
-  app.add_option("--recompute", a.recompute, "layer: run layers again in backward, less memory")
-      ->check(CLI::IsMember({"none", "layer"}))
-      ->capture_default_str()
-      ->group(optimisation);
+  add_recompute(app, t.recompute)->group(optimisation);
 
   const auto output = "While it runs (every N steps; 0: at the end only)";
   app.add_option("--eval-every", r.eval_every, "measure the validation loss")
@@ -209,7 +207,6 @@ void settle(TrainArguments& a, const Common& common) {
                                                             {"cosine", Schedule::cosine},
                                                             {"wsd", Schedule::wsd}};
   t.schedule = schedules.at(a.schedule);
-  t.recompute = a.recompute == "layer";
   std::tie(t.beta1, t.beta2) = two_numbers(a.betas);
   t.dtype = common.chosen_dtype().value_or(DType::f32);
   t.seed = common.seed;

@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "krait/autograd/segment.h"
 #include "krait/nn/param.h"
 #include "krait/nn/state.h"
 #include "krait/ops/cross_entropy/cross_entropy.h"
@@ -14,7 +15,7 @@ struct Pass {
   const ops::Packing* packing = nullptr;
   const nn::State* state_in = nullptr;  // null: every sequence starts from zero
   nn::State* state_out = nullptr;  // may be the same object as state_in when nothing is recorded
-  bool recompute = false;  // keep only the stream at layer borders, run layers again in backward
+  Recompute recompute = Recompute::cheap;  // of what layers compute, in backward
   float dropout = 0;
   float drop_path = 0;  // of whole layers of an image, see ops/drop_path: the last layer's rate
   float label_smoothing = 0;  // of classes, see ops::cross_entropy

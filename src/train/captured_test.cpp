@@ -92,7 +92,7 @@ TEST(CapturedStep, IsTheEagerOneWithDropoutAndASchedule) {
 TEST(CapturedStep, IsTheEagerOneWhereGradientsAccumulateAndLayersRunAgain) {
   TrainOptions o = changing_options();
   o.grad_accum = 3;
-  o.recompute = true;
+  o.recompute = Recompute::layer;
   expect_same(byte_stream({nursery_text(300)}), o, kSteps - 1);
 }
 

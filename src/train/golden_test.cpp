@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-TrainOptions options_of(const JsonView& rule, bool recompute) {
+TrainOptions options_of(const JsonView& rule, Recompute recompute) {
   TrainOptions o;
   o.batch_size = rule.integer("B");
   o.seq_len = rule.integer("L");
@@ -41,8 +41,8 @@ TokenStream tokens_of(const fs::path& folder, int64_t vocab_size) {
   return stream;
 }
 
-void train_as_the_rule_says(const fs::path& folder, bool recompute) {
-  SCOPED_TRACE(folder.filename().string() + (recompute ? ", recomputing" : ""));
+void train_as_the_rule_says(const fs::path& folder, Recompute recompute) {
+  SCOPED_TRACE(folder.filename().string() + ", recompute " + to_string(recompute));
   const Json json = read_json(folder / "train.json");
   const TrainOptions o = options_of(JsonView(json, "train.json"), recompute);
   const LoadedModel loaded =
@@ -89,8 +89,8 @@ TEST(GoldenTraining, T3_TenStepsAreThoseOfTheForeignImplementation) {
     if (!fs::exists(entry.path() / "train.json")) continue;
     if (!testing::is_language_model(read_json(entry.path() / "case.json").at("system"))) continue;
     ++cases;
-    train_as_the_rule_says(entry.path(), false);
-    train_as_the_rule_says(entry.path(), true);
+    for (const Recompute r : {Recompute::none, Recompute::cheap, Recompute::layer})
+      train_as_the_rule_says(entry.path(), r);
   }
   if (cases == 0) GTEST_SKIP() << "no golden case of a language model with a train.json";
 }

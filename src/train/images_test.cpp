@@ -123,7 +123,7 @@ TEST_F(ImageRuns, NeitherRecomputingNorThreadsChangeAnything) {
   run_training(o, false, {});
   RunOptions p = o;
   p.out = o.out + "-again";
-  p.train.recompute = true;
+  p.train.recompute = Recompute::layer;
   set_threads(3);
   run_training(p, false, {});
   set_threads(before);

@@ -19,6 +19,15 @@ std::string to_string(Schedule s) {
   return {};
 }
 
+std::string to_string(Recompute r) {
+  switch (r) {
+    case Recompute::none: return "none";
+    case Recompute::cheap: return "cheap";
+    case Recompute::layer: return "layer";
+  }
+  return {};
+}
+
 std::string to_string(Order o) { return o == Order::shuffle ? "shuffle" : "sequential"; }
 
 double learning_rate(const TrainOptions& o, int64_t step) {
@@ -155,7 +164,7 @@ std::string to_toml(const RunOptions& o) {
   number("hflip", t.hflip);
   add("order", quoted(to_string(t.order)));
   add("carry-state", t.carry_state ? "true" : "false");
-  add("recompute", t.recompute ? "\"layer\"" : "\"none\"");
+  add("recompute", quoted(to_string(t.recompute)));
   number("eval-every", o.eval_every);
   number("save-every", o.save_every);
   number("keep", o.keep);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "krait/autograd/segment.h"
 #include "krait/base/dtype.h"
 #include "krait/data/batch.h"
 
@@ -12,6 +13,7 @@ namespace krait {
 enum class Schedule { constant, linear, cosine, wsd };
 std::string to_string(Schedule s);
 std::string to_string(Order o);
+std::string to_string(Recompute r);
 
 // The numbers of the optimisation: everything that a step depends on besides model and data.
 struct TrainOptions {
@@ -32,8 +34,7 @@ struct TrainOptions {
   double crop_scale = 1, hflip = 0;  // of images: see Augmentation
   Order order = Order::shuffle;
   bool carry_state = false;
-  bool recompute =
-      false;  // keep only the stream at layer borders, run each layer again in backward
+  Recompute recompute = Recompute::cheap;  // of what layers compute, in backward
   DType dtype = DType::f32;  // of matrix products and activations; masters and moments are float32
   uint64_t seed = 0;
   Device device;

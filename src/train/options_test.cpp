@@ -57,8 +57,9 @@ TEST(RunOptions, TomlHasEveryOptionAndReadsBackAsWritten) {
   const std::string toml = to_toml(o);
   for (const char* line :
        {"model = \"byte-tiny\"\n", "data = [\"/data/a \\\"quoted\\\" name.txt\"]\n",
-        "sample-prompt = \"two\\u000alines\\\\\"\n", "lr = 0.0003\n", "betas = [0.9, 0.95]\n",
-        "eps = 1e-08\n", "order = \"shuffle\"\n", "carry-state = false\n", "dtype = \"float32\"\n"})
+        "recompute = \"cheap\"\n", "sample-prompt = \"two\\u000alines\\\\\"\n", "lr = 0.0003\n",
+        "betas = [0.9, 0.95]\n", "eps = 1e-08\n", "order = \"shuffle\"\n", "carry-state = false\n",
+        "dtype = \"float32\"\n"})
     EXPECT_NE(toml.find(line), std::string::npos) << line << toml;
 }
 

@@ -64,15 +64,17 @@ TEST(Trainer, TheStartIsNearTheEntropyOfChance) {
 }
 
 // Each of the ways to run that promises the same numbers, against the plain one.
-TEST(Trainer, RecomputingLayersChangesNothing) {
+TEST(Trainer, RecomputingMoreOrLessChangesNothing) {
   const TokenStream data = byte_stream({nursery_text(50)});
   TrainOptions o = small_options();
   o.dropout = 0.1f;
   const Trace plain = train(data, o, 5);
-  o.recompute = true;
-  const Trace again = train(data, o, 5);
-  EXPECT_EQ(plain.losses, again.losses);
-  EXPECT_EQ(plain.weights, again.weights);
+  for (const Recompute r : {Recompute::none, Recompute::layer}) {
+    o.recompute = r;
+    const Trace again = train(data, o, 5);
+    EXPECT_EQ(plain.losses, again.losses) << to_string(r);
+    EXPECT_EQ(plain.weights, again.weights) << to_string(r);
+  }
 }
 
 TEST(Trainer, TheNumberOfThreadsChangesNothing) {
@@ -172,7 +174,7 @@ TEST(Trainer, ValidationIsTheLossOfEachDocumentAsOneSequence) {
 
 TEST(Trainer, TheArenaIsAsLargeAsThePlanAndNoLarger) {
   const TokenStream data = byte_stream({nursery_text(20)});
-  for (const bool recompute : {false, true}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::layer}) {
     TrainOptions o = small_options();
     o.recompute = recompute;
     o.carry_state = true;
@@ -188,7 +190,7 @@ TEST(Trainer, TheArenaIsAsLargeAsThePlanAndNoLarger) {
 // Gradients that live in the step's memory are laid over what the layers kept, which backward gives back.
 TEST(Trainer, GradientsOfOneBatchTakeNoMoreMemoryThanTheActivations) {
   const TokenStream data = byte_stream({nursery_text(60)});
-  const auto run = [&](nn::Purpose purpose, bool recompute) {
+  const auto run = [&](nn::Purpose purpose, Recompute recompute) {
     const auto model = small_model(1, DType::f32, purpose);
     TrainOptions o = small_options();
     o.recompute = recompute;
@@ -198,7 +200,7 @@ TEST(Trainer, GradientsOfOneBatchTakeNoMoreMemoryThanTheActivations) {
     return std::pair(weights(*model),
                      model->params().allocated_bytes() + trainer.arena().capacity());
   };
-  for (const bool recompute : {false, true}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::layer}) {
     const auto [own, own_bytes] = run(nn::Purpose::training, recompute);
     const auto [lent, lent_bytes] = run(nn::Purpose::training_by_batch, recompute);
     EXPECT_EQ(own, lent);
@@ -211,12 +213,13 @@ TEST(Trainer, GradientsOfOneBatchTakeNoMoreMemoryThanTheActivations) {
             "[trainer] the model has no memory to add up the gradients of 2 batches");
 }
 
-// Of Mamba-1 a layer keeps the stream, what in_proj and x_proj made, the scan's result and every 64th of its states.
+// Of Mamba-1 a layer keeps the stream, what in_proj and x_proj made, the scan's result and every 64th of its states; or
+// all: also the norm's result and scale, the convolution's and Δ.
 TEST(Trainer, ALayerKeepsWhatIsDearToComputeAgain) {
   TrainOptions o;
   o.batch_size = 8;
   o.seq_len = 1024;  // the stream is larger than the gradients of a layer's parameters
-  const auto step = [&](int64_t layers, bool recompute) {
+  const auto step = [&](int64_t layers, Recompute recompute) {
     models::Config config = models::preset("mamba-130m");
     config.n_layer = layers;
     models::LanguageModel model(config);
@@ -225,8 +228,10 @@ TEST(Trainer, ALayerKeepsWhatIsDearToComputeAgain) {
   };
   constexpr size_t tokens = 8 * 1024, D = 768, E = 2 * D, R = D / 16, N = 16,
                    a_token = D + 2 * E + R + 2 * N + E + E * N / 64;
-  EXPECT_EQ(step(4, false) - step(2, false), 2 * tokens * a_token * sizeof(float));
-  EXPECT_EQ(step(4, true) - step(2, true), 2 * tokens * D * sizeof(float));
+  const auto of_two_layers = [&](Recompute r) { return step(4, r) - step(2, r); };
+  EXPECT_EQ(of_two_layers(Recompute::cheap), 2 * tokens * a_token * sizeof(float));
+  EXPECT_EQ(of_two_layers(Recompute::none), 2 * tokens * (a_token + D + 1 + 2 * E) * sizeof(float));
+  EXPECT_EQ(of_two_layers(Recompute::layer), 2 * tokens * D * sizeof(float));
 }
 
 std::unique_ptr<models::LanguageModel> s4_model(const std::string& more, Device device) {
@@ -266,7 +271,7 @@ TEST(Trainer, StatesOfS4AreCarriedOnEveryDeviceAlike) {
 // What a batch norm has seen moves once a step, however often a layer is run for it; and it is saved.
 TEST(Trainer, BatchNormsSeeABatchOnceWhetherLayersAreRecomputedOrNot) {
   const TokenStream data = byte_stream({nursery_text(20)});
-  const auto trained = [&](bool recompute) {
+  const auto trained = [&](Recompute recompute) {
     auto model = s4_model(R"("norm": "batch")", testing::test_device());
     TrainOptions o = small_options();
     o.recompute = recompute;
@@ -274,8 +279,9 @@ TEST(Trainer, BatchNormsSeeABatchOnceWhetherLayersAreRecomputedOrNot) {
     for (int s = 0; s < 3; ++s) trainer.step();
     return model;
   };
-  const auto kept = trained(false), again = trained(true);
-  EXPECT_EQ(weights(*kept), weights(*again));
+  const auto kept = trained(Recompute::none);
+  for (const Recompute r : {Recompute::cheap, Recompute::layer})
+    EXPECT_EQ(weights(*kept), weights(*trained(r))) << to_string(r);
   const nn::Param* mean = kept->params().find("backbone.layers.0.norm.running_mean");
   ASSERT_NE(mean, nullptr);
   EXPECT_GT(testing::max_abs(testing::to_double(mean->value)), 1e-4);

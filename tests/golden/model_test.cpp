@@ -139,7 +139,7 @@ TEST_P(GoldenModel, EveryGradient) {
   if (std::none_of(g.data.begin(), g.data.end(),
                    [](const NamedTensor& t) { return t.name.starts_with("grad."); }))
     GTEST_SKIP() << "no gradients in this case";
-  for (const bool recompute : {false, true}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::layer}) {
     const LoadedModel loaded =
         load_model(g.model, {nn::Purpose::training, DType::f32, testing::test_device()});
     models::LanguageModel& model = *loaded.model;
@@ -186,7 +186,7 @@ TEST_P(GoldenModel, EveryGradient) {
         const Values expected = values(g.data.at("grad." + name));
         EXPECT_LE(testing::max_abs_error(values(grad), expected),
                   g.bound("grad_f32_max_rel_err") * testing::max_abs(expected))
-            << name << (recompute ? ", recomputed" : "");
+            << name << ", recompute " << static_cast<int>(recompute);
       }
     }
     EXPECT_TRUE(unseen.empty()) << *unseen.begin() << " is no parameter of ours";

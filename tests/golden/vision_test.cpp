@@ -29,7 +29,7 @@ struct VisionPass {
   double loss = 0;
 
   VisionPass(models::VisionMamba& model, const Tensor& images, const Tensor& labels, bool recording,
-             bool recompute = false) {
+             Recompute recompute = Recompute::cheap) {
     std::vector<int32_t> ids;
     for (int64_t i = 0; i < labels.numel(); ++i)
       ids.push_back(static_cast<int32_t>(get(labels, i)));
@@ -69,7 +69,7 @@ TEST(GoldenVision, T39_LogitsLossAndEveryGradient) {
   KRAIT_GOLDEN_OR_SKIP(golden);
   KRAIT_GOLDEN_FOUND(vision_cases().size(), "vim");
   for (const std::filesystem::path& folder : vision_cases())
-    for (const bool recompute : {false, true}) {
+    for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::layer}) {
       const GoldenCase g(folder);
       const LoadedVision loaded = load(g);
       models::VisionMamba& model = *loaded.model;
