@@ -12,7 +12,7 @@ Graph::Graph(Device device, Stream stream, const std::function<void()>& work) {
     cuda::abandon_recording(stream);
     throw;
   }
-  handle_ = cuda::end_recording(stream);
+  handle_ = cuda::end_recording(device.index, stream);
 }
 
 Graph::~Graph() {

@@ -19,7 +19,7 @@ void destroy_stream(int, Stream) {}
 void synchronize(int, Stream) { fail("{}", kNone); }
 void copy(const void*, void*, size_t, int, Stream) { fail("{}", kNone); }
 void begin_recording(int, Stream) { fail("{}", kNone); }
-void* end_recording(Stream) { fail("{}", kNone); }
+void* end_recording(int, Stream) { fail("{}", kNone); }
 void abandon_recording(Stream) {}
 bool is_recording(Stream) { return false; }
 void launch_graph(void*, Stream) { fail("{}", kNone); }

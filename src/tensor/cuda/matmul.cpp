@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "krait/tensor/cuda/check.h"
+#include "krait/tensor/cuda/counters.h"
 
 namespace krait::cuda {
 
@@ -52,6 +53,7 @@ struct Planned {
   cublasLtMatmulDesc_t op = nullptr;
   cublasLtMatrixLayout_t x = nullptr, y = nullptr, plus = nullptr, d = nullptr;
   cublasLtMatmulAlgo_t algo{};
+  size_t workspace = 0;
 };
 
 int32_t config(const cublasLtMatmulAlgo_t& a, cublasLtMatmulAlgoConfigAttributes_t what) {
@@ -109,7 +111,7 @@ cublasLtMatrixLayout_t layout(DType t, int64_t rows, int64_t cols, int64_t step)
 // One for each device, made at the first product and kept: handle, workspace, plans by shape.
 class Library {
  public:
-  explicit Library(int device) : workspace_({Device::cuda, device}, kWorkspace) {
+  explicit Library(int device) : workspace_({Device::cuda, device}, kWorkspace), counters_(device) {
     check(cublasLtCreate(&handle_), "starting");
     int generation = 0;
     cuda::check(cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device),
@@ -125,11 +127,21 @@ class Library {
       cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &e.bias,
                                      sizeof e.bias);
     const float alpha = 1.0f, beta = e.add || e.plus ? 1.0f : 0.0f;
+    // What works in so little has a counter there, no sums.
+    const bool counts = p.workspace > 0 && p.workspace <= Counters::kBytes;
+    void* const workspace = counts ? counters_.next() : workspace_.data();
     check(cublasLtMatmul(handle_, p.op, &alpha, b.data, p.x, a.data, p.y, &beta, before.data,
-                         p.plus, c.data, p.d, &p.algo, workspace_.data(), kWorkspace,
+                         p.plus, c.data, p.d, &p.algo, workspace, counts ? p.workspace : kWorkspace,
                          static_cast<cudaStream_t>(stream)),
           "multiplying");
   }
+
+  void start_recording() {
+    const std::lock_guard lock(mutex_);
+    counters_.restart();
+  }
+
+  const Counters& counters() const { return counters_; }
 
  private:
   const Planned& planned(const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& before,
@@ -186,7 +198,9 @@ class Library {
       fail("cuBLASLt: no algorithm for a product of ({}, {}) by ({}, {}) in {}", a.rows, a.cols,
            b.rows, b.cols, name_of(a.dtype));
     }
-    p.algo = best_of({proposed.data(), static_cast<size_t>(found)}, a, c).algo;
+    const auto& best = best_of({proposed.data(), static_cast<size_t>(found)}, a, c);
+    p.algo = best.algo;
+    p.workspace = best.workspaceSize;
     return p;
   }
 
@@ -194,6 +208,7 @@ class Library {
   cublasLtHandle_t handle_ = nullptr;
   bool hopper_ = false;  // its kernels have groups of warps
   DeviceMemory workspace_;
+  Counters counters_;
   std::map<Key, Planned> plans_;
 };
 
@@ -228,6 +243,10 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
   library(device).run(a, b, c, e, stream);
 }
 
-void prepare_products(int device) { library(device); }
+void prepare_recorded_products(int device) { library(device).start_recording(); }
+
+void clear_counters_first(void* graph, int device) {
+  library(device).counters().clear_first(static_cast<cudaGraph_t>(graph));
+}
 
 }  // namespace krait::cuda

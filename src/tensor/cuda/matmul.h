@@ -19,7 +19,9 @@ struct Epilogue {
 void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e, int device,
             Stream stream);
 
-// Takes the memory that products on the device work with, as the first one otherwise does.
-void prepare_products(int device);
+// Before a graph is recorded: takes the memory that products on the device work with, as the first one otherwise does.
+void prepare_recorded_products(int device);
+// When it has been: `graph`, a cudaGraph_t, clears its products' counters together (see counters.h).
+void clear_counters_first(void* graph, int device);
 
 }  // namespace krait::cuda

@@ -1,5 +1,7 @@
 #include "krait/tensor/cuda/runtime.h"
 
+#include <memory>
+
 #include "krait/tensor/cuda/check.h"
 #include "krait/tensor/cuda/launch.h"
 #include "krait/tensor/cuda/matmul.h"
@@ -86,18 +88,18 @@ void copy(const void* from, void* to, size_t bytes, int device, Stream stream) {
 
 void begin_recording(int device, Stream stream) {
   use(device);
-  prepare_products(device);
+  prepare_recorded_products(device);
   check(cudaStreamBeginCapture(as_stream(stream), cudaStreamCaptureModeThreadLocal),
         "recording a graph");
 }
 
-void* end_recording(Stream stream) {
+void* end_recording(int device, Stream stream) {
   cudaGraph_t graph = nullptr;
   check(cudaStreamEndCapture(as_stream(stream), &graph), "recording a graph");
+  const std::unique_ptr<CUgraph_st, decltype(&cudaGraphDestroy)> owned(graph, cudaGraphDestroy);
+  clear_counters_first(graph, device);
   cudaGraphExec_t runnable = nullptr;
-  const cudaError_t made = cudaGraphInstantiate(&runnable, graph, 0);
-  cudaGraphDestroy(graph);
-  check(made, "making a graph");
+  check(cudaGraphInstantiate(&runnable, graph, 0), "making a graph");
   check(cudaGraphUpload(runnable, as_stream(stream)), "placing a graph");
   return runnable;
 }

@@ -20,7 +20,7 @@ void destroy_stream(int device, Stream stream);
 void synchronize(int device, Stream stream);
 void copy(const void* from, void* to, size_t bytes, int device, Stream stream);
 void begin_recording(int device, Stream stream);
-void* end_recording(Stream stream);  // a graph that can be launched
+void* end_recording(int device, Stream stream);  // a graph that can be launched
 void abandon_recording(Stream stream);
 bool is_recording(Stream stream);
 void launch_graph(void* graph, Stream stream);
