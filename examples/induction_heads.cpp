@@ -60,7 +60,7 @@ int main(int argc, char** argv) {
   std::vector<krait::ops::AdamwTensors> tensors;
   std::vector<Tensor> grads;
   for (krait::nn::Param& p : model.params()) {
-    tensors.push_back({p.master, {}, p.var.grad, p.m, p.v, 0.0f});
+    tensors.push_back({p.value, {}, p.var.grad, p.m, p.v, 0.0f});
     grads.push_back(p.var.grad);
   }
   double first = 0, mean = 0;

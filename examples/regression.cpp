@@ -50,7 +50,7 @@ int main() {
   std::vector<krait::ops::AdamwTensors> tensors;
   std::vector<Tensor> grads;
   for (nn::Param& p : net.params) {
-    tensors.push_back({p.master, {}, p.var.grad, p.m, p.v, 0.0f});
+    tensors.push_back({p.value, {}, p.var.grad, p.m, p.v, 0.0f});
     grads.push_back(p.var.grad);
   }
   double first = 0, loss = 0;

@@ -209,12 +209,14 @@ OpCase cross_entropy_case(const OpSizes& s) {
 }
 
 OpCase adamw_case(const OpSizes& s) {
-  const Shape matrix = {s.model.padded_vocab(), width(s)};
-  return {{floats(matrix), floats(matrix), floats(matrix), floats(matrix, 0.1, 1),
-           floats({ops::kStepScalars}, 0.01, 0.5)},
+  const Shape shape = {s.model.padded_vocab(), width(s)};
+  const OpInput numbers = matrix(s, shape);  // in two halves where that is bfloat16
+  return {{numbers, floats(shape), floats(shape), floats(shape, 0.1, 1),
+           floats({ops::kStepScalars}, 0.01, 0.5), numbers},
           [](Context& c, const Tensors& in) {
             ops::AdamwTensors t;
             t.value = in[0];
+            if (in[0].dtype == DType::bf16) t.low = in[5];
             t.grad = in[1];
             t.m = in[2];
             t.v = in[3];

@@ -23,7 +23,7 @@ std::unique_ptr<models::LanguageModel> transformer() {
   model->params().initialize(3);
   for (nn::Param& p : model->params())
     if (p.name == "backbone.norm_f.weight")
-      for (int64_t i = 0; i < p.master.numel(); ++i) set(p.master, i, 8.0);
+      for (int64_t i = 0; i < p.value.numel(); ++i) set(p.value, i, 8.0);
   return model;
 }
 

@@ -214,16 +214,13 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
   size_t i = 0;
   for (nn::Param& p : params) {
     const std::vector<const Tensor*>& parts = stored[i++];
-    const Tensor to = p.master ? p.master : p.value.detach();
-    if (p.parts.empty() && !parts[0]) {
-      draw(p, i, to);
-      continue;
-    }
-    if (p.parts.empty()) store(*parts[0], to);
-    for (size_t k = 0; k < p.parts.size(); ++k)
-      store(*parts[k], to.select(0, static_cast<int64_t>(k)));
+    nn::write_numbers(p, [&](const Tensor& to) {
+      if (p.parts.empty() && !parts[0]) return draw(p, i, to);
+      if (p.parts.empty()) store(*parts[0], to);
+      for (size_t k = 0; k < p.parts.size(); ++k)
+        store(*parts[k], to.select(0, static_cast<int64_t>(k)));
+    });
   }
-  params.round_values();
   return loaded;
 }
 
@@ -236,8 +233,8 @@ void save_model(const models::LanguageModel& model, const fs::path& directory, L
   for (const nn::Param& p : model.params()) {
     const bool pinned =
         layout == Layout::original && (p.name.ends_with(".A_log") || p.name.ends_with(".D"));
-    const Tensor t =
-        on_host_as(pinned ? DType::f32 : dtype, p.master ? p.master : p.value.detach(), buffers);
+    const Tensor t = on_host_as(pinned ? DType::f32 : dtype,
+                                nn::read_numbers(p, buffers.emplace_back()), buffers);
     if (p.parts.empty())
       tensors.push_back({layout == Layout::original ? original_name(p) : p.name, t});
     for (size_t k = 0; k < p.parts.size(); ++k)

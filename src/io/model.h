@@ -17,7 +17,7 @@ struct LoadOptions {
   nn::Purpose purpose = nn::Purpose::inference;
   // The type ops compute matrix products in; none: that of the stored weights where it is float32 or
   // bfloat16, else float32. Inference maps the file's memory where it has that type already and converts
-  // only the rest; training keeps float32 masters whatever it is.
+  // only the rest; training keeps float32 numbers whatever it is.
   std::optional<DType> dtype;
   Device device;  // that the model is to run on; only the CPU maps the file
   // Takes the place of the config's. What its head needs and the file lacks is drawn anew, with a note.
@@ -42,7 +42,7 @@ models::Config read_config(const std::filesystem::path& directory, Layout& layou
 // Throws Error for a missing or misshapen tensor, with its name, the expected and the found shape.
 LoadedModel load_model(const std::filesystem::path& directory, const LoadOptions& options);
 
-// Writes config.json and the weights (masters where there are some) into an existing directory, each file
+// Writes config.json and the weights (the float32 numbers of what is trained) into an existing directory, each file
 // whole or not at all. `dtype` is that of the stored tensors (in the original layout A_log and D stay float32).
 void save_model(const models::LanguageModel& model, const std::filesystem::path& directory,
                 Layout layout, DType dtype);

@@ -161,9 +161,8 @@ LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options,
     require(t.shape == p.shape && is_float(t.dtype),
             "{}: tensor \"{}\": expected floating-point numbers {}, got {} {}", file.path(), p.name,
             p.shape, name_of(t.dtype), t.shape);
-    if (!options.sizes_only) store(t, p.master ? p.master : p.value.detach());
+    if (!options.sizes_only) nn::write_numbers(p, [&](const Tensor& to) { store(t, to); });
   }
-  if (!options.sizes_only) params.round_values();
   for (const NamedTensor& t : file)
     if (!known.count(t.name))
       loaded.notes.push_back(
@@ -176,7 +175,8 @@ void save_vision_model(const models::VisionMamba& model, const fs::path& directo
   std::deque<std::vector<std::byte>> buffers;  // kept until written
   std::vector<NamedTensor> tensors;
   for (const nn::Param& p : model.params())
-    tensors.push_back({p.name, on_host_as(dtype, p.master ? p.master : p.value.detach(), buffers)});
+    tensors.push_back(
+        {p.name, on_host_as(dtype, nn::read_numbers(p, buffers.emplace_back()), buffers)});
   write_safetensors_model(directory, tensors);
   const models::VisionConfig& c = model.config();
   OrderedJson j;

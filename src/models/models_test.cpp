@@ -102,9 +102,9 @@ TEST(Parameters, T1_T3_OnlyMatricesDecayAndSsmTensorsStayFloat32) {
   }
   model.params().allocate(nn::Purpose::training, DType::bf16);
   for (const nn::Param& p : model.params()) {
-    EXPECT_EQ(p.master.dtype, DType::f32) << p.name;
     EXPECT_EQ(p.var.grad.dtype, DType::f32) << p.name;
     EXPECT_EQ(p.value.dtype, p.keep_float32 ? DType::f32 : DType::bf16) << p.name;
+    EXPECT_EQ(!p.low, p.keep_float32) << p.name;
   }
 }
 

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "krait/base/threads.h"
-#include "krait/tensor/memory.h"
+#include "krait/ops/adamw/adamw.h"
 
 namespace krait::nn {
 
@@ -55,6 +55,27 @@ Init inverse_softplus(double low, double high, double floor) {
   });
 }
 
+// m is where the float32 numbers of a trained bfloat16 parameter are given.
+void write_numbers(Param& p, const std::function<void(const Tensor&)>& write) {
+  write(p.low ? p.m : p.value.detach());
+  if (p.low) {
+    Arena none(0);
+    Context c{.device = p.value.device, .arena = &none};
+    ops::split(c, p.m, p.value.detach(), p.low, p.v);
+    zero_bytes(p.m);
+  }
+}
+
+Tensor read_numbers(const Param& p, std::vector<std::byte>& buffer) {
+  if (!p.low) return on_host(p.value.detach(), buffer);
+  std::vector<std::byte> of_value, of_low, of_v;
+  buffer.resize(static_cast<size_t>(p.shape.numel()) * sizeof(float));
+  const Tensor numbers(buffer.data(), DType::f32, p.shape);
+  ops::join(on_host(p.value.detach(), of_value), on_host(p.low, of_low), on_host(p.v, of_v),
+            numbers);
+  return numbers;
+}
+
 Param& ParamSet::add(std::string name, const Shape& shape, Init init) {
   require(!find(name), "parameter {} is registered twice", name);
   Param& p = params_.emplace_back();
@@ -80,11 +101,10 @@ void ParamSet::allocate(Purpose purpose, DType dtype, bool planning, Device devi
       const DType t = value_dtype(p, dtype);
       if (purpose == Purpose::inference || !p.trained) {
         if (!p.value) p.value = take(p.shape, t);
-        p.master = p.value.dtype == DType::f32 ? p.value : Tensor();
         continue;
       }
-      p.master = take(p.shape, DType::f32);
-      p.value = t == DType::f32 ? p.master : take(p.shape, t);
+      p.value = take(p.shape, t);
+      p.low = t == DType::f32 ? Tensor() : take(p.shape, t);
       p.m = take(p.shape, DType::f32);
       p.v = take(p.shape, DType::f32);
       p.var = Var();
@@ -114,23 +134,14 @@ void ParamSet::initialize(uint64_t seed) {
   uint64_t stream = 0;
   for (Param& p : params_) {
     const Philox rng{seed, ++stream};
-    if (p.master && device_.type == Device::cpu) {
-      p.init(p.master, rng);
-      continue;
-    }
-    std::vector<float> drawn(static_cast<size_t>(p.shape.numel()));
-    const Tensor t(drawn.data(), DType::f32, p.shape);
-    p.init(t, rng);
-    store(t, p.master ? p.master : p.value);
+    write_numbers(p, [&](const Tensor& to) {
+      if (to.dtype == DType::f32 && device_.type == Device::cpu) return p.init(to, rng);
+      std::vector<float> drawn(static_cast<size_t>(p.shape.numel()));
+      const Tensor t(drawn.data(), DType::f32, p.shape);
+      p.init(t, rng);
+      store(t, to);
+    });
   }
-  round_values();
-}
-
-void ParamSet::round_values() {
-  Arena none(0);
-  Context c{.device = device_, .arena = &none};
-  for (Param& p : params_)
-    if (p.master && p.master.data != p.value.data) copy(c, p.master, p.value.detach());
 }
 
 void ParamSet::forget_gradients() {

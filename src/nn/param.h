@@ -38,11 +38,19 @@ struct Param {
   const char* meaning = "";   // one line for `krait inspect --tensors`
 
   // The memory, set by ParamSet::allocate or by whoever maps a file.
-  Tensor value;   // what ops read; `var` is set in training
-  Tensor master;  // float32; the same memory as value where that is float32
-  Tensor m, v;    // optimizer moments, in training
+  Tensor value;  // what ops read; `var` is set in training
+  // Training in bfloat16: what value lacks of the float32 numbers that are trained (ops/adamw/adamw.h).
+  Tensor low;
+  // Optimizer moments, in training. Where there is `low`, the signs of v are part of it.
+  Tensor m, v;
   Var var;
 };
+
+// Has `write` fill in the parameter's numbers, in memory of its device: float32, or, where it is not trained, value's
+// type. The moments start anew.
+void write_numbers(Param& p, const std::function<void(const Tensor&)>& write);
+// The parameter's numbers in the host's memory, itself or `buffer`: the float32 ones where it is trained.
+Tensor read_numbers(const Param& p, std::vector<std::byte>& buffer);
 
 enum class Purpose {
   inference,
@@ -56,16 +64,14 @@ class ParamSet {
 
   // Takes memory for every parameter in one block (none of it touched while `planning`). Inference: the
   // values in `dtype` (those marked keep_float32 in float32), except where a file's own memory was mapped
-  // in before. Training: float32 masters, gradients and moments, which are zero, and values in `dtype`. All of it on
-  // `device`.
+  // in before. Training: values in `dtype`, what they lack of float32, gradients, and moments, which are zero. All of
+  // it on `device`.
   void allocate(Purpose purpose, DType dtype, bool planning = false, Device device = {});
   Device device() const { return device_; }
   size_t allocated_bytes() const { return bytes_; }
 
-  // Draws every master from its init, then rounds into value.
+  // Draws every parameter from its init.
   void initialize(uint64_t seed);
-  // value = master rounded, where they differ.
-  void round_values();
   // The next gradient written overwrites; where they live in a step's memory, it takes some first.
   void forget_gradients();
   bool gradients_add_up() const { return gradients_add_up_; }  // over several batches

@@ -42,7 +42,7 @@ Init attuned(Init drawn, const Param& inv_dt, std::vector<const Param*> of_syste
       from.init(*tensors[i], rng);
     }
     std::vector<std::byte> buffer;
-    p.inv_dt = on_host(inv_dt.master ? inv_dt.master : inv_dt.value.detach(), buffer);
+    p.inv_dt = read_numbers(inv_dt, buffer);
     ops::s4_attune(p, {}, length);
   };
 }

@@ -1,5 +1,6 @@
 #include "krait/train/finite.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "krait/tensor/device.h"
@@ -9,10 +10,11 @@ namespace krait {
 static bool finite(const Tensor& on_device) {
   std::vector<std::byte> buffer;
   const Tensor t = on_host(on_device, buffer);
-  const float* p = t.as<float>();
-  for (int64_t i = 0; i < t.numel(); ++i)
-    if (!std::isfinite(p[i])) return false;
-  return true;
+  const auto all = [&](const auto* p) {
+    return std::all_of(p, p + t.numel(),
+                       [](auto x) { return std::isfinite(static_cast<float>(x)); });
+  };
+  return t.dtype == DType::bf16 ? all(t.as<bf16>()) : all(t.as<float>());
 }
 
 // "layer 3, backbone.layers.3.mixer.D".
@@ -26,7 +28,7 @@ static std::string place(const std::string& name) {
 
 void require_finite(const nn::ParamSet& params, int64_t step) {
   for (const nn::Param& p : params)
-    require(finite(p.master),
+    require(finite(p.value.detach()),
             "step {}: a weight is not finite: {}. The last checkpoint is kept; go on "
             "from it with a lower learning rate",
             step, place(p.name));

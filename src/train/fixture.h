@@ -47,11 +47,12 @@ inline TrainOptions small_options() {
   return o;
 }
 
-// All masters, one after the other.
+// The numbers of all parameters, one after the other.
 inline std::vector<float> weights(const models::LanguageModel& model) {
   std::vector<float> all;
   for (const nn::Param& p : model.params()) {
-    const std::vector<float> v = to_float(p.master);
+    std::vector<std::byte> buffer;
+    const std::vector<float> v = to_float(nn::read_numbers(p, buffer));
     all.insert(all.end(), v.begin(), v.end());
   }
   return all;

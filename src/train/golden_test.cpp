@@ -62,8 +62,8 @@ void train_as_the_rule_says(const fs::path& folder, Recompute recompute) {
   }
   for (const nn::Param& p : loaded.model->params()) {
     const Json& all = exact.at("parameters");
-    for (const auto& [name, t] : testing::stored_parts(
-             p, p.master, [&](const std::string& n) { return all.contains(n); })) {
+    for (const auto& [name, t] :
+         testing::stored_parts(p, p.value, [&](const std::string& n) { return all.contains(n); })) {
       const Json& stored = all.at(name);
       // Of this parameter, or, where a case says no more, of the worst one.
       const Json& error = stored.contains("f32_max_abs_err")

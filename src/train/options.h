@@ -35,7 +35,7 @@ struct TrainOptions {
   Order order = Order::shuffle;
   bool carry_state = false;
   Recompute recompute = Recompute::cheap;  // of what layers compute, in backward
-  DType dtype = DType::f32;  // of matrix products and activations; masters and moments are float32
+  DType dtype = DType::f32;  // of products and activations; what is trained, and moments: float32
   uint64_t seed = 0;
   Device device;
 };

@@ -241,8 +241,8 @@ void Trainer::update(Context& c) {
   std::vector<ops::AdamwTensors> tensors;
   for (const nn::Param& p : model_.params())
     if (p.trained)
-      tensors.push_back({p.master, p.value.data == p.master.data ? Tensor() : p.value.detach(),
-                         p.var.grad, p.m, p.v, p.decay ? o.weight_decay : 0.0f, rate(p)});
+      tensors.push_back({p.value.detach(), p.low, p.var.grad, p.m, p.v,
+                         p.decay ? o.weight_decay : 0.0f, rate(p)});
   ops::adamw(c, tensors, {o.beta1, o.beta2, o.eps}, scalars_);
 }
 

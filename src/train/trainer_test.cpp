@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 
 #include "krait/base/threads.h"
 #include "krait/io/model.h"
+#include "krait/io/safetensors.h"
 #include "krait/testing/files.h"
 #include "krait/train/fixture.h"
 
@@ -297,7 +299,7 @@ TEST(Trainer, MomentsStartFromZeroInMemoryThatWasUsed) {
   {
     const auto model = small_model();
     for (const nn::Param& p : model->params())
-      for (const Tensor& t : {p.m, p.v, p.var.grad, p.master})
+      for (const Tensor& t : {p.m, p.v, p.var.grad, p.value})
         testing::set_values(t, testing::Values(static_cast<size_t>(t.numel()), std::nan("")));
   }
   const auto model = small_model();
@@ -315,7 +317,6 @@ TEST(Trainer, T1_T3_OnlyMatricesButNotALogAreDecayed) {
   // With bfloat16 weights the ones that must stay float32 do.
   const auto half = small_model(1, DType::bf16);
   for (const nn::Param& p : half->params()) {
-    EXPECT_EQ(p.master.dtype, DType::f32) << p.name;
     const bool narrow = p.shape.rank >= 2 && p.name.find("A_log") == std::string::npos &&
                         p.name.find("conv1d") == std::string::npos;
     EXPECT_EQ(p.value.dtype, narrow ? DType::bf16 : DType::f32) << p.name;
@@ -373,6 +374,42 @@ TEST(TrainerResume, BitForBitWithCarriedStatesAndDocuments) {
   expect_resumable(data, o);
 }
 
+// Weights half way between two of bfloat16 are the ones whose other half has its last bit in v.
+TEST(TrainerResume, FilesHaveWholeWeightsAndMomentsWithoutSigns) {
+  const TokenStream data = byte_stream({nursery_text(10)});
+  TrainOptions o = small_options();
+  o.dtype = DType::bf16;
+  o.lr = 0;  // they stay as they are
+  const auto model = small_model(1, o.dtype);
+  for (nn::Param& p : model->params()) {
+    std::vector<std::byte> buffer;
+    const std::vector<float> numbers = testing::to_float(nn::read_numbers(p, buffer));
+    std::vector<float> ties = numbers;
+    for (float& x : ties)
+      x = std::bit_cast<float>((std::bit_cast<uint32_t>(x) & 0xffff0000u) | 0x8000u);
+    if (p.low)
+      nn::write_numbers(
+          p, [&](const Tensor& to) { store(Tensor(ties.data(), DType::f32, p.shape), to); });
+    EXPECT_EQ(testing::to_float(nn::read_numbers(p, buffer)), p.low ? ties : numbers) << p.name;
+  }
+  const std::vector<float> before = weights(*model);
+  const testing::TempDir folder;
+  Trainer first(*model, data, o);
+  first.step();
+  EXPECT_EQ(weights(*model), before);
+  save_model(*model, folder.path(), Layout::huggingface, DType::f32);
+  first.save(folder.path());
+  for (const NamedTensor& t : read_safetensors(folder.path() / "trainer.safetensors"))
+    for (const float x : testing::to_float(t.view))
+      ASSERT_FALSE(t.name.starts_with("v.") && std::signbit(x)) << t.name;
+  const LoadedModel loaded = load_model(folder.path(), {nn::Purpose::training, o.dtype, o.device});
+  Trainer second(*loaded.model, data, o);
+  second.load(folder.path());
+  EXPECT_EQ(weights(*loaded.model), before);
+  EXPECT_EQ(second.step().loss, first.step().loss);
+  EXPECT_EQ(weights(*loaded.model), before);
+}
+
 TEST(TrainerResume, AnotherRunIsRefused) {
   const TokenStream data = byte_stream({nursery_text(10)});
   const testing::TempDir folder;
@@ -398,19 +435,29 @@ TEST(Trainer, T33_NotFiniteStopsWithStepLayerAndTensorAndChangesNoWeight) {
   trainer.step();
   nn::Param* p = model->params().find("backbone.layers.1.mixer.D");
   ASSERT_TRUE(p);
-  const testing::Values good = testing::to_double(p->master);
+  const testing::Values good = testing::to_double(p->value);
   testing::Values bad = good;
   bad[3] = std::numeric_limits<double>::quiet_NaN();
-  testing::set_values(p->master, bad);
+  testing::set_values(p->value, bad);
   const nn::Param* head = model->params().find("backbone.embeddings.weight");
-  const std::vector<float> embedding = testing::to_float(head->master);
+  const std::vector<float> embedding = testing::to_float(head->value);
   const std::string message = error_of([&] { trainer.step(); });
   for (const char* part : {"step 2", "layer 1", "backbone.layers.1.mixer.D"})
     EXPECT_NE(message.find(part), std::string::npos) << message;
-  EXPECT_EQ(testing::to_float(head->master), embedding);
+  EXPECT_EQ(testing::to_float(head->value), embedding);
   EXPECT_EQ(trainer.steps_done(), 1);
-  testing::set_values(p->master, good);
+  testing::set_values(p->value, good);
   EXPECT_TRUE(std::isfinite(trainer.step().loss));
+}
+
+TEST(Trainer, ParametersTakeTwelveBytesInEitherType) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    models::LanguageModel sketch(models::preset("mamba-130m"));
+    TrainOptions o;
+    o.dtype = dtype;
+    const auto numel = static_cast<double>(sketch.params().numel());
+    EXPECT_NEAR(static_cast<double>(plan_training(sketch, o).parameters), 12 * numel, 1e6);
+  }
 }
 
 TEST(Trainer, ABatchLargerThanTheMachineIsRefusedWithNumbers) {

@@ -139,7 +139,7 @@ TEST(GoldenVision, TenTrainingSteps) {
       for (const nn::Param& p : model.params()) {
         EXPECT_EQ(p.decay, std::find(still.begin(), still.end(), p.name) == still.end()) << p.name;
         grads.push_back(p.var.grad);
-        tensors.push_back({p.master,
+        tensors.push_back({p.value,
                            {},
                            p.var.grad,
                            p.m,

@@ -29,11 +29,10 @@ inline std::unique_ptr<models::LanguageModel> small_model(int64_t positions = 0)
   for (nn::Param& p : model->params()) {
     const Philox rng{11, ++stream};
     const double scale = p.name == "backbone.norm_f.weight" ? 6.0 : 1.0;
-    Values v = to_double(p.master);
+    Values v = to_double(p.value);
     for (size_t i = 0; i < v.size(); ++i) v[i] = scale * (v[i] + 0.05 * rng.normal(i));
-    set_values(p.master, v);
+    set_values(p.value, v);
   }
-  model->params().round_values();
   return model;
 }
 

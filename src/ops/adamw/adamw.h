@@ -6,6 +6,11 @@
 //
 // Nothing here is a host value that changes from step to step: lr, the step's bias corrections and the
 // clip factor are read from `scalars`, which lives on the device. Where the clip factor is 0 nothing is changed.
+//
+// A p that a model reads in bfloat16 is kept in two halves, to the bit: `value` is p rounded to nearest even, `low` the
+// lower 16 bits of p. On the bits of both, p = 2^16 value + low with low as a signed number: rounding up is what made
+// it negative. Only of a tie, low = 0x8000, that does not tell which way it was rounded, so the sign of v, which is
+// never negative, is set where it was down: there p is 2^16 more.
 #pragma once
 #include <vector>
 
@@ -15,8 +20,8 @@
 namespace krait::ops {
 
 struct AdamwTensors {
-  Tensor value;    // float32 master
-  Tensor rounded;  // bfloat16 copy that the model reads, or empty
+  Tensor value;  // float32, or bfloat16 with `low`
+  Tensor low;    // 16 bits an element, in a tensor of bfloat16; or empty
   Tensor grad, m, v;
   float decay = 0;
   float rate = 1;  // its learning rate is this many times that of the step
@@ -28,6 +33,11 @@ struct AdamwOptions {
 
 void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o,
            const Tensor& scalars);
+
+// value, low and the signs of v from p (float32); on the context's device.
+void split(Context& c, const Tensor& p, const Tensor& value, const Tensor& low, const Tensor& v);
+// The reverse, into p; all in the host's memory.
+void join(const Tensor& value, const Tensor& low, const Tensor& v, const Tensor& p);
 
 // scalars[kGradNorm] = global L2 norm of the gradients (summed in float64 over fixed pieces), and
 // scalars[kClip] = limit / (norm + 1e-6) where the norm is above the limit, else 1 (limit <= 0: never); 0 where

@@ -53,7 +53,40 @@ void in_lists(const std::vector<T>& tensors, int64_t piece, const F& launch) {
   go();
 }
 
+// p of its halves, as adamw.h has it.
+__device__ float joined(float value, uint16_t low, float v) {
+  const unsigned down = __float_as_uint(v) >> 31 << 16;
+  return __uint_as_float(__float_as_uint(value) + static_cast<int16_t>(low) + down);
+}
+
+// v with the sign that p's halves ask for.
+__device__ float signed_by(float p, float v) {
+  const bool down = (__float_as_uint(p) & 0x1ffff) == 0x8000;  // a tie above an even number
+  return down ? -fabsf(v) : fabsf(v);
+}
+
 template <int V>
+__device__ void load_halves(const AdamwTensor& t, int64_t i, const float (&v)[V], float (&p)[V]) {
+  load<V>(static_cast<const __nv_bfloat16*>(t.value) + i, p);
+  const Run<V, uint16_t> low = *reinterpret_cast<const Run<V, uint16_t>*>(t.low + i);
+#pragma unroll
+  for (int e = 0; e < V; ++e) p[e] = joined(p[e], low.v[e], v[e]);
+}
+
+// v gets the signs.
+template <int V>
+__device__ void store_halves(const AdamwTensor& t, int64_t i, const float (&p)[V], float (&v)[V]) {
+  Run<V, uint16_t> low;
+#pragma unroll
+  for (int e = 0; e < V; ++e) {
+    low.v[e] = static_cast<uint16_t>(__float_as_uint(p[e]));
+    v[e] = signed_by(p[e], v[e]);
+  }
+  store<V>(static_cast<__nv_bfloat16*>(t.value) + i, p);
+  *reinterpret_cast<Run<V, uint16_t>*>(t.low + i) = low;
+}
+
+template <int V, bool kHalves>
 __device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float beta1, float beta2,
                        float eps, const float* scalars) {
   const float lr = t.rate * scalars[kLearningRate];
@@ -61,21 +94,28 @@ __device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float b
   const float step = lr / scalars[kBias1], inv_bias2 = 1 / scalars[kBias2];
   for (int64_t i = begin + int64_t{threadIdx.x} * V; i < end; i += int64_t{blockDim.x} * V) {
     float value[V], g[V], m[V], v[V];
-    load<V>(t.value + i, value);
     load<V>(t.grad + i, g);
     load<V>(t.m + i, m);
     load<V>(t.v + i, v);
+    if constexpr (kHalves) {
+      load_halves<V>(t, i, v, value);
+    } else {
+      load<V>(static_cast<const float*>(t.value) + i, value);
+    }
 #pragma unroll
     for (int e = 0; e < V; ++e) {
       g[e] *= clip;
       m[e] = beta1 * m[e] + (1 - beta1) * g[e];
-      v[e] = beta2 * v[e] + (1 - beta2) * (g[e] * g[e]);
+      v[e] = beta2 * fabsf(v[e]) + (1 - beta2) * (g[e] * g[e]);
       value[e] = keep * value[e] - step * (m[e] / (sqrtf(v[e] * inv_bias2) + eps));
     }
-    store<V>(t.value + i, value);
     store<V>(t.m + i, m);
+    if constexpr (kHalves) {
+      store_halves<V>(t, i, value, v);
+    } else {
+      store<V>(static_cast<float*>(t.value) + i, value);
+    }
     store<V>(t.v + i, v);
-    if (t.rounded) store<V>(static_cast<__nv_bfloat16*>(t.rounded) + i, value);
   }
 }
 
@@ -88,11 +128,24 @@ __global__ void adamw_kernel(const __grid_constant__ List<AdamwTensor> list, flo
   int64_t piece;
   const AdamwTensor& t = list.tensor[tensor_of_block(list, piece)];
   const int64_t begin = piece * kUpdatePiece, end = min(t.n, begin + kUpdatePiece);
-  const bool fours = end % 4 == 0 && whole_runs(t.value, 16) && whole_runs(t.grad, 16) &&
-                     whole_runs(t.m, 16) && whole_runs(t.v, 16) && whole_runs(t.rounded, 8);
+  const bool fours = end % 4 == 0 && whole_runs(t.value, t.low ? 8 : 16) && whole_runs(t.low, 8) &&
+                     whole_runs(t.grad, 16) && whole_runs(t.m, 16) && whole_runs(t.v, 16);
   if (scalars[kClip] == 0) return;
-  fours ? update<4>(t, begin, end, beta1, beta2, eps, scalars)
-        : update<1>(t, begin, end, beta1, beta2, eps, scalars);
+  const auto go = [&](auto update_of) { update_of(t, begin, end, beta1, beta2, eps, scalars); };
+  if (t.low) {
+    fours ? go(update<4, true>) : go(update<1, true>);
+  } else {
+    fours ? go(update<4, false>) : go(update<1, false>);
+  }
+}
+
+__global__ void split_kernel(const float* p, __nv_bfloat16* value, uint16_t* low, float* v,
+                             int64_t n) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= n) return;
+  value[i] = __float2bfloat16(p[i]);
+  low[i] = static_cast<uint16_t>(__float_as_uint(p[i]));
+  v[i] = signed_by(p[i], v[i]);
 }
 
 __global__ void squares_kernel(const __grid_constant__ List<Floats> list, double* sums) {
@@ -139,6 +192,14 @@ void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, fl
                                                                              eps, scalars);
     check_launch("adamw");
   });
+}
+
+void split(const float* p, void* value, uint16_t* low, float* v, int64_t n, void* stream) {
+  if (n == 0) return;
+  split_kernel<<<static_cast<unsigned>(ceil_div(n, int64_t{kThreads})), kThreads, 0,
+                 static_cast<cudaStream_t>(stream)>>>(p, static_cast<__nv_bfloat16*>(value), low, v,
+                                                      n);
+  check_launch("split");
 }
 
 void clip_grad_norm(const std::vector<Floats>& grads, const Floats& losses, float limit,

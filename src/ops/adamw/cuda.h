@@ -8,8 +8,8 @@
 namespace krait::cuda {
 
 struct AdamwTensor {
-  float* value;
-  void* rounded;  // bfloat16, or null
+  void* value;    // float32, or bfloat16 with `low`
+  uint16_t* low;  // or null
   const float* grad;
   float *m, *v;
   int64_t n;
@@ -19,6 +19,8 @@ struct AdamwTensor {
 // `scalars`: StepScalar values, read when the kernels run.
 void adamw(const std::vector<AdamwTensor>& tensors, float beta1, float beta2, float eps,
            const float* scalars, void* stream);
+
+void split(const float* p, void* value, uint16_t* low, float* v, int64_t n, void* stream);
 
 struct Floats {
   const float* data;

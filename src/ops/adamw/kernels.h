@@ -7,8 +7,8 @@
 namespace krait::ops {
 
 struct AdamwPiece {
-  float* value;
-  uint16_t* rounded;  // bfloat16 bits, or null
+  void* value;  // float32, or bfloat16 with `low`
+  uint16_t* low;
   const float* grad;
   float *m, *v;
   int64_t n;

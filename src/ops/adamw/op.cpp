@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "krait/base/threads.h"
@@ -41,12 +42,19 @@ void check_tensor(const Tensor& t, const Shape& shape, DType dtype, const char* 
           shape, name_of(t.dtype), t.shape);
 }
 
+uint16_t* low_bits(const Tensor& low) { return low ? &low.as<bf16>()->bits : nullptr; }
+
+void check_halves(const Shape& shape, const Tensor& value, const Tensor& low, size_t i) {
+  check_tensor(value, shape, DType::bf16, "value", i);
+  check_tensor(low, shape, DType::bf16, "low", i);
+}
+
 void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o,
                   const Tensor& scalars) {
   std::vector<cuda::AdamwTensor> list;
   for (const AdamwTensors& t : tensors)
-    list.push_back({.value = t.value.as<float>(),
-                    .rounded = t.rounded.data,
+    list.push_back({.value = t.value.data,
+                    .low = low_bits(t.low),
                     .grad = t.grad.as<float>(),
                     .m = t.m.as<float>(),
                     .v = t.v.as<float>(),
@@ -72,8 +80,11 @@ void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOpti
   double elements = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const AdamwTensors& t = tensors[i];
-    check_tensor(t.value, t.value.shape, DType::f32, "value", i);
-    if (t.rounded) check_tensor(t.rounded, t.value.shape, DType::bf16, "rounded", i);
+    if (t.low) {
+      check_halves(t.value.shape, t.value, t.low, i);
+    } else {
+      check_tensor(t.value, t.value.shape, DType::f32, "value", i);
+    }
     check_tensor(t.grad, t.value.shape, DType::f32, "grad", i);
     check_tensor(t.m, t.value.shape, DType::f32, "m", i);
     check_tensor(t.v, t.value.shape, DType::f32, "v", i);
@@ -98,13 +109,52 @@ void adamw(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOpti
                                   .step = lr / s[kBias1],
                                   .inv_bias2 = 1 / s[kBias2],
                                   .eps = o.eps};
-    k.update({.value = t.value.as<float>() + begin,
-              .rounded = t.rounded ? &t.rounded.as<bf16>()[begin].bits : nullptr,
+    k.update({.value = static_cast<std::byte*>(t.value.data) +
+                       begin * static_cast<int64_t>(size_of(t.value.dtype)),
+              .low = t.low ? low_bits(t.low) + begin : nullptr,
               .grad = t.grad.as<float>() + begin,
               .m = t.m.as<float>() + begin,
               .v = t.v.as<float>() + begin,
               .n = end - begin},
              factors);
+  });
+}
+
+void split(Context& c, const Tensor& p, const Tensor& value, const Tensor& low, const Tensor& v) {
+  check_tensor(p, p.shape, DType::f32, "p", 0);
+  check_halves(p.shape, value, low, 0);
+  check_tensor(v, p.shape, DType::f32, "v", 0);
+  c.cost("split", static_cast<double>(p.numel()) * 16, 0);
+  if (c.planning()) return;
+  const float* const from = p.as<float>();
+  if (c.device.type == Device::cuda) {
+    KRAIT_WITH_CUDA(
+        cuda::split(from, value.data, low_bits(low), v.as<float>(), p.numel(), c.stream));
+    return;
+  }
+  parallel_ranges(p.numel(), kPiece, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const auto bits = std::bit_cast<uint32_t>(from[i]);
+      const bool down = (bits & 0x1ffffu) == 0x8000u;  // a tie above an even number
+      value.as<bf16>()[i] = bf16(from[i]);
+      low_bits(low)[i] = static_cast<uint16_t>(bits);
+      float& moment = v.as<float>()[i];
+      moment = std::copysign(moment, down ? -1.0f : 1.0f);
+    }
+  });
+}
+
+void join(const Tensor& value, const Tensor& low, const Tensor& v, const Tensor& p) {
+  check_tensor(p, p.shape, DType::f32, "p", 0);
+  check_halves(p.shape, value, low, 0);
+  check_tensor(v, p.shape, DType::f32, "v", 0);
+  parallel_ranges(p.numel(), kPiece, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const auto rest = static_cast<uint32_t>(static_cast<int16_t>(low_bits(low)[i]));
+      const uint32_t down = std::signbit(v.as<float>()[i]) ? 0x10000u : 0u;
+      const uint32_t high = uint32_t{value.as<bf16>()[i].bits} << 16;
+      p.as<float>()[i] = std::bit_cast<float>(high + rest + down);
+    }
   });
 }
 
