@@ -7,6 +7,7 @@
 #include "krait/tensor/cuda/kept_row.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/rows.h"
+#include "krait/tensor/cuda/step_norm.h"
 
 namespace krait::cuda {
 
@@ -75,6 +76,7 @@ __global__ void forward_kernel(const NormProblem p, const bool keep) {
   }
 }
 
+constexpr int64_t kMostStepNormRows = 16;
 constexpr int kRun = 4;  // neighbouring elements of a thread that keeps its part of a row
 
 // The same where a row fits into a block's registers, K runs a thread.
@@ -359,6 +361,16 @@ void norm_forward(const NormProblem& p, int64_t rows, void* stream) {
   const KeptRow row(p.D, kRun, 2, 4);
   const bool keep = p.D <= kSharedFloats, fours = in_fours(p, nullptr, nullptr);
   const size_t shared = keep ? static_cast<size_t>(p.D) * sizeof(float) : 0;
+  // Where weights would come last, behind those of the head that follows: they are brought along.
+  const bool plain = !p.layer && p.w && !p.b && !p.residual && !p.scale && !p.x_bf16 && p.y_bf16;
+  if (plain && rows <= kMostStepNormRows && fours && p.x_stride == p.D)
+    return step_norm({.x = static_cast<const float*>(p.x),
+                      .w = p.w,
+                      .y = p.y,
+                      .M = rows,
+                      .D = p.D,
+                      .eps = p.eps},
+                     stream);
   with_types(p, true, [&](auto, auto x, auto y) {
     using X = decltype(x);
     using Y = decltype(y);
