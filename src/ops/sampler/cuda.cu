@@ -229,6 +229,33 @@ struct Row {
   }
 };
 
+// A block's or a row's largest logit, and the first id that has it where that is asked for.
+struct Top {
+  float x;
+  int id;
+};
+
+__device__ Top larger(Top a, Top b) {  // NaN wins
+  if (isnan(a.x) || isnan(b.x)) return {NAN, 0};
+  if (a.x == b.x) return {a.x, min(a.id, b.id)};
+  return a.x > b.x ? a : b;
+}
+
+// The block's own, of `mine` of each thread and its logits x[begin, end).
+__device__ Top top_of_block(float mine, const float* x, int64_t begin, int64_t end, bool with_id) {
+  __shared__ int first;
+  if (threadIdx.x == 0) first = INT32_MAX;
+  const float most = block_max(mine);
+  if (!with_id) return {most, 0};
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads)
+    if (x[i] == most) {
+      atomicMin(&first, static_cast<int>(i));
+      break;
+    }
+  __syncthreads();
+  return {most, first};
+}
+
 __device__ float penalised_logit(float x, float penalty) {
   if (!isfinite(x)) return x;
   const float y = x > 0 ? x / penalty : x * penalty;
@@ -250,9 +277,7 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
   row.x = keep ? kept - begin : raw;
   row.begin = min(end, begin + threadIdx.x * each), row.end = min(end, row.begin + each);
   row.blocks = blocks;
-  const auto larger = [](float x, float y) {  // NaN wins
-    return isnan(x) || isnan(y) ? NAN : fmaxf(x, y);
-  };
+  const bool greedy = t.temperature == 0;
   float most = -INFINITY;
   bool nan = false;
 #pragma unroll 8
@@ -263,8 +288,9 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
     most = fmaxf(most, x);
   }
   nan = __syncthreads_or(nan);
-  most = block_max(most);
-  most = over_cluster<kLargest>(nan ? NAN : most, blocks, larger);
+  Top top = top_of_block(most, row.x, begin, end, greedy);
+  top = over_cluster<kLargest>(nan ? Top{NAN, 0} : top, blocks, larger);
+  most = top.x;
   if (isnan(most) || isinf(most)) {
     if (first) {
       out[b] = {isnan(most) ? kHoldsNan : most > 0 ? kHoldsInfinity : kHoldsNothing, 0.0f};
@@ -305,18 +331,15 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
     row.x = x;
     most = -INFINITY;
     for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) most = fmaxf(most, x[i]);
-    most = over_cluster<kLargestPenalised>(block_max(most), blocks, larger);
+    top =
+        over_cluster<kLargestPenalised>(top_of_block(most, x, begin, end, greedy), blocks, larger);
+    most = top.x;
   }
-  row.most = most;
-  if (threadIdx.x == 0) chosen = INT32_MAX;
-  __syncthreads();
-  if (t.temperature == 0) {
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads)
-      if (row.x[i] == most) {
-        atomicMin(&chosen, static_cast<int>(i));
-        break;
-      }
-  } else {
+  int token = top.id;
+  if (!greedy) {
+    row.most = most;
+    if (threadIdx.x == 0) chosen = INT32_MAX;
+    __syncthreads();
     // Below a temperature of 1e-6 only ties with the largest logit are left anyway.
     row.sharpness = 1 / fmaxf(t.temperature, 1e-6f);
     Cut cut;
@@ -334,9 +357,9 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
       if (before <= target && target < before + w) chosen = static_cast<int>(i);
       before += w;
     });
+    __syncthreads();
+    token = over_cluster<kChosen>(chosen, blocks, [](int x, int y) { return min(x, y); });
   }
-  __syncthreads();
-  const int token = over_cluster<kChosen>(chosen, blocks, [](int x, int y) { return min(x, y); });
   if (first) {
     out[b] = {token, static_cast<float>(static_cast<double>(raw[token]) - log_total)};
     tokens[b] = token;
@@ -348,8 +371,8 @@ __global__ void __launch_bounds__(kThreads)
                   const bool by_runs, const bool keep) {
   if (blocks > 1) {
     if (threadIdx.x == 0) {
-      open_mailbox<float>(kLargest), open_mailbox<double>(kTotal);
-      open_mailbox<float>(kLargestPenalised), open_mailbox<int>(kChosen);
+      open_mailbox<Top>(kLargest), open_mailbox<double>(kTotal);
+      open_mailbox<Top>(kLargestPenalised), open_mailbox<int>(kChosen);
     }
     __syncwarp();
     arrive_in_cluster();
