@@ -14,7 +14,7 @@ using ops::kBias1, ops::kBias2, ops::kClip, ops::kGradNorm, ops::kLearningRate;
 
 constexpr int kMost = 48;
 constexpr int kThreads = 256;
-constexpr int64_t kUpdatePiece = 4096;  // elements of a block
+constexpr int64_t kUpdatePiece = 2048;  // elements of a block
 
 template <class T>
 struct List {
