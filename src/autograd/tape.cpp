@@ -1,6 +1,7 @@
 #include "krait/autograd/tape.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "krait/tensor/memory.h"
 
@@ -26,6 +27,20 @@ void Tape::watch_sum(Tensor& sum, const Tensor& stream) {
 
 void Tape::uncover(const Tensor& sum) {
   if (sum.var && sum.var->sum_of) sum.var->sum_of->covered = false;
+}
+
+void Tape::watch_remade(Tensor& t) {
+  watch(t);
+  t.var->awaited = true;
+}
+
+void Tape::when_remade(const Tensor& t, std::function<void(Context&)> read) {
+  t.var->waiting.push_back(std::move(read));
+}
+
+void Tape::remade(Context& c, const Tensor& t) {
+  t.var->awaited = false;
+  for (const auto& read : std::exchange(t.var->waiting, {})) read(c);
 }
 
 // The part of the slot's gradient that corresponds to the view `t`.

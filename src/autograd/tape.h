@@ -41,6 +41,8 @@ struct Var {
   bool covered = false;   // a sum took the storage over; its gradient is not yet complete
   bool lasting = false;   // see Tape::keep_in_arena
   bool read = false;      // an op asked whether it is one; segments watch for it
+  bool awaited = false;   // see Tape::watch_remade
+  std::vector<std::function<void(Context&)>> waiting;
   // Of a gradient that views have written in part so far: places [first, second) of every `period` elements.
   int64_t period = 0;
   std::vector<std::pair<int64_t, int64_t>> parts;
@@ -72,6 +74,14 @@ class Tape {
   // made: a later use is refused in backward. A stream that is no variable makes an ordinary one.
   void watch_sum(Tensor& sum, const Tensor& stream);
   void uncover(const Tensor& sum);
+
+  // Makes `t` a variable whose values last for the pass forward only: its op writes them again in its own backward, and
+  // then says remade(t). Until then it is awaited. An op that reads it keeps its result (Kept) and puts off what of its
+  // backward reads it; whoever asks for such a `t` hands it to such ops alone.
+  void watch_remade(Tensor& t);
+  bool awaited(const Tensor& t) const { return t.var && t.var->awaited; }
+  void when_remade(const Tensor& t, std::function<void(Context&)> read);
+  void remade(Context& c, const Tensor& t);
 
   void record(std::function<void(Context&)> backward) { nodes_.push_back(std::move(backward)); }
 

@@ -113,8 +113,10 @@ SelectiveBranch::Inputs SelectiveBranch::inputs(Context& c, const Tensor& xz,
   return result;
 }
 
-Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call) const {
-  const Inputs in = inputs(c, xz, call);
+Tensor SelectiveBranch::forward(Context& c, const Tensor& xz, BlockCall& call,
+                                bool remake_y) const {
+  Inputs in = inputs(c, xz, call);
+  in.scan.remake_y = remake_y;
   const ops::ScanResult scan = ops::selective_scan(c, in.scan, call.packing, part(call.state.in, 1),
                                                    part(call.state.out, 1));
   if (!call.state.out.empty()) call.state.out = {in.conv_state, scan.state};
@@ -142,7 +144,7 @@ Mamba1::Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& g)
 Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const {
   const Tensor xz =
       ops::linear(c, x, in_proj_->value, value(in_bias_), c.activation);  // (B, L, 2E)
-  const Tensor y = branch_.forward(c, xz, call);                          // (B, L, E)
+  const Tensor y = branch_.forward(c, xz, call, true);                    // (B, L, E), not kept
   return project_and_add(c, y, *out_proj_, out_bias_, stream, call);      // (B, L, D)
 }
 

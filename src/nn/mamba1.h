@@ -39,8 +39,8 @@ class SelectiveBranch {
                   bool backward = false);
 
   std::vector<StatePart> state_parts() const;  // conv (E, W), ssm (E, N)
-  // xz (B, L, 2E) -> y (B, L, E)
-  Tensor forward(Context& c, const Tensor& xz, BlockCall& call) const;
+  // xz (B, L, 2E) -> y (B, L, E). remake_y: see ops::ScanInputs.
+  Tensor forward(Context& c, const Tensor& xz, BlockCall& call, bool remake_y = false) const;
   // What the scan of it reads.
   struct Inputs {
     ops::ScanInputs scan;

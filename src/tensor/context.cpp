@@ -8,9 +8,9 @@ Tensor Keeper::hand_out(const Shape& shape, DType dtype) {
   return tensors[next++];
 }
 
-Tensor Context::alloc(const Shape& shape, DType dtype) {
+Tensor Context::alloc(const Shape& shape, DType dtype, bool keep) {
   require(open_scratch == 0, "Context::alloc inside a Scratch: allocate results first");
-  const bool keeps = keeper && keeper->open;
+  const bool keeps = keep && keeper && keeper->open;
   if (keeps && keeper->again) return keeper->hand_out(shape, dtype);
   const size_t bytes = static_cast<size_t>(shape.numel()) * size_of(dtype);
   const bool high = results_at_high_end && !keeps;

@@ -50,8 +50,9 @@ struct Context {
     return arena->is_planning() || (keeper && keeper->open && keeper->again);
   }
 
-  // A fresh tensor that lives until its segment ends (see autograd/segment.h): the result of an op.
-  Tensor alloc(const Shape& shape, DType dtype);
+  // A fresh tensor that lives until its segment ends (see autograd/segment.h): the result of an op. keep: false where a
+  // segment that runs again need not hand it out with what it held.
+  Tensor alloc(const Shape& shape, DType dtype, bool keep = true);
   // A tensor that lives until the enclosing Scratch ends.
   Tensor scratch(const Shape& shape, DType dtype);
 

@@ -8,7 +8,8 @@
 //
 // Types may mix: where x and w differ, x is converted to w's type first (a float32 product is only
 // computed for float32 weights). dx has the dtype of x, dw and dbias are float32.
-// Saved for backward: x. Deterministic; the same bits for any number of threads.
+// Saved for backward: x; where backward makes that again (Tape::watch_remade) dw is taken then, of a linear_add before
+// anything is added to the stream's gradient. Deterministic; the same bits for any number of threads.
 // On the CPU few rows (decode: up to 16 for bfloat16 weights, 32 for float32) take a kernel that streams the weights
 // once, in which a row's result does not depend on the other rows; more take the library's product. A GPU has such
 // kernels for up to 64 rows in bfloat16 (32 where N is 3,072 or more) and 16 in float32, where K and the steps are

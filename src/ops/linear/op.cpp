@@ -161,16 +161,25 @@ void sum_rows(Context& c, const Tensor& dy, const GradTarget& to) {
   });
 }
 
+// The weight's gradient waits for an x that backward has yet to make again.
+enum class Part { all, without_weight, weight };
+
 // `rounded`: dy in bfloat16, where that was written beside it.
 void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, const Tensor& bias,
-              const Tensor& dy, const Tensor& rounded) {
-  const GradTarget dx = c.tape->grad_into(c, x);
-  const GradTarget dw = c.tape->grad_into(c, w);
-  const GradTarget db = c.tape->grad_into(c, bias);
-  const double size = static_cast<double>(z.M * z.N * z.K);
-  c.cost("linear backward",
-         static_cast<double>(2 * dy.bytes() + 2 * x.bytes()) + static_cast<double>(z.N * z.K) * 6.0,
-         2.0 * size * ((dx.grad ? 1 : 0) + (dw.grad ? 1 : 0)));
+              const Tensor& dy, const Tensor& rounded, Part part) {
+  const auto into = [&](bool now, const Tensor& t) {
+    return now ? c.tape->grad_into(c, t) : GradTarget();
+  };
+  const GradTarget dx = into(part != Part::weight, x);
+  const GradTarget dw = into(part != Part::without_weight, w);
+  const GradTarget db = into(part != Part::weight, bias);
+  const double size = static_cast<double>(z.N * z.K),
+               of_each = static_cast<double>(dy.bytes() + x.bytes());
+  if (dx.grad)
+    c.cost("linear backward", of_each + static_cast<double>(w.bytes()),
+           2.0 * static_cast<double>(z.M) * size);
+  if (dw.grad)
+    c.cost("linear backward", of_each + 4.0 * size, 2.0 * static_cast<double>(z.M) * size);
   Scratch s(c);
   if (db.grad) sum_rows(c, dy, db);
   if (!dx.grad && !dw.grad) return;
@@ -189,7 +198,7 @@ Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DTy
   const Sizes z = check(x, w, bias, out, stream);
   require(!into || !c.tape, "[linear] into memory that backward does not keep");
   // Of few terms a product is hardly more work than writing its result.
-  const Kept kept(c, z.N < 16 * z.K);
+  const Kept kept(c, z.N < 16 * z.K || (c.tape && c.tape->awaited(x)));
   Shape shape = x.shape;
   shape[-1] = z.N;
   require(!into || (into.shape == shape && into.dtype == out && into.contiguous()),
@@ -207,8 +216,12 @@ Tensor run(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias, DTy
     c.tape->watch(y);
   }
   c.tape->record([=](Context& b) {
-    const Tensor dy = b.tape->grad(y);
-    if (dy) backward(b, z, x, w, bias, dy, b.tape->rounded_grad(y));
+    const Tensor dy = b.tape->grad(y), rounded = b.tape->rounded_grad(y);
+    const bool awaited = b.tape->awaited(x);
+    if (dy) backward(b, z, x, w, bias, dy, rounded, awaited ? Part::without_weight : Part::all);
+    if (dy && awaited)
+      b.tape->when_remade(
+          x, [=](Context& later) { backward(later, z, x, w, bias, dy, rounded, Part::weight); });
     b.tape->uncover(y);
   });
   return y;

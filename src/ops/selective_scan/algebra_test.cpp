@@ -252,6 +252,16 @@ TEST(SelectiveScanAlgebra, PlanningTakesWhatTheRunTakes) {
   EXPECT_EQ(peak_of(plan), peak_of(run));
 }
 
+// Blocks of 64 and 96 channels sum over n in the same order in both passes.
+TEST(SelectiveScanAlgebra, BackwardMakesTheBitsOfYAgain) {
+  for (const int64_t E : {96, 192}) {
+    ScanCase k;
+    k.B = 45, k.L = 70, k.E = E, k.dtype = k.dtype_BC = DType::bf16, k.memory = size_t{256} << 20;
+    const ScanOutcome o = run_scan(k, true);
+    testing::expect_same_bits(o.y_after, o.y, std::to_string(E) + " channels");
+  }
+}
+
 TEST(SelectiveScanErrors, SayWhatWasExpected) {
   ScanCase k;
   k.B = 2, k.L = 8;

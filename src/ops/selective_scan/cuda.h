@@ -54,6 +54,7 @@ struct CudaBackward {
   CudaRows dy;                        // data null: zero
   const float* dstate_out = nullptr;  // null: zero
   CudaRows du, ddt, dz, dB, dC;       // dB, dC: where they vary over time
+  CudaRows y;                         // out, where cuda_remakes_y; data null: not wanted
   CudaSum dA, dB_constant, dC_constant, dD, ddt_bias, dstate_in;
   int64_t state_rows = 0;    // of state_in
   float* scratch = nullptr;  // cuda_backward_scratch floats
@@ -62,6 +63,8 @@ struct CudaBackward {
 // Steps between two saved states.
 constexpr int64_t cuda_saved_interval(int64_t N) { return N <= 128 ? 32 : 16; }
 
+// Whether cuda_scan_backward can write y, given dy and where du, ddt and dz go.
+bool cuda_remakes_y(const CudaProblem& p);
 int64_t cuda_forward_scratch(const CudaProblem& p);
 int64_t cuda_backward_scratch(const CudaProblem& p);
 void cuda_scan_forward(const CudaForward& w, void* stream);

@@ -320,11 +320,17 @@ int64_t cuda_backward_scratch(const CudaProblem& p) {
   return p.N <= 16 ? std::max(any, cuda_backward_bf16_scratch(p)) : any;
 }
 
+bool cuda_remakes_y(const CudaProblem& unaligned) {
+  CudaProblem p = unaligned;
+  return align(p, {}) && cuda_takes_bf16_backward(p);
+}
+
 void cuda_scan_backward(const CudaBackward& unaligned, void* stream) {
   CudaBackward w = unaligned;
-  const bool fast = align(w.p, {&w.dy, &w.du, &w.ddt, &w.dz});
+  const bool fast = align(w.p, {&w.dy, &w.du, &w.ddt, &w.dz, &w.y}),
+             whole = w.dy.data && w.du.data && w.ddt.data && w.dz.data;
   if (w.p.E == 0 || w.p.N == 0) return;
-  if (fast && cuda_takes_bf16_backward(w)) return cuda_scan_backward_bf16(w, stream);
+  if (fast && whole && cuda_takes_bf16_backward(w.p)) return cuda_scan_backward_bf16(w, stream);
   with_layout(w.p, [&]<class S, bool kConstant, int kBlocks>() {
     launch<S, kConstant, kBlocks>(w, stream);
   });

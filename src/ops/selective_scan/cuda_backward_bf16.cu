@@ -145,10 +145,8 @@ static bool fits() {
   return most >= static_cast<int>(sizeof(BackwardMemory<Shape16<12, true>>));
 }
 
-bool cuda_takes_bf16_backward(const CudaBackward& w) {
-  const CudaProblem& p = w.p;
-  return p.N <= 16 && p.softplus && w.dy.data && p.z.data && w.du.data && w.ddt.data && w.dz.data &&
-         fits();
+bool cuda_takes_bf16_backward(const CudaProblem& p) {
+  return p.N <= 16 && p.softplus && p.z.data && fits();
 }
 
 int64_t cuda_backward_bf16_scratch(const CudaProblem& p) {

@@ -191,7 +191,7 @@ struct Helper : HelperPlace<S> {
     for (int j = 0; j < kQuads; ++j) {
       if (!this->exists(j)) break;
       const int c = this->channel(j);
-      float D[4], delta[4], u[4], z[4], dy[4], du[4], ddt[4], dz[4];
+      float D[4], delta[4], u[4], z[4], dy[4], du[4], ddt[4], dz[4], y[4];
       to_floats(*reinterpret_cast<const float4*>(&memory.D[c]), D);
       to_floats(*reinterpret_cast<const float4*>(&at.delta[row][c]), delta);
       to_floats<true>(in.u[j], true, u);
@@ -201,7 +201,9 @@ struct Helper : HelperPlace<S> {
       for (int n = 0; n < 4; ++n) {
         const Sums of = at.sums[row][c + (n ^ this->lane / 2)];
         const float sig = sigmoid<true>(z[n]), gate = z[n] * sig, g = dy[n] * gate;
-        dz[n] = dy[n] * fmaf(D[n], u[n], of.y) * fmaf(gate, 1.0f - sig, sig);
+        y[n] = fmaf(D[n], u[n], of.y);
+        dz[n] = dy[n] * y[n] * fmaf(gate, 1.0f - sig, sig);
+        y[n] *= gate;
         du[n] = fmaf(delta[n], of.s_B, D[n] * g);
         ddt[n] = fmaf(u[n], of.s_B, kLn2 * of.s_A) * of.slope;
         dD[j][n] = fmaf(g, u[n], dD[j][n]);
@@ -210,6 +212,7 @@ struct Helper : HelperPlace<S> {
       store_quad<true, S::kWhole>(w.du, to_u + j * kQuadBytes, 4, du);
       store_quad<true, S::kWhole>(w.ddt, to_dt + j * kQuadBytes, 4, ddt);
       store_quad<true, S::kWhole>(w.dz, to_z + j * kQuadBytes, 4, dz);
+      if (w.y.data) store_quad<true, true>(w.y, this->at(w.y, token) + j * kQuadBytes, 4, y);
     }
   }
 };

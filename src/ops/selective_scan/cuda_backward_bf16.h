@@ -4,8 +4,8 @@
 
 namespace krait::ops::scan {
 
-// Whether it can, where all rows but B and C are bfloat16 that can be moved by fours.
-bool cuda_takes_bf16_backward(const CudaBackward& w);
+// Whether it can, where all rows but B and C are bfloat16 that can be moved by fours and dy, du, ddt and dz are there.
+bool cuda_takes_bf16_backward(const CudaProblem& p);
 int64_t cuda_backward_bf16_scratch(const CudaProblem& p);
 void cuda_scan_backward_bf16(const CudaBackward& w, void* stream);
 

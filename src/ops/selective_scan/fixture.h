@@ -1,12 +1,14 @@
 // For the tests of selective_scan: a case, its random inputs, and one run of the op over them.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <ostream>
 #include <string>
 #include <vector>
 
 #include "krait/ops/selective_scan/reference.h"
 #include "krait/ops/selective_scan/selective_scan.h"
+#include "krait/tensor/memory.h"
 #include "krait/testing/op_test.h"
 
 namespace krait::ops {
@@ -59,6 +61,7 @@ struct ScanSetup {
     in.softplus = k.softplus;
     in.a_is_log = k.a_is_log;
     in.complex = k.complex;
+    in.remake_y = true;
     int64_t S = k.B;
     packed = !k.lengths.empty();
     if (packed) {
@@ -136,6 +139,7 @@ struct ScanOutcome {
   testing::Values y, state;
   std::vector<testing::Values> grads;  // as kScanInputNames; empty where the input is absent
   testing::Values dy, dstate;          // the cotangents as stored
+  testing::Values y_after;             // y once backward has run
 };
 
 // Forward and, where recorded, backward from random cotangents on y and on the last states.
@@ -143,15 +147,17 @@ inline ScanOutcome run_scan(const ScanCase& k, bool record) {
   testing::TestContext t(record, std::max(k.memory, size_t{8} << (k.N > 64 ? 23 : 20)));
   const ScanSetup setup(t, k);
   const ScanResult r = setup.run(t);
-  ScanOutcome o{testing::to_double(r.y), testing::to_double(r.state), {}, {}, {}};
+  ScanOutcome o{testing::to_double(r.y), testing::to_double(r.state), {}, {}, {}, {}};
   if (!record) return o;
   t.seed_grad(r.y, testing::random_values(r.y.numel(), 100 * k.seed + 20));
   if (r.state) t.seed_grad(r.state, testing::random_values(r.state.numel(), 100 * k.seed + 21));
   o.dy = testing::to_double(t.tape.grad(r.y));
   o.dstate = testing::to_double(r.state ? t.tape.grad(r.state) : Tensor());
+  if (t.tape.awaited(r.y)) fill(t.c, r.y, NAN);
   t.tape.backward(t.c);
   for (const Tensor& x : setup.tensors())
     o.grads.push_back(x ? testing::to_double(t.tape.grad(x)) : testing::Values());
+  o.y_after = testing::to_double(r.y);
   return o;
 }
 

@@ -76,13 +76,20 @@ void forward_on_gpu(Context& c, const Problem& p, const Tensor& y, const Tensor&
   KRAIT_WITH_CUDA((p.in.complex ? cuda_complex_forward : cuda_scan_forward)(w, c.stream));
 }
 
+bool remakes_y_on_gpu(const Problem& p) {
+  bool can = false;
+  if (!p.in.complex) KRAIT_WITH_CUDA(can = cuda_remakes_y(gpu_problem(p)));
+  return can;
+}
+
 void backward_on_gpu(Context& c, const Problem& p, const Tensor& dy, const Tensor& dstate,
-                     const Tensor& saved, const Gradients& g) {
+                     const Tensor& saved, const Tensor& y, const Gradients& g) {
   CudaBackward w;
   w.p = gpu_problem(p);
   w.saved = floats_at(saved, 0);
   w.dy = gpu_rows(dy);
   w.dstate_out = floats_at(dstate, 0);
+  if (dy) w.y = gpu_rows(y);
   w.du = gradient_rows(gpu_rows(g.u.grad), g.u);
   w.ddt = gradient_rows(gpu_rows(g.dt.grad), g.dt);
   w.dz = gradient_rows(gpu_rows(g.z.grad), g.z);
@@ -95,7 +102,7 @@ void backward_on_gpu(Context& c, const Problem& p, const Tensor& dy, const Tenso
   else
     w.dC = gradient_rows(gpu_grouped_rows(g.C.grad, false), g.C);
   if (w.p.reverse)
-    for (CudaRows* r : {&w.dy, &w.du, &w.ddt, &w.dz, &w.dB, &w.dC}) turn(*r, p.tokens);
+    for (CudaRows* r : {&w.dy, &w.du, &w.ddt, &w.dz, &w.dB, &w.dC, &w.y}) turn(*r, p.tokens);
   w.dA = gradient_sum(g.A), w.dD = gradient_sum(g.D), w.ddt_bias = gradient_sum(g.dt_bias);
   w.dstate_in = gradient_sum(g.state_in);
   w.state_rows = p.state_in ? p.state_in.size(0) : 0;

@@ -12,8 +12,10 @@ struct Gradients {
 
 // `saved` (tokens / cuda_saved_interval(N), E, N), or empty where nothing is kept.
 void forward_on_gpu(Context& c, const Problem& p, const Tensor& y, const Tensor& saved);
-// dy and dstate may be empty: zero.
+// Whether backward can write y again, where u, dt and z have gradients.
+bool remakes_y_on_gpu(const Problem& p);
+// dy and dstate may be empty: zero. y: where it is to be written again, or empty.
 void backward_on_gpu(Context& c, const Problem& p, const Tensor& dy, const Tensor& dstate,
-                     const Tensor& saved, const Gradients& g);
+                     const Tensor& saved, const Tensor& y, const Gradients& g);
 
 }  // namespace krait::ops::scan

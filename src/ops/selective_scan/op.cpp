@@ -192,7 +192,8 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
   const Gradients g = {into(p.in.u), into(p.in.dt),      into(p.in.z),
                        into(p.in.A), into(p.in.B),       into(p.in.C),
                        into(p.in.D), into(p.in.dt_bias), into(p.state_in)};
-  if (c.device.type == Device::cuda) return backward_on_gpu(c, p, dy, dstate, saved, g);
+  if (c.device.type == Device::cuda)
+    return backward_on_gpu(c, p, dy, dstate, saved, c.tape->awaited(y) ? y : Tensor(), g);
   const int64_t in_set =
       std::clamp<int64_t>(p.N / 2, 8, 64);  // blocks; keeps the sums below the size of u
   const int64_t sets_of_group = (p.blocks_of_group() + in_set - 1) / in_set,
@@ -263,21 +264,24 @@ static void state_cost(Context& c, const Problem& p, const char* name, double te
 
 ScanResult selective_scan(Context& c, const ScanInputs& in, const Packing* packing,
                           const Tensor& state_in, const Tensor& state_out) {
-  const Kept kept(c);
   const bool record =
       c.tape && needs_grad({in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, state_in});
   const scan::Problem p(c, in, packing, state_in, state_out, record);
-  ScanResult r{c.alloc(in.u.shape, in.u.dtype), state_out};
+  const bool remakes = record && in.remake_y && in.u.var && in.dt.var && in.z.var &&
+                       c.device.type == Device::cuda && scan::remakes_y_on_gpu(p);
+  const Kept kept(c);
+  ScanResult r{c.alloc(in.u.shape, in.u.dtype, !remakes), state_out};
   Tensor saved;
   if (record) {
     saved = c.device.type == Device::cuda
                 ? c.alloc({p.tokens / scan::cuda_saved_interval(p.N), p.E, p.N}, DType::f32)
                 : c.alloc({p.tokens / scan::kChunk, p.blocks(), p.N, scan::kBlock}, DType::f32);
-    c.tape->watch(r.y);
+    remakes ? c.tape->watch_remade(r.y) : c.tape->watch(r.y);
     if (r.state) c.tape->watch(r.state);
     c.tape->record([=](Context& b) {
       scan::state_cost(b, p, "selective_scan backward", 2, 21);
       scan::backward(b, p, r.y, r.state, saved);
+      if (remakes) b.tape->remade(b, r.y);
     });
   }
   scan::state_cost(c, p, "selective_scan", 1, 7);

@@ -42,6 +42,10 @@
 // long sequence of such rows is walked through in segments; what enters one is without the tokens whose weight in it
 // is below 2^-36.
 //
+// `remake_y`: y is not kept for backward where the op can write it again there (Tape::watch_remade): on a GPU, of rows
+// for which there is a kernel in bfloat16, with all of u, dt and z differentiated. It has the bits of forward, but
+// where that summed over n in another order (blocks of 32 channels, few sequences) and then the errors.
+//
 // Throws Error where shapes, types or the packing do not fit.
 #pragma once
 #include "krait/ops/packing.h"
@@ -56,6 +60,7 @@ struct ScanInputs {
   bool a_is_log = false;
   bool reverse = false;
   bool complex = false;
+  bool remake_y = false;
 };
 
 struct ScanResult {

@@ -154,7 +154,7 @@ struct Errors {
 // the worst error is held against twice the worst error of the plain runs.
 TEST_P(SelectiveScan, MatchesReference) {
   ScanCase k = GetParam();
-  Errors y_error, state_error;
+  Errors y_error, state_error, after_error;
   std::vector<Errors> grad_errors(std::size(kScanInputNames));
   std::vector<DType> dtypes(std::size(kScanInputNames));
   const int64_t trials = std::clamp<int64_t>(2048 / (k.E * k.N), 1, 8);
@@ -169,6 +169,7 @@ TEST_P(SelectiveScan, MatchesReference) {
     const auto y = exact.forward();
     const auto y_plain = plain.forward();
     y_error.add(got.y, y.y, testing::to_double(y_plain.y));
+    after_error.add(got.y_after, y.y, testing::to_double(y_plain.y));
     state_error.add(got.state, y.state_out, testing::to_double(y_plain.state_out));
     auto g = exact.backward(got.dy, got.dstate);
     auto g_plain =
@@ -185,6 +186,7 @@ TEST_P(SelectiveScan, MatchesReference) {
         << e.largest;
   };
   check("y", y_error, k.dtype);
+  check("y after backward", after_error, k.dtype);
   check("state", state_error, DType::f32);
   for (size_t i = 0; i < grad_errors.size(); ++i)
     check(std::string("d") + kScanInputNames[i], grad_errors[i], dtypes[i]);
