@@ -54,6 +54,9 @@ static KeptRun run_and_keep(Context& c, const Body& body, Keeper& keeper) {
   c.results_at_high_end = false;
   KeptRun run;
   run.low = c.arena->low() - bytes_of_last_sum(c, inside);
+  keeper.in_all = keeper.taken;
+  for (const Tensor& t : inside)
+    if (t.var && t.var->sum_of && t.data == keeper.last) keeper.last_is_unread = true;
   c.tape->forget_since(before);
   for (const Tensor& t : inside) {
     run.results.push_back(t.detach());
@@ -83,12 +86,12 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
     const size_t nodes = b.tape->size();
     const Philox rng_now = std::exchange(b.rng, rng);
     keeper->again = true;
+    keeper->taken = 0;
     b.keeper = keeper.get();
     b.tape->watch_reads();
-    auto* const costs = std::exchange(b.costs, keeper->open ? nullptr : b.costs);
     const Tensors again = body(b);
-    b.costs = costs;
     b.keeper = nullptr;
+    require(keeper->taken == keeper->in_all, "a segment does not do the same when it is run again");
     b.rng = rng_now;
     for (size_t i = 0; i < results.size(); ++i) b.tape->share_grad(b, results[i], again[i]);
     for (const Tensor& t : inputs) b.tape->reserve_grad(b, t);
@@ -102,16 +105,12 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
 }
 
 Kept::Kept(Context& c, bool dear)
-    : c_(c), opened_(dear && c.keeper && c.keeper->keeps && !c.keeper->open), costs_(c.costs) {
-  if (!opened_) return;
-  c.keeper->open = true;
-  if (c.keeper->again) c.costs = nullptr;
+    : c_(c), opened_(dear && c.keeper && c.keeper->keeps && !c.keeper->open) {
+  if (opened_) c.keeper->open = true;
 }
 
 Kept::~Kept() {
-  if (!opened_) return;
-  c_.keeper->open = false;
-  c_.costs = costs_;
+  if (opened_) c_.keeper->open = false;
 }
 
 }  // namespace krait

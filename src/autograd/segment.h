@@ -7,15 +7,14 @@
 //                        then goes back through it; all memory taken for that is given back, the results before
 //                        it begins
 //
-// How much is computed again is one choice (Recompute), from none of it to the whole inside.
+// How much is computed again is one choice (Recompute), from none of it to the whole inside; never a sum
+// (Tape::watch_sum) that the body makes last and returns, so backward must not read it.
 //
 // The body must compute the same results when run twice: states go in and come out as separate tensors.
 // Gradients reach the outside only through `inputs` and parameters. A segment inside another is a part of it.
 #pragma once
 #include <cstdint>
 #include <functional>
-#include <map>
-#include <string>
 #include <vector>
 
 #include "krait/autograd/tape.h"
@@ -44,9 +43,8 @@ Tensors segment(Context& c, const Tensors& inputs, const Body& body,
                 const SegmentOptions& options = {});
 
 // An op opens one before it allocates its results where they are dear: cost more to compute again than to keep. All
-// that it allocates until the end of the scope is kept, but a sum (Tape::watch_sum) that is a result of the segment:
-// backward must not read it. When the segment runs again the op gets the same memory,
-// with what it holds, Context::planning() says that nothing is to be computed, and it is recorded as ever.
+// that it allocates until the end of the scope is kept, but for such a sum. When the segment runs again the op gets the
+// same memory, with what it holds, Context::planning() says that nothing is to be computed, and it is recorded as ever.
 class Kept {
  public:
   explicit Kept(Context& c, bool dear = true);
@@ -57,7 +55,6 @@ class Kept {
  private:
   Context& c_;
   bool opened_;
-  std::map<std::string, Cost>* costs_;  // of the context: what is not computed costs nothing
 };
 
 }  // namespace krait

@@ -50,11 +50,15 @@ Tensor scaled_square(Context& c, const Tensor& x, const Tensor& w, bool dear = t
   return y;
 }
 
+int added = 0;  // runs of the op below
+
 // sum = stream + x
 Tensor add_to(Context& c, const Tensor& x, const Tensor& stream) {
   Tensor sum = c.alloc(x.shape, DType::f32);
-  if (!c.planning())
+  if (!c.planning()) {
     for (int64_t i = 0; i < x.numel(); ++i) set(sum, i, get(x, i) + get(stream, i));
+    ++added;
+  }
   if (c.tape && needs_grad({x, stream})) {
     c.tape->watch_sum(sum, stream);
     c.tape->record([=](Context& b) {
@@ -447,6 +451,16 @@ TEST(Segment, WhatIsKeptIsComputedOnce) {
   EXPECT_EQ(squares_of(true, Recompute::layer), (Runs{2, 2}));
   EXPECT_EQ(squares_of(false, Recompute::cheap), (Runs{2, 2}));
   EXPECT_EQ(squares_of(false, Recompute::none), (Runs{1, 1}));
+}
+
+TEST(Segment, TheLastSumIsComputedOnce) {
+  for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::layer}) {
+    added = squared = 0;
+    Stack s(true, recompute);
+    s.backward();
+    EXPECT_EQ(added, 3);
+    EXPECT_EQ(squared, recompute == Recompute::layer ? 6 : 3);
+  }
 }
 
 TEST(Segment, RefusesABodyThatDoesSomethingElse) {

@@ -11,11 +11,13 @@ Tensor Keeper::hand_out(const Shape& shape, DType dtype) {
 Tensor Context::alloc(const Shape& shape, DType dtype, bool keep) {
   require(open_scratch == 0, "Context::alloc inside a Scratch: allocate results first");
   const bool keeps = keep && keeper && keeper->open;
+  if (keeper) ++keeper->taken;
   if (keeps && keeper->again) return keeper->hand_out(shape, dtype);
   const size_t bytes = static_cast<size_t>(shape.numel()) * size_of(dtype);
   const bool high = results_at_high_end && !keeps;
   const Tensor t(high ? arena->take_high(bytes) : arena->take_low(bytes), dtype, shape, device);
   if (keeps) keeper->tensors.push_back(t);
+  if (keeper) keeper->last = t.data;
   return t;
 }
 

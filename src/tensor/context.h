@@ -26,8 +26,14 @@ struct Keeper {
   bool open = false;   // what is allocated now is kept
   std::vector<Tensor> tensors;
   size_t next = 0;  // of the second run
+  // Allocations of a run so far; of the first one in all, and whether the last one is a result that backward does not
+  // read: the op that takes it in the second run, the last to run, need not compute it.
+  size_t taken = 0, in_all = 0;
+  const void* last = nullptr;
+  bool last_is_unread = false;
 
   Tensor hand_out(const Shape& shape, DType dtype);
+  bool skips() const { return again && (open || (last_is_unread && taken == in_all)); }
 };
 
 struct Context {
@@ -46,9 +52,7 @@ struct Context {
   std::map<std::string, Cost>* costs = nullptr;
 
   // Memory is not to be touched: there is none, or it holds what would be written already.
-  bool planning() const {
-    return arena->is_planning() || (keeper && keeper->open && keeper->again);
-  }
+  bool planning() const { return arena->is_planning() || (keeper && keeper->skips()); }
 
   // A fresh tensor that lives until its segment ends (see autograd/segment.h): the result of an op. keep: false where a
   // segment that runs again need not hand it out with what it held.
@@ -65,7 +69,7 @@ struct Context {
   }
 
   void cost(const char* op, double bytes, double flops) {
-    if (costs) {
+    if (costs && !(keeper && keeper->skips())) {
       Cost& c = (*costs)[op];
       c.bytes += bytes;
       c.flops += flops;
