@@ -18,9 +18,12 @@ namespace {
 
 using bfloat16 = __nv_bfloat16;
 
-constexpr int64_t kForwardTokens = 32;  // of a thread
-constexpr int kRun = 4;                 // neighbouring channels of a thread
-constexpr int kSlices = 4;              // of a block's tokens in backward
+// Tokens of a thread of forward: many where there are enough threads all the same.
+constexpr int64_t forward_tokens(int64_t tokens, int64_t E) {
+  return tokens * E < int64_t{1} << 24 ? 32 : 128;
+}
+constexpr int kRun = 4;     // neighbouring channels of a thread
+constexpr int kSlices = 4;  // of a block's tokens in backward
 
 struct Sequence {
   int64_t begin, end, in, out;
@@ -169,8 +172,9 @@ __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
     window.push(now);
     store<V>(to, y);
   };
-  int64_t t = blockIdx.x * kForwardTokens;
-  const int64_t to = min(c.tokens, t + kForwardTokens);
+  const int64_t each = forward_tokens(c.tokens, p.E);
+  int64_t t = blockIdx.x * each;
+  const int64_t to = min(c.tokens, t + each);
   for (int64_t s = sequence_of(c, t); t < to; ++s) {
     const Sequence q = sequence(c, s);
     const int64_t end = min(to, q.end);
@@ -385,7 +389,7 @@ __global__ void __launch_bounds__(32 * kSlices, kBackwardBlocks<T, W>)
   extern __shared__ __align__(16) unsigned char memory[];
   const int64_t e = (int64_t{blockIdx.y} * 32 + threadIdx.x) * V;
   Gradients<T, V, W> of(p, min(e, p.E - V));
-  const int64_t slice = conv_backward_tokens(c.tokens) / kSlices;
+  const int64_t slice = conv_backward_tokens(c.tokens, p.E) / kSlices;
   int64_t t = (int64_t{blockIdx.x} * kSlices + threadIdx.y) * slice;
   const int64_t to = min(c.tokens, t + slice);
   if (e < p.E && t < to) {
@@ -481,7 +485,7 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
       const auto launch = [&](auto kernel, int64_t V) {
         const int64_t runs = ceil_div(p.E, V),
                       threads = std::clamp<int64_t>(ceil_div(runs, 32) * 32, 32, 128);
-        const dim3 grid(static_cast<unsigned>(ceil_div(c.tokens, kForwardTokens)),
+        const dim3 grid(static_cast<unsigned>(ceil_div(c.tokens, forward_tokens(c.tokens, p.E))),
                         static_cast<unsigned>(ceil_div(runs, threads)));
         const size_t shared =
             V == 1 ? 0 : Ring<T, kRun, kForwardAhead>::bytes(static_cast<unsigned>(threads));
@@ -503,7 +507,7 @@ void conv_backward(const ConvProblem& p, const ConvSequences& c, const ConvBackw
                    int64_t state_rows, void* stream) {
   if (p.E == 0) return;
   const auto s = static_cast<cudaStream_t>(stream);
-  const int64_t pieces = ceil_div(c.tokens, conv_backward_tokens(c.tokens));
+  const int64_t pieces = ceil_div(c.tokens, conv_backward_tokens(c.tokens, p.E));
   if (pieces > 0) {
     with_kernel(p, [&](auto x, auto taps) {
       using T = decltype(x);

@@ -16,8 +16,18 @@ struct ConvSequences {
 void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in,
                   float* state_out, void* stream);
 
-// Tokens of one partial sum of dk and dbias.
-constexpr int64_t conv_backward_tokens(int64_t tokens) { return tokens < 8192 ? 128 : 512; }
+// Tokens of a block of backward, which makes one partial sum of dk and dbias of 128 channels. Of many tokens two blocks
+// for each multiprocessor of an H200, or twice as many, and so on, of at most so many tokens.
+constexpr int64_t conv_backward_tokens(int64_t tokens, int64_t E) {
+  if (tokens < 8192) return 128;
+  int64_t each = 0;
+  for (int64_t blocks = 264; each == 0 || each > 1152; blocks *= 2) {
+    const int64_t of_channels = (E + 127) / 128;
+    const int64_t pieces = blocks < of_channels ? 1 : blocks / of_channels;
+    each = (tokens + 16 * pieces - 1) / (16 * pieces) * 16;
+  }
+  return each;
+}
 
 // What may be null is not given or not wanted.
 struct ConvBackward {

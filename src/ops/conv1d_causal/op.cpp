@@ -341,7 +341,7 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
   const GradTarget dstate_in = b.tape->grad_into(b, q.state_in);
 
   const bool gpu = b.device.type == Device::cuda;
-  const int64_t grain = gpu ? cuda::conv_backward_tokens(q.B * q.L) : kBackwardTokens;
+  const int64_t grain = gpu ? cuda::conv_backward_tokens(q.B * q.L, q.E) : kBackwardTokens;
   const int64_t pieces = (q.B * q.L + grain - 1) / grain;
   const bool want_sums = dk.grad || dbias.grad;
   Scratch scratch(b);
