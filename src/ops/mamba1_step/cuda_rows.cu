@@ -1,5 +1,6 @@
 // A layer's step for more than a few sequences, in bfloat16: products in one pass over the weights.
 #include "krait/ops/mamba1_step/cuda.h"
+#include "krait/ops/step_in_proj.cuh"
 #include "krait/ops/step_parts.cuh"
 #include "krait/tensor/cuda/one_pass.cuh"
 #include "krait/tensor/cuda/step_norm.h"
@@ -192,9 +193,23 @@ void step_in_proj_rows(const StepInProj& p, void* normed, void* stream) {
             stream);
   OnePass product = rows_of(p.product);
   product.x = normed;
-  const GateAndConv end{{p.taps, p.bias, p.state, product.N / 2},
-                        static_cast<bfloat16*>(p.u),
-                        static_cast<bfloat16*>(p.z)};
+  const int64_t E = product.N / 2;
+  const ConvOfStep conv{p.taps, p.bias, p.state, E};
+  auto *const u = static_cast<bfloat16*>(p.u), *const z = static_cast<bfloat16*>(p.z);
+  if (step_rows({.w = product.w,
+                 .x = normed,
+                 .M = product.M,
+                 .N = product.N,
+                 .K = product.K,
+                 .conv = conv,
+                 .conv_first = 0,
+                 .z_first = E,
+                 .E = E,
+                 .u = u,
+                 .z = z},
+                stream))
+    return;
+  const GateAndConv end{conv, u, z};
   // Of many rows blocks have half, in clusters of two, of which more are on the card at once than of four (H200, 128 rows:
   // a layer of mamba-1.4b takes 60.0 us, 64.7 the other way; of mamba-2.8b 81.5 and 84.6).
   if (product.M > 64 && product.N >= 8192 && on_hopper())

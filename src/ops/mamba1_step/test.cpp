@@ -70,7 +70,7 @@ struct Step {
   }
 
   Case q;
-  TestContext t{false, size_t{4} << 20};
+  TestContext t{false, size_t{32} << 20};
   Mamba1Layer l;
   Tensor stream, conv_state, ssm_state;
 };
@@ -94,6 +94,11 @@ std::vector<Case> cases() {
     all.push_back({20, 320, 1032, 24, type});  // with blocks that share out K
     for (const int64_t B : {1, 9, 33, 128})
       all.push_back({B, 40, 88, 24, type, 16, 4, true, DType::bf16});
+    // Wide enough for each width of a block of in_proj, and of out_proj.
+    all.push_back({20, 1032, 2568, 24, type, 16, 4, true, DType::bf16});
+    all.push_back({66, 40, 4232, 24, type, 16, 4, true, DType::bf16});
+    all.push_back({20, 2056, 72, 24, type, 16, 4, false, DType::bf16});
+    all.push_back({20, 40, 5288, 24, type, 16, 4, true, DType::bf16});
     // What the kernels are not made for.
     all.push_back({2, 33, 66, 3, type});
     all.push_back({2, 32, 64, 8, type, 8});

@@ -1,5 +1,7 @@
 #include "krait/ops/mamba2_step/cuda.h"
 
+#include "krait/ops/mamba2_step/cuda_states.cuh"
+#include "krait/ops/step_in_proj.cuh"
 #include "krait/ops/step_parts.cuh"
 #include "krait/tensor/cuda/few_rows.cuh"
 #include "krait/tensor/cuda/one_pass.cuh"
@@ -155,8 +157,13 @@ auto with_passes(int64_t M, int64_t H, const Use& use) {
   return use(integral_constant<int, Layout::kWhole>());
 }
 
+// Rows from which the states pass through shared memory.
+constexpr int64_t kFewestCopiedRows = 8;
+bool copies_states(int64_t M) { return M >= kFewestCopiedRows && on_hopper(); }
+
 template <class S, int kN>
 void launch_state(const Step2State& p, void* stream) {
+  if (copies_states(p.M)) return launch_states<S, kN>(p, stream);
   with_passes<S, kN>(p.M, p.H, [&](auto passes) {
     const dim3 grid(static_cast<unsigned>(p.H * kP / (passes * HeadLayout<S, kN>::kAtOnce)),
                     static_cast<unsigned>(p.M));
@@ -166,6 +173,7 @@ void launch_state(const Step2State& p, void* stream) {
 
 template <class S, int kN>
 int64_t squares_of(int64_t M, int64_t H) {
+  if (copies_states(M)) return H * kP / StateTile<S, kN>::kChannels;
   return with_passes<S, kN>(M, H, [&](auto passes) {
     const int64_t channels = passes * HeadLayout<S, kN>::kAtOnce;
     return H * kP / channels * ceil_div(channels, 32);
@@ -191,13 +199,51 @@ struct AddNormed {
     for (int lanes = 16; lanes > 0; lanes /= 2) part += __shfl_xor_sync(~0u, part, lanes);
     return 1.0f / sqrtf(part / static_cast<float>(E) + eps);
   }
-  __device__ float factor(int m) const { return factor_of(part(m)); }
   using Held = float;  // of the stream
-  struct OfRow {};
-  __device__ OfRow of_row(int64_t) const { return {}; }
   __device__ Held hold(int64_t n, int m) const { return __ldcg(stream + m * N + n); }
-  __device__ void operator()(int64_t n, int m, float value, Held held, OfRow = {}) const {
+  __device__ void operator()(int64_t n, int m, float value, Held held) const {
     stream[m * N + n] = held + value;
+  }
+};
+
+// A row's factor, computed by some neighbouring lanes.
+struct NormFactor {
+  static constexpr bool kOnes = false;
+  const float* squares;
+  int64_t squares_of_row, E;
+  float eps;
+
+  __device__ float factor(int m, int lane, int lanes) const {
+    const float* const row = squares + m * squares_of_row;
+    float sum = 0;
+    if (squares_of_row % 4 == 0) {
+#pragma unroll 4
+      for (int64_t i = 4 * lane; i < squares_of_row; i += 4 * lanes) {
+        const float4 v = __ldcg(reinterpret_cast<const float4*>(row + i));
+        sum += (v.x + v.y) + (v.z + v.w);
+      }
+    } else {
+      for (int64_t i = lane; i < squares_of_row; i += lanes) sum += __ldcg(row + i);
+    }
+    for (int i = lanes / 2; i > 0; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
+    return 1.0f / sqrtf(sum / static_cast<float>(E) + eps);
+  }
+};
+
+// AddNormed of four neighbouring elements.
+struct AddNormedFours : NormFactor {
+  static constexpr bool kFactors = true, kFours = true;
+  int64_t N;
+  float* stream;
+
+  using Held = float4;  // of the stream
+  __device__ float4* at(int64_t n, int m) const {
+    return reinterpret_cast<float4*>(stream + m * N + n);
+  }
+  __device__ Held hold(int64_t n, int m) const { return __ldcg(at(n, m)); }
+  __device__ void operator()(int64_t n, int m, float4 sums, const Held& held) const {
+    add_fours(sums, held);
+    *at(n, m) = sums;
   }
 };
 
@@ -216,8 +262,22 @@ void step2_in_proj(const Step2InProj& p, void* stream) {
   if (p.norm) {
     normed_few_rows_into<bfloat16>(p.product, {p.norm, p.eps}, FewParts{end(HeldConvOfStep{conv})},
                                    stream);
-  } else {
-    one_pass_into(rows_of(p.product), end(conv), stream);
+  } else if (const FewRows& q = p.product; !step_rows({.w = q.w,
+                                                       .x = q.x,
+                                                       .M = q.M,
+                                                       .N = q.N,
+                                                       .K = q.K,
+                                                       .conv = conv,
+                                                       .conv_first = p.E,
+                                                       .z_first = 0,
+                                                       .E = p.E,
+                                                       .dt_first = p.E + conv.channels,
+                                                       .H = q.N - p.E - conv.channels,
+                                                       .u = static_cast<bfloat16*>(p.xBC),
+                                                       .z = static_cast<bfloat16*>(p.z),
+                                                       .dt = p.dt},
+                                                      stream)) {
+    one_pass_into(rows_of(q), end(conv), stream);
   }
 }
 
@@ -235,12 +295,14 @@ void step2_state(const Step2State& p, void* stream) {
 }
 
 void step2_out_proj(const Step2OutProj& p, void* stream) {
-  const AddNormed end{p.squares, p.squares_of_row, p.product.N, p.product.K, p.eps, p.stream};
-  if (p.product.M <= kMostFewRows) {
-    few_rows_into<bfloat16>(p.product, end, stream);
-  } else {
-    one_pass_into(rows_of(p.product), end, stream);
-  }
+  if (p.product.M <= kMostFewRows)
+    return few_rows_into<bfloat16>(
+        p.product,
+        AddNormed{p.squares, p.squares_of_row, p.product.N, p.product.K, p.eps, p.stream}, stream);
+  one_pass_into(
+      rows_of(p.product),
+      AddNormedFours{{p.squares, p.squares_of_row, p.product.K, p.eps}, p.product.N, p.stream},
+      stream);
 }
 
 }  // namespace krait::cuda

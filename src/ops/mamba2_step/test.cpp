@@ -100,6 +100,14 @@ std::vector<Case> cases() {
       all.push_back({5, 72, 4, 256, type, state, 64, 4, true, true});
       all.push_back({6, 264, 12, 128, type, state});
       all.push_back({5, 72, 3, 128, type, state});  // heads not in pairs
+      // Heads of many rows, with tiles of each size of states, and more of them than blocks.
+      all.push_back({17, 72, 3, 128, type, state, 64, 4, true, true});
+      all.push_back({66, 72, 3, 256, type, state});
+      all.push_back({70, 72, 9, 64, type, state});
+      // Wide enough for wider blocks of in_proj, and of out_proj.
+      all.push_back({18, 1032, 36, 64, type, DType::bf16});
+      all.push_back({18, 2056, 2, 64, type, state});
+      all.push_back({18, 40, 68, 64, type, DType::bf16});
       // What the kernels are not made for.
       all.push_back({2, 33, 3, 16, type, state, 22});
       all.push_back({2, 32, 4, 64, type, state, 64, 3});

@@ -29,7 +29,8 @@ __device__ inline void start_barrier(uint64_t* barrier, unsigned arrivals) {
 }
 
 __device__ inline void arrive(uint64_t* barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(barrier))
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(
+                   shared_address(barrier))
                : "memory");
 }
 
@@ -44,7 +45,8 @@ __device__ inline void wait_for_phase(uint64_t* barrier, unsigned parity) {
       "{\n"
       ".reg .pred done;\n"
       "again:\n"
-      "mbarrier." KRAIT_WAIT ".parity.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier." KRAIT_WAIT
+      ".parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n"
       "}" ::"r"(shared_address(barrier)),
       "r"(parity)
@@ -64,6 +66,30 @@ __device__ inline void arrive_expecting(uint64_t* barrier, unsigned bytes) {
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
       "r"(bytes)
       : "memory");
+}
+
+// Runs of bytes in 16s, at addresses in 16s, by the copy engine: into shared memory, counted by the barrier, and out of
+// it, in groups. What the block's threads have written is sent behind a fence of theirs.
+__device__ inline void copy_run(void* to, const void* from, unsigned bytes, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+__device__ inline void fence_for_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ inline void send_run(void* to, const void* from, unsigned bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+               "r"(shared_address(from)), "r"(bytes)
+               : "memory");
+}
+__device__ inline void commit_sent() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until shared memory has been read for all but the last `kOpen` groups.
+template <int kOpen>
+__device__ inline void wait_for_sent_reads() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kOpen) : "memory");
 }
 
 #endif
@@ -126,6 +152,23 @@ __device__ inline void warpgroup_product(float (&sums)[32], uint64_t a, uint64_t
       "%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, "
       "%33, 1, 1, 1, 0, 0;"
       : KRAIT_F16(0), KRAIT_F16(16)
+      : "l"(a), "l"(b));
+}
+__device__ inline void warpgroup_product(float (&sums)[40], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
+      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39}, %40, %41, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32), KRAIT_F4(36)
+      : "l"(a), "l"(b));
+}
+__device__ inline void warpgroup_product(float (&sums)[48], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
+      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47},"
+      " %48, %49, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32)
       : "l"(a), "l"(b));
 }
 __device__ inline void warpgroup_product(float (&sums)[64], uint64_t a, uint64_t b) {

@@ -147,6 +147,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
 
   PassEndOf<typename Tile::Sums, kThreads, End> last(end, parts, n0, p.N, 0, M, rank, split,
                                                      thread);
+  if constexpr (TakesFours<End>) last.hold_factor();
   last.hold_first();
   last.finish();
 }

@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   if (p.holds_next) let_next_start();
   // Sums of many columns leave no registers for it.
   constexpr bool kHoldsEarly = Tile::kColumns < 128;
+  if constexpr (TakesFours<End>) last.hold_factor();
   if (kHoldsEarly) last.hold_first();
 
   float sums[Tile::kColumns / 2] = {};

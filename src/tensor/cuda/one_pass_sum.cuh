@@ -3,15 +3,14 @@
 //
 // An end is called as end(n, m, Σ_k x[m, k] w[n, k], end.hold(n, m), end.of_row(n)) once for each element of the product;
 // both are called early, to read what the end needs beside the sums: of_row before what makes x is complete, once for
-// all elements of a thread, which are of one row of W. With End::kFactors sums are multiplied by end.factor(m),
-// which a warp computes together.
+// all elements of a thread, which are of one row of W.
 #pragma once
 #include "krait/tensor/cuda/cluster.cuh"
 #include "krait/tensor/cuda/one_pass.h"
 
 namespace krait::cuda {
 
-// Sums of kRows rows of W by kColumns rows of x, once for each of kParts parts of K.
+// Sums of kRows rows of W by kColumns rows of x, once for each of kParts parts of K, and a factor for each row of x.
 template <int kRows_, int kColumns_, int kParts_>
 struct SumTile {
   static constexpr int kRows = kRows_, kColumns = kColumns_, kParts = kParts_;
@@ -40,9 +39,9 @@ __device__ inline float4 sum_of_parts(const float4* first) {
   return sum;
 }
 
-// The view of one of the kThreads threads that do it; `parts` is (kParts, kColumns, kStep) in shared memory, and factors
-// stand behind it. The cluster's blocks share out the elements: runs of kRun in turn. In a run, of which a thread has
-// four, neighbouring elements have neighbouring rows of W.
+// The view of one of the kThreads threads that do it; `parts` is (kParts, kColumns, kStep) in shared memory. The cluster's
+// blocks share out the elements: runs of kRun in turn. In a run, of which a thread has four, neighbouring elements have
+// neighbouring rows of W.
 template <class Tile, int kThreads, class End>
 class PassEnd {
  public:
@@ -59,7 +58,7 @@ class PassEnd {
         mine_(static_cast<int>(rank) * kRun),
         split_(split),
         thread_(thread) {
-    static_assert(kThreads % Tile::kRows == 0);
+    static_assert(!End::kFactors && kThreads % Tile::kRows == 0);
     if (row_of(thread) < N) of_row_ = end.of_row(row_of(thread));
   }
 
@@ -71,12 +70,6 @@ class PassEnd {
 
   // After hold_first, and when each thread has put its sums.
   __device__ void finish() {
-    float* const factors = parts_ + Tile::kSums * Tile::kParts;
-    if constexpr (End::kFactors)
-      for (int m = thread_ / 32; m < elements_ / Tile::kRows; m += kThreads / 32) {
-        const float f = end_.factor(m0_ + m);
-        if (thread_ % 32 == 0) factors[m] = f;
-      }
     synchronize();
     if (Tile::kParts > 1)
       for (int e = 4 * thread_; e < elements_; e += kRun) sum_over_warps(e);
@@ -92,9 +85,7 @@ class PassEnd {
       for (int i = 0; i < 4 * kTogether; ++i) {
         const int e = element(run, i);
         if (e >= elements_ || row_of(e) >= N_) continue;
-        float value = *place_of(e);
-        if constexpr (End::kFactors) value *= factors[e / Tile::kRows];
-        end_(row_of(e), m0_ + e / Tile::kRows, value, held_[i], of_row_);
+        end_(row_of(e), m0_ + e / Tile::kRows, *place_of(e), held_[i], of_row_);
       }
     }
     if (split_ > 1) leave_cluster();  // another block may still read this one's memory

@@ -1,0 +1,120 @@
+// A product y = x Wᵀ in bfloat16 of up to 64 kGroups rows of x by kN rows of W, on compute capability 9.0: what a block of
+// a kernel that is bound by reading W does. Stages of both factors pass through two rings in shared memory. One warp
+// asks for them, for W as far ahead as its ring is long before the kernels before this one are done; kWarps warps
+// multiply, and have in `sums`, four for every eight rows of W, rows 16 w + g and 16 w + g + 8 of x as mma.h lays out C.
+#pragma once
+#include "krait/tensor/cuda/hopper.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
+#include "krait/tensor/cuda/tensor_map.h"
+
+namespace krait::cuda {
+
+// kTotalBytes: of both rings.
+template <int kN_, int kGroups_, int kTotalBytes>
+struct RowsTile {
+  static constexpr int kN = kN_, kGroups = kGroups_, kSequences = 64 * kGroups;
+  static constexpr int kWarps = 4 * kGroups, kSumThreads = 32 * kWarps, kThreads = kSumThreads + 32;
+  static constexpr int kK = 64;       // of a stage
+  static constexpr int kOfWarp = 16;  // rows of x
+  static constexpr int kWBytes = kN * kK * 2, kXBytes = kSequences * kK * 2;
+  static constexpr int kXStages = 7, kWStages = (kTotalBytes - kXStages * kXBytes) / kWBytes;
+  static constexpr int kBytes =
+      kXStages * kXBytes + kWStages * kWBytes + 8 * (kWStages + 2 * kXStages);
+  static_assert(kN % 16 == 0 && kWStages >= 4);
+};
+
+#if KRAIT_HOPPER
+
+template <class Tile>
+class RowsPass {
+ public:
+  // `memory`: Tile::kBytes of shared memory, at a multiple of 1024.
+  __device__ explicit RowsPass(unsigned char* memory)
+      : x_ring_(memory),
+        w_ring_(memory + Tile::kXStages * Tile::kXBytes),
+        w_full_(reinterpret_cast<uint64_t*>(w_ring_ + Tile::kWStages * Tile::kWBytes)),
+        x_full_(w_full_ + Tile::kWStages),
+        empty_(x_full_ + Tile::kXStages) {}
+
+  // By one thread, before a barrier of the block.
+  __device__ void start() {
+    for (int i = 0; i < Tile::kWStages; ++i) start_barrier(w_full_ + i, 1);
+    for (int i = 0; i < Tile::kXStages; ++i) {
+      start_barrier(x_full_ + i, 1);
+      start_barrier(empty_ + i, Tile::kWarps);
+    }
+    fence_barriers();
+  }
+
+  // Where stage i of W, or what follows the last one, comes, and the barrier that counts it.
+  __device__ unsigned char* place_of(int i) const {
+    return w_ring_ + i % Tile::kWStages * Tile::kWBytes;
+  }
+  __device__ uint64_t* barrier_of(int i) const { return w_full_ + i % Tile::kWStages; }
+  __device__ void wait_for(int i) const { wait_for_phase(barrier_of(i), i / Tile::kWStages % 2); }
+
+  // By one warp: copy_w(i) for `all` things of which `stages` are stages of W, and x from the column `first` on.
+  template <class CopyW>
+  __device__ void bring(const CUtensorMap& x, int first, int stages, int all, const CopyW& copy_w) {
+    const auto copy_x = [&](int i) {
+      if (threadIdx.x % 32 > 0) return;
+      const int slot = i % Tile::kXStages;
+      arrive_expecting(x_full_ + slot, Tile::kXBytes);
+      copy_box(x_ring_ + slot * Tile::kXBytes, x, first + i * Tile::kK, 0, x_full_ + slot);
+    };
+    for (int i = 0; i < min(all, Tile::kWStages); ++i) copy_w(i);
+    let_next_start();
+    wait_for_previous();
+    for (int i = 0; i < min(stages, Tile::kXStages); ++i) copy_x(i);
+    for (int i = 0; i < stages; ++i) {
+      const int x_next = i + Tile::kXStages, w_next = i + Tile::kWStages;
+      if (x_next >= stages && w_next >= all) break;
+      wait_for_phase(empty_ + i % Tile::kXStages, i / Tile::kXStages % 2);
+      if (x_next < stages) copy_x(x_next);
+      if (w_next < all) copy_w(w_next);
+    }
+  }
+
+  // By the kWarps warps.
+  __device__ void multiply(float (&sums)[Tile::kN / 2], int stages) {
+    const int lane = static_cast<int>(threadIdx.x) % 32,
+              group = static_cast<int>(threadIdx.x) / 128;
+    const uint64_t of_x = tile_at(x_ring_ + group * 64 * Tile::kK * 2), of_w = tile_at(w_ring_);
+    int x_slot = 0, w_slot = 0, before = 0;
+    unsigned x_parity = 0, w_parity = 0;
+    hold_sums(sums);
+    for (int i = 0; i < stages; ++i) {
+      wait_for_phase(w_full_ + w_slot, w_parity);
+      wait_for_phase(x_full_ + x_slot, x_parity);
+      const uint64_t a = of_x + static_cast<uint64_t>(x_slot * (Tile::kXBytes >> 4)),
+                     b = of_w + static_cast<uint64_t>(w_slot * (Tile::kWBytes >> 4));
+      begin_products();
+#pragma unroll
+      for (int k = 0; k < Tile::kK / 16; ++k)
+        warpgroup_product(sums, a + k * kTileStepK, b + k * kTileStepK);
+      commit_products();
+      wait_for_products<1>();
+      if (i > 0 && lane == 0) arrive(empty_ + before);
+      before = x_slot;
+      if (++x_slot == Tile::kXStages) x_slot = 0, x_parity ^= 1;
+      if (++w_slot == Tile::kWStages) w_slot = 0, w_parity ^= 1;
+    }
+    wait_for_products<0>();
+    hold_sums(sums);
+    if (lane == 0) arrive(empty_ + before);
+  }
+
+ private:
+  // Nothing that reads or writes the sums is moved across it: products would wait for each other.
+  __device__ static void hold_sums(float (&sums)[Tile::kN / 2]) {
+#pragma unroll
+    for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");
+  }
+
+  unsigned char *const x_ring_, *const w_ring_;
+  uint64_t *const w_full_, *const x_full_, *const empty_;
+};
+
+#endif
+
+}  // namespace krait::cuda
