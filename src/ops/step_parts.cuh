@@ -88,17 +88,19 @@ struct StateRun {
       }
     }
   }
-  static __device__ void put(S* p, const float (&from)[kCount]) {
-    uint4 r;
+  static __device__ uint4 of(const float (&from)[kCount]) {
     if constexpr (sizeof(S) == 4) {
-      r = {__float_as_uint(from[0]), __float_as_uint(from[1]), __float_as_uint(from[2]),
-           __float_as_uint(from[3])};
+      return {__float_as_uint(from[0]), __float_as_uint(from[1]), __float_as_uint(from[2]),
+              __float_as_uint(from[3])};
     } else {
       const uint2 low = four_bf16({from[0], from[1], from[2], from[3]}),
                   high = four_bf16({from[4], from[5], from[6], from[7]});
-      r = {low.x, low.y, high.x, high.y};
+      return {low.x, low.y, high.x, high.y};
     }
-    *reinterpret_cast<uint4*>(p) = r;
+  }
+  // The compiler would store word by word where it did not see that the others are next to it.
+  static __device__ void put(S* p, const float (&from)[kCount]) {
+    __stcg(reinterpret_cast<uint4*>(p), of(from));
   }
 };
 

@@ -208,7 +208,6 @@ struct AddNormed {
 
 // A row's factor, computed by some neighbouring lanes.
 struct NormFactor {
-  static constexpr bool kOnes = false;
   const float* squares;
   int64_t squares_of_row, E;
   float eps;

@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(StateTile<S, kN>::kThreads, 2)
         s[j] = fmaf(decay, s[j], of_x * B[j]);
         sum = fmaf(s[j], C[j], sum);
       }
-      Run::put(at, s);
+      *reinterpret_cast<uint4*>(at) = Run::of(s);
 #pragma unroll
       for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
       if (lane % kLanes == pass) y = sum;
