@@ -3,7 +3,6 @@
 #include <cublasLt.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -11,6 +10,7 @@
 #include <mutex>
 #include <span>
 #include <tuple>
+#include <vector>
 
 #include "krait/tensor/cuda/check.h"
 #include "krait/tensor/cuda/counters.h"
@@ -63,39 +63,63 @@ int32_t config(const cublasLtMatmulAlgo_t& a, cublasLtMatmulAlgoConfigAttributes
   return value;
 }
 
-// Elements of the tile where one warp group can keep its sums in registers; else 0.
-int64_t own_tile(const cublasLtMatmulAlgo_t& a) {
-  constexpr std::pair<int32_t, int64_t> kTiles[] = {
-      {CUBLASLT_MATMUL_TILE_128x128, 128}, {CUBLASLT_MATMUL_TILE_128x136, 136},
-      {CUBLASLT_MATMUL_TILE_136x128, 136}, {CUBLASLT_MATMUL_TILE_128x144, 144},
-      {CUBLASLT_MATMUL_TILE_144x128, 144}, {CUBLASLT_MATMUL_TILE_128x152, 152},
-      {CUBLASLT_MATMUL_TILE_152x128, 152}, {CUBLASLT_MATMUL_TILE_128x160, 160},
-      {CUBLASLT_MATMUL_TILE_160x128, 160}, {CUBLASLT_MATMUL_TILE_128x168, 168},
-      {CUBLASLT_MATMUL_TILE_168x128, 168}, {CUBLASLT_MATMUL_TILE_128x176, 176},
-      {CUBLASLT_MATMUL_TILE_176x128, 176}};
-  const int32_t tile = config(a, CUBLASLT_ALGO_CONFIG_TILE_ID);
-  for (const auto& [id, side] : kTiles)
-    if (id == tile) return 128 * side;
-  return 0;
+// A tile of Hopper's kernels, its size in columns of 128. `own`: a warp group has one for itself, else two share it;
+// `wide`: it has 128 of the result's columns, else of its rows.
+struct Tile {
+  int32_t id, columns;
+  bool own = false, wide = false;
+};
+constexpr Tile kTiles[] = {{CUBLASLT_MATMUL_TILE_128x128, 128, true, true},
+                           {CUBLASLT_MATMUL_TILE_128x144, 144, true, true},
+                           {CUBLASLT_MATMUL_TILE_144x128, 144, true, false},
+                           {CUBLASLT_MATMUL_TILE_128x160, 160, true, true},
+                           {CUBLASLT_MATMUL_TILE_160x128, 160, true, false},
+                           {CUBLASLT_MATMUL_TILE_128x176, 176, true, true},
+                           {CUBLASLT_MATMUL_TILE_176x128, 176, true, false},
+                           {CUBLASLT_MATMUL_TILE_168x128, 168, true, false},
+                           {CUBLASLT_MATMUL_TILE_128x192, 192},
+                           {CUBLASLT_MATMUL_TILE_192x128, 192},
+                           {CUBLASLT_MATMUL_TILE_128x256, 256},
+                           {CUBLASLT_MATMUL_TILE_256x128, 256},
+                           {CUBLASLT_MATMUL_TILE_192x192, 288}};
+
+using Proposal = cublasLtMatmulHeuristicResult_t;
+
+const Tile* tile_of(const Proposal& p) {
+  const int32_t id = config(p.algo, CUBLASLT_ALGO_CONFIG_TILE_ID);
+  const auto* const found =
+      std::find_if(std::begin(kTiles), std::end(kTiles), [&](const Tile& t) { return t.id == id; });
+  return found == std::end(kTiles) ? nullptr : found;
+}
+
+// For how long a product keeps the card busy: rounds over it, times the tile. 0: not known.
+double busy(const Proposal& p) {
+  const Tile* const t = tile_of(p);
+  const bool whole = config(p.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) <= 1;
+  return t && whole ? std::ceil(static_cast<double>(p.wavesCount)) * t->columns : 0;
 }
 
 // The library's first choice is a larger tile that two warp groups share: they multiply together and write together,
 // and nothing is multiplied meanwhile. Where sums are short, writing is much of the time: two groups that each have
 // a tile and take turns are faster, the more so for float32 results. Of these the one that is busy for the least
-// time: rounds over the card, times the tile. Of 46 shapes of training and prompts on an H200 the first choices took
-// 9.7% longer than the best of those proposed (up to 59%), these 0.5% (5.3%).
-const cublasLtMatmulHeuristicResult_t& best_of(
-    std::span<const cublasLtMatmulHeuristicResult_t> proposed, const Matrix& a, const Matrix& c) {
-  const cublasLtMatmulHeuristicResult_t* best = &proposed[0];
-  if (a.dtype != DType::bf16 || a.cols < 256 || a.cols > 4096 || std::min(c.rows, c.cols) < 512)
-    return *best;
-  double least = std::numeric_limits<double>::infinity();
-  for (const cublasLtMatmulHeuristicResult_t& r : proposed) {
-    const double busy =
-        std::ceil(static_cast<double>(r.wavesCount)) * static_cast<double>(own_tile(r.algo));
-    if (busy == 0 || busy >= least || config(r.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1) continue;
-    least = busy;
-    best = &r;
+// time, and the larger tile of two such; where sums are long only if that is 4% less than of the first choice. On an
+// H200 the first choices of 46 shapes of training and prompts took 9.7% longer than the best (up to 59%), these 0.5%
+// (5.3%). Tiles that the library does not propose take another 14 to 19% off heads of 50,280 rows and their weights'
+// gradient, and off in_proj of mamba2-130m.
+const Proposal& best_of(std::span<const Proposal> all, const Matrix& a, const Matrix& c) {
+  const Proposal* best = &all[0];
+  if (a.dtype != DType::bf16 || a.cols < 256 || std::min(c.rows, c.cols) < 512) return *best;
+  const bool long_sums = a.cols > 4096;
+  const double first = busy(all[0]);
+  double least = long_sums ? 0.96 * first : std::numeric_limits<double>::infinity();
+  int32_t columns = 0;
+  for (const Proposal& p : all) {
+    const Tile* const t = tile_of(p);
+    const double time = busy(p);
+    if (time == 0 || !t->own || time > least || (time == least && t->columns <= columns)) continue;
+    least = time;
+    columns = t->columns;
+    best = &p;
   }
   return *best;
 }
@@ -187,21 +211,65 @@ class Library {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
            static_cast<uint32_t>(alignment(before.data)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment(c.data)));
-    std::array<cublasLtMatmulHeuristicResult_t, 8> proposed{};
+    std::vector<Proposal> proposed(8);
     int found = 0;
-    const cublasStatus_t s =
-        cublasLtMatmulAlgoGetHeuristic(handle_, p.op, p.x, p.y, p.plus, p.d, preference,
-                                       hopper_ ? proposed.size() : 1, proposed.data(), &found);
+    const cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(
+        handle_, p.op, p.x, p.y, p.plus, p.d, preference,
+        hopper_ ? static_cast<int>(proposed.size()) : 1, proposed.data(), &found);
     cublasLtMatmulPreferenceDestroy(preference);
     if (s != CUBLAS_STATUS_SUCCESS || found == 0) {
       plans_.erase(it);
       fail("cuBLASLt: no algorithm for a product of ({}, {}) by ({}, {}) in {}", a.rows, a.cols,
            b.rows, b.cols, name_of(a.dtype));
     }
-    const auto& best = best_of({proposed.data(), static_cast<size_t>(found)}, a, c);
+    proposed.resize(static_cast<size_t>(found));
+    // The copy engine brings tiles of rows that begin at 16 bytes.
+    const auto in_lines = [](const void* data, int64_t step, DType t) {
+      return alignment(data) == 16 && step * static_cast<int64_t>(size_of(t)) % 16 == 0;
+    };
+    if (hopper_ && a.dtype == DType::bf16 && in_lines(b.data, x.step, b.dtype) &&
+        in_lines(a.data, y.step, a.dtype) && in_lines(c.data, c.row_step, c.dtype) &&
+        in_lines(before.data, before.row_step, c.dtype))
+      propose_own_tiles(p, c, proposed);
+    const Proposal& best = best_of(proposed, a, c);
     p.algo = best.algo;
     p.workspace = best.workspaceSize;
     return p;
+  }
+
+  // Those that one group has for itself and that the library did not propose.
+  void propose_own_tiles(const Planned& p, const Matrix& c, std::vector<Proposal>& proposed) const {
+    const cublasLtMatmulAlgo_t first = proposed[0].algo;
+    const cudaDataType result = type_of(c.dtype);
+    // Tiles follow each other along the shorter side of the result; pairs of blocks share what they read.
+    const bool along_rows = c.cols > c.rows;
+    for (const Tile& t : kTiles) {
+      const auto same = [&](const Proposal& other) { return tile_of(other) == &t; };
+      if (!t.own || std::any_of(proposed.begin(), proposed.end(), same)) continue;
+      cublasLtMatmulAlgo_t algo{};
+      if (cublasLtMatmulAlgoInit(handle_, CUBLAS_COMPUTE_32F, CUDA_R_32F, CUDA_R_16BF, CUDA_R_16BF,
+                                 result, result, config(first, CUBLASLT_ALGO_CONFIG_ID),
+                                 &algo) != CUBLAS_STATUS_SUCCESS)
+        continue;
+      const auto set = [&](cublasLtMatmulAlgoConfigAttributes_t what, auto value) {
+        cublasLtMatmulAlgoConfigSetAttribute(&algo, what, &value, sizeof value);
+      };
+      set(CUBLASLT_ALGO_CONFIG_TILE_ID, t.id);
+      set(CUBLASLT_ALGO_CONFIG_STAGES_ID, config(first, CUBLASLT_ALGO_CONFIG_STAGES_ID));
+      set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, int32_t{1});
+      set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
+      set(CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, (t.wide ? 1u : 0u) + (along_rows ? 2u : 0u));
+      set(CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID,
+          static_cast<uint16_t>(along_rows ? CUBLASLT_CLUSTER_SHAPE_1x2x1
+                                           : CUBLASLT_CLUSTER_SHAPE_2x1x1));
+      Proposal more{};
+      if (cublasLtMatmulAlgoCheck(handle_, p.op, p.x, p.y, p.plus, p.d, &algo, &more) !=
+              CUBLAS_STATUS_SUCCESS ||
+          more.state != CUBLAS_STATUS_SUCCESS || more.workspaceSize > kWorkspace)
+        continue;
+      more.algo = algo;
+      proposed.push_back(more);
+    }
   }
 
   std::mutex mutex_;
