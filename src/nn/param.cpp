@@ -66,13 +66,21 @@ void write_numbers(Param& p, const std::function<void(const Tensor&)>& write) {
   }
 }
 
+constexpr int64_t kReadAtOnce = 1 << 22;  // elements: memory of the host for what a GPU has
+
 Tensor read_numbers(const Param& p, std::vector<std::byte>& buffer) {
   if (!p.low) return on_host(p.value.detach(), buffer);
-  std::vector<std::byte> of_value, of_low, of_v;
-  buffer.resize(static_cast<size_t>(p.shape.numel()) * sizeof(float));
+  const int64_t n = p.shape.numel();
+  buffer.resize(static_cast<size_t>(n) * sizeof(float));
   const Tensor numbers(buffer.data(), DType::f32, p.shape);
-  ops::join(on_host(p.value.detach(), of_value), on_host(p.low, of_low), on_host(p.v, of_v),
-            numbers);
+  std::vector<std::byte> of_value, of_low, of_v;
+  for (int64_t i = 0; i < n; i += kReadAtOnce) {
+    const auto piece = [&](const Tensor& t) {
+      return t.detach().reshape({n}).slice(0, i, std::min(n, i + kReadAtOnce));
+    };
+    ops::join(on_host(piece(p.value), of_value), on_host(piece(p.low), of_low),
+              on_host(piece(p.v), of_v), piece(numbers));
+  }
   return numbers;
 }
 

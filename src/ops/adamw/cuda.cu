@@ -90,7 +90,7 @@ template <int V, bool kHalves>
 __device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float beta1, float beta2,
                        float eps, const float* scalars) {
   const float lr = t.rate * scalars[kLearningRate];
-  const float clip = scalars[kClip], keep = 1 - lr * t.decay;
+  const float clip = scalars[kClip], keep = fmaf(-lr, t.decay, 1);
   const float step = lr / scalars[kBias1], inv_bias2 = 1 / scalars[kBias2];
   for (int64_t i = begin + int64_t{threadIdx.x} * V; i < end; i += int64_t{blockDim.x} * V) {
     float value[V], g[V], m[V], v[V];
@@ -103,11 +103,13 @@ __device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float b
       load<V>(static_cast<const float*>(t.value) + i, value);
     }
 #pragma unroll
-    for (int e = 0; e < V; ++e) {
-      g[e] *= clip;
-      m[e] = beta1 * m[e] + (1 - beta1) * g[e];
-      v[e] = beta2 * fabsf(v[e]) + (1 - beta2) * (g[e] * g[e]);
-      value[e] = keep * value[e] - step * (m[e] / (sqrtf(v[e] * inv_bias2) + eps));
+    for (int e = 0; e < V;
+         ++e) {  // fused by name: a compiler's choice differs from one V to another
+      g[e] = __fmul_rn(g[e], clip);
+      m[e] = fmaf(1 - beta1, g[e], __fmul_rn(beta1, m[e]));
+      v[e] = fmaf(beta2, fabsf(v[e]), __fmul_rn(1 - beta2, __fmul_rn(g[e], g[e])));
+      const float size = __fadd_rn(sqrtf(__fmul_rn(v[e], inv_bias2)), eps);
+      value[e] = fmaf(-step, m[e] / size, __fmul_rn(keep, value[e]));
     }
     store<V>(t.m + i, m);
     if constexpr (kHalves) {
