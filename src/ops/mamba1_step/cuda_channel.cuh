@@ -10,15 +10,6 @@ namespace krait::cuda {
 constexpr int kStepLanes = 8;
 static_assert(kStepStates == 2 * kStepLanes);
 
-__device__ inline void as_floats(const Eight<__nv_bfloat16>& e, float (&to)[8]) {
-  const unsigned words[4] = {e.v[0].x, e.v[0].y, e.v[0].z, e.v[0].w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    to[2 * i] = __uint_as_float(words[i] << 16);
-    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
-}
-
 // Two neighbouring states.
 __device__ inline float2 load_states(const float* p) {
   return __ldcg(reinterpret_cast<const float2*>(p));

@@ -22,6 +22,8 @@ struct Normed {  // x = stream * w / rms(stream): the stream is float32, whateve
   float eps;
 };
 
+constexpr int kMostLeftK = kFewWarps * 32 * 8;  // of a row left over: eight elements a thread
+
 constexpr int kOfLine = 32;  // floats of a line of the second-level cache
 
 // Eight neighbouring elements in registers.
@@ -78,6 +80,15 @@ __device__ inline void as_floats(const Eight<float>& e, float (&to)[8]) {
   for (int i = 0; i < 2; ++i) {
     to[4 * i] = __uint_as_float(e.v[i].x), to[4 * i + 1] = __uint_as_float(e.v[i].y);
     to[4 * i + 2] = __uint_as_float(e.v[i].z), to[4 * i + 3] = __uint_as_float(e.v[i].w);
+  }
+}
+
+__device__ inline void as_floats(const Eight<__nv_bfloat16>& e, float (&to)[8]) {
+  const unsigned words[4] = {e.v[0].x, e.v[0].y, e.v[0].z, e.v[0].w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = __uint_as_float(words[i] << 16);
+    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
   }
 }
 
@@ -164,8 +175,9 @@ constexpr unsigned few_rows_blocks(int MT, int NT) {
 
 // Calls end(n, m, Σ_k x[m, k] w[n, k], end.hold(n, m)) once for each element of the product; hold is called early, to
 // read what the end needs beside the sums: with End::kHoldsEarly before what makes x is complete. With End::kFactors
-// sums are multiplied by a factor of the row, which a warp computes together: end.factor_of(end.part(m)).
-template <class W, bool kNormed, int MT, int NT, int kAhead, int kBlocks, class End>
+// sums are multiplied by a factor of the row, which a warp computes together: end.factor_of(end.part(m)). With kLeft the
+// first blocks have one more row of W each, of those that their strips leave over.
+template <class W, bool kNormed, int MT, int NT, int kAhead, int kBlocks, bool kLeft, class End>
 __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
     few_rows_kernel(const __grid_constant__ FewRows p, const __grid_constant__ Normed norm,
                     const __grid_constant__ End end, const int split) {
@@ -207,6 +219,12 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
   };
 #pragma unroll
   for (int a = 0; a < kAhead; ++a) fetch(w[a], chunk + a * kFewWarps);
+  const int64_t left = int64_t{gridDim.x} * Layout::kRows + blockIdx.x;
+  const int of_left = 8 * static_cast<int>(threadIdx.x);
+  const bool has_left = kLeft && left < p.N;
+  [[maybe_unused]] Eight<W> w_left;
+  if constexpr (kLeft)
+    w_left = load_weights(static_cast<const W*>(p.w) + left * K + of_left, has_left && of_left < K);
   if constexpr (kNormed) {
     for (int k = threadIdx.x * kOfLine; k < K; k += kThreads * kOfLine) prefetch(norm.w + k);
   }
@@ -231,6 +249,24 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
 #pragma unroll
     for (int i = 0; i < NT; ++i)
       of_factors[i] = warp + i * kFewWarps < columns ? end.part(m0 + warp + i * kFewWarps) : 0.0f;
+  }
+
+  __shared__ float sums_left[kLeft ? kFewWarps : 1][Layout::kColumns];
+  if constexpr (kLeft) {
+    static_assert(kNormed && !kFloat);
+    for (int m = 0; has_left && m < columns; ++m) {
+      float of_w[8], of_x[8], scale[8], sum = 0;
+      as_floats(w_left, of_w);
+      as_floats(
+          load_written(static_cast<const X*>(p.x) + (m0 + m) * p.x_step + of_left, of_left < K),
+          of_x);
+      as_floats(load_weights(norm.w + of_left, of_left < K), scale);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum = fmaf(of_x[i] * scale[i], of_w[i], sum);
+#pragma unroll
+      for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+      if (lane == 0) sums_left[warp][m] = sum;
+    }
   }
 
   WarpSums<W, MT, NT> acc;
@@ -328,6 +364,10 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
   const auto sum_of = [&](int e) {
     return over_warps(sums + e % Layout::kRows * Layout::kStep + e / Layout::kRows, Layout::kSums);
   };
+  const auto factor_of = [&](int m) {  // of the norm
+    return 1.0f /
+           sqrtf(over_warps(squares + m, Layout::kColumns) / static_cast<float>(K) + norm.eps);
+  };
   if (shared) {  // a block finishes kThreads elements, the next one the next ones
     wait_in_cluster();
     for (int e = threadIdx.x; e < elements; e += kThreads)
@@ -345,12 +385,16 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
     } else {
       value = sum_of(e);
     }
-    if constexpr (kNormed) {
-      const float all = over_warps(squares + m, Layout::kColumns);
-      value *= 1.0f / sqrtf(all / static_cast<float>(K) + norm.eps);
-    }
+    if constexpr (kNormed) value *= factor_of(m);
     if constexpr (End::kFactors) value *= factors[m];
     if (n0 + row < p.N) end(n0 + row, m0 + m, value, held[i]);
+  }
+  if constexpr (kLeft) {
+    const int m =
+        kThreads - 1 - static_cast<int>(threadIdx.x);  // who has nothing of few rows above
+    if (has_left && m < columns)
+      end(left, m0 + m, over_warps(&sums_left[0][m], Layout::kColumns) * factor_of(m),
+          end.hold(left, m0 + m));
   }
 }
 
@@ -366,13 +410,14 @@ inline int split_of(int64_t blocks, int64_t K) {
 }
 
 template <class W, bool kNormed, int MT, int NT, int kAhead,
-          int kBlocks = few_rows_blocks<W, kNormed>(MT, NT), class End>
+          int kBlocks = few_rows_blocks<W, kNormed>(MT, NT), bool kLeft = false, class End>
 void launch_few_rows(const FewRows& p, const Normed& norm, const End& end, int split,
                      void* stream) {
   using Layout = FewRowsLayout<MT, NT>;
   static_assert(Layout::kMine <= 2, "blocks of a cluster finish one element a thread");
-  const auto kernel = few_rows_kernel<W, kNormed, MT, NT, kAhead, kBlocks, End>;
-  const int64_t strips = ceil_div(p.N, Layout::kRows), tiles = ceil_div(p.M, Layout::kColumns);
+  const auto kernel = few_rows_kernel<W, kNormed, MT, NT, kAhead, kBlocks, kLeft, End>;
+  const int64_t strips = kLeft ? kBlocksWanted : ceil_div(p.N, Layout::kRows),
+                tiles = ceil_div(p.M, Layout::kColumns);
   if (Layout::kBytes > size_t{48} << 10)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(Layout::kBytes));
@@ -413,15 +458,18 @@ void few_rows_into(const FewRows& p, const End& end, void* stream) {
 }
 
 // The product of the norm of p.x (M, K) float32; M is at most kMostFewRows. Where there are more strips than blocks at
-// once, a block has two, and where that is more still, three blocks are on a multiprocessor: one round of blocks, not
-// one and a part (H200: layers of mamba-2.8b take 1.97 ms instead of 2.23).
+// once, a block has two. Where that is more still, what is left over goes to blocks row by row, or three blocks are on a
+// multiprocessor: one round of blocks, not one and a part (H200, layers: mamba2-1.3b 1.02 ms instead of 1.09 with three,
+// mamba-2.8b 1.97 instead of 2.23).
 template <class W, class End>
 void normed_few_rows_into(const FewRows& p, const Normed& norm, const End& end, void* stream) {
   if constexpr (std::is_same_v<W, float>) {
     launch_few_rows<W, true, 1, 1, 1>(p, norm, end, 1, stream);
   } else if (const bool two = p.N > kStrip * kBlocksWanted; p.M <= 8) {
-    if (p.M <= 4 && p.N > 2 * kStrip * kBlocksWanted)
-      return launch_few_rows<W, true, 2, 1, 1, 3>(p, norm, end, 1, stream);
+    const int64_t left = p.N - 2 * kStrip * kBlocksWanted;
+    if (p.M <= 4 && left > 0 && left <= kBlocksWanted && p.K <= kMostLeftK)
+      return launch_few_rows<W, true, 2, 1, 2, 2, true>(p, norm, end, 1, stream);
+    if (p.M <= 4 && left > 0) return launch_few_rows<W, true, 2, 1, 1, 3>(p, norm, end, 1, stream);
     two ? launch_few_rows<W, true, 2, 1, 2>(p, norm, end, 1, stream)
         : launch_few_rows<W, true, 1, 1, 3>(p, norm, end, 1, stream);
   } else {
