@@ -29,8 +29,8 @@ struct StepRows {
 };
 
 template <int kX_, int kGroups>
-struct StepRowsTile : RowsTile<2 * kX_, kGroups, 208 << 10> {
-  using Rows = RowsTile<2 * kX_, kGroups, 208 << 10>;
+struct StepRowsTile : RowsTile<2 * kX_, kGroups, 208 << 10, 7> {
+  using Rows = RowsTile<2 * kX_, kGroups, 208 << 10, 7>;
   static constexpr int kX = kX_, kStateBytes = 16 * kX;  // of a sequence
   static_assert(Rows::kWBytes == Rows::kOfWarp * kStateBytes && Rows::kWStages >= Rows::kWarps);
   static constexpr int kTapsAt = (Rows::kBytes + 15) / 16 * 16, kBytes = kTapsAt + 20 * kX;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (warp == Tile::kWarps) {
     const int64_t other = after_z < 0 ? p.z_first + first : p.dt_first + after_z;
     // Stages of W, then the states of the warps' sequences.
-    pass.bring(x, 0, stages, stages + Tile::kWarps, [&](int i) {
+    pass.bring(x, 0, 0, stages, stages + Tile::kWarps, [&](int i) {
       unsigned char* const to = pass.place_of(i);
       uint64_t* const barrier = pass.barrier_of(i);
       if (i < stages) {

@@ -99,6 +99,8 @@ std::vector<Case> cases() {
     all.push_back({66, 40, 4232, 24, type, 16, 4, true, DType::bf16});
     all.push_back({20, 2056, 72, 24, type, 16, 4, false, DType::bf16});
     all.push_back({20, 40, 5288, 24, type, 16, 4, true, DType::bf16});
+    all.push_back({20, 1288, 72, 24, type, 16, 4, true, DType::bf16});
+    all.push_back({66, 2312, 72, 24, type, 16, 4, true, DType::bf16});
     // What the kernels are not made for.
     all.push_back({2, 33, 66, 3, type});
     all.push_back({2, 32, 64, 8, type, 8});

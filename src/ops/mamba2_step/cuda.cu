@@ -5,6 +5,7 @@
 #include "krait/ops/step_parts.cuh"
 #include "krait/tensor/cuda/few_rows.cuh"
 #include "krait/tensor/cuda/one_pass.cuh"
+#include "krait/tensor/cuda/rows_sum.cuh"
 
 namespace krait::cuda {
 
@@ -208,6 +209,7 @@ struct AddNormed {
 
 // A row's factor, computed by some neighbouring lanes.
 struct NormFactor {
+  static constexpr bool kOnes = false;
   const float* squares;
   int64_t squares_of_row, E;
   float eps;
@@ -298,10 +300,10 @@ void step2_out_proj(const Step2OutProj& p, void* stream) {
     return few_rows_into<bfloat16>(
         p.product,
         AddNormed{p.squares, p.squares_of_row, p.product.N, p.product.K, p.eps, p.stream}, stream);
-  one_pass_into(
-      rows_of(p.product),
-      AddNormedFours{{p.squares, p.squares_of_row, p.product.K, p.eps}, p.product.N, p.stream},
-      stream);
+  const NormFactor factor{p.squares, p.squares_of_row, p.product.K, p.eps};
+  const OnePass product = rows_of(p.product);
+  if (on_hopper() && rows_added({product, p.stream}, factor, stream)) return;
+  one_pass_into(product, AddNormedFours{factor, product.N, p.stream}, stream);
 }
 
 }  // namespace krait::cuda

@@ -67,15 +67,23 @@ __device__ inline void expect_in_block([[maybe_unused]] uint64_t* barrier,
 #endif
 }
 
-// 4 or 8 bytes. `p` and `barrier` are addresses in this block's shared memory; they are meant in that of the block
+// 4, 8 or 16 bytes. `p` and `barrier` are addresses in this block's shared memory; they are meant in that of the block
 // `rank`.
 template <class T>
 __device__ inline void send_to_block([[maybe_unused]] T* p, [[maybe_unused]] T x,
                                      [[maybe_unused]] uint64_t* barrier,
                                      [[maybe_unused]] unsigned rank) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
 #if __CUDA_ARCH__ >= 900
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (sizeof(T) == 16) {
+    uint32_t bits[4];
+    memcpy(bits, &x, sizeof(T));
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+        "[%5];" ::"r"(address_in_block(p, rank)),
+        "r"(bits[0]), "r"(bits[1]), "r"(bits[2]), "r"(bits[3]), "r"(address_in_block(barrier, rank))
+        : "memory");
+  } else if constexpr (sizeof(T) == 4) {
     unsigned bits;
     memcpy(&bits, &x, sizeof(T));
     asm volatile(

@@ -146,6 +146,22 @@ __device__ inline void warpgroup_product(float (&sums)[16], uint64_t a, uint64_t
       : KRAIT_F16(0)
       : "l"(a), "l"(b));
 }
+__device__ inline void warpgroup_product(float (&sums)[20], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19}, %20, %21, 1, 1, 1, "
+      "0, 0;"
+      : KRAIT_F16(0), KRAIT_F4(16)
+      : "l"(a), "l"(b));
+}
+__device__ inline void warpgroup_product(float (&sums)[28], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n56k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
+      "25,%26,%27}, %28, %29, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F4(16), KRAIT_F4(20), KRAIT_F4(24)
+      : "l"(a), "l"(b));
+}
 __device__ inline void warpgroup_product(float (&sums)[32], uint64_t a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
@@ -154,12 +170,29 @@ __device__ inline void warpgroup_product(float (&sums)[32], uint64_t a, uint64_t
       : KRAIT_F16(0), KRAIT_F16(16)
       : "l"(a), "l"(b));
 }
+__device__ inline void warpgroup_product(float (&sums)[36], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
+      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35}, %36, %37, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32)
+      : "l"(a), "l"(b));
+}
 __device__ inline void warpgroup_product(float (&sums)[40], uint64_t a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
       "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39}, %40, %41, 1, 1, 1, 0, 0;"
       : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32), KRAIT_F4(36)
+      : "l"(a), "l"(b));
+}
+__device__ inline void warpgroup_product(float (&sums)[44], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n88k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
+      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43}, %44, %45, 1, "
+      "1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32), KRAIT_F4(36), KRAIT_F4(40)
       : "l"(a), "l"(b));
 }
 __device__ inline void warpgroup_product(float (&sums)[48], uint64_t a, uint64_t b) {

@@ -1,5 +1,6 @@
 #include "krait/tensor/cuda/math.h"
 #include "krait/tensor/cuda/one_pass.cuh"
+#include "krait/tensor/cuda/rows_sum.cuh"
 
 namespace krait::cuda {
 
@@ -72,6 +73,12 @@ bool on_hopper() {
 void one_pass(const OnePass& p, const StoreRows& end, void* stream) {
   const bool aligned = in_runs(end.y, p.N, end.bf16 ? 2 : 4, 4) && in_runs(end.bias, p.N, 4, 4) &&
                        in_runs(end.plus, p.N, 4, 4);
+  if (aligned && !end.bias && !end.bf16 && p.M > kMostFewRows && on_hopper()) {
+    const RowsSum sum{p, static_cast<float*>(end.y)};
+    if (end.plus ? end.plus == end.y && rows_added(sum, NoFactors{}, stream)
+                 : narrow_rows(sum, stream))
+      return;
+  }
   one_pass_into(p, StoreFours{end, p.N, aligned}, stream);
 }
 

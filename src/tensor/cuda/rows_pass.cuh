@@ -10,17 +10,18 @@
 namespace krait::cuda {
 
 // kTotalBytes: of both rings.
-template <int kN_, int kGroups_, int kTotalBytes>
+template <int kN_, int kGroups_, int kTotalBytes, int kXStages_>
 struct RowsTile {
   static constexpr int kN = kN_, kGroups = kGroups_, kSequences = 64 * kGroups;
   static constexpr int kWarps = 4 * kGroups, kSumThreads = 32 * kWarps, kThreads = kSumThreads + 32;
   static constexpr int kK = 64;       // of a stage
   static constexpr int kOfWarp = 16;  // rows of x
   static constexpr int kWBytes = kN * kK * 2, kXBytes = kSequences * kK * 2;
-  static constexpr int kXStages = 7, kWStages = (kTotalBytes - kXStages * kXBytes) / kWBytes;
+  static constexpr int kXStages = kXStages_,
+                       kWStages = (kTotalBytes - kXStages * kXBytes) / kWBytes;
   static constexpr int kBytes =
       kXStages * kXBytes + kWStages * kWBytes + 8 * (kWStages + 2 * kXStages);
-  static_assert(kN % 16 == 0 && kWStages >= 4);
+  static_assert(kN % 8 == 0 && kWStages >= 4);
 };
 
 #if KRAIT_HOPPER
@@ -53,18 +54,20 @@ class RowsPass {
   __device__ uint64_t* barrier_of(int i) const { return w_full_ + i % Tile::kWStages; }
   __device__ void wait_for(int i) const { wait_for_phase(barrier_of(i), i / Tile::kWStages % 2); }
 
-  // By one warp: copy_w(i) for `all` things of which `stages` are stages of W, and x from the column `first` on.
+  // By one warp: copy_w(i) for `all` things of which `stages` are stages of W, and x from row m0 and column `first` on.
   template <class CopyW>
-  __device__ void bring(const CUtensorMap& x, int first, int stages, int all, const CopyW& copy_w) {
+  __device__ void bring(const CUtensorMap& x, int m0, int first, int stages, int all,
+                        const CopyW& copy_w, bool holds_next = false) {
     const auto copy_x = [&](int i) {
       if (threadIdx.x % 32 > 0) return;
       const int slot = i % Tile::kXStages;
       arrive_expecting(x_full_ + slot, Tile::kXBytes);
-      copy_box(x_ring_ + slot * Tile::kXBytes, x, first + i * Tile::kK, 0, x_full_ + slot);
+      copy_box(x_ring_ + slot * Tile::kXBytes, x, first + i * Tile::kK, m0, x_full_ + slot);
     };
     for (int i = 0; i < min(all, Tile::kWStages); ++i) copy_w(i);
-    let_next_start();
+    if (!holds_next) let_next_start();
     wait_for_previous();
+    if (holds_next) let_next_start();
     for (int i = 0; i < min(stages, Tile::kXStages); ++i) copy_x(i);
     for (int i = 0; i < stages; ++i) {
       const int x_next = i + Tile::kXStages, w_next = i + Tile::kWStages;
@@ -101,7 +104,7 @@ class RowsPass {
     }
     wait_for_products<0>();
     hold_sums(sums);
-    if (lane == 0) arrive(empty_ + before);
+    if (stages > 0 && lane == 0) arrive(empty_ + before);
   }
 
  private:
