@@ -143,15 +143,17 @@ int64_t most_scratch(const F& of_shape) {
 __device__ inline void to_floats(const float4& v, float (&x)[4]) { x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
 
 // Helping warps prepare a tile, scanning warps walk through it; warps of either kind do not wait for each other. A
-// phase is a tile, one of two in turn.
-template <class S>
+// phase is a tile, one of two in turn. kLanes of each warp arrive.
+template <class S, int kLanes>
 struct TileBarriers {
   uint64_t full[2], done[2];
 
   __device__ void start() {
     for (int i = 0; i < 2; ++i)
-      cuda::start_barrier(&full[i], S::kHelpers / 32), cuda::start_barrier(&done[i], S::kScanWarps);
+      cuda::start_barrier(&full[i], S::kHelpers / 32 * kLanes), cuda::start_barrier(&done[i], S::kScanWarps * kLanes);
   }
+  __device__ void is_full(unsigned count) { warp_arrives<kLanes>(&full[count & 1]); }
+  __device__ void is_done(unsigned count) { warp_arrives<kLanes>(&done[count & 1]); }
   // The count-th tile of the block.
   __device__ void wait_until_full(unsigned count) { cuda::wait_for_phase(&full[count & 1], count / 2 & 1); }
   __device__ void wait_until_done(unsigned count) { cuda::wait_for_phase(&done[count & 1], count / 2 & 1); }

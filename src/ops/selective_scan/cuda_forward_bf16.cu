@@ -21,7 +21,7 @@ struct ForwardTile {
 template <class S>
 struct ForwardMemory {
   ForwardTile<S> tile[2];
-  TileBarriers<S> tiles;
+  TileBarriers<S, 32> tiles;
   float bias[S::kChannels], D[S::kChannels];
 };
 
@@ -93,7 +93,7 @@ struct Helper : HelperPlace<S> {
       if (i < tiles) {
         bc.store(w.p, helper, at.bc);
         prepare(t <= last, now, at);
-        warp_arrives(&memory.tiles.full[i & 1]);
+        memory.tiles.is_full(i);
       }
     }
   }
@@ -226,7 +226,7 @@ __device__ inline void scan_states(const Work& k, const Place& place, const Unit
     if (saved && u.from + i > 0) at.store(scan.h, saved + (i - 1) * states);
     memory.tiles.wait_until_full(static_cast<unsigned>(i));
     scan.tile(memory.tile[i & 1]);
-    warp_arrives(&memory.tiles.done[i & 1]);
+    memory.tiles.is_done(static_cast<unsigned>(i));
   }
   if (w.state_out && u.s.out >= 0 && u.from + u.tokens == u.s.tokens &&
       (tiles > 0 || u.segment == 0))
