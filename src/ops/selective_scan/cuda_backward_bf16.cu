@@ -10,6 +10,34 @@
 namespace krait::ops::scan {
 namespace {
 
+// The states before the next tile, on their way while a thread walks through one: in registers or, where those would be
+// spilled, which waits for them, to its place in shared memory.
+template <class S>
+struct NextStates {
+  static constexpr bool kShared = S::kMoreRegisters;
+  float4* shared;
+  float h[4];
+
+  __device__ void load(const StatePlace<4>& at, const float* from) {
+    if (kShared && S::kWhole && from) {
+      cuda::copy_async<16>(shared, from + at.at);
+      cuda::commit_copies();
+    } else {
+      at.load(from, h);
+      if constexpr (kShared) *shared = {h[0], h[1], h[2], h[3]};
+    }
+  }
+  __device__ void take(float (&to)[4]) const {
+    if constexpr (kShared) {
+      cuda::wait_for_copies<0>();
+      to_floats(*shared, to);
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) to[n] = h[n];
+    }
+  }
+};
+
 template <class S, bool kExact>
 __device__ inline void scan_states(const Work& k, const Place& place, int64_t piece, int role,
                                    int lane, BackwardMemory<S>& memory) {
@@ -38,12 +66,12 @@ __device__ inline void scan_states(const Work& k, const Place& place, int64_t pi
             : k.last   ? dstate_out
                        : k.dstates + u.n * states,
             a.dh);
-    float next[4];
-    if (u.tiles > 0) at.load(before(u.tiles - 1), next);
+    NextStates<S> next;
+    if constexpr (NextStates<S>::kShared) next.shared = &memory.next[role * 32 + lane];
+    if (u.tiles > 0) next.load(at, before(u.tiles - 1));
     for (int64_t tile = u.tiles - 1; tile >= 0; --tile) {
-#pragma unroll
-      for (int n = 0; n < 4; ++n) a.h[n] = next[n];
-      if (tile > 0) at.load(before(tile - 1), next);
+      next.take(a.h);
+      if (tile > 0) next.load(at, before(tile - 1));
       a.tile(memory, count++);
     }
     if (k.dstates && u.segment == 0) at.store(a.dh, k.dstates + u.n * states);

@@ -40,6 +40,7 @@ struct BackwardMemory {
   BackwardTile<S> tile[2];
   float4 part[S::kScanWarps][S::kTile * S::kRow / 4];     // dB and dC, summed over the channels of a warp
   float4 start[S::kTile / kSub - 1][S::kScanWarps * 32];  // states before every fourth step but the last
+  float4 next[S::kMoreRegisters ? S::kScanWarps * 32 : 1];  // states before the next tile to walk through
   float bias[S::kChannels], D[S::kChannels];
   TileBarriers<S, kArriving> tiles;
   uint64_t taken;  // the sums in `part`
