@@ -89,6 +89,7 @@ int main(int argc, char** argv) {
     if (step == 1) first = mean = value;
     mean += 0.02 * (value - mean);
     if (step % 500 == 0 || step == steps) std::printf("step %d: loss %.4f\n", step, mean);
+    if (mean < 1e-3) break;
   }
   for (int n = 6; n <= longest; ++n)
     std::printf("2^%d: %.1f%%\n", n, 100 * accuracy(model, n, n < 16 ? 256 : 32));
