@@ -92,11 +92,11 @@ const Tile* tile_of(const Proposal& p) {
   return found == std::end(kTiles) ? nullptr : found;
 }
 
-// For how long a product keeps the card busy: rounds over it, times the tile. 0: not known.
+// For how long a product keeps the card busy: rounds over it, times the tile and what each takes besides. 0: not known.
 double busy(const Proposal& p) {
   const Tile* const t = tile_of(p);
   const bool whole = config(p.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) <= 1;
-  return t && whole ? std::ceil(static_cast<double>(p.wavesCount)) * t->columns : 0;
+  return t && whole ? std::ceil(static_cast<double>(p.wavesCount)) * (t->columns + 8) : 0;
 }
 
 // The library's first choice is a larger tile that two warp groups share: they multiply together and write together,
