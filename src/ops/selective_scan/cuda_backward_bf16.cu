@@ -146,6 +146,7 @@ void launch(const CudaBackward& w, void* stream) {
   CudaSegments segments;
   Work k = plan<S>(w.p, w.scratch, segments, &floats);
   k.w = w;
+  if (S::kWhole && !w.y.data) k.w.y = w.dz;  // which is written after it: a branch costs more
   const auto narrow = [](const CudaRows& r) { return !r.data || r.bf16; };
   const auto kernel =
       narrow(w.dB) && narrow(w.dC) ? scan_backward_bf16<S, false> : scan_backward_bf16<S, true>;

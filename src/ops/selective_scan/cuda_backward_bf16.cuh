@@ -193,7 +193,7 @@ struct Helper : HelperPlace<S> {
   __device__ void finish(int token, const Inputs& in, const BackwardTile<S>& at) {
     const CudaBackward& w = k.w;
     char *const to_u = this->at(w.du, token), *const to_dt = this->at(w.ddt, token),
-               *const to_z = this->at(w.dz, token);
+               *const to_z = this->at(w.dz, token), *const to_y = this->at(w.y, token);
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
       if (!this->exists(j)) break;
@@ -218,8 +218,8 @@ struct Helper : HelperPlace<S> {
       }
       store_quad<true, S::kWhole>(w.du, to_u + j * kQuadBytes, 4, du);
       store_quad<true, S::kWhole>(w.ddt, to_dt + j * kQuadBytes, 4, ddt);
+      if (S::kWhole || w.y.data) store_quad<true, true>(w.y, to_y + j * kQuadBytes, 4, y);
       store_quad<true, S::kWhole>(w.dz, to_z + j * kQuadBytes, 4, dz);
-      if (w.y.data) store_quad<true, true>(w.y, this->at(w.y, token) + j * kQuadBytes, 4, y);
     }
   }
 };
