@@ -35,12 +35,12 @@ Norm Norm::make(ParamSet& params, const std::string& name, ops::NormKind kind, i
   return n;
 }
 
-Tensor Norm::operator()(Context& c, const Tensor& x, DType out) const {
+Tensor Norm::operator()(Context& c, const Tensor& x, DType out, bool remake_y) const {
   const auto value = [](const Param* p) { return p ? p->value : Tensor(); };
   if (kind == ops::NormKind::batch)
     return ops::batch_norm(c, x, value(weight), value(bias), value(running_mean),
                            value(running_var), eps, out);
-  return ops::norm(c, kind, x, value(weight), value(bias), eps, out).y;
+  return ops::norm(c, kind, x, value(weight), value(bias), eps, out, {}, remake_y).y;
 }
 
 void PreNorm::add(const Norm& norm, std::unique_ptr<Mixer> mixer) {
@@ -136,7 +136,7 @@ Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
       if (parallel_) {
         x = normed[i];
       } else if (p.norm) {
-        x = (*p.norm)(c, stream, c.activation);
+        x = (*p.norm)(c, stream, c.activation, alone && p.mixer->projects_first());
       }
       return forward_widened(c, *p.mixer, x, stream, inner);
     });

@@ -37,7 +37,8 @@ struct Norm {
   // the latter.
   static Norm make(ParamSet& params, const std::string& name, ops::NormKind kind, int64_t D,
                    float eps);
-  Tensor operator()(Context& c, const Tensor& x, DType out) const;
+  // remake_y: see ops::norm.
+  Tensor operator()(Context& c, const Tensor& x, DType out, bool remake_y = false) const;
 };
 
 // Attention, an SSM, an MLP, experts.
@@ -48,6 +49,8 @@ class Mixer {
   virtual bool routes() const { return false; }  // it has experts: BlockCall::router is written
   // The host has a part in training it from a state: such a step cannot be recorded on a GPU.
   virtual bool carries_by_host() const { return false; }
+  // Of its x it takes one ops::linear, and nothing else: x may be one that backward makes again.
+  virtual bool projects_first() const { return false; }
   // x (B, L, D), normed, in the activation type -> stream (B, L, D) float32 + what the mixer adds (see
   // project_and_add). The stream must not be used again (Tape::watch_sum). No stream: what it adds alone.
   virtual Tensor forward(Context& c, const Tensor& x, const Tensor& stream,

@@ -63,6 +63,7 @@ class Mamba1 : public Mixer {
   Mamba1(ParamSet& params, const std::string& name, const Mamba1Config& config);
 
   std::vector<StatePart> state_parts() const override { return branch_.state_parts(); }
+  bool projects_first() const override { return true; }
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
   Tensor step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const override;
 

@@ -44,6 +44,7 @@ class Mamba2 : public Mixer {
   Mamba2(ParamSet& params, const std::string& name, const Mamba2Config& config);
 
   std::vector<StatePart> state_parts() const override;  // conv (E + 2GN, W), ssm (H, P, N)
+  bool projects_first() const override { return config_.in_factor == 1; }
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
   Tensor step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const override;
 

@@ -54,6 +54,10 @@ struct Context {
   // Memory is not to be touched: there is none, or it holds what would be written already.
   bool planning() const { return arena->is_planning() || (keeper && keeper->skips()); }
 
+  // Of the segment that runs, asked outside of a Kept: all is kept; what is cheap is computed again.
+  bool keeps_all() const { return keeper && keeper->open; }
+  bool computes_cheap_again() const { return keeper && keeper->keeps && !keeper->open; }
+
   // A fresh tensor that lives until its segment ends (see autograd/segment.h): the result of an op. keep: false where a
   // segment that runs again need not hand it out with what it held.
   Tensor alloc(const Shape& shape, DType dtype, bool keep = true);

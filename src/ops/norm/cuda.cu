@@ -190,6 +190,11 @@ __global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_
         float d[V], g[V], value[V];
         read(i, d, g, value);
         for (int v = 0; v < V; ++v) total[v] = scale * (g[v] - mean_g - value[v] * mean_gv);
+        if (p.y) {
+          if (p.w) load<V>(p.w + i, other);
+          for (int v = 0; v < V; ++v) other[v] = p.w ? value[v] * other[v] : value[v];
+          store<V>(static_cast<Y*>(p.y) + row * D + i, other);
+        }
         if (dw) {
           load<V>(dw + i, other);
           for (int v = 0; v < V; ++v) other[v] += d[v] * value[v];
@@ -291,6 +296,11 @@ __global__ void __maxnreg__(kTeamRegisters)
         mean[0] = fmaf(d[k][v], value[k][v], mean[0]);
         mean[1] += d[k][v];
       }
+      if (!p.y) continue;
+      float y[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) y[v] = value[k][v] * w[k][v];
+      store<V>(static_cast<Y*>(p.y) + row * D + kept_column<V>(k), y);
     }
     team_sums<false>(mean, half);
     mean[0] *= share;

@@ -22,7 +22,7 @@ struct NormProblem {
   float* sum = nullptr;    // s, where there is a residual
   float* scale = nullptr;  // 1 / the norm of each row, for backward, or null
   float* mean = nullptr;   // of each row (layer), or null
-  // backward: reads s (sum with stride D, or x), scale and mean
+  // backward: reads s (sum with stride D, or x), scale and mean; on a GPU writes y again, without b, unless it is null
   const void* dy = nullptr;     // dtype of y; or null: zero
   const float* dsum = nullptr;  // gradient of the sum that came from elsewhere, or null
   float* dresidual = nullptr;   // written: the total; may be dsum's memory; or null

@@ -12,6 +12,8 @@
 // Zhang and Sennrich 2019 (RMSNorm); Ba et al. 2016. Gradients for x, residual, w, b; dw and db summed in
 // a fixed order over fixed pieces of rows: the same bits for any number of threads.
 // Saved for backward: s and one (layer: two) float32 a row.
+// `remake_y`: y need not last until backward, where it is written again (Tape::watch_remade): on a GPU, of an rms norm
+// without b and residual, in a segment that computes what is cheap again.
 #pragma once
 #include "krait/tensor/context.h"
 
@@ -25,6 +27,6 @@ struct NormResult {
 };
 
 NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, const Tensor& b,
-                float eps, DType out, const Tensor& residual = {});
+                float eps, DType out, const Tensor& residual = {}, bool remake_y = false);
 
 }  // namespace krait::ops

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "krait/autograd/tape.h"
+#include "krait/autograd/segment.h"
 #include "krait/base/threads.h"
 #include "krait/ops/norm/cuda.h"
 #include "krait/ops/norm/kernels.h"
@@ -17,6 +17,7 @@ constexpr int64_t kBackwardRows = 64;  // of one partial sum of dw and db
 struct Call {
   NormKind kind;
   float eps;
+  bool remakes;
   Tensor x, w, b, residual, y, sum, scale, mean;
 
   NormProblem problem() const {
@@ -120,6 +121,7 @@ void backward(Context& c, const Call& q) {
   p.dx_stride = dx.grad ? dx.grad.row_stride() : 0;
   p.dx_add = dx.add;
   p.dx_bf16 = rounded.data;
+  if (q.remakes) p.y = q.y.data;
   if (gpu) return run_backward_on_gpu(c, p, rows, dw_sums, db_sums, dw, db);
   const NormKernels& kernels = KRAIT_PICK_ISA(norm_kernels);
   parallel_for(pieces, [&](int64_t i) {
@@ -138,15 +140,18 @@ void backward(Context& c, const Call& q) {
 }  // namespace
 
 NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, const Tensor& b,
-                float eps, DType out, const Tensor& residual) {
+                float eps, DType out, const Tensor& residual, bool remake_y) {
   require(kind != NormKind::batch, "[norm] a norm over the batch is another op");
   check(x, w, b, out, residual);
   const bool recorded = c.tape && needs_grad({x, w, b, residual});
   const int64_t rows = x.shape.rows();
   NormResult result;
-  result.y = c.alloc(x.shape, out);
+  const bool remakes = remake_y && recorded && kind == NormKind::rms && !b && !residual &&
+                       c.device.type == Device::cuda && c.computes_cheap_again();
+  const Kept kept(c, remakes);  // the second run only makes room for y
+  result.y = c.alloc(x.shape, out, !remakes);
   if (residual) result.sum = c.alloc(x.shape, DType::f32);
-  Call q{kind, eps, x, w, b, residual, result.y, result.sum};
+  Call q{kind, eps, remakes, x, w, b, residual, result.y, result.sum};
   if (recorded) q.scale = c.alloc({rows}, DType::f32);
   if (recorded && kind == NormKind::layer) q.mean = c.alloc({rows}, DType::f32);
   const double n = static_cast<double>(x.numel());
@@ -166,11 +171,14 @@ NormResult norm(Context& c, NormKind kind, const Tensor& x, const Tensor& w, con
     }
   }
   if (recorded) {
-    c.tape->watch(result.y);
+    remakes ? c.tape->watch_remade(result.y) : c.tape->watch(result.y);
     if (residual) c.tape->watch_sum(result.sum, residual);
     q.y = result.y;
     q.sum = result.sum;
-    c.tape->record([q](Context& later) { backward(later, q); });
+    c.tape->record([q](Context& later) {
+      backward(later, q);
+      if (q.remakes) later.tape->remade(later, q.y);
+    });
   }
   return result;
 }

@@ -268,7 +268,7 @@ ScanResult selective_scan(Context& c, const ScanInputs& in, const Packing* packi
       c.tape && needs_grad({in.u, in.dt, in.A, in.B, in.C, in.D, in.z, in.dt_bias, state_in});
   const scan::Problem p(c, in, packing, state_in, state_out, record);
   const bool remakes = record && in.remake_y && in.u.var && in.dt.var && in.z.var &&
-                       c.device.type == Device::cuda && scan::remakes_y_on_gpu(p);
+                       !c.keeps_all() && c.device.type == Device::cuda && scan::remakes_y_on_gpu(p);
   const Kept kept(c);
   ScanResult r{c.alloc(in.u.shape, in.u.dtype, !remakes), state_out};
   Tensor saved;
