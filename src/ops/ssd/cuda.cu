@@ -6,6 +6,7 @@
 #include "krait/ops/ssd/cuda_matrix_parts.cuh"
 #include "krait/ops/ssd/cuda_step.cuh"
 #include "krait/ops/ssd/cuda_walk.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/rows.h"
 
 namespace krait::ops::ssd_gpu {
@@ -50,7 +51,9 @@ struct BackwardParts {
   BackwardParts(const CudaProblem& p, float* scratch) {
     Parts parts(scratch);
     const int64_t Q = chunk_of(p.matrix_units), chunks = slots(p, Q), of_head = p.P * p.N;
-    const int64_t states_size = ceil_div(chunks * p.H * of_head, p.matrix_units ? 2 : 1);
+    // On matrix units bfloat16, which warpgroups leave as tiles of 64 channels and 64 states.
+    const int64_t of_tiles = ceil_div(p.P, 64) * ceil_div(p.N, 64) * 64 * 64;
+    const int64_t states_size = chunks * p.H * (p.matrix_units ? of_tiles / 2 : of_head);
     const int64_t steps_size = p.matrix_units ? matrix_steps_size(p) : 0;
     steps = parts.take(2 * steps_size), slopes = parts.take(steps_size);
     states = parts.take(states_size), dstates = parts.take(states_size);
@@ -111,6 +114,33 @@ __global__ void __launch_bounds__(32 * kRowsAtOnce)
 
 __device__ inline void put(const CudaSum& to, int64_t i, float value) {
   if (to.to) to.to[i] = to.add ? to.to[i] + value : value;
+}
+
+// dA, ddt_bias and dD of a head that has one D, from those of the chunks.
+constexpr int kSumThreads = 256;
+__global__ void __launch_bounds__(kSumThreads)
+    sum_head_kernel(const CudaBackward w, const float* sums, int64_t chunks) {
+  __shared__ float of_warp[kSumThreads / 32][3];
+  cuda::wait_for_previous();
+  const int64_t h = blockIdx.x;
+  float sum[3] = {};
+#pragma unroll 4
+  for (int64_t c = threadIdx.x; c < chunks; c += kSumThreads)
+#pragma unroll
+    for (int i = 0; i < 3; ++i) sum[i] += __ldcg(sums + (c * w.p.H + h) * 3 + i);
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2)
+#pragma unroll
+    for (float& part : sum) part += __shfl_xor_sync(~0u, part, d);
+  if (threadIdx.x % 32 == 0)
+    for (int i = 0; i < 3; ++i) of_warp[threadIdx.x / 32][i] = sum[i];
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int k = 1; k < kSumThreads / 32; ++k)
+    for (int i = 0; i < 3; ++i) sum[i] += of_warp[k][i];
+  put(w.dA, h, sum[0] * (w.p.a_is_log ? rate(w.p, h) : 1.0f));
+  put(w.ddt_bias, h, sum[1]);
+  put(w.dD, h, sum[2]);
 }
 
 __global__ void hand_out_sums_kernel(const CudaBackward w, const float* totals) {
@@ -198,10 +228,11 @@ void ssd_backward(const CudaBackward& w, void* stream) {
   if (chunks > 0) {
     Gradient g;
     g.p = p, g.dy = w.dy, g.dx = w.dx, g.ddt = w.ddt;
+    g.sets = sets_of_group(p), g.heads = heads_of_set(p);
     g.steps = steps, g.slopes = parts.slopes;
     g.states = parts.states, g.dstates = parts.dstates;
-    g.dB = sets_of_group(p) > 1 && w.dB.data ? parts_of_sets(p, parts.dB) : w.dB;
-    g.dC = sets_of_group(p) > 1 && w.dC.data ? parts_of_sets(p, parts.dC) : w.dC;
+    g.dB = g.sets > 1 && w.dB.data ? parts_of_sets(p, parts.dB) : w.dB;
+    g.dC = g.sets > 1 && w.dC.data ? parts_of_sets(p, parts.dC) : w.dC;
     if (want_sums) g.sums = parts.sums;
     gradient(g, stream);
   }
@@ -211,7 +242,10 @@ void ssd_backward(const CudaBackward& w, void* stream) {
     kernel<<<grid, dim3(32, kRowsAtOnce), 0, s>>>(p, parts.dB, w.dB, parts.dC, w.dC);
     cuda::check_launch("ssd sums of sets");
   }
-  if (want_sums) {
+  if (want_sums && chunks > 0 && sums_size(p) == 3 && !p.D_per_channel) {
+    cuda::launch_dependent("ssd sums", sum_head_kernel, dim3(static_cast<unsigned>(p.H)),
+                           kSumThreads, 0, 1, stream, w, parts.sums, chunks);
+  } else if (want_sums) {
     const int64_t n = p.H * sums_size(p);
     cuda::sum_rows(parts.sums, false, n, chunks, n, parts.totals, false, parts.of_totals, stream);
     hand_out_sums_kernel<<<static_cast<unsigned>(ceil_div(p.H, 64)), 64, 0, s>>>(w, parts.totals);

@@ -108,9 +108,9 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
   const R room(memory);
   Steps& steps = *room.steps;
   const int N = static_cast<int>(p.N), thread = static_cast<int>(threadIdx.x), warp = thread / 32;
-  const int64_t of_group = sets_of_group(p), set = blockIdx.y, g = set / of_group;
-  const int64_t first_head = g * (p.H / p.G) + set % of_group * heads_of_set(p);
-  const int64_t heads = min(heads_of_set(p), (g + 1) * (p.H / p.G) - first_head);
+  const int64_t of_group = w.sets, set = blockIdx.y, g = set / of_group;
+  const int64_t first_head = g * (p.H / p.G) + set % of_group * w.heads;
+  const int64_t heads = min(w.heads, (g + 1) * (p.H / p.G) - first_head);
   const Place chunk = place_of(p, blockIdx.x, Q);
   float* const block_sums =
       w.sums ? w.sums + (blockIdx.x * p.H + first_head) * sums_size(p) : nullptr;
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
     __syncwarp();
   }
 
-  const int64_t first_row = row_of_set(p, set, row), first_column = column_of_set(p, set);
+  const int64_t first_row = row_of_set(w, set, row), first_column = column_of_set(w, set);
 #pragma unroll
   for (int j = 0; j < NT; ++j) {
     const auto write = [&](const CudaRows& to, Columns& tile) {
@@ -266,8 +266,7 @@ void gradient(const Gradient& w, void* stream) {
   const CudaProblem& p = w.p;
   const auto s = static_cast<cudaStream_t>(stream);
   if (p.matrix_units) return matrix_gradient(w, s);
-  const dim3 grid(static_cast<unsigned>(slots(p, kQ)),
-                  static_cast<unsigned>(p.G * sets_of_group(p)));
+  const dim3 grid(static_cast<unsigned>(slots(p, kQ)), static_cast<unsigned>(p.G * w.sets));
   const auto run = [&](auto kernel, size_t bytes) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(bytes));

@@ -18,13 +18,6 @@ constexpr int64_t sets_of_group(const CudaProblem& p) {
 constexpr int64_t heads_of_set(const CudaProblem& p) {
   return (p.H / p.G + sets_of_group(p) - 1) / sets_of_group(p);
 }
-// Where a set leaves dB and dC of a token, as a row and its first column.
-constexpr int64_t row_of_set(const CudaProblem& p, int64_t set, int64_t token) {
-  return sets_of_group(p) == 1 ? token : set * p.tokens + token;
-}
-constexpr int64_t column_of_set(const CudaProblem& p, int64_t set) {
-  return sets_of_group(p) == 1 ? set * p.N : 0;
-}
 // Sums of a head and chunk: dA, ddt_bias and dD, which matrix units have of a head at once where D is one.
 constexpr int64_t sums_size(const CudaProblem& p) {
   return 2 + (p.matrix_units && !p.D_per_channel ? 1 : p.P);
@@ -33,15 +26,24 @@ constexpr int64_t sums_size(const CudaProblem& p) {
 struct Gradient {
   CudaProblem p;
   CudaRows dy, dx, ddt;
-  // (slots of chunks, H, P, N), float32 or bfloat16: the state before each chunk, its gradient behind it
+  // As of Walk: the state before each chunk, its gradient behind it
   const void *states = nullptr, *dstates = nullptr;
   const float2* steps = nullptr;  // on matrix units, as the next: see cuda_matrix_parts.cuh
   const float* slopes = nullptr;
+  int64_t sets = 1, heads = 0;  // sets_of_group and heads_of_set, divided once
   // (tokens, G, N) where a group is one set; else parts of float32 (sets of all groups, tokens, N). Data null: not wanted.
   CudaRows dB, dC;
   // (slots of chunks, H, sums_size), of A itself, or null
   float* sums = nullptr;
 };
+
+// Where a set leaves dB and dC of a token, as a row and its first column.
+constexpr int64_t row_of_set(const Gradient& w, int64_t set, int64_t token) {
+  return w.sets == 1 ? token : set * w.p.tokens + token;
+}
+constexpr int64_t column_of_set(const Gradient& w, int64_t set) {
+  return w.sets == 1 ? set * w.p.N : 0;
+}
 
 void gradient(const Gradient& w, void* stream);
 void matrix_gradient(const Gradient& w, cudaStream_t stream);

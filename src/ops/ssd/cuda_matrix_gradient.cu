@@ -42,9 +42,9 @@ __global__ void __launch_bounds__(kBlock, 1)
   // The order spreads the pairs of tokens over the four units that a multiprocessor has.
   const int part = (warp + (kParts - 1) * strip) % kParts;
   const int t0 = 16 * strip, n0 = NP / kParts * part, i0 = kP / kParts * part;
-  const int64_t of_group = sets_of_group(p), set = blockIdx.y, group = set / of_group;
-  const int64_t first_head = group * (p.H / p.G) + set % of_group * heads_of_set(p);
-  const int heads = static_cast<int>(min(heads_of_set(p), (group + 1) * (p.H / p.G) - first_head));
+  const int64_t of_group = w.sets, set = blockIdx.y, group = set / of_group;
+  const int64_t first_head = group * (p.H / p.G) + set % of_group * w.heads;
+  const int heads = static_cast<int>(min(w.heads, (group + 1) * (p.H / p.G) - first_head));
   const int tiles = static_cast<int>(ceil_div(p.P, kP)), slices = heads * tiles;
   const Place chunk = place_of(p, blockIdx.x, kQ);
   float* const block_sums =
@@ -406,8 +406,7 @@ void launch(const Gradient& w, cudaStream_t stream) {
   const size_t bytes = Room<NT>::size(stages);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(bytes));
-  const dim3 grid(static_cast<unsigned>(slots(p, kQ)),
-                  static_cast<unsigned>(p.G * sets_of_group(p)));
+  const dim3 grid(static_cast<unsigned>(slots(p, kQ)), static_cast<unsigned>(p.G * w.sets));
   kernel<<<grid, kBlock, bytes, stream>>>(w, stages);
   cuda::check_launch("ssd gradients");
 }

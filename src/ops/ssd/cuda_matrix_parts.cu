@@ -1,6 +1,7 @@
 #include "krait/ops/ssd/cuda_matrix_parts.cuh"
 
 #include "krait/ops/ssd/cuda_matrix.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
 
 namespace krait::ops::ssd_gpu {
 
@@ -80,6 +81,7 @@ template <int NT>
 __global__ void __launch_bounds__(kPartThreads)
     parts_kernel(const CudaProblem p, const MatrixSteps steps, float* const pairs) {
   extern __shared__ __align__(16) unsigned char memory[];
+  cuda::let_next_start();
   const Place chunk = place_of(p, blockIdx.x, kQ);
   if (!chunk.there) return;
   const int of_pairs = pairs ? static_cast<int>(p.G) : 0, i = static_cast<int>(blockIdx.y);

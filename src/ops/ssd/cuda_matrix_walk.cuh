@@ -113,7 +113,7 @@ struct Course {
       if (8 * j >= N) break;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float2 v = *reinterpret_cast<const float2*>(from + 8 * r * N + 8 * j);
+        const float2 v = __ldcg(reinterpret_cast<const float2*>(from + 8 * r * N + 8 * j));
         S[j][2 * r] = v.x, S[j][2 * r + 1] = v.y;
       }
     }
@@ -188,8 +188,8 @@ class WalkSteps {
 
  private:
   __device__ void load() {
-    next_ = from_[at_.t];
-    next_all_ = from_[kQ - 1].y;
+    next_ = __ldcg(from_ + at_.t);
+    next_all_ = __ldcg(&from_[kQ - 1].y);
     from_ += further_;
   }
 

@@ -16,7 +16,8 @@ struct Walk {
   const int32_t* start_row = nullptr;
   float* end = nullptr;
   const int32_t* end_row = nullptr;
-  // (slots of chunks, H, P, N), float32 or bfloat16: what each chunk begins with; or null
+  // What each chunk begins with, or null: (slots of chunks, H, P, N), float32 or bfloat16; by warpgroups bfloat16 tiles of
+  // 64 by 64 as products take them, (slots of chunks, H, tiles of P, tiles of N).
   void* states = nullptr;
   bool skip_short = false;
   // Where sequences are walked in pieces: (slots of pieces, H, P, N), first what a piece leaves that begins with

@@ -1,6 +1,7 @@
 // Private to ssd: what its kernels on warpgroups (tensor/cuda/warpgroup.cuh) share.
 #pragma once
 #include "krait/ops/ssd/cuda_matrix.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/one_pass.h"
 #include "krait/tensor/cuda/warpgroup.cuh"
 
@@ -22,39 +23,28 @@ class TileReader {
       : first_(thread / kUnits),
         unit_(thread % kUnits),
         stride_(static_cast<int>(r.stride)),
-        runs_(r.runs),
-        from_(static_cast<const bf16*>(r.data)) {
-    if (from_) from_ += (row + first_) * stride_ + column + 8 * unit_;
-  }
-  __device__ void go(int rows, int columns) {
-    if (from_) from_ += int64_t{rows} * stride_ + columns;
-  }
+        from_(static_cast<const bf16*>(r.data) + (row + first_) * stride_ + column + 8 * unit_) {}
+  __device__ void go(int rows) { from_ += int64_t{rows} * stride_; }
   // `valid` rows and `columns` columns, a multiple of 8, and zeros beyond.
   __device__ void bring(unsigned char* to, int valid, int columns) const {
-    const int left = from_ && 8 * unit_ < columns ? valid - first_ : 0;
+    const int left = 8 * unit_ < columns ? valid - first_ : 0;
     const bf16* from = from_;
     to += unit_ / 8 * kTileBytes + in_tile(first_, unit_ % 8);
-    if (runs_) {
 #pragma unroll
-      for (int t = 0; t < kQ; t += kStep, from += kStep * stride_)
-        cuda::copy_async(to + t * 128, from, t < left);
-      return;
-    }
-#pragma unroll 1
-    for (int t = 0; t < kQ; t += kStep, from += kStep * stride_) {
-      auto* const at = reinterpret_cast<bf16*>(to + t * 128);
-      for (int i = 0; i < 8; ++i) at[i] = t < left ? from[i] : bf16(0.0f);
-    }
+    for (int t = 0; t < kQ; t += kStep, from += kStep * stride_)
+      cuda::copy_async(to + t * 128, from, t < left);
   }
 
  private:
   int first_, unit_, stride_;
-  bool runs_;
   const bf16* from_;
 };
 
-// Whether the device has warpgroups, and a problem few enough states for the registers of one.
-inline bool warpgroups_fit(const CudaProblem& p) { return p.N <= 128 && cuda::on_hopper(); }
+// Whether the device has warpgroups, and a problem few enough states for the registers of one, and rows of which 16 bytes
+// can be moved at once. Walks and gradients of a call agree, as they share states.
+inline bool warpgroups_fit(const CudaProblem& p) {
+  return p.N <= 128 && p.x.runs && p.B.runs && p.C.runs && cuda::on_hopper();
+}
 
 }  // namespace
 }  // namespace krait::ops::ssd_gpu

@@ -31,17 +31,20 @@ struct alignas(16) HeadDots {
   float across[4], D[4];  // of each strip: Σ dS S, Σ dy·x
 };
 
-// Shared memory: B, C, C Bᵀ; for each team twice x, dy and the state, the gradient of the state; steps and dot products.
+// Shared memory: B, C, C Bᵀ; for each team twice x, dy and the state, the gradient of the state; steps and dot products;
+// for each team the barriers of what the copy engine brings: the state, in turns, and its gradient.
 template <int NT>
 struct Room {
   static constexpr int kState = NT * kTileBytes, kStage = 2 * kTileBytes + kState;
   static constexpr int kOfTeam = 2 * kStage + kState, kPairs = kTilesOfPairs * 2 * 32 * 16;
-  static constexpr size_t kSize = 2 * kState + kTeams * kOfTeam + kPairs +
-                                  kTeams * (3 * sizeof(RawSteps) + 2 * sizeof(HeadDots));
+  static constexpr size_t kSize =
+      2 * kState + kTeams * kOfTeam + kPairs +
+      kTeams * (3 * sizeof(RawSteps) + 2 * sizeof(HeadDots) + 3 * sizeof(uint64_t));
   unsigned char *B, *C, *stages, *dS;
   float4* G;
   RawSteps* steps;
   HeadDots* dots;
+  uint64_t *of_state, *of_dS;
 
   __device__ Room(unsigned char* memory, int team) {
     B = memory, C = B + kState;
@@ -49,8 +52,10 @@ struct Room {
     unsigned char* const rest = C + kState + kTeams * kOfTeam;
     G = reinterpret_cast<float4*>(rest);
     steps = reinterpret_cast<RawSteps*>(rest + kPairs) + 3 * team;
-    dots = reinterpret_cast<HeadDots*>(reinterpret_cast<RawSteps*>(rest + kPairs) + 3 * kTeams) +
-           2 * team;
+    auto* const all_dots =
+        reinterpret_cast<HeadDots*>(reinterpret_cast<RawSteps*>(rest + kPairs) + 3 * kTeams);
+    dots = all_dots + 2 * team;
+    of_state = reinterpret_cast<uint64_t*>(all_dots + 2 * kTeams) + 3 * team, of_dS = of_state + 2;
   }
 };
 
@@ -186,15 +191,18 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
   const int lane = lane_of(), g = lane / 4, t2 = lane % 4 * 2, t0 = 16 * strip;
   const R room(memory, team);
   const int N = static_cast<int>(p.N), P = static_cast<int>(p.P), tiles = (P + kP - 1) / kP;
-  const int64_t of_group = sets_of_group(p), set = blockIdx.y, group = set / of_group;
-  const int64_t first_head = group * (p.H / p.G) + set % of_group * heads_of_set(p);
-  const int heads = static_cast<int>(min(heads_of_set(p), (group + 1) * (p.H / p.G) - first_head));
+  const int heads_of_group = static_cast<int>(p.H) / static_cast<int>(p.G);
+  const int set = static_cast<int>(blockIdx.y), of_group = static_cast<int>(w.sets);
+  const int group = set / of_group, of_set = static_cast<int>(w.heads);
+  const int64_t first_head = group * heads_of_group + set % of_group * of_set;
+  const int heads = min(of_set, (group + 1) * heads_of_group - static_cast<int>(first_head));
   const int slices = (heads - team + kTeams - 1) / kTeams * tiles;
   const Place chunk = place_of(p, blockIdx.x, kQ);
   const auto sums_of = [&](int head) {
     return w.sums ? w.sums + (blockIdx.x * p.H + first_head + head) * sums_size(p) : nullptr;
   };
   if (!chunk.there) {
+    cuda::wait_for_previous();
     for (int64_t i = threadIdx.x; w.sums && i < heads * sums_size(p); i += kThreadsOfBlock)
       sums_of(0)[i] = 0;
     return;
@@ -208,8 +216,14 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
     return (static_cast<int>(first_head) + head) * P + p0;
   };
   const auto stage = [&](int slice) { return room.stages + slice % 2 * R::kStage; };
-  CudaRows states;
-  states.stride = N, states.bf16 = states.runs = true;
+  // Of a slice, as the walks leave them, 64 channels.
+  const auto bring_state = [&](unsigned char* to, const void* states, uint64_t* barrier) {
+    if (thread > 0) return;
+    const int64_t at = (blockIdx.x * p.H + first_head + coming_head) * tiles + coming_p0 / kP;
+    cuda::arrive_expecting(barrier, R::kState);
+    cuda::copy_bytes(to, static_cast<const unsigned char*>(states) + at * R::kState, R::kState,
+                     barrier);
+  };
   const auto steps_of = [&](int head) -> RawSteps& { return room.steps[head / kTeams % 3]; };
   const auto bring_steps = [&](int head) {
     RawSteps& to = steps_of(head);
@@ -230,16 +244,11 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
     const int channels = min(kP, P - coming_p0), column = column_of(coming_head, coming_p0);
     bring_tiles<kP>(x, p.x, row, column, valid, channels, thread);
     bring_tiles<kP>(x + kTileBytes, w.dy, row, column, valid, channels, thread);
-    states.data = const_cast<void*>(w.states);
-    bring_tiles<NP>(x + 2 * kTileBytes, states, blockIdx.x * p.H * P + column, 0, channels, N,
-                    thread);
     cuda::commit_copies();
+    bring_state(x + 2 * kTileBytes, w.states, room.of_state + slice % 2);
   };
   const auto bring_dS = [&] {  // of the same slice, and on to the next
-    states.data = const_cast<void*>(w.dstates);
-    bring_tiles<NP>(room.dS, states, blockIdx.x * p.H * P + column_of(coming_head, coming_p0), 0,
-                    min(kP, P - coming_p0), N, thread);
-    cuda::commit_copies();
+    bring_state(room.dS, w.dstates, room.of_dS);
     coming_p0 += kP;
     if (coming_p0 >= P) coming_p0 = 0, coming_head += kTeams;
   };
@@ -248,13 +257,19 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
            sums_of(head));
   };
 
-  const int column_B = static_cast<int>(group) * N;
+  if (thread == 0) {
+    for (int i = 0; i < 3; ++i) cuda::start_barrier(room.of_state + i, 1);
+    cuda::fence_barriers();
+  }
+  __syncthreads();
+  const int column_B = group * N;
   (team == 0 ? bring_tiles<NP>(room.B, p.B, row, column_B, valid, N, thread)
              : bring_tiles<NP>(room.C, p.C, row, column_B, valid, N, thread));
   cuda::commit_copies();
+  cuda::wait_for_previous();
   if (slices > 0) {
     bring_slice(0), bring_dS();
-    cuda::wait_for_copies<2>();
+    cuda::wait_for_copies<1>();
   } else {
     cuda::wait_for_copies<0>();
   }
@@ -290,6 +305,8 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
     cuda::show_to_products();
     cuda::sync_warpgroup(team);
     if (slice + 1 < slices) bring_slice(slice + 1);
+    cuda::wait_for_phase(room.of_state + slice % 2, slice / 2 % 2);
+    cuda::wait_for_phase(room.of_dS, slice % 2);
     const bool again = p0 > 0;  // a head's further channels
     const int channels = min(kP, P - p0);
     const unsigned char *const x = stage(slice), *const dy = x + kTileBytes;
@@ -539,16 +556,14 @@ void launch(const Gradient& w, cudaStream_t stream) {
   constexpr size_t kBytes = Room<NT>::kSize;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(kBytes));
-  const dim3 grid(static_cast<unsigned>(slots(p, kQ)),
-                  static_cast<unsigned>(p.G * sets_of_group(p)));
-  kernel<<<grid, kThreadsOfBlock, kBytes, stream>>>(w);
-  cuda::check_launch("ssd gradients");
+  const dim3 grid(static_cast<unsigned>(slots(p, kQ)), static_cast<unsigned>(p.G * w.sets));
+  cuda::launch_dependent("ssd gradients", kernel, grid, kThreadsOfBlock, kBytes, 1, stream, w);
 }
 
 }  // namespace
 
 bool warpgroup_gradient(const Gradient& w, cudaStream_t stream) {
-  if (!warpgroups_fit(w.p)) return false;
+  if (!warpgroups_fit(w.p) || !w.dy.runs) return false;
   w.p.N <= 64 ? launch<1>(w, stream) : launch<2>(w, stream);
   return true;
 }

@@ -25,12 +25,11 @@ struct Room {
   static constexpr int kSlices = slices_of(kLeaves);
   static constexpr int kStage = (kSlices + (kY ? 2 : 1) * NT) * kTileBytes;
   static constexpr int kScores = kY ? 2 * kTileBytes : 0;
-  static constexpr int kLdOut = kY ? kLdP : kLdN<NT>;
-  static constexpr int kOut =
-      kLeaves != Leaves::nothing ? 64 * kLdOut * static_cast<int>(sizeof(bf16)) : 0;
+  static constexpr int kOut = kY ? 64 * kLdP * static_cast<int>(sizeof(bf16))
+                              : kLeaves == Leaves::states ? NT * kTileBytes
+                                                          : 0;
   static constexpr size_t kSize = 2 * kStage + kSlices * (kScores + kOut + 2 * sizeof(ChunkSteps));
-  unsigned char *stages, *scores;
-  bf16* out;
+  unsigned char *stages, *scores, *out;
   ChunkSteps* steps;
 
   __device__ Room(unsigned char* memory, int part) {
@@ -38,7 +37,7 @@ struct Room {
     scores = stages + 2 * kStage;
     unsigned char* const outs = scores + kSlices * kScores;
     scores += part * kScores;
-    out = reinterpret_cast<bf16*>(outs + part * kOut);
+    out = outs + part * kOut;
     steps = reinterpret_cast<ChunkSteps*>(outs + kSlices * kOut) + 2 * part;
   }
 };
@@ -55,14 +54,10 @@ __global__ void __launch_bounds__(slices_of(kLeaves) * kSliceThreads, 2)
   const CudaProblem& p = w.p;
   const int thread = static_cast<int>(threadIdx.x), part = thread / kSliceThreads;
   const Course at = Course::of<kSlices>(w, span, part);
-  if (!at.there(kFirstPass)) return;
+  if (!at.there(kFirstPass)) return cuda::wait_for_previous();
   const int t = at.t, warp = at.warp, lane = lane_of(), g = lane / 4, t2 = lane % 4 * 2;
   const int N = static_cast<int>(p.N);
   const R room(memory, part);
-  float S[NT][8][4] = {}, D[2] = {};
-  auto& all_of_S = reinterpret_cast<float(&)[8 * NT][4]>(S);
-  at.begin_state(kFirstPass, all_of_S);
-  if (kY) at.skip(D);
 
   const auto stage = [&](int c) { return room.stages + c % 2 * R::kStage; };
   TileReader<kP, kSliceThreads> of_x(p.x, at.row(0), at.column(), t);
@@ -76,7 +71,7 @@ __global__ void __launch_bounds__(slices_of(kLeaves) * kSliceThreads, 2)
     of_B.bring(B, valid, N);
     if (kY) of_C.bring(B + NT * kTileBytes, valid, N);
     cuda::commit_copies();
-    of_x.go(further, 0), of_B.go(further, 0), of_C.go(further, 0);
+    of_x.go(further), of_B.go(further), of_C.go(further);
   };
   // Of the scores of a chunk a warp makes every fourth tile of 16 by 16; C Bᵀ comes a chunk ahead.
   float4 pairs[3][2];
@@ -110,14 +105,7 @@ __global__ void __launch_bounds__(slices_of(kLeaves) * kSliceThreads, 2)
     constexpr int kUnits = kP / 8, kStep = kSliceThreads / kUnits;
     const int first = t / kUnits, unit = 8 * (t % kUnits), rows = at.valid(c);
     if (unit >= at.channels) return;
-    if (!w.y.runs) {
-#pragma unroll 1
-      for (int r = first; r < rows; r += kStep)
-        for (int i = unit; i < unit + 8; ++i)
-          put(w.y, at.row(c) + r, at.column() + i, static_cast<float>(room.out[r * kLdP + i]));
-      return;
-    }
-    const bf16* const v = room.out + first * kLdP + unit;
+    const bf16* const v = reinterpret_cast<const bf16*>(room.out) + first * kLdP + unit;
     bf16* to = static_cast<bf16*>(w.y.data) + (at.row(c) + first) * w.y.stride + at.column() + unit;
     const int64_t step = kStep * w.y.stride;
 #pragma unroll
@@ -125,20 +113,27 @@ __global__ void __launch_bounds__(slices_of(kLeaves) * kSliceThreads, 2)
       if (first + r < rows)
         *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(v + r * kLdP);
   };
-  // The state before a chunk: a warp's channels, which it has put there itself.
+  // The state before a chunk, as tiles: a warp's channels, which it has put there itself.
   const auto leave_state = [&](int c) {
-    constexpr int kUnits = NP / 8, kStep = 32 / kUnits;
-    const int first = 16 * warp + lane / kUnits, unit = 8 * (lane % kUnits);
-    if (unit >= N || !at.mine()) return;
-    const bf16* const v = room.out + first * R::kLdOut + unit;
-    const int64_t state = int64_t{at.slot + at.number(c)} * p.H + at.h;
-    bf16* const to = static_cast<bf16*>(w.states) + (state * p.P + at.p0 + first) * N + unit;
+    const int64_t state = (int64_t{at.slot + at.number(c)} * p.H + at.h) * ceil_div(p.P, kP);
+    const int first = 16 * warp * 128 + lane * 16;
+    const unsigned char* const from = room.out + first;
+    unsigned char* const to =
+        static_cast<unsigned char*>(w.states) + (state + at.p0 / kP) * R::kOut + first;
 #pragma unroll
-    for (int r = 0; r < 16; r += kStep)
-      *reinterpret_cast<uint4*>(to + r * N) = *reinterpret_cast<const uint4*>(v + r * R::kLdOut);
+    for (int i = 0; i < R::kOut; i += kTileBytes)
+#pragma unroll
+      for (int k = i; k < i + 16 * 128; k += 32 * 16)
+        *reinterpret_cast<uint4*>(to + k) = *reinterpret_cast<const uint4*>(from + k);
   };
 
   bring_chunk(0);
+  cuda::wait_for_previous();
+  cuda::let_next_start();
+  float S[NT][8][4] = {}, D[2] = {};
+  auto& all_of_S = reinterpret_cast<float(&)[8 * NT][4]>(S);
+  at.begin_state(kFirstPass, all_of_S);
+  if (kY) at.skip(D);
   WalkSteps steps(at, room.steps);
   if (kY) {
     load_pairs(0);
@@ -167,14 +162,15 @@ __global__ void __launch_bounds__(slices_of(kLeaves) * kSliceThreads, 2)
       if (!kFirstPass) cuda::pack_a(of_S[n], left, right);
       if constexpr (kLeaves == Leaves::states)
         cuda::store_matrices(
-            room.out + (16 * warp + lane % 16) * R::kLdOut + 16 * n + lane / 16 * 8, of_S[n]);
+            room.out + n / 4 * kTileBytes + in_tile(16 * warp + lane % 16, n % 4 * 2 + lane / 16),
+            of_S[n]);
 #pragma unroll
       for (int e = 0; e < 4; ++e) left[e] *= now.through, right[e] *= now.through;
     }
     if constexpr (kLeaves ==
                   Leaves::states) {  // early: show_to_products() waits for what is written
       __syncwarp();
-      leave_state(c);
+      if (at.channels > 0) leave_state(c);
     }
     float y[8][4];
     if constexpr (kY) {
@@ -242,8 +238,10 @@ __global__ void __launch_bounds__(slices_of(kLeaves) * kSliceThreads, 2)
         const uint32_t v[4] = {cuda::pack_bf16(y[j][0], y[j][1]), cuda::pack_bf16(y[j][2], y[j][3]),
                                cuda::pack_bf16(y[j + 1][0], y[j + 1][1]),
                                cuda::pack_bf16(y[j + 1][2], y[j + 1][3])};
-        cuda::store_matrices_transposed(
-            room.out + (8 * (j + lane / 16) + lane % 8) * kLdP + 16 * warp + lane / 8 % 2 * 8, v);
+        cuda::store_matrices_transposed(reinterpret_cast<bf16*>(room.out) +
+                                            (8 * (j + lane / 16) + lane % 8) * kLdP + 16 * warp +
+                                            lane / 8 % 2 * 8,
+                                        v);
       }
     }
 #pragma unroll
@@ -275,8 +273,9 @@ struct Launch {
     const dim3 grid(static_cast<unsigned>(slots(p, span)),
                     static_cast<unsigned>(blocks_of_slices<kSlices>(p)),
                     static_cast<unsigned>(w.count));
-    kernel<<<grid, kSlices * kSliceThreads, kBytes, stream>>>(w, span);
-    cuda::check_launch("ssd");
+    // With y in order: C Bᵀ read past the first-level cache, as an early kernel would, is waited for longer.
+    cuda::launch("ssd", kLeaves != Leaves::y, kernel, grid, kSlices * kSliceThreads, kBytes, 1,
+                 stream, w, span);
   }
   void run(bool first_pass) const {
     if (first_pass) return walk<Leaves::nothing>();
@@ -287,7 +286,8 @@ struct Launch {
 }  // namespace
 
 bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream) {
-  if (!warpgroups_fit(w.walk[0].p)) return false;
+  for (int i = 0; i < w.count; ++i)
+    if (!warpgroups_fit(w.walk[i].p) || (w.walk[i].y.data && !w.walk[i].y.runs)) return false;
   w.walk[0].p.N <= 64 ? Launch<1>{w, span, stream}.run(first_pass)
                       : Launch<2>{w, span, stream}.run(first_pass);
   return true;

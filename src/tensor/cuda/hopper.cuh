@@ -110,6 +110,15 @@ __device__ inline void copy_box(void* to, const CUtensorMap& map, int column, in
       : "memory");
 }
 
+// Bytes next to each other, at addresses that are multiples of 16, as their number is.
+__device__ inline void copy_bytes(void* to, const void* from, unsigned bytes, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
 // How a warpgroup's product finds a tile of bfloat16 whose rows are K: eight rows are 1024 bytes.
 __device__ inline uint64_t tile_at(const void* p) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32,
