@@ -271,8 +271,9 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
   const bool first = rank == 0 && threadIdx.x == 0;
   if (threadIdx.x == 0 && t.temperature > 0) uniform = t.uniform[b];
   const float* const raw = t.logits + b * t.stride;
-  const int64_t share = ceil_div(t.valid, blocks), begin = min(t.valid, rank * share),
-                end = min(t.valid, begin + share), each = ceil_div(end - begin, kThreads);
+  const int64_t share = blocks > 1 ? ceil_div(t.valid, kRuns) : t.valid,
+                begin = min(t.valid, rank * share), end = min(t.valid, begin + share),
+                each = ceil_div(end - begin, kThreads);
   Row row;
   row.x = keep ? kept - begin : raw;
   row.begin = min(end, begin + threadIdx.x * each), row.end = min(end, row.begin + each);

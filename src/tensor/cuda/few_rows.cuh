@@ -180,7 +180,7 @@ constexpr unsigned few_rows_blocks(int MT, int NT) {
 template <class W, bool kNormed, int MT, int NT, int kAhead, int kBlocks, bool kLeft, class End>
 __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
     few_rows_kernel(const __grid_constant__ FewRows p, const __grid_constant__ Normed norm,
-                    const __grid_constant__ End end, const int split) {
+                    const __grid_constant__ End end, const int blocks_of_cluster) {
   using Layout = FewRowsLayout<MT, NT>;
   using X = std::conditional_t<kNormed, float, W>;
   constexpr bool kFloat = std::is_same_v<W, float>;
@@ -191,12 +191,17 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
   float* const squares = sums + kFewWarps * Layout::kSums;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int K = static_cast<int>(p.K), chunks = (K + kChunk - 1) / kChunk;
-  const bool shared = !kNormed && split > 1;
+  // A power of two, without divisions: the first weights are asked for behind this.
+  const int split = kNormed ? 1 : blocks_of_cluster, halvings = __ffs(split) - 1;
+  const bool shared = split > 1;
   const unsigned rank = shared ? rank_in_cluster() : 0;
-  const int64_t n0 = static_cast<int64_t>(blockIdx.x / split) * Layout::kRows;
+  const int64_t n0 = int64_t{blockIdx.x >> halvings} * Layout::kRows;
   const int m0 = static_cast<int>(blockIdx.y) * Layout::kColumns, M = static_cast<int>(p.M);
-  const int last = static_cast<int>(int64_t{chunks} * (rank + 1) / split);
-  int chunk = static_cast<int>(int64_t{chunks} * rank / split) + warp;
+  const auto first_of = [&](unsigned block) {
+    return static_cast<int>(static_cast<unsigned>(chunks) * block >> halvings);
+  };
+  const int last = first_of(rank + 1);
+  int chunk = first_of(rank) + warp;
   const int columns = min(Layout::kColumns, M - m0), elements = columns * Layout::kRows;
   if (shared) {
     const int here = min(max(elements - static_cast<int>(rank) * kThreads, 0), kThreads);

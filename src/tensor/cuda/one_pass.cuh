@@ -40,9 +40,13 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int K = static_cast<int>(p.K), M = static_cast<int>(p.M);
   const unsigned rank = split > 1 ? rank_in_cluster() : 0;
-  const int64_t n0 = static_cast<int64_t>(blockIdx.x / split) * kRows;
-  const int all = (K + kK - 1) / kK, first = static_cast<int>(int64_t{all} * rank / split),
-            stages = static_cast<int>(int64_t{all} * (rank + 1) / split) - first;
+  // Split is a power of two; without divisions, as the first weights are asked for behind this.
+  const int halvings = __ffs(split) - 1, all = (K + kK - 1) / kK;
+  const int64_t n0 = int64_t{blockIdx.x >> halvings} * kRows;
+  const auto first_of = [&](unsigned block) {
+    return static_cast<int>(static_cast<unsigned>(all) * block >> halvings);
+  };
+  const int first = first_of(rank), stages = first_of(rank + 1) - first;
   const auto place = [](int row, int slot) {
     return (row * kSlots + (slot & ~7) + ((slot ^ row) & 7)) * 16;
   };
