@@ -9,16 +9,17 @@ namespace {
 
 using cuda::ceil_div;
 
-constexpr int kN = 16, kTile = 32, kChannels = 128, kMultiprocessors = 132;
+// A block of sum_segments: 16 channels, of each 16 threads with 8 steps of every round.
+constexpr int kN = 16, kChannels = 16, kThreads = 256, kParts = kThreads / kChannels, kSteps = 8,
+              kRound = kParts * kSteps, kMultiprocessors = 132;
 constexpr float kLeast = -36.0f;  // log2 of the least weight
 
 struct Ends {
   CudaProblem p;
   CudaRows dy;
   CudaSegments k;
-  int64_t first, count;  // pieces that are needed
-  const float* enters;   // what enters the stretch, (sequences, E, N)
-  bool by_row;           // of its sequences, not in the order of their tokens
+  const float* enters;  // what enters the stretch, (sequences, E, N)
+  bool by_row;          // of its sequences, not in the order of their tokens
 };
 
 __device__ inline float from_bf16(unsigned short bits) {
@@ -36,168 +37,126 @@ struct Column {
   }
 };
 
-// The tokens of a piece.
-struct Piece {
-  int64_t begin, tokens;
-  __device__ Piece(const Ends& w, int64_t piece) {
-    const int64_t end = min(w.k.from + min((piece + 1) * w.k.piece, w.k.tokens), w.p.L);
-    begin = w.k.from + piece * w.k.piece;
-    tokens = end > begin ? end - begin : 0;
-  }
-};
-
-// Δ, summed over a piece. One thread two channels.
-__global__ void __launch_bounds__(kChannels) sum_deltas(const __grid_constant__ Ends w) {
-  constexpr int kStep = 16;
-  const CudaProblem& p = w.p;
-  const int64_t blocks = ceil_div(p.E, 2 * kChannels),
-                e = (blockIdx.x % blocks * kChannels + threadIdx.x) * 2;
-  const int64_t n = blockIdx.x / blocks / w.count, piece = w.first + blockIdx.x / blocks % w.count;
-  if (e >= p.E) return;
-  const Piece at(w, piece);
-  const float bias[2] = {p.dt_bias ? p.dt_bias[e] : 0.0f, p.dt_bias ? p.dt_bias[e + 1] : 0.0f};
-  float sum[2] = {};
-  const auto* rows =
-      static_cast<const char*>(p.dt.data) + ((n * p.L + at.begin) * p.dt.stride + e) * 2;
-  unsigned next[kStep];  // asked for while those before are summed
-  const auto fetch = [&](int64_t t0) {
-#pragma unroll
-    for (int s = 0; s < kStep; ++s)
-      next[s] = t0 + s < at.tokens
-                    ? __ldg(reinterpret_cast<const unsigned*>(rows + (t0 + s) * p.dt.stride * 2))
-                    : 0;
-  };
-  fetch(0);
-  for (int64_t t0 = 0; t0 < at.tokens; t0 += kStep) {
-    unsigned x[kStep];
-#pragma unroll
-    for (int s = 0; s < kStep; ++s) x[s] = next[s];
-    fetch(t0 + kStep);
-#pragma unroll
-    for (int s = 0; s < kStep; ++s) {
-      float unused, low = __uint_as_float(x[s] << 16) + bias[0],
-                    high = __uint_as_float(x[s] & 0xffff0000u) + bias[1];
-      if (p.softplus) low = softplus<true>(low, unused), high = softplus<true>(high, unused);
-      if (t0 + s < at.tokens) sum[0] += low, sum[1] += high;
-    }
-  }
-  *reinterpret_cast<float2*>(&w.k.sums[(n * w.k.pieces + piece) * p.E + e]) = {sum[0], sum[1]};
-}
-
-// Sums over the tokens of a piece: of B delta u, decayed to the end of the segment; or, kAdjoint, of C dy silu(z),
-// decayed to before its beginning. The walk starts where the weights are largest, and four states of a warp's
-// channels are left out from where all their weights are zero. One thread a channel.
+// Sums over the tokens of a segment: of B delta u, decayed to its end; or, kAdjoint, of C dy silu(z), decayed to before
+// its beginning; and of delta. It goes on from where the weights are largest until all of a block's are zero; four states
+// of a warp's channels are left out as soon as theirs are.
 template <bool kAdjoint>
-__global__ void __launch_bounds__(kChannels, 4) sum_pieces(const __grid_constant__ Ends w) {
-  __shared__ float rows[2][kTile][kN];  // B or C
-  constexpr int kStep = kAdjoint ? 4 : 8;
+__global__ void __launch_bounds__(kThreads, 2) sum_segments(const __grid_constant__ Ends w) {
+  __shared__ float rows[kRound][kN];  // B or C
+  __shared__ float deltas[kParts][kChannels], A[kN][kChannels], sums[kParts][kN][kChannels + 1];
   const CudaProblem& p = w.p;
   const CudaRows &r = kAdjoint ? p.C : p.B, &other = kAdjoint ? w.dy : p.u;
-  const int64_t in_group = p.E / p.G, of_group = ceil_div(in_group, kChannels),
-                blocks = of_group * p.G;
+  const int64_t in_group = p.E / p.G, of_group = ceil_div(in_group, kChannels), blocks = of_group * p.G;
   const int64_t block = blockIdx.x % blocks, group = block / of_group;
-  const int64_t n = blockIdx.x / blocks / w.count, piece = w.first + blockIdx.x / blocks % w.count;
-  const int64_t in_block = block % of_group * kChannels + threadIdx.x;
+  const int64_t n = blockIdx.x / blocks / (w.k.segments - 1),
+                segment = blockIdx.x / blocks % (w.k.segments - 1) + kAdjoint;
+  const int part = threadIdx.x / kChannels, channel = threadIdx.x % kChannels;
+  const int64_t in_block = block % of_group * kChannels + channel;
   const bool there = in_block < in_group;
   const int64_t e = group * in_group + (there ? in_block : 0);
-  const Piece at(w, piece);
+  const int64_t begin = w.k.from + segment * w.k.segment,
+                end = min(min(begin + w.k.segment, w.k.from + w.k.tokens), p.L);
+  const int tokens = end > begin ? static_cast<int>(end - begin) : 0;
   constexpr int kDirection = kAdjoint ? 1 : -1;
-  const int64_t first =
-      n * p.L + at.begin + (kAdjoint ? 0 : at.tokens - 1);  // token of the first step
+  const int64_t first = n * p.L + (kAdjoint ? begin : end - 1);  // token of the first step
 
-  float A[kN], sum[kN] = {}, slowest[kN / 4];
+  static_assert(kParts == kN);
+  A[part][channel] = part < p.N ? scaled_A(p.A[e * p.N + part], p.a_is_log) : -1e30f;
+  __syncthreads();
+  float sum[kN] = {}, slowest[kN / 4];
 #pragma unroll
-  for (int k = 0; k < kN; ++k) {
-    A[k] = k < p.N ? scaled_A(p.A[e * p.N + k], p.a_is_log) : -1e30f;
-    slowest[k / 4] = k % 4 == 0 ? A[k] : fmaxf(slowest[k / 4], A[k]);
-  }
+  for (int k = 0; k < kN; ++k) slowest[k / 4] = k % 4 == 0 ? A[k][channel] : fmaxf(slowest[k / 4], A[k][channel]);
   const float bias = p.dt_bias ? p.dt_bias[e] : 0.0f;
-  const int64_t of_segment = w.k.segment / w.k.piece, in_segment = piece % of_segment;
-  float decay = 0;  // sum of delta so far, from the end of the segment, or from its beginning
-  for (int64_t i = kAdjoint ? 0 : in_segment + 1; i < (kAdjoint ? in_segment : of_segment); ++i)
-    decay += w.k.sums[(n * w.k.pieces + piece - in_segment + i) * p.E + e];
-  const auto alive = [&](int group_of_4) { return there && slowest[group_of_4] * decay > kLeast; };
 
-  const int tokens = static_cast<int>(at.tokens);
-  const int t_of = threadIdx.x / 4, n_of = threadIdx.x % 4 * 4;
-  const auto load = [&](int t0) {
-    const int t = t0 + t_of;
-    const int valid = t < tokens && p.N > n_of ? static_cast<int>(p.N) - n_of : 0;
-    return load_quad<false>(
-        r, element(r, r.bf16, first + kDirection * (valid > 0 ? t : 0), group * r.group + n_of),
-        valid);
-  };
   const Column of_dt(p.dt, first, e, kDirection), of_value(other, first, e, kDirection),
       of_z(p.z, first, e, kDirection);
   const bool gated = kAdjoint && p.z.data;
+  constexpr int kQuads = kRound * kN / 4 / kThreads;
   struct {
-    unsigned short dt[kStep], value[kStep], z[kStep];
+    Quad rows[kQuads];
+    unsigned short dt[kSteps], value[kSteps], z[kSteps];
   } ahead;
   const auto fetch = [&](int t0) {
 #pragma unroll
-    for (int s = 0; s < kStep; ++s) {
-      const int t = min(t0 + s, tokens - 1);
+    for (int i = 0; i < kQuads; ++i) {
+      const int at = threadIdx.x + i * kThreads, t = t0 + at / 4, valid = static_cast<int>(p.N) - at % 4 * 4;
+      ahead.rows[i] = load_quad<false>(
+          r, element(r, r.bf16, first + kDirection * min(t, tokens - 1), group * r.group + at % 4 * 4),
+          t < tokens ? valid : 0);
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int t = min(t0 + part * kSteps + s, tokens - 1);
       ahead.dt[s] = of_dt[t], ahead.value[s] = of_value[t];
       if (gated) ahead.z[s] = of_z[t];
     }
   };
-  Quad next = load(0);
+  float so_far = 0;  // sum of delta before the round
+  const auto alive = [&](int group_of_4, float decay) {
+    return there && (!p.softplus || slowest[group_of_4] * decay > kLeast);
+  };
   if (tokens > 0) fetch(0);
-  for (int t0 = 0; t0 < tokens; t0 += kTile) {
-    float(&tile)[kTile][kN] = rows[t0 / kTile % 2];
-    float x[4];
-    to_floats<false>(next, r.bf16, x);
-    *reinterpret_cast<float4*>(&tile[t_of][n_of]) = {x[0], x[1], x[2], x[3]};
-    if (!__syncthreads_or(alive(0) || alive(1) || alive(2) || alive(3))) break;
-    next = load(t0 + kTile);
-#pragma unroll 1
-    for (int s0 = 0; s0 < kTile; s0 += kStep) {
-      const int left = min(tokens - t0, kTile) - s0;
-      bool needed[kN / 4];
+  for (int t0 = 0; t0 < tokens; t0 += kRound) {
+    if (!__syncthreads_or(alive(0, so_far) || alive(1, so_far) || alive(2, so_far) || alive(3, so_far))) break;
+    float delta[kSteps], value[kSteps], of_part = 0;
 #pragma unroll
-      for (int k = 0; k < kN / 4; ++k) needed[k] = __any_sync(~0u, alive(k));
-      if (left <= 0 || !(needed[0] || needed[1] || needed[2] || needed[3])) break;
-      float delta[kStep], value[kStep], z[kStep], so_far[kStep];
+    for (int i = 0; i < kQuads; ++i) {
+      const int at = threadIdx.x + i * kThreads;
+      float x[4];
+      to_floats<false>(ahead.rows[i], r.bf16, x);
+      *reinterpret_cast<float4*>(&rows[at / 4][at % 4 * 4]) = {x[0], x[1], x[2], x[3]};
+    }
 #pragma unroll
-      for (int s = 0; s < kStep; ++s) {
-        delta[s] = from_bf16(ahead.dt[s]) + bias, value[s] = from_bf16(ahead.value[s]);
-        if (gated) z[s] = from_bf16(ahead.z[s]);
+    for (int s = 0; s < kSteps; ++s) {
+      delta[s] = from_bf16(ahead.dt[s]) + bias, value[s] = from_bf16(ahead.value[s]);
+      if (p.softplus) {
+        float unused;
+        delta[s] = softplus<true>(delta[s], unused);
       }
-      fetch(t0 + s0 + kStep);
-#pragma unroll
-      for (int s = 0; s < kStep; ++s) {
-        if (p.softplus) {
-          float unused;
-          delta[s] = softplus<true>(delta[s], unused);
-        }
-        if (s >= left) delta[s] = 0;  // where B and C are zero, too
-        if (!kAdjoint) value[s] *= delta[s];
-        if (gated) value[s] *= z[s] * sigmoid<true>(z[s]);
+      if (t0 + part * kSteps + s >= tokens) delta[s] = 0;  // where B and C are zero, too
+      if (!kAdjoint) value[s] *= delta[s];
+      if (gated) {
+        const float z = from_bf16(ahead.z[s]);
+        value[s] *= z * sigmoid<true>(z);
       }
+      of_part += delta[s];
+    }
+    deltas[part][channel] = of_part;
+    if (t0 + kRound < tokens) fetch(t0 + kRound);
+    __syncthreads();
+    float before = 0;
 #pragma unroll
-      for (int s = 0; s < kStep; ++s) {
-        so_far[s] = kAdjoint ? decay + delta[s] : decay;
-        decay += delta[s];
-      }
+    for (int i = 0; i < kParts; ++i) {
+      if (i == part) before = so_far;
+      so_far += deltas[i][channel];
+    }
 #pragma unroll
-      for (int k = 0; k < kN; k += 4) {
-        if (!needed[k / 4]) continue;
+    for (int k = 0; k < kN; k += 4) {
+      if (!__any_sync(~0u, alive(k / 4, before))) continue;
+      float a[4], decay = before;
 #pragma unroll
-        for (int s = 0; s < kStep; ++s) {
-          const float4 v = *reinterpret_cast<const float4*>(&tile[s0 + s][k]);
-          sum[k] = fmaf(exp2_of<true>(so_far[s] * A[k]), value[s] * v.x, sum[k]);
-          sum[k + 1] = fmaf(exp2_of<true>(so_far[s] * A[k + 1]), value[s] * v.y, sum[k + 1]);
-          sum[k + 2] = fmaf(exp2_of<true>(so_far[s] * A[k + 2]), value[s] * v.z, sum[k + 2]);
-          sum[k + 3] = fmaf(exp2_of<true>(so_far[s] * A[k + 3]), value[s] * v.w, sum[k + 3]);
-        }
+      for (int i = 0; i < 4; ++i) a[i] = A[k + i][channel];
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        if (kAdjoint) decay += delta[s];
+        const float4 v = *reinterpret_cast<const float4*>(&rows[part * kSteps + s][k]);
+        const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[k + i] = fmaf(exp2_of<true>(decay * a[i]), value[s] * x[i], sum[k + i]);
+        if (!kAdjoint) decay += delta[s];
       }
     }
   }
-  if (!there) return;
-  float* to = w.k.ends + ((n * w.k.pieces + piece) * p.E + e) * p.N;
 #pragma unroll
-  for (int k = 0; k < kN; ++k)
-    if (k < p.N) to[k] = sum[k];
+  for (int k = 0; k < kN; ++k) sums[part][k][channel] = sum[k];
+  __syncthreads();
+  if (!there) return;
+  const int64_t at = (n * w.k.segments + segment) * p.E + e;
+  float total = 0;  // of state `part`
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) total += sums[i][part][channel];
+  if (part < p.N) w.k.ends[at * p.N + part] = total;
+  if (part == 0) w.k.deltas[at] = so_far;
 }
 
 // One thread a state of a sequence: what enters each segment.
@@ -206,38 +165,27 @@ __global__ void chain_segments(const __grid_constant__ Ends w) {
   const CudaProblem& p = w.p;
   const int64_t states = p.E * p.N, i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= p.sequences * states) return;
-  const int64_t n = i / states, state = i % states, of_segment = w.k.segment / w.k.piece;
+  const int64_t n = i / states, state = i % states;
   const float A = scaled_A(p.A[state], p.a_is_log);
   const Span s = sequence(p, n);
   const int64_t row = !w.by_row ? n : kAdjoint ? s.out : s.in;
   float value = w.enters && row >= 0 ? w.enters[row * states + state] : 0.0f;
+#pragma unroll 4
   for (int64_t j = 0; j < w.k.segments; ++j) {
-    const int64_t segment = kAdjoint ? w.k.segments - 1 - j : j,
-                  piece = n * w.k.pieces + segment * of_segment;
-    w.k.at[(n * w.k.segments + segment) * states + state] = value;
-    if (j + 1 == w.k.segments) break;
-    float decay = 0, sum = 0;
-#pragma unroll 8
-    for (int64_t m = 0; m < of_segment; ++m) {
-      decay += w.k.sums[(piece + m) * p.E + state / p.N];
-      sum += w.k.ends[(piece + m) * states + state];
-    }
-    value = fmaf(exp2_of<true>(A * decay), value, sum);
+    const int64_t at = n * w.k.segments + (kAdjoint ? w.k.segments - 1 - j : j);
+    w.k.at[at * states + state] = value;
+    if (j + 1 < w.k.segments)
+      value = fmaf(exp2_of<true>(A * w.k.deltas[at * p.E + state / p.N]), value, w.k.ends[at * states + state]);
   }
 }
 
 template <bool kAdjoint>
-void between(Ends w, void* stream) {
+void between(const Ends& w, void* stream) {
   const CudaProblem& p = w.p;
   const auto queue = static_cast<cudaStream_t>(stream);
-  const int64_t of_segment = w.k.segment / w.k.piece;
-  w.count = w.k.pieces - of_segment, w.first = kAdjoint ? of_segment : 0;
-  const auto grid = [&](int64_t blocks) {
-    return static_cast<unsigned>(p.sequences * w.count * blocks);
-  };
-  if (w.count > 0) {
-    sum_deltas<<<grid(ceil_div(p.E, 2 * kChannels)), kChannels, 0, queue>>>(w);
-    sum_pieces<kAdjoint><<<grid(p.G * ceil_div(p.E / p.G, kChannels)), kChannels, 0, queue>>>(w);
+  if (w.k.segments > 1) {
+    const int64_t blocks = p.sequences * (w.k.segments - 1) * p.G * ceil_div(p.E / p.G, kChannels);
+    sum_segments<kAdjoint><<<static_cast<unsigned>(blocks), kThreads, 0, queue>>>(w);
   }
   chain_segments<kAdjoint>
       <<<static_cast<unsigned>(ceil_div(p.sequences * p.E * p.N, 128)), 128, 0, queue>>>(w);
@@ -281,27 +229,18 @@ CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks,
   CudaSegments k;
   k.tokens = tokens;
   k.segments = best_segments(p, tokens, blocks, costs);
-  // Pieces of 128 tokens at least, in whole rounds of four blocks a multiprocessor.
-  const int64_t of_one =
-      std::max<int64_t>(p.sequences * p.G * ceil_div(p.E / p.G, kChannels) * (k.segments - 1), 1);
-  const int64_t rounds = std::max<int64_t>(of_one / (4 * kMultiprocessors), 1);
-  const int64_t most = std::max<int64_t>(tokens / k.segments / 128, 1);
-  const int64_t of_segment =
-      std::clamp<int64_t>(6 * rounds * 4 * kMultiprocessors / of_one, 1, most);
-  k.piece = ceil_div(ceil_div(std::max<int64_t>(tokens, 1), k.segments * of_segment), tile) * tile;
-  k.segment = k.piece * of_segment;
+  k.segment = ceil_div(ceil_div(std::max<int64_t>(tokens, 1), k.segments), tile) * tile;
   k.segments = std::max<int64_t>(ceil_div(tokens, k.segment), 1);
-  k.pieces = k.segments * of_segment;
   return k;
 }
 
 void cuda_states_between(const CudaProblem& p, const CudaSegments& k, void* stream) {
-  between<false>({p, {}, k, 0, 0, p.state_in, true}, stream);
+  between<false>({p, {}, k, p.state_in, true}, stream);
 }
 
 void cuda_adjoints_between(const CudaProblem& p, const CudaRows& dy, const CudaSegments& k,
                            const float* last, bool by_row, void* stream) {
-  between<true>({p, dy, k, 0, 0, last, by_row}, stream);
+  between<true>({p, dy, k, last, by_row}, stream);
 }
 
 }  // namespace krait::ops::scan

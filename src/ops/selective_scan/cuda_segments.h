@@ -2,9 +2,9 @@
 // ones only where there is one.
 //
 // What enters a segment follows from all before it. It is found without walking: each token's part of the state at
-// the end of its segment is weighted by its decay to there, exp(A Σ Δ), summed over pieces of the segment at once;
-// then a chain over the segments. The adjoint is the same backwards in time. Weights below 2^-36 are
-// zero, all of which together are below the rounding of what enters: where all of a warp's are, tokens are not read.
+// the end of its segment is weighted by its decay to there, exp(A Σ Δ), and summed; then a chain over the segments. The
+// adjoint is the same backwards in time. Weights below 2^-36 are zero, all of which together are below the rounding of
+// what enters: where all of a block's are, tokens are not read.
 #pragma once
 #include "krait/ops/selective_scan/cuda.h"
 
@@ -13,17 +13,14 @@ namespace krait::ops::scan {
 struct CudaSegments {
   int64_t from = 0, tokens = 0;       // of every sequence: the stretch that is cut
   int64_t segments = 1, segment = 0;  // tokens of a segment
-  int64_t pieces = 1, piece = 0;      // tokens of a piece; a segment is whole pieces
-  float *ends = nullptr,
-        *sums = nullptr;  // scratch: (sequences, pieces, E, N) and (sequences, pieces, E)
-  float* at = nullptr;    // out: (sequences, segments, E, N), what enters each segment
+  // Scratch: (sequences, segments, E, N) and (sequences, segments, E).
+  float *ends = nullptr, *deltas = nullptr;
+  float* at = nullptr;  // out: (sequences, segments, E, N), what enters each segment
 
-  int64_t floats(const CudaProblem& p) const {
-    return p.sequences * p.E * ((pieces + segments) * p.N + pieces);
-  }
+  int64_t floats(const CudaProblem& p) const { return p.sequences * segments * p.E * (2 * p.N + 1); }
   void place(const CudaProblem& p, float* scratch) {
-    at = scratch, ends = at + p.sequences * segments * p.E * p.N,
-    sums = ends + p.sequences * pieces * p.E * p.N;
+    const int64_t states = p.sequences * segments * p.E * p.N;
+    at = scratch, ends = at + states, deltas = ends + states;
   }
 };
 

@@ -104,6 +104,8 @@ std::vector<ScanCase> cases() {
   add_bf16("bf16_kernel_N8", [](ScanCase& k) { k.N = 8; });
   add_bf16("bf16_kernel_groups", [](ScanCase& k) { k.G = 2, k.E = 192, k.B = 2; });
   add_bf16("bf16_kernel_segments", [](ScanCase& k) { k.L = 2500, k.E = 96; });
+  add_bf16("bf16_kernel_segments_slow",  // all before a segment counts in what enters it
+           [](ScanCase& k) { k.L = 2500, k.E = 96, k.dt_mean = -6, k.A_mean = -2; });
   add_bf16("bf16_kernel_segments_BC_f32",
            [](ScanCase& k) { k.L = 2500, k.E = 96, k.dtype_BC = DType::f32; });
   add_bf16("bf16_kernel_packed_BC_f32", [](ScanCase& k) {
