@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kThreads, 2) sum_segments(const __grid_constan
   __shared__ float deltas[kParts][kChannels], A[kN][kChannels], sums[kParts][kN][kChannels + 1];
   const CudaProblem& p = w.p;
   const CudaRows &r = kAdjoint ? p.C : p.B, &other = kAdjoint ? w.dy : p.u;
-  const int64_t in_group = p.E / p.G, of_group = ceil_div(in_group, kChannels), blocks = of_group * p.G;
+  const int64_t in_group = p.E / p.G, of_group = ceil_div(in_group, kChannels),
+                blocks = of_group * p.G;
   const int64_t block = blockIdx.x % blocks, group = block / of_group;
   const int64_t n = blockIdx.x / blocks / (w.k.segments - 1),
                 segment = blockIdx.x / blocks % (w.k.segments - 1) + kAdjoint;
@@ -65,7 +66,8 @@ __global__ void __launch_bounds__(kThreads, 2) sum_segments(const __grid_constan
   __syncthreads();
   float sum[kN] = {}, slowest[kN / 4];
 #pragma unroll
-  for (int k = 0; k < kN; ++k) slowest[k / 4] = k % 4 == 0 ? A[k][channel] : fmaxf(slowest[k / 4], A[k][channel]);
+  for (int k = 0; k < kN; ++k)
+    slowest[k / 4] = k % 4 == 0 ? A[k][channel] : fmaxf(slowest[k / 4], A[k][channel]);
   const float bias = p.dt_bias ? p.dt_bias[e] : 0.0f;
 
   const Column of_dt(p.dt, first, e, kDirection), of_value(other, first, e, kDirection),
@@ -79,9 +81,11 @@ __global__ void __launch_bounds__(kThreads, 2) sum_segments(const __grid_constan
   const auto fetch = [&](int t0) {
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
-      const int at = threadIdx.x + i * kThreads, t = t0 + at / 4, valid = static_cast<int>(p.N) - at % 4 * 4;
+      const int at = threadIdx.x + i * kThreads, t = t0 + at / 4,
+                valid = static_cast<int>(p.N) - at % 4 * 4;
       ahead.rows[i] = load_quad<false>(
-          r, element(r, r.bf16, first + kDirection * min(t, tokens - 1), group * r.group + at % 4 * 4),
+          r,
+          element(r, r.bf16, first + kDirection * min(t, tokens - 1), group * r.group + at % 4 * 4),
           t < tokens ? valid : 0);
     }
 #pragma unroll
@@ -97,7 +101,9 @@ __global__ void __launch_bounds__(kThreads, 2) sum_segments(const __grid_constan
   };
   if (tokens > 0) fetch(0);
   for (int t0 = 0; t0 < tokens; t0 += kRound) {
-    if (!__syncthreads_or(alive(0, so_far) || alive(1, so_far) || alive(2, so_far) || alive(3, so_far))) break;
+    if (!__syncthreads_or(alive(0, so_far) || alive(1, so_far) || alive(2, so_far) ||
+                          alive(3, so_far)))
+      break;
     float delta[kSteps], value[kSteps], of_part = 0;
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
@@ -142,7 +148,8 @@ __global__ void __launch_bounds__(kThreads, 2) sum_segments(const __grid_constan
         const float4 v = *reinterpret_cast<const float4*>(&rows[part * kSteps + s][k]);
         const float x[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sum[k + i] = fmaf(exp2_of<true>(decay * a[i]), value[s] * x[i], sum[k + i]);
+        for (int i = 0; i < 4; ++i)
+          sum[k + i] = fmaf(exp2_of<true>(decay * a[i]), value[s] * x[i], sum[k + i]);
         if (!kAdjoint) decay += delta[s];
       }
     }
@@ -175,7 +182,8 @@ __global__ void chain_segments(const __grid_constant__ Ends w) {
     const int64_t at = n * w.k.segments + (kAdjoint ? w.k.segments - 1 - j : j);
     w.k.at[at * states + state] = value;
     if (j + 1 < w.k.segments)
-      value = fmaf(exp2_of<true>(A * w.k.deltas[at * p.E + state / p.N]), value, w.k.ends[at * states + state]);
+      value = fmaf(exp2_of<true>(A * w.k.deltas[at * p.E + state / p.N]), value,
+                   w.k.ends[at * states + state]);
   }
 }
 

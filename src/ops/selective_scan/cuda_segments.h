@@ -17,7 +17,9 @@ struct CudaSegments {
   float *ends = nullptr, *deltas = nullptr;
   float* at = nullptr;  // out: (sequences, segments, E, N), what enters each segment
 
-  int64_t floats(const CudaProblem& p) const { return p.sequences * segments * p.E * (2 * p.N + 1); }
+  int64_t floats(const CudaProblem& p) const {
+    return p.sequences * segments * p.E * (2 * p.N + 1);
+  }
   void place(const CudaProblem& p, float* scratch) {
     const int64_t states = p.sequences * segments * p.E * p.N;
     at = scratch, ends = at + states, deltas = ends + states;
