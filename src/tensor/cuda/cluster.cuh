@@ -18,6 +18,20 @@ __device__ inline unsigned rank_in_cluster() {
 #endif
 }
 
+// What a block has of `count` things that the blocks of its cluster share out; count · blocks is below 2^32. In divisions of
+// 32 bits: kernels ask for their first weights behind this, and those of 64 bits took longer than all else before.
+struct ClusterShare {
+  int first, end;
+  unsigned cluster;  // of the grid
+
+  __device__ ClusterShare(int64_t count, unsigned rank, int blocks) {
+    const auto things = static_cast<unsigned>(count), all = static_cast<unsigned>(blocks);
+    first = static_cast<int>(things * rank / all);
+    end = static_cast<int>(things * (rank + 1) / all);
+    cluster = blockIdx.x / all;
+  }
+};
+
 // What the blocks wrote into their shared memory can be seen by the others after it.
 __device__ inline void synchronize_cluster() {
 #if __CUDA_ARCH__ >= 900

@@ -191,17 +191,14 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
   float* const squares = sums + kFewWarps * Layout::kSums;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int K = static_cast<int>(p.K), chunks = (K + kChunk - 1) / kChunk;
-  // A power of two, without divisions: the first weights are asked for behind this.
-  const int split = kNormed ? 1 : blocks_of_cluster, halvings = __ffs(split) - 1;
+  const int split = kNormed ? 1 : blocks_of_cluster;
   const bool shared = split > 1;
   const unsigned rank = shared ? rank_in_cluster() : 0;
-  const int64_t n0 = int64_t{blockIdx.x >> halvings} * Layout::kRows;
+  const ClusterShare share(chunks, rank, split);
+  const int64_t n0 = int64_t{share.cluster} * Layout::kRows;
   const int m0 = static_cast<int>(blockIdx.y) * Layout::kColumns, M = static_cast<int>(p.M);
-  const auto first_of = [&](unsigned block) {
-    return static_cast<int>(static_cast<unsigned>(chunks) * block >> halvings);
-  };
-  const int last = first_of(rank + 1);
-  int chunk = first_of(rank) + warp;
+  const int last = share.end;
+  int chunk = share.first + warp;
   const int columns = min(Layout::kColumns, M - m0), elements = columns * Layout::kRows;
   if (shared) {
     const int here = min(max(elements - static_cast<int>(rank) * kThreads, 0), kThreads);

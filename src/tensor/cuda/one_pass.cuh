@@ -6,6 +6,7 @@
 #pragma once
 #include <algorithm>
 
+#include "krait/tensor/cuda/cluster.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/mma.h"
 #include "krait/tensor/cuda/one_pass_fours.cuh"
@@ -40,13 +41,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int K = static_cast<int>(p.K), M = static_cast<int>(p.M);
   const unsigned rank = split > 1 ? rank_in_cluster() : 0;
-  // Split is a power of two; without divisions, as the first weights are asked for behind this.
-  const int halvings = __ffs(split) - 1, all = (K + kK - 1) / kK;
-  const int64_t n0 = int64_t{blockIdx.x >> halvings} * kRows;
-  const auto first_of = [&](unsigned block) {
-    return static_cast<int>(static_cast<unsigned>(all) * block >> halvings);
-  };
-  const int first = first_of(rank), stages = first_of(rank + 1) - first;
+  const ClusterShare share((K + kK - 1) / kK, rank, split);
+  const int64_t n0 = int64_t{share.cluster} * kRows;
+  const int first = share.first, stages = share.end - first;
   const auto place = [](int row, int slot) {
     return (row * kSlots + (slot & ~7) + ((slot ^ row) & 7)) * 16;
   };

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 
+#include "krait/tensor/cuda/cluster.cuh"
 #include "krait/tensor/cuda/hopper.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/one_pass_fours.cuh"
@@ -36,11 +37,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   auto* const empty = full + kStages;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const unsigned rank = split > 1 ? rank_in_cluster() : 0;
-  const int64_t n0 = static_cast<int64_t>(blockIdx.x / split) * Tile::kRows;
+  const ClusterShare share((p.K + kK - 1) / kK, rank, split);
+  const int64_t n0 = int64_t{share.cluster} * Tile::kRows;
   const int m0 = static_cast<int>(blockIdx.y) * Tile::kColumns;
-  const int all = static_cast<int>((p.K + kK - 1) / kK),
-            first = static_cast<int>(int64_t{all} * rank / split),
-            stages = static_cast<int>(int64_t{all} * (rank + 1) / split) - first;
+  const int first = share.first, stages = share.end - first;
   if (thread == 0) {
     for (int i = 0; i < kStages; ++i) {
       start_barrier(full + i, 1);
