@@ -39,7 +39,7 @@ struct ConvStep {
     y = fmaf(k.y, before.z, y);
     y = fmaf(k.z, before.w, y);
     y = fmaf(k.w, x, y);
-    u[m * E + n] = static_cast<T>(y * sigmoid<false>(y));
+    u[m * E + n] = static_cast<T>(y * sigmoid<!std::is_same_v<T, float>>(y));
   }
 };
 

@@ -243,6 +243,7 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
     }
   };
   if constexpr (End::kHoldsEarly) hold();
+  const float of_each = 1.0f / static_cast<float>(K);
   wait_for_previous();
   if (p.holds_next) let_next_start();
   if constexpr (!End::kHoldsEarly) hold();
@@ -367,8 +368,8 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
     return over_warps(sums + e % Layout::kRows * Layout::kStep + e / Layout::kRows, Layout::kSums);
   };
   const auto factor_of = [&](int m) {  // of the norm
-    return 1.0f /
-           sqrtf(over_warps(squares + m, Layout::kColumns) / static_cast<float>(K) + norm.eps);
+    const float mean = fmaf(over_warps(squares + m, Layout::kColumns), of_each, norm.eps);
+    return kFloat ? 1.0f / sqrtf(mean) : rsqrtf(mean);
   };
   if (shared) {  // a block finishes kThreads elements, the next one the next ones
     wait_in_cluster();
