@@ -157,7 +157,8 @@ void load_block(const AttentionProblem& p, const AttentionSequence& s, int64_t h
   });
 }
 
-// scores -> weights p = exp(score - largest) / sum and, with them, dy·v -> p (dy·v - delta).
+// scores -> weights p = exp(score - largest) / sum and, with them, dy·v -> p (dy·v - delta): 0 to the bit for a
+// token that sees one key, whose y is v.
 void weigh(const AttentionProblem& p, const AttentionSequence& s, int64_t head, int64_t from,
            int64_t n, int64_t key, int64_t keys, float* weights, float* dscores) {
   const Lanes d;
@@ -202,7 +203,7 @@ void add_up_dy_y(const AttentionProblem& p, const AttentionSequence& s, int64_t 
       load_rows(static_cast<const T*>(s.y) + place * p.P, 0, 1, p.P, p.padded(), 1, y);
       load_rows(static_cast<const T*>(s.dy) + place * p.P, 0, 1, p.P, p.padded(), 1, dy);
     });
-    s.delta[place] = dot(y, dy, p.padded());
+    s.delta[place] = dot(dy, y, p.P);
   }
 }
 

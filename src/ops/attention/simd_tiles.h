@@ -109,19 +109,12 @@ HWY_INLINE void store_row(const float* from, int64_t P, float scale, bool add, T
   });
 }
 
+// One sum in the order of `product`: of a row of it, the same bits.
 HWY_INLINE float dot(const float* a, const float* b, int64_t n) {
-  const Lanes d;
+  const OneLane d;
   auto sum = hn::Zero(d);
-  float rest = 0;
-  for_lanes(0, n, [&](auto t, int64_t i) HWY_ATTR {
-    const auto x = hn::LoadU(t, a + i), y = hn::LoadU(t, b + i);
-    if constexpr (hn::MaxLanes(t) == kTileLanes) {
-      sum = hn::MulAdd(x, y, sum);
-    } else {
-      rest += hn::GetLane(hn::Mul(x, y));
-    }
-  });
-  return sum_lanes(d, sum) + rest;
+  for (int64_t i = 0; i < n; ++i) sum = hn::MulAdd(hn::Set(d, a[i]), hn::Set(d, b[i]), sum);
+  return hn::GetLane(sum);
 }
 
 HWY_INLINE float exp_of(float x) { return hn::GetLane(Exp(OneLane(), hn::Set(OneLane(), x))); }

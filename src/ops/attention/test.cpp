@@ -282,6 +282,20 @@ void expect_error(const F& f, const std::string& part) {
   }
 }
 
+// Its weight is 1 whatever the score: no gradient, not even a rounding error, which AdamW would make a step of.
+TEST(Attention, ATokenThatSeesOneKeySaysNothingAboutTheScore) {
+  if (testing::test_device().type != Device::cpu)
+    GTEST_SKIP() << "tiles of products sum in another order than rows do";
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    AttentionCase k;
+    k.dtype = dtype, k.B = 2, k.L = 70, k.P = 23, k.H = 6, k.Hkv = 2, k.window = 1;
+    const std::vector<Values> grads = run_attention(k, true).grads;
+    EXPECT_EQ(testing::max_abs(grads[0]), 0);
+    EXPECT_EQ(testing::max_abs(grads[1]), 0);
+    EXPECT_GT(testing::max_abs(grads[2]), 0);
+  }
+}
+
 TEST(Attention, ErrorsSayWhatWasExpected) {
   AttentionCase k;
   k.B = 2, k.L = 3, k.H = 6, k.Hkv = 3, k.P = 8, k.C = k.C_out = 10, k.cached = {4, 7};
