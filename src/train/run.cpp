@@ -47,6 +47,7 @@ class Run {
     require(resume_ || !fs::exists(out_ / "last"),
             "{}: there is a run already: go on with --resume {}, or name another directory",
             out_.string(), out_.string());
+    check_log();
     AnyConfig config = read_any_config(start_.empty() ? o_.model : start_.string());
     data_ = std::make_unique<RunData>(o_, start_, config);
     const TrainingMemory memory = plan_training(*make_model(config), o_.train);
@@ -73,6 +74,17 @@ class Run {
     if (!o_.log.empty()) logs_.emplace_back(o_.log, trainer_->steps_done());
     if (watcher_.begin)
       watcher_.begin(model_->params().numel(), memory, description, data_->unit());
+  }
+
+  // The copy of the log may lie in the directory of the run, which is made later.
+  void check_log() const {
+    if (o_.log.empty()) return;
+    const auto folder = [](const fs::path& file) {
+      return fs::absolute(file).lexically_normal().parent_path();
+    };
+    require(fs::is_directory(folder(o_.log)) || folder(o_.log) == folder(out_ / "log.jsonl"),
+            "log: expected a file in a directory that exists, got {}", o_.log);
+    require(!fs::is_directory(o_.log), "log: expected a file, {} is a directory", o_.log);
   }
 
   // The weights and the trainer, which records the first step while fresh weights are drawn.

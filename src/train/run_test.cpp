@@ -194,6 +194,19 @@ TEST_F(Runs, ARunIsNotOverwritten) {
   EXPECT_FALSE(fs::exists(p.out));
 }
 
+TEST_F(Runs, ACopyOfTheLogThatCannotBeWrittenLeavesNothingBehind) {
+  RunOptions o = options("run");
+  for (const fs::path& log : {folder_ / "missing" / "log.jsonl", folder_.path()}) {
+    o.log = log.string();
+    EXPECT_NE(testing::error_of([&] { run_training(o, false, {}); }).find(o.log),
+              std::string::npos);
+    EXPECT_FALSE(fs::exists(o.out));
+  }
+  o.log = (fs::path(o.out) / "copy.jsonl").string();  // there once the run is
+  run_training(o, false, {});
+  EXPECT_EQ(read_file(o.log), read_file(fs::path(o.out) / "log.jsonl"));
+}
+
 TEST_F(Runs, GoOnFromTheWeightsOfAModel) {
   RunOptions o = options("run");
   run_training(o, false, {});
