@@ -87,9 +87,15 @@ struct Layer {
     return ops::gate(test.c, ops::Gate::sigmoid, halves.slice(-1, H, 2 * H),
                      halves.slice(-1, 0, H));
   }
+  // What a case says of the error of "output" alone holds of other outputs and of states relative to their
+  // largest values.
+  double relative_bound() const {
+    return bound("output_f32_max_abs_err") / max_abs(to_double(g.data.at("output")));
+  }
   void expect_output(const Tensor& y, const std::string& name) {
-    EXPECT_LE(max_abs_error(to_double(y), to_double(g.data.at(name))),
-              bound("output_f32_max_abs_err"))
+    const Values exact = to_double(g.data.at(name));
+    EXPECT_LE(max_abs_error(to_double(y), exact),
+              std::max(bound("output_f32_max_abs_err"), relative_bound() * max_abs(exact)))
         << name;
   }
 
@@ -117,7 +123,9 @@ struct Layer {
   }
   void expect_state(const Tensor& got, const std::string& name) {
     const Values exact = to_double(state(name));
-    EXPECT_LE(max_abs_error(to_double(got), exact), 0x1p-22 * max_abs(exact)) << name;
+    EXPECT_LE(max_abs_error(to_double(got), exact),
+              std::max(0x1p-22, relative_bound()) * max_abs(exact))
+        << name;
   }
   void stepped() {
     if (!g.data.find("step.output")) return;

@@ -61,9 +61,16 @@ struct VisionPass {
   }
 };
 
-LoadedVision load(const GoldenCase& g) {
-  return load_vision_model(g.model, {nn::Purpose::training, DType::f32, testing::test_device()});
+// A checkpoint does not say how large its images are, the case does.
+LoadedVision load(const GoldenCase& g, const std::filesystem::path& file, nn::Purpose purpose,
+                  bool average = false) {
+  const Json& options = g.json.at("options");
+  return load_vision_model(
+      file, {purpose, DType::f32, testing::test_device()}, average,
+      {options.at("img_size").get<int64_t>(), options.at("stride").get<int64_t>()});
 }
+
+LoadedVision load(const GoldenCase& g) { return load(g, g.model, nn::Purpose::training); }
 
 TEST(GoldenVision, T39_LogitsLossAndEveryGradient) {
   KRAIT_GOLDEN_OR_SKIP(golden);
@@ -94,9 +101,7 @@ TEST(GoldenVision, TheMovingAverageIsAnotherModelAndFoldersReadBack) {
     const GoldenCase g(folder);
     const Tensor &images = g.data.at("images"), &labels = g.data.at("labels");
     const LoadedVision loaded = load(g);
-    const LoadedVision average =
-        load_vision_model(g.model / "checkpoint.pth",
-                          {nn::Purpose::inference, DType::f32, testing::test_device()}, true);
+    const LoadedVision average = load(g, g.model / "checkpoint.pth", nn::Purpose::inference, true);
     const Values logits = VisionPass(*loaded.model, images, labels, false).logits;
     EXPECT_NE(VisionPass(*average.model, images, labels, false).logits, logits);
     const testing::TempDir dir;
