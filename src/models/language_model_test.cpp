@@ -131,30 +131,32 @@ std::string name_of_case(const ::testing::TestParamInfo<Small>& info) { return i
 INSTANTIATE_TEST_SUITE_P(Each, Algebra, ::testing::ValuesIn(family()), name_of_case);
 INSTANTIATE_TEST_SUITE_P(Each, Training, ::testing::ValuesIn(family()), name_of_case);
 
-TEST_P(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
-  const auto model = small_model(GetParam(), nn::Purpose::inference);
+const std::vector<int64_t> kSteps(kLength, 1);
+
+// A sequence cut into pieces of these lengths, the last of which takes what is left, is the whole.
+void expect_whole(const LanguageModel& model, const std::vector<std::vector<int64_t>>& all_cuts) {
   std::vector<int32_t> ids = random_tokens(kLength, 1);
-  const std::vector<float> whole = run(*model, as_tensor(ids, {1, kLength}), {});
+  const std::vector<float> whole = run(model, as_tensor(ids, {1, kLength}), {});
   const double bound = kTolerance * deviation(whole);
-  for (const std::vector<int64_t>& cuts : {std::vector<int64_t>{1},
-                                           {2, 1},
-                                           {10, 13},
-                                           {1, 1, 1, 20},
-                                           {7, 3, 5, 8},
-                                           std::vector<int64_t>(kLength, 1)}) {
-    nn::State state = state_of(*model, 1);
+  for (const std::vector<int64_t>& cuts : all_cuts) {
+    nn::State state = state_of(model, 1);
     std::vector<float> pieces;
     int64_t at = 0;
     size_t cut = 0;
     while (at < kLength) {
       const int64_t n = cut < cuts.size() ? cuts[cut++] : kLength - at;
       std::vector<int32_t> part(ids.begin() + at, ids.begin() + at + n);
-      const auto logits = run(*model, as_tensor(part, {1, n}), {nullptr, &state, &state});
+      const auto logits = run(model, as_tensor(part, {1, n}), {nullptr, &state, &state});
       pieces.insert(pieces.end(), logits.begin(), logits.end());
       at += n;
     }
     EXPECT_LE(largest_difference(whole, pieces), bound) << "first cut " << cuts.front();
   }
+}
+
+TEST_P(Algebra, T19_T20_AnySplitOfASequenceIsTheWhole) {
+  expect_whole(*small_model(GetParam(), nn::Purpose::inference),
+               {{1}, {2, 1}, {10, 13}, {1, 1, 1, 20}, {7, 3, 5, 8}, kSteps});
 }
 
 TEST_P(Algebra, T23_T24_EachRowOfABatchIsItsRunAlone) {
@@ -326,16 +328,48 @@ TEST_P(Training, BitsDoNotDependOnTheNumberOfThreads) {
 }
 
 // A model of tests/family whose config is changed; its values depend on the shapes alone.
-std::vector<float> logits_with(const std::string& name, const std::function<void(Json&)>& change) {
+std::unique_ptr<LanguageModel> model_with(const std::string& name,
+                                          const std::function<void(Json&)>& change) {
   const std::filesystem::path file =
       std::filesystem::path(KRAIT_SOURCE_DIR) / "tests/family" / (name + ".json");
   Json json = read_json(file);
   change(json);
   const testing::TempDir dir;
   write_file(dir / "config.json", json.dump());
-  const auto model = small_model({name, dir / "config.json"}, nn::Purpose::inference);
+  return small_model({name, dir / "config.json"}, nn::Purpose::inference);
+}
+
+std::vector<float> logits_with(const std::string& name, const std::function<void(Json&)>& change) {
   std::vector<int32_t> ids = random_tokens(kLength, 8);
-  return run(*model, as_tensor(ids, {1, kLength}), {});
+  return run(*model_with(name, change), as_tensor(ids, {1, kLength}), {});
+}
+
+// A step of one token may have an op of its own, which knows the usual layer alone: each way to differ from it, by
+// itself.
+TEST(Steps, T6_T7_OfLayersThatAreNotTheUsualOneAreTheWhole) {
+  for (const char* key : {"bias", "conv_bias"}) {
+    SCOPED_TRACE(key);
+    const bool usual = std::string(key) == "conv_bias";
+    expect_whole(*model_with("mamba", [&](Json& j) { j["ssm_cfg"][key] = !usual; }), {kSteps});
+  }
+  const std::pair<const char*, Json> unusual[] = {{"norm_before_gate", true},
+                                                  {"rmsnorm", false},
+                                                  {"bias", true},
+                                                  {"conv_bias", false},
+                                                  {"ngroups", 2},
+                                                  {"D_has_hdim", true},
+                                                  {"d_ssm", 36},
+                                                  {"d_conv", 3},
+                                                  {"dt_limit", {0.01, 0.9}}};
+  for (const auto& [key, value] : unusual) {
+    SCOPED_TRACE(key);
+    expect_whole(*model_with("mamba2",
+                             [&, key = key, value = value](Json& j) {
+                               j["ssm_cfg"] = {{"layer", "Mamba2"}, {"d_state", 5}, {"headdim", 6}};
+                               j["ssm_cfg"][key] = value;
+                             }),
+                 {kSteps});
+  }
 }
 
 // Each acts, on its own, and the norm of the Mamba part may be absent. The values themselves are the golden case's.
