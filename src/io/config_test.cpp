@@ -2,7 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
+#include "krait/base/json.h"
+#include "krait/models/architecture.h"
 #include "krait/models/mamba1.h"
+#include "krait/models/rotary_keys.h"
 
 namespace krait {
 namespace {
@@ -81,6 +86,56 @@ TEST(Config, BothLayoutsRoundTrip) {
     EXPECT_EQ(d.tie_embeddings, c.tie_embeddings);
     EXPECT_EQ(d.norm_eps, c.norm_eps);
   }
+}
+
+TEST(Config, NemotronHNamesItsLayersByAPatternOrAList) {
+  const auto read = [](const std::string& layers) {
+    const models::Config c = parse(
+        R"({"model_type": "nemotron_h", "use_bias": true, )" + layers + "}", Layout::huggingface);
+    return parse_json(config_json(c, Layout::huggingface, DType::f32), "written");
+  };
+  for (const char* layers :
+       {R"("hybrid_override_pattern": "M*-M", "num_hidden_layers": 4)",
+        R"("layers_block_type": ["linear_attention", "full_attention", "mlp", "mamba"])"}) {
+    const Json written = read(layers);
+    EXPECT_EQ(written.at("hybrid_override_pattern"), "M*-M") << layers;
+    EXPECT_EQ(written.at("num_hidden_layers"), 4) << layers;
+    EXPECT_EQ(written.at("use_bias"), true) << layers;
+  }
+  EXPECT_NE(message_of(R"({"model_type": "nemotron_h", "layers_block_type": ["moe"]})")
+                .find("layers_block_type"),
+            std::string::npos);
+}
+
+TEST(Config, AnOddPartOfAHeadIsTurnedAsTransformersDoes) {
+  const ops::Rotation odd = models::rotation_of({10000, 0.5}, 10),
+                      even = models::rotation_of({10000, 0.5}, 8);
+  EXPECT_EQ(odd.R, 6);  // 5 / 2 pairs rounded up
+  for (int i = 0; i < 3; ++i)
+    EXPECT_NEAR(std::pow(odd.base, -2.0 * i / 6) / std::pow(10000, -2.0 * i / 5), 1, 1e-14) << i;
+  EXPECT_EQ(even.R, 4);
+  EXPECT_EQ(even.base, 10000);
+  EXPECT_NE(message_of(R"({"model_type": "gpt_neox", "hidden_size": 15, "num_attention_heads": 3,
+                           "num_hidden_layers": 1, "rotary_pct": 1})")
+                .find("at most 5 elements of a head, got 6"),
+            std::string::npos);
+}
+
+// transformers refuses 2.0 where it expects a whole number.
+TEST(Config, ExpansionsAreWrittenAsWholeNumbers) {
+  int n = 0;
+  for (const models::Architecture* a : models::architectures())
+    for (const std::string& name : a->presets()) {
+      const models::Config c = models::preset(name);
+      if (c.layout != Layout::huggingface) continue;
+      const Json j = parse_json(config_json(c, Layout::huggingface, DType::f32), name);
+      for (const char* key : {"expand", "mamba_expand"})
+        if (j.contains(key)) {
+          EXPECT_TRUE(j.at(key).is_number_integer()) << name << " " << j.at(key);
+          ++n;
+        }
+    }
+  EXPECT_GT(n, 10);
 }
 
 TEST(Config, WhatALayoutCannotSayIsRefused) {

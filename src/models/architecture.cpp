@@ -163,6 +163,11 @@ int64_t expanded(double expand, int64_t D) {
   return E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;
 }
 
+OrderedJson expansion(int64_t E, int64_t D) {
+  if (E % D == 0) return E / D;
+  return static_cast<double>(E) / static_cast<double>(D);
+}
+
 double shortest(float value) { return std::stod(fmt::format("{}", value)); }
 
 }  // namespace krait::models

@@ -86,6 +86,8 @@ std::vector<double> numbers(const JsonView& config, const char* key, std::vector
 std::vector<std::string> read_labels(const JsonView& config);
 void write_labels(OrderedJson& json, const std::vector<std::string>& labels);
 int64_t expanded(double expand, int64_t D);  // expand · D, rounded down; 0: no size
-double shortest(float value);                // 1e-5f -> 1e-05, not 9.99999974737875e-06
+OrderedJson expansion(int64_t E,
+                      int64_t D);  // E / D; transformers takes whole numbers without a point only
+double shortest(float value);      // 1e-5f -> 1e-05, not 9.99999974737875e-06
 
 }  // namespace krait::models

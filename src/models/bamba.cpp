@@ -17,6 +17,7 @@ struct Sizes {
   nn::Mamba2Config mamba;
   nn::AttentionConfig attention;
   nn::MlpConfig mlp;
+  RotaryKeys rotary{10000, 0.5};
   std::vector<int64_t> attends;  // layers
   double deviation = 0.02;       // of initial values
   int64_t longest = 262144;
@@ -73,9 +74,8 @@ class BambaBody : public Body {
     j["initializer_range"] = s.deviation;
     j["rms_norm_eps"] = shortest(c.norm_eps);
     j["max_position_embeddings"] = s.longest;
-    j["rope_theta"] = s.attention.rotation.base;
-    j["partial_rotary_factor"] =
-        static_cast<double>(s.attention.rotation.R) / static_cast<double>(s.attention.head_dim);
+    j["rope_theta"] = s.rotary.base;
+    j["partial_rotary_factor"] = s.rotary.fraction;
     write_mamba_keys(j, s.mamba);
     j["tie_word_embeddings"] = c.tie_embeddings;
     write_eos(j, c);
@@ -86,7 +86,7 @@ class BambaBody : public Body {
   const Sizes sizes_;
 };
 
-Config finish(Config c, Sizes s, double rotary_fraction) {
+Config finish(Config c, Sizes s) {
   c.architecture = kBamba.name;
   c.embedding = {"model.embed_tokens.weight", ""};
   c.norm_f = "model.final_layernorm";
@@ -95,7 +95,7 @@ Config finish(Config c, Sizes s, double rotary_fraction) {
   nn::AttentionConfig& a = s.attention;
   a.head_dim = a.heads > 0 ? c.d_model / a.heads : 0;
   a.out = "o_proj";
-  a.rotation.R = static_cast<int64_t>(rotary_fraction * static_cast<double>(a.head_dim)) / 2 * 2;
+  a.rotation = rotation_of(s.rotary, a.head_dim);
   a.deviation = s.mlp.deviation = s.deviation;
   c.body = std::make_shared<BambaBody>(s);
   return c;
@@ -132,10 +132,9 @@ Config read(const JsonView& j, Layout) {
   s.attention.heads = j.integer("num_attention_heads", 32);
   s.attention.key_heads = j.integer("num_key_value_heads", 8);
   s.attention.qkv_bias = s.attention.out_bias = j.boolean("attention_bias", false);
-  const RotaryKeys rotary = rotary_keys(j, {10000, 0.5});
-  s.attention.rotation.base = rotary.base;
+  s.rotary = rotary_keys(j, s.rotary);
   s.mamba = mamba_keys(j, c.d_model);
-  return finish(c, s, rotary.fraction);
+  return finish(c, s);
 }
 
 Config preset_of(const std::string&) {
@@ -150,7 +149,7 @@ Config preset_of(const std::string&) {
   s.attention.heads = 32;
   s.attention.key_heads = 8;
   s.mamba.d_ssm = 8192;
-  return finish(c, s, 0.5);
+  return finish(c, s);
 }
 
 }  // namespace

@@ -72,6 +72,7 @@ class FalconBody : public Body {
     j["rope_theta"] = s.attention.rotation.base;
     write_mamba_keys(j, s.mamba);
     j["mamba_d_ssm"] = s.mamba.d_ssm;
+    j["mamba_expand"] = 2;  // says nothing beside mamba_d_ssm, but must be a whole number
     j["mamba_rms_norm"] = s.mamba.norm;
     j["mamba_norm_before_gate"] = s.mamba.norm_before_gate;
     j["embedding_multiplier"] = shortest(c.embedding_factor);
@@ -101,7 +102,7 @@ Config finish(Config c, Sizes s) {
   s.mamba.norm_eps = c.norm_eps;
   nn::AttentionConfig& a = s.attention;
   a.out = "o_proj";
-  a.rotation.R = a.head_dim / 2 * 2;
+  a.rotation.R = a.head_dim;
   a.scale = s.key_factor / std::sqrt(static_cast<float>(std::max<int64_t>(1, a.head_dim)));
   a.deviation = s.mlp.deviation = s.deviation;
   c.body = std::make_shared<FalconBody>(s);

@@ -15,7 +15,7 @@ struct Sizes {
   nn::AttentionConfig attention;
   nn::MlpConfig mlp;
   bool parallel = true;
-  double rotated = 0.25;    // of each head
+  RotaryKeys rotary{10000, 0.25};
   double deviation = 0.02;  // of initial values
   int64_t longest = 2048;   // "max_position_embeddings": kept, not enforced
 };
@@ -30,9 +30,7 @@ class GptNeoxBody : public Body {
     check_size("num_attention_heads", a.heads, 1, 512);
     require(c.d_model % a.heads == 0,
             "config: num_attention_heads: expected a divisor of {}, got {}", c.d_model, a.heads);
-    check_size("head size", a.head_dim, 1, 256);
-    require(a.rotation.R % 2 == 0, "config: rotary_pct: expected an even part of {}, got {}",
-            a.head_dim, a.rotation.R);
+    nn::check(a);
   }
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
@@ -73,8 +71,8 @@ class GptNeoxBody : public Body {
     j["num_attention_heads"] = a.heads;
     j["attention_bias"] = a.qkv_bias;
     j["hidden_act"] = sizes_.mlp.gate_kind == ops::Gate::gelu ? "gelu" : "gelu_new";
-    j["rotary_pct"] = sizes_.rotated;
-    j["rotary_emb_base"] = a.rotation.base;
+    j["rotary_pct"] = sizes_.rotary.fraction;
+    j["rotary_emb_base"] = sizes_.rotary.base;
     j["use_parallel_residual"] = sizes_.parallel;
     j["max_position_embeddings"] = sizes_.longest;
     j["initializer_range"] = sizes_.deviation;
@@ -101,7 +99,7 @@ Config with_sizes(Config c, Sizes s) {
   nn::AttentionConfig& a = s.attention;
   a.key_heads = a.heads;
   a.head_dim = a.heads > 0 ? c.d_model / a.heads : 0;
-  a.rotation.R = static_cast<int64_t>(static_cast<double>(a.head_dim) * s.rotated);
+  a.rotation = rotation_of(s.rotary, a.head_dim);
   c.body = std::make_shared<GptNeoxBody>(s);
   return c;
 }
@@ -123,9 +121,7 @@ Config read(const JsonView& j, Layout) {
   c.tie_embeddings = j.boolean("tie_word_embeddings", false);
   c.eos_ids = eos_ids(j);
   Sizes s;
-  const RotaryKeys rotary = rotary_keys(j, {10000, 0.25});
-  s.rotated = rotary.fraction;
-  s.attention.rotation.base = rotary.base;
+  s.rotary = rotary_keys(j, s.rotary);
   s.attention.heads = j.integer("num_attention_heads", 64);
   s.attention.qkv_bias = s.attention.out_bias = j.boolean("attention_bias", true);
   s.mlp.d_inner = j.integer("intermediate_size", 24576);

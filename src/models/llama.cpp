@@ -24,7 +24,6 @@ class LlamaBody : public Body {
     const nn::AttentionConfig& a = sizes_.attention;
     check_size("intermediate_size", sizes_.mlp.d_inner, 1, 1 << 22);
     nn::check(a);
-    require(a.head_dim % 2 == 0, "config: head_dim: expected an even number, got {}", a.head_dim);
     check_size("sliding_window", a.window, 0, 1 << 24);
   }
 

@@ -91,10 +91,6 @@ Config read_original(const JsonView& j) {
                               c.d_model));
 }
 
-double expand_of(const nn::Mamba1Config& m, const Config& c) {
-  return static_cast<double>(m.d_inner) / static_cast<double>(c.d_model);
-}
-
 OrderedJson Mamba1Body::huggingface(const Config& c) const {
   const nn::Mamba1Config& m = mixer;
   require(c.norm == ops::NormKind::rms,
@@ -105,8 +101,7 @@ OrderedJson Mamba1Body::huggingface(const Config& c) const {
   j["architectures"] = OrderedJson::array({falcon ? "FalconMambaForCausalLM" : "MambaForCausalLM"});
   write_shell(j, c);
   j["intermediate_size"] = m.d_inner;
-  j["expand"] = m.d_inner % c.d_model == 0 ? OrderedJson(m.d_inner / c.d_model)
-                                           : OrderedJson(expand_of(m, c));
+  j["expand"] = expansion(m.d_inner, c.d_model);
   j["state_size"] = m.d_state;
   j["conv_kernel"] = m.d_conv;
   j["time_step_rank"] = m.dt_rank;
@@ -137,7 +132,7 @@ OrderedJson Mamba1Body::original(const Config& c) const {
   const nn::Mamba1Config usual;
   if (m.d_state != usual.d_state) s["d_state"] = m.d_state;
   if (m.d_conv != usual.d_conv) s["d_conv"] = m.d_conv;
-  if (m.d_inner != 2 * c.d_model) s["expand"] = expand_of(m, c);
+  if (m.d_inner != 2 * c.d_model) s["expand"] = expansion(m.d_inner, c.d_model);
   if (m.dt_rank != default_rank(c.d_model)) s["dt_rank"] = m.dt_rank;
   if (!m.conv_bias) s["conv_bias"] = false;
   if (m.proj_bias) s["bias"] = true;

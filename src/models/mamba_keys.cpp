@@ -30,7 +30,7 @@ void write_mamba_keys(OrderedJson& j, const nn::Mamba2Config& m) {
   j["mamba_d_state"] = m.d_state;
   j["mamba_n_groups"] = m.groups;
   j["mamba_d_conv"] = m.d_conv;
-  j["mamba_expand"] = static_cast<double>(m.d_ssm) / static_cast<double>(m.d_model);
+  j["mamba_expand"] = expansion(m.d_ssm, m.d_model);
   j["mamba_conv_bias"] = m.conv_bias;
   j["mamba_proj_bias"] = m.proj_bias;
   j["time_step_limit"] = dt_limits(m);

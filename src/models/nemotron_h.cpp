@@ -70,7 +70,7 @@ class NemotronBody : public Body {
     j["n_groups"] = s.mamba.groups;
     j["conv_kernel"] = s.mamba.d_conv;
     j["use_conv_bias"] = s.mamba.conv_bias;
-    j["mamba_proj_bias"] = s.mamba.proj_bias;
+    j["use_bias"] = s.mamba.proj_bias;
     j["time_step_limit"] = dt_limits(s.mamba);
     j["residual_in_fp32"] = true;
     j["tie_word_embeddings"] = c.tie_embeddings;
@@ -105,6 +105,27 @@ bool claims(const JsonView& j, Layout layout) {
   return layout == Layout::huggingface && j.text("model_type") == "nemotron_h";
 }
 
+// "hybrid_override_pattern", or "layers_block_type", the list of names that newer files have in its place.
+std::string pattern_of(const JsonView& j) {
+  if (j.has("hybrid_override_pattern") || !j.has("layers_block_type"))
+    return j.text("hybrid_override_pattern");
+  const Json& kinds = j.at("layers_block_type");
+  if (!kinds.is_array()) j.wrong("layers_block_type", "a list of names");
+  std::string pattern;
+  for (const Json& kind : kinds) {
+    if (kind == "linear_attention" || kind == "mamba") {  // the newer and the older name
+      pattern += 'M';
+    } else if (kind == "full_attention" || kind == "attention") {
+      pattern += '*';
+    } else if (kind == "mlp") {
+      pattern += '-';
+    } else {
+      j.wrong("layers_block_type", "names \"linear_attention\", \"full_attention\" and \"mlp\"");
+    }
+  }
+  return pattern;
+}
+
 Config read(const JsonView& j, Layout) {
   Config c;
   Sizes s;
@@ -112,11 +133,11 @@ Config read(const JsonView& j, Layout) {
   if (j.text("mamba_hidden_act", "silu") != "silu") j.wrong("mamba_hidden_act", "\"silu\"");
   c.vocab_size = j.integer("vocab_size", 131072);
   c.d_model = j.integer("hidden_size", 4096);
-  c.n_layer = j.integer("num_hidden_layers", 52);
   c.norm_eps = static_cast<float>(j.number("layer_norm_epsilon", 1e-5));
   c.tie_embeddings = j.boolean("tie_word_embeddings", false);
   c.eos_ids = eos_ids(j);
-  s.pattern = j.text("hybrid_override_pattern");
+  s.pattern = pattern_of(j);
+  c.n_layer = j.integer("num_hidden_layers", static_cast<int64_t>(s.pattern.size()));
   s.deviation = j.number("initializer_range", s.deviation);
   s.longest = j.integer("max_position_embeddings", s.longest);
   s.mlp.d_inner = j.integer("intermediate_size", 21504);
@@ -135,7 +156,7 @@ Config read(const JsonView& j, Layout) {
   m.groups = j.integer("n_groups", 8);
   m.d_conv = j.integer("conv_kernel", 4);
   m.conv_bias = j.boolean("use_conv_bias", true);
-  m.proj_bias = j.boolean("mamba_proj_bias", false);
+  m.proj_bias = j.boolean("use_bias", false);  // "mamba_proj_bias" has no effect there
   read_dt_limits(j, "time_step_limit", m);
   return finish(c, s);
 }

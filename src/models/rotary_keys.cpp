@@ -1,5 +1,7 @@
 #include "krait/models/rotary_keys.h"
 
+#include <cmath>
+
 namespace krait::models {
 
 static void read(const JsonView& j, RotaryKeys& keys) {
@@ -27,6 +29,16 @@ RotaryKeys rotary_keys(const JsonView& j, const RotaryKeys& usual) {
     read(nested, keys);
   }
   return keys;
+}
+
+ops::Rotation rotation_of(const RotaryKeys& keys, int64_t P) {
+  ops::Rotation rotation;
+  const auto n = static_cast<int64_t>(static_cast<double>(P) * keys.fraction);
+  rotation.R = n + n % 2;
+  rotation.base =
+      n % 2 == 0 ? keys.base
+                 : std::pow(keys.base, static_cast<double>(rotation.R) / static_cast<double>(n));
+  return rotation;
 }
 
 }  // namespace krait::models

@@ -1,6 +1,7 @@
 // Rotary positions as Hugging Face configs state them.
 #pragma once
 #include "krait/models/architecture.h"
+#include "krait/ops/rotary/rotary.h"
 
 namespace krait::models {
 
@@ -13,5 +14,9 @@ struct RotaryKeys {
 // "partial_rotary_factor" or "rotary_pct"; what is missing stays as in `usual`. Error where angles are scaled
 // in a way of their own ("rope_type", "rope_scaling").
 RotaryKeys rotary_keys(const JsonView& j, const RotaryKeys& usual);
+
+// Of heads of P channels, n = fraction P of them rounded down. Where n is odd, transformers turns (n + 1) / 2 pairs
+// all the same, by angles of base^(-2i/n).
+ops::Rotation rotation_of(const RotaryKeys& keys, int64_t P);
 
 }  // namespace krait::models

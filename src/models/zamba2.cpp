@@ -193,8 +193,8 @@ OrderedJson ZambaBody::json(const Config& c, Layout layout) const {
   j["mamba_d_state"] = s.mamba.d_state;
   j["mamba_ngroups"] = s.mamba.groups;
   j["mamba_d_conv"] = s.mamba.d_conv;
-  j["mamba_expand"] = static_cast<double>(s.mamba.d_ssm) / static_cast<double>(c.d_model);
-  j["use_conv_bias"] = s.mamba.conv_bias;
+  j["mamba_expand"] = expansion(s.mamba.d_ssm, c.d_model);
+  j["use_conv_bias"] = true;  // transformers has one whatever is said here
   j["time_step_min"] = s.mamba.dt_min;
   j["time_step_max"] = s.mamba.dt_max;
   j["time_step_floor"] = s.mamba.dt_floor;
@@ -214,7 +214,7 @@ Config finish(Config c, Sizes s) {
   a.d_in = 2 * c.d_model;
   a.out = "o_proj";
   a.scale = std::sqrt(2 / static_cast<float>(std::max<int64_t>(1, a.head_dim)));
-  a.rotation.R = s.rotates ? a.head_dim / 2 * 2 : 0;
+  a.rotation.R = s.rotates ? a.head_dim : 0;
   s.mlp.layout = nn::MlpLayout::gate_first;
   s.mlp.gate_kind = ops::Gate::gelu;
   s.mlp.up = "gate_up_proj";
@@ -276,7 +276,6 @@ Config read(const JsonView& j, Layout) {
   m.d_state = j.integer("mamba_d_state", 64);
   m.groups = j.integer("mamba_ngroups", 1);
   m.d_conv = j.integer("mamba_d_conv", 4);
-  m.conv_bias = j.boolean("use_conv_bias", true);
   m.proj_bias = s.mlp.bias;
   m.dt_min = j.number("time_step_min", m.dt_min);
   m.dt_max = j.number("time_step_max", m.dt_max);

@@ -17,6 +17,10 @@ void check(const AttentionConfig& g) {
   require(g.heads % g.key_heads == 0,
           "config: num_key_value_heads: expected a divisor of {}, got {}", g.heads, g.key_heads);
   size("head_dim", g.head_dim, 256);
+  require(
+      g.rotation.R >= 0 && g.rotation.R % 2 == 0 && g.rotation.R <= g.head_dim,
+      "config: rotary positions: expected an even number of at most {} elements of a head, got {}",
+      g.head_dim, g.rotation.R);
 }
 
 Attention::Attention(ParamSet& params, const std::string& name, const AttentionConfig& g)
