@@ -39,7 +39,7 @@ struct GateAndConv {
 
 // A block has kChannels channels of kRows rows. Four warps give the products dt_proj δ, each of 16 channels, by tensor
 // cores: a lane has elements 8 t to 8 t + 7 of every 32 of its rows, of both factors, and δ is the sum of two
-// bfloat16. Then kLanes lanes share a channel, each with 16 bytes of its states.
+// bfloat16. Then kLanes lanes share a channel, each with 16 bytes of its states; and then a thread has 8 channels of a row.
 constexpr int kChannels = 64, kStep = kChannels + 4;
 
 template <class S, int kRuns, int kRows, int kBlocks>
@@ -48,13 +48,15 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount, 
   using Run = StateRun<S>;
   constexpr int kCount = Run::kCount, kLanes = kStepStates / kCount, kThreads = kChannels * kLanes;
   constexpr int kParts = kThreads / 128, kMine = (kRuns + kParts - 1) / kParts;
-  __shared__ Run held[kRows][kThreads];    // a thread's own states
-  constexpr int kTiles = (kRows + 7) / 8;  // of eight rows
-  __shared__ float deltas[kParts][8 * kTiles][kStep];
-  __shared__ __align__(16) float BC[kRows][2 * kStepStates];
+  constexpr int kPlaces = kChannels / 8;  // of 16 bytes in a row of u, of z, or of B and C
+  static_assert(kPlaces == 2 * kStepStates / 4 && kRows * kPlaces <= kThreads);
+  __shared__ Run held[kRows][kThreads];                              // a thread's own states
+  constexpr int kTiles = (kRows + 7) / 8;                            // of eight rows
+  __shared__ __align__(16) float deltas[kParts][8 * kTiles][kStep];  // later y
+  __shared__ __align__(16) float BC[kRows][2 * kStepStates], Ds[kChannels];
   __shared__ __align__(16) bfloat16 uz[2][kRows][kChannels];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32,
-            g = lane / 4, t = lane % 4, part = warp / 4;
+            g = lane / 4, t = lane % 4, part = warp / 4, of_warp = warp % 4 * 16 + g;
   const int R = static_cast<int>(p.R), width = R + 2 * kStepStates;
   const int64_t e0 = int64_t{blockIdx.x} * kChannels, m0 = int64_t{blockIdx.y} * kRows;
   const int count = static_cast<int>(min(int64_t{kRows}, p.M - m0));
@@ -62,10 +64,11 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount, 
   const bool there = e0 + mine < p.E;
   const int64_t e = there ? e0 + mine : p.E - 1;
 
-  S* const states = static_cast<S*>(p.state) + (m0 * p.E + e) * kStepStates + n0;
+  const int64_t step = p.E * kStepStates;
+  S* states = static_cast<S*>(p.state) + (m0 * p.E + e) * kStepStates + n0;
 #pragma unroll
   for (int m = 0; m < kRows; ++m)
-    if (m < count) copy_async(&held[m][thread], states + m * p.E * kStepStates, true);
+    if (m < count) copy_async(&held[m][thread], states + m * step, true);
   commit_copies();
   uint4 w[kMine][2];
   const auto* const dt_proj = static_cast<const bfloat16*>(p.dt_proj);
@@ -74,7 +77,7 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount, 
     const int k = 32 * (i * kParts + part) + 8 * t;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t row = min(e0 + warp % 4 * 16 + half * 8 + g, p.E - 1);
+      const int64_t row = min(e0 + of_warp + half * 8, p.E - 1);
       w[i][half] = k < R ? __ldg(reinterpret_cast<const uint4*>(dt_proj + row * R + k)) : uint4{};
     }
   }
@@ -85,25 +88,28 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount, 
     A[i] = scaled_A(a.x, true), A[i + 1] = scaled_A(a.y, true);
     A[i + 2] = scaled_A(a.z, true), A[i + 3] = scaled_A(a.w, true);
   }
-  const float D = __ldg(p.D + e), bias = __ldg(p.dt_bias + min(e0 + thread % kChannels, p.E - 1));
+  float bias[2];  // of the lane's products
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    bias[half] = __ldg(p.dt_bias + min(e0 + of_warp + half * 8, p.E - 1));
+  if (thread < kChannels) Ds[thread] = __ldg(p.D + min(e0 + thread, p.E - 1));
+  // What a thread brings, and finishes.
+  const int row = thread / kPlaces, place = thread % kPlaces, c0 = 8 * place;
+  const bool brings = row < count, finishes = brings && e0 + c0 < p.E;
+  const int64_t at = (m0 + row) * p.E + e0 + c0;
+  const float* const of_BC = p.dt_B_C + (m0 + row) * width + R + 4 * place;
   let_next_start();
   wait_for_previous();
 
-  for (int i = thread; i < 2 * kRows * kChannels / 8; i += kThreads) {
-    const int m = i / (kChannels / 8) % kRows, c = i % (kChannels / 8) * 8,
-              z = i / (kRows * kChannels / 8);
-    if (m < count && e0 + c < p.E)
-      copy_async(&uz[z][m][c],
-                 static_cast<const bfloat16*>(z ? p.z : p.u) + (m0 + m) * p.E + e0 + c, true);
-  }
-  for (int i = thread; i < count * kStepStates / 2; i += kThreads) {
-    const int m = i / (kStepStates / 2), n = i % (kStepStates / 2) * 4;
-    copy_async(&BC[m][n], p.dt_B_C + (m0 + m) * width + R + n, true);
+  if (brings) copy_async(&BC[row][4 * place], of_BC, true);
+  if (finishes) {
+    copy_async(&uz[0][row][c0], static_cast<const bfloat16*>(p.u) + at, true);
+    copy_async(&uz[1][row][c0], static_cast<const bfloat16*>(p.z) + at, true);
   }
   commit_copies();
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    float sums[4] = {};
+    float sums[4] = {}, rests[4] = {};
     const float* const low_rank = p.dt_B_C + (m0 + min(8 * tile + g, count - 1)) * width;
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
@@ -122,29 +128,34 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount, 
       const uint2 high[2] = {four_bf16(x[0]), four_bf16(x[1])};
       const uint2 low[2] = {rest(x[0], high[0]), rest(x[1], high[1])};
       mma_bf16(sums, first, high[0].x, high[0].y);
+      mma_bf16(rests, first, low[0].x, low[0].y);
       mma_bf16(sums, second, high[1].x, high[1].y);
-      mma_bf16(sums, first, low[0].x, low[0].y);
-      mma_bf16(sums, second, low[1].x, low[1].y);
+      mma_bf16(rests, second, low[1].x, low[1].y);
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      deltas[part][8 * tile + 2 * t + j % 2][warp % 4 * 16 + j / 2 * 8 + g] = sums[j];
+    for (int j = 0; j < 4; ++j) {
+      float delta = sums[j] + rests[j], slope;
+      if (kParts == 1) delta = softplus<true>(delta + bias[j / 2], slope);
+      deltas[part][8 * tile + 2 * t + j % 2][of_warp + j / 2 * 8] = delta;
+    }
   }
   wait_for_copies<0>();
   __syncthreads();
-  for (int i = thread; i < kRows * kChannels; i += kThreads) {
-    const int m = i / kChannels, c = i % kChannels;
-    float sum = deltas[0][m][c], slope;
+  if constexpr (kParts > 1) {
+    const float of_channel = __ldg(p.dt_bias + min(e0 + thread % kChannels, p.E - 1));
+    for (int i = thread; i < kRows * kChannels; i += kThreads) {
+      const int m = i / kChannels, c = i % kChannels;
+      float sum = deltas[0][m][c], slope;
 #pragma unroll
-    for (int q = 1; q < kParts; ++q) sum += deltas[q][m][c];
-    deltas[0][m][c] = softplus<true>(sum + bias, slope);
+      for (int q = 1; q < kParts; ++q) sum += deltas[q][m][c];
+      deltas[0][m][c] = softplus<true>(sum + of_channel, slope);
+    }
+    __syncthreads();
   }
-  __syncthreads();
 
 #pragma unroll 4
-  for (int m = 0; m < count; ++m) {
-    const float delta = deltas[0][m][mine], of_u = static_cast<float>(uz[0][m][mine]),
-                x = delta * of_u;
+  for (int m = 0; m < count; ++m, states += step) {
+    const float delta = deltas[0][m][mine], x = delta * static_cast<float>(uz[0][m][mine]);
     float state[kCount], y = 0;
     held[m][thread].get(state);
 #pragma unroll
@@ -154,17 +165,17 @@ __global__ void __launch_bounds__(kChannels* kStepStates / StateRun<S>::kCount, 
     }
 #pragma unroll
     for (int i = kLanes / 2; i > 0; i /= 2) y += __shfl_xor_sync(~0u, y, i);
-    if (there) Run::put(states + m * p.E * kStepStates, state);
-    if (n0 > 0) continue;
-    const float gate = static_cast<float>(uz[1][m][mine]);
-    y = fmaf(D, of_u, y) * gate * sigmoid<true>(gate);
-    uz[1][m][mine] = static_cast<bfloat16>(y);
+    if (there) Run::put(states, state);
+    if (n0 == 0) deltas[0][m][mine] = y;  // the channel's lanes have read δ
   }
   __syncthreads();
-  for (int i = thread; i < kRows * kChannels / 8; i += kThreads)
-    if (const int m = i / (kChannels / 8), c = i % (kChannels / 8) * 8; m < count && e0 + c < p.E)
-      *reinterpret_cast<uint4*>(static_cast<bfloat16*>(p.y) + (m0 + m) * p.E + e0 + c) =
-          *reinterpret_cast<const uint4*>(&uz[1][m][c]);
+  if (!finishes) return;
+  float of_u[8], gate[8], D[8], y[8];
+  load(&uz[0][row][c0], of_u), load(&uz[1][row][c0], gate);
+  load_fours(&Ds[c0], D), load_fours(&deltas[0][row][c0], y);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) y[i] = fmaf(D[i], of_u[i], y[i]) * gate[i] * sigmoid<true>(gate[i]);
+  StateRun<bfloat16>::put(static_cast<bfloat16*>(p.y) + at, y);
 }
 
 template <class S, int kRows, int kBlocks>
