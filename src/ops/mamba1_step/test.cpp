@@ -96,6 +96,7 @@ std::vector<Case> cases() {
       all.push_back({B, 40, 88, 24, type, 16, 4, true, DType::bf16});
     // Wide enough for each width of a block of in_proj, and of out_proj.
     all.push_back({20, 1032, 2568, 24, type, 16, 4, true, DType::bf16});
+    all.push_back({66, 40, 4104, 24, type, 16, 4, true, DType::bf16});
     all.push_back({66, 40, 4232, 24, type, 16, 4, true, DType::bf16});
     all.push_back({20, 2056, 72, 24, type, 16, 4, false, DType::bf16});
     all.push_back({20, 40, 5288, 24, type, 16, 4, true, DType::bf16});

@@ -222,6 +222,33 @@ __device__ inline void warpgroup_product(float (&sums)[64], uint64_t a, uint64_t
       : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48)
       : "l"(a), "l"(b));
 }
+__device__ inline void warpgroup_product(float (&sums)[80], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
+      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%"
+      "48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%"
+      "71,%72,%73,%74,%75,%76,%77,%78,%79}, %80, %81, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48), KRAIT_F16(64)
+      : "l"(a), "l"(b));
+}
+__device__ inline void warpgroup_product(float (&sums)[96], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
+      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%"
+      "48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%"
+      "71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%"
+      "94,%95}, %96, %97, 1, 1, 1, 0, 0;"
+      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48), KRAIT_F16(64), KRAIT_F16(80)
+      : "l"(a), "l"(b));
+}
+// Nothing that reads or writes the sums is moved across it: products would wait for each other.
+template <int kCount>
+__device__ inline void hold_sums(float (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) asm volatile("" : KRAIT_F4(i)::"memory");
+}
 #undef KRAIT_F16
 #undef KRAIT_F4
 

@@ -108,12 +108,6 @@ class RowsPass {
   }
 
  private:
-  // Nothing that reads or writes the sums is moved across it: products would wait for each other.
-  __device__ static void hold_sums(float (&sums)[Tile::kN / 2]) {
-#pragma unroll
-    for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");
-  }
-
   unsigned char *const x_ring_, *const w_ring_;
   uint64_t *const w_full_, *const x_full_, *const empty_;
 };
