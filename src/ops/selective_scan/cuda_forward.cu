@@ -141,12 +141,13 @@ struct Helper {
     const CudaProblem& p = w.p;
     const int t0 = first_row + first * S::kHelperRows, left = rows_left(tile, first);
     const int inside = S::kTile - t0;  // rows of any tile from t0 on
+    if (inside <= 0) return;  // more helpers than rows
     float y[kBatch][4], u[kBatch][4], z[kBatch][4];
     if (tile >= 2) {
       const int left_before = rows_left(tile - 2, first);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
-        const int t = j * S::kHelperRows < inside ? t0 + j * S::kHelperRows : 0;
+        const int t = j * S::kHelperRows < inside ? t0 + j * S::kHelperRows : t0;
         const float4* slot = reinterpret_cast<const float4*>(&at.row[t][quad * 4]);
         const float4 a = slot[0], b = slot[1];
         y[j][0] = a.x, y[j][1] = a.z, y[j][2] = b.x, y[j][3] = b.z;
