@@ -85,6 +85,9 @@ constexpr Tile kTiles[] = {{CUBLASLT_MATMUL_TILE_128x128, 128, true, true},
 
 using Proposal = cublasLtMatmulHeuristicResult_t;
 
+// What the library calls a custom option: of a `wide` tile of one group that follow each other along columns or rows.
+constexpr int32_t kAlongColumns = 1, kAlongRows = 3;
+
 const Tile* tile_of(const Proposal& p) {
   const int32_t id = config(p.algo, CUBLASLT_ALGO_CONFIG_TILE_ID);
   const auto* const found =
@@ -103,9 +106,10 @@ double busy(const Proposal& p) {
 // and nothing is multiplied meanwhile. Where sums are short, writing is much of the time: two groups that each have
 // a tile and take turns are faster, the more so for float32 results. Of these the one that is busy for the least
 // time, and the larger tile of two such; where sums are long only if that is 4% less than of the first choice; and
-// where there is little to do but to write, the smallest. On an H200 the first choices of 46 shapes of training and
-// prompts took 9.7% longer than the best (up to 59%), these 0.5% (5.3%). Tiles that the library does not propose
-// take another 14 to 19% off heads of 50,280 rows and their weights' gradient, and off in_proj of mamba2-130m.
+// where there is little to do but to write, the smallest, column by column. On an H200 the first choices of 46
+// shapes of training and prompts took 9.7% longer than the best (up to 59%), these 0.5% (5.3%). Tiles that the
+// library does not propose take another 14 to 19% off heads of 50,280 rows and their weights' gradient, and off
+// in_proj of mamba2-130m.
 const Proposal& best_of(std::span<const Proposal> all, const Matrix& a, const Matrix& c) {
   const Proposal* best = &all[0];
   if (a.dtype != DType::bf16 || a.cols < 96 || std::min(c.rows, c.cols) < 512) return *best;
@@ -117,7 +121,9 @@ const Proposal& best_of(std::span<const Proposal> all, const Matrix& a, const Ma
     const Tile* const t = tile_of(p);
     const double time = busy(p);
     if (time == 0 || !t->own || time > least || (time == least && t->columns <= columns)) continue;
-    if (short_sums && (t->columns > 128 || p.wavesCount < 8)) continue;
+    if (short_sums && (t->columns > 128 || p.wavesCount < 8 ||
+                       config(p.algo, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION) != kAlongColumns))
+      continue;
     least = time;
     columns = t->columns;
     best = &p;
@@ -259,7 +265,8 @@ class Library {
       set(CUBLASLT_ALGO_CONFIG_STAGES_ID, config(first, CUBLASLT_ALGO_CONFIG_STAGES_ID));
       set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, int32_t{1});
       set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
-      set(CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, (t.wide ? 1u : 0u) + (along_rows ? 2u : 0u));
+      set(CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION,
+          (along_rows ? kAlongRows : kAlongColumns) - (t.wide ? 0 : 1));
       set(CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID,
           static_cast<uint16_t>(along_rows ? CUBLASLT_CLUSTER_SHAPE_1x2x1
                                            : CUBLASLT_CLUSTER_SHAPE_2x1x1));
