@@ -221,8 +221,8 @@ void step_in_proj_rows(const StepInProj& p, void* normed, void* stream) {
                 stream))
     return;
   const GateAndConv end{conv, u, z};
-  // Of many rows blocks have half, in clusters of two, of which more are on the card at once than of four (H200, 128 rows:
-  // a layer of mamba-1.4b takes 60.0 us, 64.7 the other way; of mamba-2.8b 81.5 and 84.6).
+  // Wider still: of many rows blocks have half, in clusters of two, of which more are on the card at once than of four
+  // (H200, 128 rows, when mamba-1.4b went this way: a layer took 60.0 us, 64.7 the other way; of mamba-2.8b 81.5 and 84.6).
   if (product.M > 64 && product.N >= 8192 && on_hopper())
     return launch_hopper<HopperTile<2, 64, 4>>(product, end, 2, stream);
   one_pass_into(product, end, stream);
