@@ -13,7 +13,8 @@
 // a fixed order over fixed pieces of rows: the same bits for any number of threads.
 // Saved for backward: s and one (layer: two) float32 a row.
 // `remake_y`: y need not last until backward, where it is written again (Tape::watch_remade): on a GPU, of an rms norm
-// without b and residual, in a segment that computes what is cheap again.
+// without b and residual, in a segment that computes what is cheap again. It has the bits of forward, but for the sign
+// of zeros, which no gradient sees.
 #pragma once
 #include "krait/tensor/context.h"
 
