@@ -141,7 +141,7 @@ struct Helper {
     const CudaProblem& p = w.p;
     const int t0 = first_row + first * S::kHelperRows, left = rows_left(tile, first);
     const int inside = S::kTile - t0;  // rows of any tile from t0 on
-    if (inside <= 0) return;  // more helpers than rows
+    if (inside <= 0) return;           // more helpers than rows
     float y[kBatch][4], u[kBatch][4], z[kBatch][4];
     if (tile >= 2) {
       const int left_before = rows_left(tile - 2, first);
