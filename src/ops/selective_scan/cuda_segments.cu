@@ -202,11 +202,11 @@ void between(const Ends& w, void* stream) {
 
 }  // namespace
 
-// In rounds of blocks that each walk over the whole stretch of `tokens`. Only the last tokens before a segment, some
-// thousands, have a weight in what enters it.
+// In rounds of blocks that each walk over the whole stretch of `tokens`. Of those before a segment the last 2,600 or so
+// have a weight in what enters it.
 static double cost(int64_t tokens, int64_t blocks, int64_t segments, const ScanCosts& costs) {
   const auto s = static_cast<double>(segments), b = static_cast<double>(blocks);
-  const double alive = std::min(1 / s, 4096.0 / static_cast<double>(std::max<int64_t>(tokens, 1)));
+  const double alive = std::min(1 / s, 2600.0 / static_cast<double>(std::max<int64_t>(tokens, 1)));
   return static_cast<double>(ceil_div(blocks * segments, kMultiprocessors)) / s +
          costs.entering * b / kMultiprocessors * (s - 1) * alive;
 }
@@ -223,10 +223,12 @@ static int64_t best_segments(const CudaProblem& p, int64_t tokens, int64_t block
 }
 
 int cuda_scan_channels(const CudaProblem& p, const ScanCosts& costs) {
+  // Backward, longer sequences go in stretches of about so many tokens.
+  const int64_t tokens = std::min<int64_t>(p.L, 1 << 17);
   const auto time = [&](int64_t channels) {
     const int64_t blocks = p.sequences * p.G * ceil_div(p.E / p.G, channels);
     const double of_block = channels == 32 ? costs.few : static_cast<double>(channels / 8);
-    return cost(p.L, blocks, best_segments(p, p.L, blocks, costs), costs) * of_block;
+    return cost(tokens, blocks, best_segments(p, tokens, blocks, costs), costs) * of_block;
   };
   if (time(32) < time(64) && time(32) < time(96)) return 32;
   return time(64) < time(96) ? 64 : 96;

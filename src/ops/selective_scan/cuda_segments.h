@@ -31,7 +31,7 @@ struct CudaSegments {
 struct ScanCosts {
   double entering, few;
 };
-constexpr ScanCosts kForwardCosts{0.8, 4.8}, kBackwardCosts{0.45, 6.0};
+constexpr ScanCosts kForwardCosts{1.0, 4.8}, kBackwardCosts{0.6, 6.0};
 // The best cut of `tokens` tokens of every sequence where one segment keeps `blocks` blocks busy, one a
 // multiprocessor. Segments are whole tiles.
 CudaSegments cuda_segments(const CudaProblem& p, int64_t tokens, int64_t blocks, int64_t tile,
