@@ -23,9 +23,7 @@ __device__ inline uint64_t further(uint64_t operand, int bytes) {
   return operand + static_cast<uint64_t>(bytes / 16);
 }
 
-__device__ inline void show_to_products() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
+__device__ inline void show_to_products() { fence_for_copies(); }
 
 // Of warpgroup `i` of a block: all its threads have come here.
 __device__ inline void sync_warpgroup(int i) {
