@@ -51,9 +51,7 @@ struct BackwardParts {
   BackwardParts(const CudaProblem& p, float* scratch) {
     Parts parts(scratch);
     const int64_t Q = chunk_of(p.matrix_units), chunks = slots(p, Q), of_head = p.P * p.N;
-    // On matrix units bfloat16, which warpgroups leave as tiles of 64 channels and 64 states.
-    const int64_t of_tiles = ceil_div(p.P, 64) * ceil_div(p.N, 64) * 64 * 64;
-    const int64_t states_size = chunks * p.H * (p.matrix_units ? of_tiles / 2 : of_head);
+    const int64_t states_size = ceil_div(chunks * p.H * of_head, p.matrix_units ? 2 : 1);
     const int64_t steps_size = p.matrix_units ? matrix_steps_size(p) : 0;
     steps = parts.take(2 * steps_size), slopes = parts.take(steps_size);
     states = parts.take(states_size), dstates = parts.take(states_size);

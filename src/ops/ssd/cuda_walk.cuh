@@ -40,7 +40,8 @@ void walk(Walks w, float* scratch, void* stream);
 
 // One pass of a walk on matrix units.
 void matrix_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
-// The same by warpgroups where the device and N let it, with y or as a first pass; whether it did.
+// The same by warpgroups where the device and N let it; whether it did.
 bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
+void warpgroup_walk_y(const Walk& w, int64_t span, cudaStream_t stream);
 
 }  // namespace krait::ops::ssd_gpu

@@ -45,6 +45,8 @@ class TileReader {
 inline bool warpgroups_fit(const CudaProblem& p) {
   return p.N <= 128 && p.x.runs && p.B.runs && p.C.runs && cuda::on_hopper();
 }
+// Whether the states are whole tiles, as which a walk leaves them to the gradients.
+inline bool states_are_tiles(const CudaProblem& p) { return p.P % kP == 0 && p.N % 64 == 0; }
 
 }  // namespace
 }  // namespace krait::ops::ssd_gpu

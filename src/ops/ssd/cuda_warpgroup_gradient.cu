@@ -563,7 +563,7 @@ void launch(const Gradient& w, cudaStream_t stream) {
 }  // namespace
 
 bool warpgroup_gradient(const Gradient& w, cudaStream_t stream) {
-  if (!warpgroups_fit(w.p) || !w.dy.runs) return false;
+  if (!warpgroups_fit(w.p) || !w.dy.runs || !states_are_tiles(w.p)) return false;
   w.p.N <= 64 ? launch<1>(w, stream) : launch<2>(w, stream);
   return true;
 }

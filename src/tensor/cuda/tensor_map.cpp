@@ -1,5 +1,7 @@
 #include "krait/tensor/cuda/tensor_map.h"
 
+#include <algorithm>
+
 #include "krait/tensor/cuda/check.h"
 
 namespace krait::cuda {
@@ -20,23 +22,37 @@ Encode find_encode() {
   return reinterpret_cast<Encode>(found);
 }
 
+template <size_t kRank>
+CUtensorMap map_of(const void* p, const cuuint64_t (&sizes)[kRank],
+                   const cuuint64_t (&steps)[kRank - 1], const cuuint32_t (&box)[kRank]) {
+  static const Encode encode = find_encode();
+  cuuint32_t dense[kRank];
+  std::fill(dense, dense + kRank, 1);
+  CUtensorMap map{};
+  const CUresult r =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, cuuint32_t{kRank}, const_cast<void*>(p), sizes,
+             steps, box, dense, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  require(r == CUDA_SUCCESS, "CUDA: a matrix ({}, {}), {} bytes between rows: no tensor map ({})",
+          sizes[kRank - 1], sizes[0], steps[kRank - 2], static_cast<int>(r));
+  return map;
+}
+
+constexpr cuuint32_t kBoxColumns = 64;
+
+cuuint64_t size(int64_t n) { return static_cast<cuuint64_t>(n); }
+
 }  // namespace
 
 CUtensorMap map_of_rows(const void* p, int64_t rows, int64_t columns, int64_t step, int box_rows) {
-  static const Encode encode = find_encode();
-  constexpr uint32_t kBoxColumns = 64, kDense[] = {1, 1};
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
-                   steps[] = {static_cast<cuuint64_t>(step) * 2};  // bytes
-  const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(box_rows)};
-  CUtensorMap map{};
-  const CUresult r =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(p), sizes, steps, box,
-             kDense, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  require(r == CUDA_SUCCESS,
-          "CUDA: a matrix ({}, {}), {} elements between rows: no tensor map ({})", rows, columns,
-          step, static_cast<int>(r));
-  return map;
+  return map_of<2>(p, {size(columns), size(rows)}, {size(2 * step)},
+                   {kBoxColumns, static_cast<cuuint32_t>(box_rows)});
+}
+
+CUtensorMap map_of_parts(const void* p, int64_t rows, int64_t parts, int64_t columns, int64_t step,
+                         int box_rows) {
+  return map_of<3>(p, {size(columns), size(parts), size(rows)}, {size(2 * columns), size(2 * step)},
+                   {kBoxColumns, 1, static_cast<cuuint32_t>(box_rows)});
 }
 
 }  // namespace krait::cuda

@@ -10,4 +10,8 @@ namespace krait::cuda {
 // between rows, a multiple of 8. In shared memory the 16-byte places of a row are exchanged by the row (hopper.cuh).
 CUtensorMap map_of_rows(const void* p, int64_t rows, int64_t columns, int64_t step, int box_rows);
 
+// The same of a matrix (rows, parts, columns): boxes of `box_rows` by 64 columns of one part, `columns` a multiple of 8.
+CUtensorMap map_of_parts(const void* p, int64_t rows, int64_t parts, int64_t columns, int64_t step,
+                         int box_rows);
+
 }  // namespace krait::cuda

@@ -30,6 +30,17 @@ __device__ inline void sync_warpgroup(int i) {
   asm volatile("bar.sync %0, 128;" ::"r"(i + 1) : "memory");
 }
 
+// Registers of each thread of a warpgroup from here on, more or fewer than before: where the kernel branches by what a
+// warpgroup does, and says how many blocks a multiprocessor has.
+template <int kRegisters>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void leave_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
 #define KRAIT_TILE(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define KRAIT_FOUR(d) KRAIT_TILE(d, 0), KRAIT_TILE(d, 1), KRAIT_TILE(d, 2), KRAIT_TILE(d, 3)
 #define KRAIT_EIGHT(d) \
