@@ -221,8 +221,8 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
     if (thread > 0) return;
     const int64_t at = (blockIdx.x * p.H + first_head + coming_head) * tiles + coming_p0 / kP;
     cuda::arrive_expecting(barrier, R::kState);
-    cuda::copy_bytes(to, static_cast<const unsigned char*>(states) + at * R::kState, R::kState,
-                     barrier);
+    cuda::copy_run(to, static_cast<const unsigned char*>(states) + at * R::kState, R::kState,
+                   barrier);
   };
   const auto steps_of = [&](int head) -> RawSteps& { return room.steps[head / kTeams % 3]; };
   const auto bring_steps = [&](int head) {

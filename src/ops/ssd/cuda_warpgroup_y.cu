@@ -183,8 +183,8 @@ __device__ void prepare(const Course& at, const Room<NT>& room, const Maps& maps
   };
   const auto leave_y = [&](int c) {
     if (t > 0) return;
-    cuda::store_box(maps.y, at.p0, at.h, static_cast<int>(at.row(c)), room.weighted(c));
-    cuda::commit_stores();
+    cuda::send_box(maps.y, at.p0, at.h, static_cast<int>(at.row(c)), room.weighted(c));
+    cuda::commit_sent();
   };
   const auto wait_until_done = [&](int c) { cuda::wait_for_phase(room.done + c % 2, c / 2 % 2); };
   // Of the scores a warp makes every fourth tile of 16 by 16, the two warps that have no steps one more; C Bᵀ comes a chunk
@@ -239,7 +239,7 @@ __device__ void prepare(const Course& at, const Room<NT>& room, const Maps& maps
     cuda::wait_for_phase(room.arrived + c % 2, c / 2 % 2);
     if (at.valid(c) < kQ)
       for (int i = 0; i < 1 + NT; ++i) clear_rows(at, c, room.x(c) + i * kTileBytes);
-    if (t == 0) cuda::wait_for_stores();  // from where weighted x goes
+    if (t == 0) cuda::wait_for_sent_reads<0>();  // from where weighted x goes
     cuda::sync_warpgroup(kPrepares);
     weight(at, now, room.x(c), room.weighted(c));
     cuda::show_to_products();
@@ -260,7 +260,7 @@ __device__ void prepare(const Course& at, const Room<NT>& room, const Maps& maps
   } else {
     leave_y(last);
   }
-  if (t == 0) cuda::wait_for_stores();
+  if (t == 0) cuda::wait_for_sent_reads<0>();
 }
 
 #endif

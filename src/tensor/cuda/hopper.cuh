@@ -120,28 +120,13 @@ __device__ inline void copy_box(void* to, const CUtensorMap& map, int column, in
       : "memory");
 }
 
-// Bytes next to each other, at addresses that are multiples of 16, as their number is.
-__device__ inline void copy_bytes(void* to, const void* from, unsigned bytes, uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
-
-// Back to global memory, in groups of what a thread stores between commits: what threads wrote before fence.proxy.async.
-// What of a box lies outside of the matrix is left out.
-__device__ inline void store_box(const CUtensorMap& map, int column, int part, int row,
-                                 const void* from) {
+// Back to global memory, as send_run; what lies outside of the matrix is left out.
+__device__ inline void send_box(const CUtensorMap& map, int column, int part, int row,
+                                const void* from) {
   asm volatile(
       "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
       "r"(column), "r"(part), "r"(row), "r"(shared_address(from))
       : "memory");
-}
-__device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until what this thread's stores take from shared memory was read.
-__device__ inline void wait_for_stores() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
 // How a warpgroup's product finds a tile of bfloat16 whose rows are K: eight rows are 1024 bytes.
