@@ -68,7 +68,7 @@ TEST_P(Mamba3StepsTest, ValuesAndGradients) {
                                        testing::to_double(steps(f[0], f[1], f[2], kind)),
                                        DType::f32, "dt, adt");
     for (size_t i = 0; i < 3; ++i) {
-      const auto loss = [&](const ComplexValues& changed) {
+      const auto loss = [&, kind = kind](const ComplexValues& changed) {
         ComplexValues z[] = {testing::to_complex(x[0]), testing::to_complex(x[1]),
                              testing::to_complex(x[2])};
         z[i] = changed;
