@@ -8,13 +8,8 @@ namespace krait::ops::scan {
 namespace {
 
 using cuda::mma_tf32;
+using cuda::kArriving;  // all lanes would take 4% longer with twelve scanning warps
 
-// Lanes of a warp that arrive: all where racecheck is to follow, which takes 4% longer with twelve scanning warps.
-#ifdef KRAIT_RACECHECK
-constexpr int kArriving = 32;
-#else
-constexpr int kArriving = 1;
-#endif
 constexpr int kSub = 4;  // steps whose states and operands are in registers at once
 
 // A step of a channel: for the scanning warps, and what they leave for the helping ones.
@@ -104,7 +99,7 @@ struct Helper : HelperPlace<S> {
       load(begin + min(done, last), in);
       memory.tiles.wait_until_done(count - 2);
       if (k.parts) sum_parts(u, first + 2 * S::kTile, last);
-      warp_arrives<kArriving>(&memory.taken);
+      cuda::warp_arrives<kArriving>(&memory.taken);
       if (done <= last) finish(begin + done, in, at);
     }
     if (i >= tiles) return;

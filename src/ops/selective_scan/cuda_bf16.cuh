@@ -152,8 +152,8 @@ struct TileBarriers {
     for (int i = 0; i < 2; ++i)
       cuda::start_barrier(&full[i], S::kHelpers / 32 * kLanes), cuda::start_barrier(&done[i], S::kScanWarps * kLanes);
   }
-  __device__ void is_full(unsigned count) { warp_arrives<kLanes>(&full[count & 1]); }
-  __device__ void is_done(unsigned count) { warp_arrives<kLanes>(&done[count & 1]); }
+  __device__ void is_full(unsigned count) { cuda::warp_arrives<kLanes>(&full[count & 1]); }
+  __device__ void is_done(unsigned count) { cuda::warp_arrives<kLanes>(&done[count & 1]); }
   // The count-th tile of the block.
   __device__ void wait_until_full(unsigned count) { cuda::wait_for_phase(&full[count & 1], count / 2 & 1); }
   __device__ void wait_until_done(unsigned count) { cuda::wait_for_phase(&done[count & 1], count / 2 & 1); }

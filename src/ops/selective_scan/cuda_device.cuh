@@ -43,14 +43,6 @@ struct Layout {
   }
 };
 
-// All lanes of a warp have come this far: each of them says so (kLanes 32), or lane 0 for all (1), which takes less time
-// where there are many warps, but racecheck of compute-sanitizer does not follow it.
-template <int kLanes>
-__device__ inline void warp_arrives(uint64_t* barrier) {
-  if constexpr (kLanes == 1) __syncwarp();
-  if (threadIdx.x % 32 < kLanes) cuda::arrive(barrier);
-}
-
 // Where a block's scanning and helping warps meet, each in its own place of the program: a barrier in shared memory.
 struct Meeting {
   uint64_t* barrier;
@@ -62,7 +54,7 @@ struct Meeting {
     __syncthreads();
   }
   __device__ void wait() {
-    warp_arrives<32>(barrier);
+    cuda::warp_arrives<32>(barrier);
     cuda::wait_for_phase(barrier, phase++ & 1);
   }
 };

@@ -46,12 +46,6 @@ struct Maps {
 
 #if KRAIT_HOPPER
 
-// All lanes of a warp have come here.
-__device__ inline void arrive_as_warp(uint64_t* barrier) {
-  __syncwarp();
-  if (lane_of() == 0) cuda::arrive(barrier);
-}
-
 template <int NT>
 __device__ void multiply(const Course& at, const Room<NT>& room) {
   const int warp = at.warp, lane = lane_of(), t2 = lane % 4 * 2;
@@ -129,7 +123,7 @@ __device__ void multiply(const Course& at, const Room<NT>& room) {
           room.weighted(c) + in_tile(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2), v);
     }
     cuda::show_to_products();  // and to the copy engine
-    arrive_as_warp(room.done + c % 2);
+    cuda::warp_arrives<cuda::kArriving>(room.done + c % 2);
   }
   at.end_state(false, all_of_S, 1);
 }
@@ -243,13 +237,13 @@ __device__ void prepare(const Course& at, const Room<NT>& room, const Maps& maps
     cuda::sync_warpgroup(kPrepares);
     weight(at, now, room.x(c), room.weighted(c));
     cuda::show_to_products();
-    arrive_as_warp(room.ready + c % 2);
+    cuda::warp_arrives<cuda::kArriving>(room.ready + c % 2);
     make_tiles(now);
     if (c > 0) wait_until_done(c - 1);
     if (c + 1 < at.chunks) bring_chunk(c + 1);
     store_tiles();
     cuda::show_to_products();  // before loads set out, for which it would wait
-    arrive_as_warp(room.scores_ready);
+    cuda::warp_arrives<cuda::kArriving>(room.scores_ready);
     if (c > 0) leave_y(c - 1);
     if (c + 1 < at.chunks) load_pairs(c + 1);
   }
@@ -276,7 +270,7 @@ __global__ void __launch_bounds__(2 * kSliceThreads, 2)
   using R = Room<NT>;
   const R room(memory);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 5; ++i) cuda::start_barrier(room.ready + i, kWarps);
+    for (int i = 0; i < 5; ++i) cuda::start_barrier(room.ready + i, kWarps * cuda::kArriving);
     for (int i = 0; i < 2; ++i) cuda::start_barrier(room.arrived + i, 1);
     cuda::fence_barriers();
   }

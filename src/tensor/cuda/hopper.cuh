@@ -34,6 +34,21 @@ __device__ inline void arrive(uint64_t* barrier) {
                : "memory");
 }
 
+// All lanes of a warp have come this far: each of them says so (kLanes 32), or lane 0 for all (1), which takes less time
+// where there are many warps, but racecheck of compute-sanitizer does not follow it.
+template <int kLanes>
+__device__ inline void warp_arrives(uint64_t* barrier) {
+  if constexpr (kLanes == 1) __syncwarp();
+  if (threadIdx.x % 32 < kLanes) arrive(barrier);
+}
+
+// The lanes for kernels to which that time matters: as many arrivals of each warp its barrier waits for.
+#ifdef KRAIT_RACECHECK
+constexpr int kArriving = 32;
+#else
+constexpr int kArriving = 1;
+#endif
+
 // Until the phase of this parity has ended.
 __device__ inline void wait_for_phase(uint64_t* barrier, unsigned parity) {
 #if __CUDA_ARCH__ >= 900
