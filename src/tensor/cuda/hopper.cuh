@@ -166,108 +166,42 @@ __device__ inline void wait_for_products() {
 // as in the products of a warp (mma.h), eight columns in every four sums.
 #define KRAIT_F4(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
 #define KRAIT_F16(i) KRAIT_F4(i), KRAIT_F4(i + 4), KRAIT_F4(i + 8), KRAIT_F4(i + 12)
-__device__ inline void warpgroup_product(float (&sums)[8], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, 1, "
-      "1, 1, 0, 0;"
-      : KRAIT_F4(0), KRAIT_F4(4)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[16], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
-      "%11,%12,%13,%14,%15}, %16, %17, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[20], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19}, %20, %21, 1, 1, 1, "
-      "0, 0;"
-      : KRAIT_F16(0), KRAIT_F4(16)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[28], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n56k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
-      "25,%26,%27}, %28, %29, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F4(16), KRAIT_F4(20), KRAIT_F4(24)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[32], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
-      "%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, "
-      "%33, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F16(16)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[36], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
-      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35}, %36, %37, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[40], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
-      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39}, %40, %41, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32), KRAIT_F4(36)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[44], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n88k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
-      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43}, %44, %45, 1, "
-      "1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32), KRAIT_F4(36), KRAIT_F4(40)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[48], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
-      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47},"
-      " %48, %49, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[64], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
-      "%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,"
-      "%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,"
-      "%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[80], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
-      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%"
-      "48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%"
-      "71,%72,%73,%74,%75,%76,%77,%78,%79}, %80, %81, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48), KRAIT_F16(64)
-      : "l"(a), "l"(b));
-}
-__device__ inline void warpgroup_product(float (&sums)[96], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"
-      "25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%"
-      "48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%"
-      "71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%"
-      "94,%95}, %96, %97, 1, 1, 1, 0, 0;"
-      : KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48), KRAIT_F16(64), KRAIT_F16(80)
-      : "l"(a), "l"(b));
-}
+// The registers of so many sums; warpgroup.cuh has them, too.
+#define KRAIT_R8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define KRAIT_R16 KRAIT_R8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define KRAIT_R20 KRAIT_R16 ",%16,%17,%18,%19"
+#define KRAIT_R28 KRAIT_R20 ",%20,%21,%22,%23,%24,%25,%26,%27"
+#define KRAIT_R32 KRAIT_R28 ",%28,%29,%30,%31"
+#define KRAIT_R36 KRAIT_R32 ",%32,%33,%34,%35"
+#define KRAIT_R40 KRAIT_R36 ",%36,%37,%38,%39"
+#define KRAIT_R44 KRAIT_R40 ",%40,%41,%42,%43"
+#define KRAIT_R48 KRAIT_R44 ",%44,%45,%46,%47"
+#define KRAIT_R64 KRAIT_R48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define KRAIT_R80 KRAIT_R64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define KRAIT_R96 KRAIT_R80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+// kB: kSums + 1, the place of b among the operands, behind a.
+#define KRAIT_PRODUCT(kSums, kColumns, kB, ...)                                                  \
+  __device__ inline void warpgroup_product(float(&sums)[kSums], uint64_t a, uint64_t b) {        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #kColumns                                   \
+                 "k16.f32.bf16.bf16 {" KRAIT_R##kSums "}, %" #kSums ", %" #kB ", 1, 1, 1, 0, 0;" \
+                 : __VA_ARGS__                                                                   \
+                 : "l"(a), "l"(b));                                                              \
+  }
+KRAIT_PRODUCT(8, 16, 9, KRAIT_F4(0), KRAIT_F4(4))
+KRAIT_PRODUCT(16, 32, 17, KRAIT_F16(0))
+KRAIT_PRODUCT(20, 40, 21, KRAIT_F16(0), KRAIT_F4(16))
+KRAIT_PRODUCT(28, 56, 29, KRAIT_F16(0), KRAIT_F4(16), KRAIT_F4(20), KRAIT_F4(24))
+KRAIT_PRODUCT(32, 64, 33, KRAIT_F16(0), KRAIT_F16(16))
+KRAIT_PRODUCT(36, 72, 37, KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32))
+KRAIT_PRODUCT(40, 80, 41, KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32), KRAIT_F4(36))
+KRAIT_PRODUCT(44, 88, 45, KRAIT_F16(0), KRAIT_F16(16), KRAIT_F4(32), KRAIT_F4(36), KRAIT_F4(40))
+KRAIT_PRODUCT(48, 96, 49, KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32))
+KRAIT_PRODUCT(64, 128, 65, KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48))
+KRAIT_PRODUCT(80, 160, 81, KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48), KRAIT_F16(64))
+KRAIT_PRODUCT(96, 192, 97, KRAIT_F16(0), KRAIT_F16(16), KRAIT_F16(32), KRAIT_F16(48), KRAIT_F16(64),
+              KRAIT_F16(80))
+#undef KRAIT_PRODUCT
+
 // Nothing that reads or writes the sums is moved across it: products would wait for each other.
 template <int kCount>
 __device__ inline void hold_sums(float (&sums)[kCount]) {

@@ -45,15 +45,8 @@ __device__ inline void leave_registers() {
 #define KRAIT_FOUR(d) KRAIT_TILE(d, 0), KRAIT_TILE(d, 1), KRAIT_TILE(d, 2), KRAIT_TILE(d, 3)
 #define KRAIT_EIGHT(d) \
   KRAIT_FOUR(d), KRAIT_TILE(d, 4), KRAIT_TILE(d, 5), KRAIT_TILE(d, 6), KRAIT_TILE(d, 7)
-#define KRAIT_PRODUCT_32                                     \
-  "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "    \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, " \
-  "%13, %14, %15}, "
-#define KRAIT_PRODUCT_64                                         \
-  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "        \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "     \
-  "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, " \
-  "%25, %26, %27, %28, %29, %30, %31}, "
+#define KRAIT_PRODUCT_32 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" KRAIT_R16 "}, "
+#define KRAIT_PRODUCT_64 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" KRAIT_R32 "}, "
 
 // All but the last kOpen groups are done, that of d among them.
 template <int kOpen>
