@@ -12,9 +12,6 @@ __device__ inline uint2 four_bf16(float4 v) {
   return {*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high)};
 }
 
-__device__ inline float low_bf16(unsigned v) { return __uint_as_float(v << 16); }
-__device__ inline float high_bf16(unsigned v) { return __uint_as_float(v & 0xffff0000u); }
-
 // One token through the causal convolution of width 4 and silu.
 struct ConvOfStep {
   const float *taps = nullptr, *bias = nullptr;  // (channels, 4), (channels) or null

@@ -103,8 +103,8 @@ __device__ void update(const AdamwTensor& t, int64_t begin, int64_t end, float b
       load<V>(static_cast<const float*>(t.value) + i, value);
     }
 #pragma unroll
-    for (int e = 0; e < V;
-         ++e) {  // fused by name: a compiler's choice differs from one V to another
+    for (int e = 0; e < V; ++e) {
+      // Fused by name: a compiler's choice differs from one V to another.
       g[e] = __fmul_rn(g[e], clip);
       m[e] = fmaf(1 - beta1, g[e], __fmul_rn(beta1, m[e]));
       v[e] = fmaf(beta2, fabsf(v[e]), __fmul_rn(1 - beta2, __fmul_rn(g[e], g[e])));

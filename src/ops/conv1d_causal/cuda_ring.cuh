@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "krait/tensor/cuda/math.h"
 #include "krait/tensor/cuda/mma.h"
 
 namespace krait::cuda {
@@ -19,7 +20,7 @@ struct alignas(sizeof(T) * V) Words {
       if (sizeof(T) == 4) {
         to[v] = __uint_as_float(word[v]);
       } else {
-        to[v] = __uint_as_float(v % 2 ? word[v / 2] & 0xffff0000u : word[v / 2] << 16);
+        to[v] = v % 2 ? high_bf16(word[v / 2]) : low_bf16(word[v / 2]);
       }
     }
   }

@@ -16,7 +16,7 @@ __device__ inline float2 load_states(const float* p) {
 }
 __device__ inline float2 load_states(const __nv_bfloat16* p) {
   const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(p));
-  return {__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)};
+  return {low_bf16(v), high_bf16(v)};
 }
 __device__ inline void store_states(float* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
 __device__ inline void store_states(__nv_bfloat16* p, float2 v) {

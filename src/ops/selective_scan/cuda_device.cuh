@@ -104,8 +104,8 @@ __device__ inline Quad load_quad(const CudaRows& r, const char* at, int valid) {
 template <bool kFast>
 __device__ inline void to_floats(const Quad& q, bool bf16, float (&x)[4]) {
   if (kFast || bf16) {
-    x[0] = __uint_as_float(q.bits.x << 16), x[1] = __uint_as_float(q.bits.x & 0xffff0000u);
-    x[2] = __uint_as_float(q.bits.y << 16), x[3] = __uint_as_float(q.bits.y & 0xffff0000u);
+    x[0] = cuda::low_bf16(q.bits.x), x[1] = cuda::high_bf16(q.bits.x);
+    x[2] = cuda::low_bf16(q.bits.y), x[3] = cuda::high_bf16(q.bits.y);
   } else {
     x[0] = __uint_as_float(q.bits.x), x[1] = __uint_as_float(q.bits.y);
     x[2] = __uint_as_float(q.bits.z), x[3] = __uint_as_float(q.bits.w);

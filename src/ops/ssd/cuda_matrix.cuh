@@ -2,6 +2,7 @@
 // warps work on chunks of 64 tokens, a warp on 16 rows of a tile, laid out as tensor/cuda/mma.h says.
 #pragma once
 #include "krait/ops/ssd/cuda_device.cuh"
+#include "krait/tensor/cuda/math.h"
 #include "krait/tensor/cuda/mma.h"
 
 namespace krait::ops::ssd_gpu {
@@ -18,8 +19,7 @@ constexpr int kLdN = 64 * NT + kPad;
 
 __device__ inline int lane_of() { return static_cast<int>(threadIdx.x % 32); }
 
-__device__ inline float low_of(uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ inline float high_of(uint32_t pair) { return __uint_as_float(pair & 0xffff0000); }
+using cuda::low_bf16, cuda::high_bf16;
 
 // To `to` (kRows, kColumns), rows ld apart: rows [row, row + valid) of r, columns [column, column + columns), and
 // zeros beyond. By kThreads threads, of which this is number `thread`; on its way when the call returns.
@@ -73,10 +73,10 @@ __device__ inline void put_four(const CudaRows& r, int64_t row, int column, Four
         make_uint2(v.low, v.high);
     return;
   }
-  put(r, row, column, low_of(v.low));
-  put(r, row, column + 1, high_of(v.low));
-  put(r, row, column + 2, low_of(v.high));
-  put(r, row, column + 3, high_of(v.high));
+  put(r, row, column, low_bf16(v.low));
+  put(r, row, column + 1, high_bf16(v.low));
+  put(r, row, column + 2, low_bf16(v.high));
+  put(r, row, column + 3, high_bf16(v.high));
 }
 __device__ inline void put_four(const CudaRows& r, int64_t row, int column, Four<float2> v) {
   if (r.runs && r.bf16 && !r.add) {

@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kBlock, 1)
           const uint32_t C = *reinterpret_cast<const uint32_t*>(room.C + (t0 + g + 8 * r) * ldN +
                                                                 n0 + 8 * (m + j) + t2);
           const float v0 = before[r] * d[j][2 * r], v1 = before[r] * d[j][2 * r + 1];
-          start[r] = fmaf(v0, low_of(C), fmaf(v1, high_of(C), start[r]));
+          start[r] = fmaf(v0, low_bf16(C), fmaf(v1, high_bf16(C), start[r]));
           dC[m + j][2 * r] += v0, dC[m + j][2 * r + 1] += v1;
         }
     }
@@ -271,7 +271,8 @@ __global__ void __launch_bounds__(kBlock, 1)
         for (int r = 0; r < 2; ++r) {
           const uint32_t pair =
               *reinterpret_cast<const uint32_t*>(x + (t0 + g + 8 * r) * kLdP + i0 + 8 * j + t2);
-          sums[r] = fmaf(u[j][2 * r], low_of(pair), fmaf(u[j][2 * r + 1], high_of(pair), sums[r]));
+          sums[r] =
+              fmaf(u[j][2 * r], low_bf16(pair), fmaf(u[j][2 * r + 1], high_bf16(pair), sums[r]));
         }
     };
 #pragma unroll
@@ -285,10 +286,10 @@ __global__ void __launch_bounds__(kBlock, 1)
       const int at = i / (NP / 8) * ldN + i % (NP / 8) * 8;
       const uint4 a = *reinterpret_cast<const uint4*>(S + at);
       const uint4 b = *reinterpret_cast<const uint4*>(dS + at);
-      across += low_of(a.x) * low_of(b.x) + high_of(a.x) * high_of(b.x) +
-                low_of(a.y) * low_of(b.y) + high_of(a.y) * high_of(b.y) +
-                low_of(a.z) * low_of(b.z) + high_of(a.z) * high_of(b.z) +
-                low_of(a.w) * low_of(b.w) + high_of(a.w) * high_of(b.w);
+      across += low_bf16(a.x) * low_bf16(b.x) + high_bf16(a.x) * high_bf16(b.x) +
+                low_bf16(a.y) * low_bf16(b.y) + high_bf16(a.y) * high_bf16(b.y) +
+                low_bf16(a.z) * low_bf16(b.z) + high_bf16(a.z) * high_bf16(b.z) +
+                low_bf16(a.w) * low_bf16(b.w) + high_bf16(a.w) * high_bf16(b.w);
     }
     across = sum_of_warp(across);
     if (lane == 0) keep(dots.across[warp], across, again);
@@ -339,8 +340,8 @@ __global__ void __launch_bounds__(kBlock, 1)
             const uint32_t of_y = *reinterpret_cast<const uint32_t*>(dy + t * kLdP + i);
             float2 skip = {D, D};
             if (p.D_per_channel) skip = *reinterpret_cast<const float2*>(p.D + h * p.P + p0 + i);
-            pair[k].x = fmaf(delta[r], u[j + k][2 * r], skip.x * low_of(of_y));
-            pair[k].y = fmaf(delta[r], u[j + k][2 * r + 1], skip.y * high_of(of_y));
+            pair[k].x = fmaf(delta[r], u[j + k][2 * r], skip.x * low_bf16(of_y));
+            pair[k].y = fmaf(delta[r], u[j + k][2 * r + 1], skip.y * high_bf16(of_y));
           }
           const Four<float2> four = exchange_pairs(pair[0], pair[1]);
           if (t < valid)

@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(kBlock, (NT <= 2 ? 2 : 1) + (kY ? 0 : 1))
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             const uint32_t pair = xs[2 * j + r];
-            y[m][j][2 * r] = fmaf(e.x, y[m][j][2 * r], D[r] * low_of(pair));
-            y[m][j][2 * r + 1] = fmaf(e.y, y[m][j][2 * r + 1], D[r] * high_of(pair));
+            y[m][j][2 * r] = fmaf(e.x, y[m][j][2 * r], D[r] * low_bf16(pair));
+            y[m][j][2 * r + 1] = fmaf(e.y, y[m][j][2 * r + 1], D[r] * high_bf16(pair));
           }
         }
         const uint4* const of_row = room.scores + m * (m + 1) / 2 * 32 + lane;
@@ -167,8 +167,8 @@ __global__ void __launch_bounds__(kBlock, (NT <= 2 ? 2 : 1) + (kY ? 0 : 1))
       cuda::load_a_columns(xs, x_t + 16 * k * kLdP, kLdP);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        xs[i] = cuda::pack_bf16(low_of(xs[i]) * (i < 2 ? w0.x : w1.x),
-                                high_of(xs[i]) * (i < 2 ? w0.y : w1.y));
+        xs[i] = cuda::pack_bf16(low_bf16(xs[i]) * (i < 2 ? w0.x : w1.x),
+                                high_bf16(xs[i]) * (i < 2 ? w0.y : w1.y));
 #pragma unroll
       for (int j = 0; j < kTiles; j += 2) {
         uint32_t b[4];

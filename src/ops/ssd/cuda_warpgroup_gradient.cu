@@ -128,7 +128,7 @@ __device__ inline void dot_rows(float (&sums)[2], const float (&v)[8][4],
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const uint32_t pair = w[j / 2][j % 2 * 2 + r];
-      sums[r] = fmaf(v[j][2 * r], low_of(pair), fmaf(v[j][2 * r + 1], high_of(pair), sums[r]));
+      sums[r] = fmaf(v[j][2 * r], low_bf16(pair), fmaf(v[j][2 * r + 1], high_bf16(pair), sums[r]));
     }
 }
 __device__ inline void keep_rows(float (&to)[kQ], int t0, float (&parts)[2], bool again) {
@@ -435,8 +435,8 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             const uint32_t of_y = of_token[j / 2][j % 2 * 2 + r];
-            u[j][2 * r] = fmaf(delta[r], u[j][2 * r], skip.x * low_of(of_y));
-            u[j][2 * r + 1] = fmaf(delta[r], u[j][2 * r + 1], skip.y * high_of(of_y));
+            u[j][2 * r] = fmaf(delta[r], u[j][2 * r], skip.x * low_bf16(of_y));
+            u[j][2 * r + 1] = fmaf(delta[r], u[j][2 * r + 1], skip.y * high_bf16(of_y));
           }
         }
         put_rows(w.dx, row, valid, t0, column_of(head, p0), channels, u);

@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(kBlock, 2)
       const float2 w1 = *reinterpret_cast<const float2*>(now.weight + 16 * k + 8 + t2);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        weighted[k][i] = cuda::pack_bf16(low_of(channels[k][i]) * (i < 2 ? w0.x : w1.x),
-                                         high_of(channels[k][i]) * (i < 2 ? w0.y : w1.y));
+        weighted[k][i] = cuda::pack_bf16(low_bf16(channels[k][i]) * (i < 2 ? w0.x : w1.x),
+                                         high_bf16(channels[k][i]) * (i < 2 ? w0.y : w1.y));
     }
     cuda::begin_products();
 #pragma unroll

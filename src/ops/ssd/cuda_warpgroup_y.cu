@@ -97,8 +97,8 @@ __device__ void multiply(const Course& at, const Room<NT>& room) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const uint32_t pair = channels[2 * j + r];
-          v[2 * r] = fmaf(e.x, v[2 * r], D[r] * low_of(pair));
-          v[2 * r + 1] = fmaf(e.y, v[2 * r + 1], D[r] * high_of(pair));
+          v[2 * r] = fmaf(e.x, v[2 * r], D[r] * low_bf16(pair));
+          v[2 * r + 1] = fmaf(e.y, v[2 * r + 1], D[r] * high_bf16(pair));
         }
       }
     }
@@ -154,7 +154,7 @@ __device__ inline void weight(const Course& at, const ChunkSteps& steps, const u
     const float by = steps.weight[first + r];
     uint4 v = *reinterpret_cast<const uint4*>(x + place + r * 128);
     for (uint32_t* pair : {&v.x, &v.y, &v.z, &v.w})
-      *pair = cuda::pack_bf16(low_of(*pair) * by, high_of(*pair) * by);
+      *pair = cuda::pack_bf16(low_bf16(*pair) * by, high_bf16(*pair) * by);
     *reinterpret_cast<uint4*>(weighted + place + r * 128) = v;
   }
 }

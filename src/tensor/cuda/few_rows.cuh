@@ -87,8 +87,8 @@ __device__ inline void as_floats(const Eight<__nv_bfloat16>& e, float (&to)[8]) 
   const unsigned words[4] = {e.v[0].x, e.v[0].y, e.v[0].z, e.v[0].w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    to[2 * i] = __uint_as_float(words[i] << 16);
-    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    to[2 * i] = low_bf16(words[i]);
+    to[2 * i + 1] = high_bf16(words[i]);
   }
 }
 
@@ -393,8 +393,8 @@ __global__ void __launch_bounds__(kFewWarps * 32, kBlocks)
     if (n0 + row < p.N) end(n0 + row, m0 + m, value, held[i]);
   }
   if constexpr (kLeft) {
-    const int m =
-        kThreads - 1 - static_cast<int>(threadIdx.x);  // who has nothing of few rows above
+    // By threads that have nothing of few rows above.
+    const int m = kThreads - 1 - static_cast<int>(threadIdx.x);
     if (has_left && m < columns)
       end(left, m0 + m, over_warps(&sums_left[0][m], Layout::kColumns) * factor_of(m),
           end.hold(left, m0 + m));

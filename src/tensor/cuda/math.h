@@ -11,6 +11,10 @@ struct alignas(sizeof(T) * V) Run {
   T v[V];
 };
 
+// The first and the second of a pair of bfloat16.
+__device__ inline float low_bf16(unsigned pair) { return __uint_as_float(pair << 16); }
+__device__ inline float high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+
 // Asks for the line of the second-level cache that p is in.
 __device__ inline void prefetch(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));

@@ -150,8 +150,8 @@ void launch_rows_sum(const RowsSum& p, const Factors& of, void* stream) {
                    map_of_rows(p.x, p.M, p.K, p.x_step, Tile::kSequences), p, of);
 }
 
-constexpr int64_t kMostClustersOfFour =
-    30;  // of blocks with all of a multiprocessor's memory, on an H200 at once
+// Of blocks with all of a multiprocessor's memory, on an H200 at once.
+constexpr int64_t kMostClustersOfFour = 30;
 
 // y += f x Wᵀ, where the clusters of some tile are all on the card at once. M is at most 128.
 template <class Factors>
