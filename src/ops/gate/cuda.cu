@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "krait/ops/gate/kind.h"
+#include "krait/tensor/cuda/exponentials.cuh"
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -15,18 +16,25 @@ using ops::Gate;
 
 constexpr int kThreads = 256;
 
-// 1 / (1 + e^-x); sigmoid(-x) is 1 - sigmoid(x) without cancellation.
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// sigmoid(x) and 1 - sigmoid(x) without cancellation, to what rounding to T leaves of them.
+template <class T>
+__device__ inline void sigmoids(float x, float& of_x, float& rest) {
+  constexpr bool kFast = !std::is_same_v<T, float>;
+  const float e = exp_of_negative<kFast>(-fabsf(x)), large = reciprocal<kFast>(1.0f + e);
+  of_x = x >= 0 ? large : e * large;
+  rest = x >= 0 ? e * large : large;
+}
 
-template <Gate kind>
+template <Gate kind, class T>
 __device__ inline void at(float x, float& value, float& slope) {
+  float s, rest;
   if constexpr (kind == Gate::silu) {
-    const float s = sigmoid(x);
+    sigmoids<T>(x, s, rest);
     value = x * s;
-    slope = s * fmaf(x, sigmoid(-x), 1.0f);
+    slope = s * fmaf(x, rest, 1.0f);
   } else if constexpr (kind == Gate::sigmoid) {
-    value = sigmoid(x);
-    slope = value * sigmoid(-x);
+    sigmoids<T>(x, value, rest);
+    slope = value * rest;
   } else if constexpr (kind == Gate::gelu) {
     const float below = normcdff(x);
     value = x * below;
@@ -34,9 +42,9 @@ __device__ inline void at(float x, float& value, float& slope) {
   } else if constexpr (kind == Gate::gelu_tanh) {
     constexpr float kTwoB = 1.59576912160573071f,
                     kC = 0.044715f;  // (1 + tanh(a)) / 2 = sigmoid(2a)
-    const float a = kTwoB * x * fmaf(kC, x * x, 1.0f), s = sigmoid(a);
+    sigmoids<T>(kTwoB * x * fmaf(kC, x * x, 1.0f), s, rest);
     value = x * s;
-    slope = s * fmaf(x * sigmoid(-a), kTwoB * fmaf(3 * kC, x * x, 1.0f), 1.0f);
+    slope = s * fmaf(x * rest, kTwoB * fmaf(3 * kC, x * x, 1.0f), 1.0f);
   } else {
     const float r = fmaxf(x, 0.0f);
     value = kind == Gate::relu ? r : r * r;
@@ -59,21 +67,11 @@ __global__ void forward_kernel(const GateProblem p, int64_t rows) {
     load<V>(static_cast<const T*>(p.g) + row * p.g_row + i, g);
     if (p.u) load<V>(static_cast<const T*>(p.u) + row * p.u_row + i, u);
     for (int v = 0; v < V; ++v) {
-      at<kind>(g[v], g[v], slope);
+      at<kind, T>(g[v], g[v], slope);
       if (p.u) g[v] *= u[v];
     }
     store<V>(static_cast<T*>(p.y) + row * p.F + i, g);
   });
-}
-
-template <class T, int V>
-__device__ inline void put(T* to, float (&value)[V], bool add) {
-  if (add) {
-    float old[V];
-    load<V>(to, old);
-    for (int v = 0; v < V; ++v) value[v] += old[v];
-  }
-  store<V>(to, value);
 }
 
 template <Gate kind, class T, int V>
@@ -85,33 +83,32 @@ __global__ void backward_kernel(const GateProblem p, int64_t rows) {
     load<V>(static_cast<const T*>(p.dy) + row * p.F + i, dy);
     for (int v = 0; v < V; ++v) {
       float value, slope;
-      at<kind>(g[v], value, slope);
+      at<kind, T>(g[v], value, slope);
       du[v] = value * dy[v];
       dg[v] = slope * dy[v] * (p.u ? u[v] : 1.0f);
     }
-    if (p.du) put<T, V>(static_cast<T*>(p.du) + row * p.u_row + i, du, p.add_u);
-    if (p.dg) put<T, V>(static_cast<T*>(p.dg) + row * p.g_row + i, dg, p.add_g);
+    if (p.du) store_or_add<V>(static_cast<T*>(p.du) + row * p.u_row + i, du, p.add_u);
+    if (p.dg) store_or_add<V>(static_cast<T*>(p.dg) + row * p.g_row + i, dg, p.add_g);
   });
 }
 
-bool in_fours(const GateProblem& p) {
+bool in_runs_of(const GateProblem& p, int64_t V) {
   const int64_t bytes = p.bf16 ? 2 : 4;
-  return p.F % 4 == 0 && in_runs(p.g, p.g_row, bytes, 4) && in_runs(p.u, p.u_row, bytes, 4) &&
-         in_runs(p.y, 0, bytes, 4) && in_runs(p.dy, 0, bytes, 4) && in_runs(p.dg, 0, bytes, 4) &&
-         in_runs(p.du, 0, bytes, 4);
+  return p.F % V == 0 && in_runs(p.g, p.g_row, bytes, V) && in_runs(p.u, p.u_row, bytes, V) &&
+         in_runs(p.y, 0, bytes, V) && in_runs(p.dy, 0, bytes, V) && in_runs(p.dg, 0, bytes, V) &&
+         in_runs(p.du, 0, bytes, V);
 }
 
-// Calls f with the kind as an integral constant, a value of the type and the length of a run.
+// Calls f with the kind as an integral constant, a value of the type and the length of a run: 16 bytes or an element.
 template <class F>
 void with_kernel(const GateProblem& p, const F& f) {
+  const auto with_run = [&](auto kind, auto x) {
+    constexpr int V = 16 / sizeof(x);
+    in_runs_of(p, V) ? f(kind, x, std::integral_constant<int, V>())
+                     : f(kind, x, std::integral_constant<int, 1>());
+  };
   const auto with_type = [&](auto kind) {
-    using Four = std::integral_constant<int, 4>;
-    using One = std::integral_constant<int, 1>;
-    if (p.bf16) {
-      in_fours(p) ? f(kind, __nv_bfloat16(), Four()) : f(kind, __nv_bfloat16(), One());
-    } else {
-      in_fours(p) ? f(kind, 0.0f, Four()) : f(kind, 0.0f, One());
-    }
+    p.bf16 ? with_run(kind, __nv_bfloat16()) : with_run(kind, 0.0f);
   };
   switch (static_cast<Gate>(p.kind)) {
     case Gate::silu: return with_type(std::integral_constant<Gate, Gate::silu>());

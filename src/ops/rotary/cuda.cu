@@ -1,13 +1,14 @@
-// A block a token: its angles first, in float64, then all of its heads.
+// A block has a few tokens: their angles first, in float64, then all of their heads. Bound by memory.
 #include "krait/ops/rotary/cuda.h"
-
-#include <algorithm>
 
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
 
 namespace {
+
+constexpr unsigned kThreads = 256;
+constexpr int64_t kTokens = 8, kMany = 2048;  // tokens of a block, and from how many on
 
 // Where token t stands in its sequence, with what that has read before.
 __device__ int64_t position_of(const RotaryCall& c, int64_t t) {
@@ -27,49 +28,79 @@ __device__ int64_t position_of(const RotaryCall& c, int64_t t) {
   return t - first + (c.start && row >= 0 ? static_cast<int64_t>(c.start[row]) : 0);
 }
 
-template <class T>
-__global__ void rotary_kernel(const __grid_constant__ RotaryCall c) {
-  __shared__ float cosine[kRotaryMaxPairs], sine[kRotaryMaxPairs];
-  const int64_t t = blockIdx.x, half = c.R / 2;
-  if (threadIdx.x < half) {
+// Pairs and what is copied, in runs of V neighbouring elements.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    rotary_kernel(const __grid_constant__ RotaryCall c, unsigned of_block) {
+  __shared__ float cosine[kTokens][kRotaryMaxPairs], sine[kTokens][kRotaryMaxPairs];
+  const int64_t first = int64_t{blockIdx.x} * of_block;
+  const auto tokens = static_cast<unsigned>(min(c.tokens - first, int64_t{of_block}));
+  const auto half = static_cast<unsigned>(c.R / 2);
+  for (unsigned i = threadIdx.x; i < tokens * half; i += kThreads) {
+    const unsigned t = i / half, e = i % half;
     double s, cos_of;
-    sincos(static_cast<double>(position_of(c, t)) * c.angle[threadIdx.x], &s, &cos_of);
-    cosine[threadIdx.x] = static_cast<float>(cos_of);
-    sine[threadIdx.x] = static_cast<float>(c.sign * s);
+    sincos(static_cast<double>(position_of(c, first + t)) * c.angle[e], &s, &cos_of);
+    cosine[t][e] = static_cast<float>(cos_of);
+    sine[t][e] = static_cast<float>(c.sign * s);
   }
   __syncthreads();
-  const T* const from = static_cast<const T*>(c.from) + t * c.from_row;
-  T* const to = static_cast<T*>(c.to) + t * c.to_row;
-  const auto put = [&](int64_t at, float v) {
-    to[at] = static_cast<T>(c.add ? static_cast<float>(to[at]) + v : v);
-  };
-  const int64_t of_head = c.P - half;  // pairs, then what is copied
-  for (int64_t i = threadIdx.x; i < c.H * of_head; i += blockDim.x) {
-    const int64_t head = i / of_head, e = i % of_head;
-    const T* const row = from + head * c.from_head;
-    if (e >= half) {
-      put(head * c.to_head + half + e, static_cast<float>(row[half + e]));
+
+  const auto heads = static_cast<unsigned>(c.H), turned = half / V,
+             of_head = static_cast<unsigned>(c.P - half) / V, of_token = heads * of_head;
+  for (unsigned i = threadIdx.x; i < tokens * of_token; i += kThreads) {
+    const unsigned t = i / of_token, head = i % of_token / of_head, run = i % of_head;
+    const T* const from =
+        static_cast<const T*>(c.from) + (first + t) * c.from_row + head * c.from_head;
+    T* const to = static_cast<T*>(c.to) + (first + t) * c.to_row + head * c.to_head;
+    float x[2][V];
+    if (run >= turned) {
+      const unsigned at = half + run * V;
+      load<V>(from + at, x[0]);
+      store_or_add<V>(to + at, x[0], c.add);
       continue;
     }
-    const int64_t a = c.interleaved ? 2 * e : e, b = c.interleaved ? 2 * e + 1 : e + half;
-    const float x = static_cast<float>(row[a]), y = static_cast<float>(row[b]);
-    put(head * c.to_head + a, x * cosine[e] - y * sine[e]);
-    put(head * c.to_head + b, x * sine[e] + y * cosine[e]);
+    const unsigned e = run * V, a = c.interleaved ? 2 * e : e, b = c.interleaved ? a + V : e + half;
+    load<V>(from + a, x[0]);
+    load<V>(from + b, x[1]);
+    const auto turn = [&](int v, float& low, float& high) {
+      const float cos_of = cosine[t][e + v], s = sine[t][e + v], was = low;
+      low = fmaf(-high, s, was * cos_of);
+      high = fmaf(was, s, high * cos_of);
+    };
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (c.interleaved) {
+        turn(v, x[2 * v / V][2 * v % V], x[(2 * v + 1) / V][(2 * v + 1) % V]);
+      } else {
+        turn(v, x[0][v], x[1][v]);
+      }
+    }
+    store_or_add<V>(to + a, x[0], c.add);
+    store_or_add<V>(to + b, x[1], c.add);
   }
+}
+
+// Whether every head of every token can be walked in runs of V.
+bool in_runs_of(const RotaryCall& c, int64_t V) {
+  const int64_t bytes = c.bf16 ? 2 : 4;
+  return c.R / 2 % V == 0 && c.P % V == 0 && c.from_head % V == 0 && c.to_head % V == 0 &&
+         in_runs(c.from, c.from_row, bytes, V) && in_runs(c.to, c.to_row, bytes, V);
 }
 
 }  // namespace
 
 void rotary(const RotaryCall& c, void* stream) {
   if (c.tokens == 0 || c.H == 0 || c.P == 0) return;
-  const int64_t wanted = ceil_div(c.H * (c.P - c.R / 2), 32) * 32;
-  const auto threads = static_cast<unsigned>(std::clamp<int64_t>(wanted, kRotaryMaxPairs, 512));
-  const auto blocks = static_cast<unsigned>(c.tokens);
-  const auto s = static_cast<cudaStream_t>(stream);
+  // Few tokens have a block each.
+  const int64_t of_block = c.tokens < kMany ? 1 : kTokens;
+  const auto launch = [&](auto kernel) {
+    kernel<<<static_cast<unsigned>(ceil_div(c.tokens, of_block)), kThreads, 0,
+             static_cast<cudaStream_t>(stream)>>>(c, static_cast<unsigned>(of_block));
+  };
   if (c.bf16) {
-    rotary_kernel<__nv_bfloat16><<<blocks, threads, 0, s>>>(c);
+    launch(in_runs_of(c, 8) ? rotary_kernel<__nv_bfloat16, 8> : rotary_kernel<__nv_bfloat16, 1>);
   } else {
-    rotary_kernel<float><<<blocks, threads, 0, s>>>(c);
+    launch(in_runs_of(c, 4) ? rotary_kernel<float, 4> : rotary_kernel<float, 1>);
   }
   check_launch("rotary");
 }

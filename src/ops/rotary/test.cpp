@@ -74,6 +74,19 @@ TEST(Rotary, MatchesReference) {
   expect_matches({.P = 130, .rotation = {130, 500000}});
 }
 
+TEST(Rotary, MatchesReferenceInRunsOfWholeHeads) {
+  for (DType dtype : {DType::f32, DType::bf16})
+    for (bool interleaved : {false, true})
+      for (int64_t R : {0, 16, 32, 64}) {
+        SCOPED_TRACE(fmt::format("{} interleaved={} R={}", name_of(dtype), interleaved, R));
+        const Rotation r{R, 10000, interleaved};
+        expect_matches({.P = 64, .rotation = r, .dtype = dtype});
+        expect_matches({.P = 64, .rotation = r, .dtype = dtype, .slice = true, .start = {77, 5}});
+      }
+  // As many tokens as a block has several of, and some over.
+  expect_matches({.L = 1025, .H = 1, .P = 16, .rotation = {16}, .dtype = DType::bf16});
+}
+
 TEST(Rotary, T25_PackedSequencesStartWhereTheirStateSays) {
   expect_matches({.lengths = {5, 0, 70, 1, 64}, .start = {9, 100, 63, 0, 64}});
   expect_matches({.lengths = {5, 70, 0, 65}});

@@ -64,6 +64,18 @@ __device__ inline void store(__nv_bfloat16* p, const float (&from)[V]) {
   }
 }
 
+// The values, added to what is there where `add`: a gradient.
+template <int V, class T>
+__device__ inline void store_or_add(T* to, float (&value)[V], bool add) {
+  if (add) {
+    float old[V];
+    load<V>(to, old);
+#pragma unroll
+    for (int v = 0; v < V; ++v) value[v] += old[v];
+  }
+  store<V>(to, value);
+}
+
 // Whether rows of `bytes` an element, `step` elements apart, can be walked in runs of V.
 inline bool in_runs(const void* p, int64_t step, int64_t bytes, int64_t V) {
   return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(V * bytes) == 0 && step % V == 0;
