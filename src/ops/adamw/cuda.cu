@@ -15,6 +15,7 @@ using ops::kBias1, ops::kBias2, ops::kClip, ops::kGradNorm, ops::kLearningRate;
 constexpr int kMost = 48;
 constexpr int kThreads = 256;
 constexpr int64_t kUpdatePiece = 2048;  // elements of a block
+constexpr int kAtOnce = 8;              // runs of squares of a thread that are on their way at once
 
 template <class T>
 struct List {
@@ -150,16 +151,23 @@ __global__ void split_kernel(const float* p, __nv_bfloat16* value, uint16_t* low
   v[i] = signed_by(p[i], v[i]);
 }
 
-__global__ void squares_kernel(const __grid_constant__ List<Floats> list, double* sums) {
+__global__ void __launch_bounds__(kThreads, 4)
+    squares_kernel(const __grid_constant__ List<Floats> list, double* sums) {
   int64_t piece;
   const Floats& t = list.tensor[tensor_of_block(list, piece)];
   const int64_t begin = piece * kGradPiece, end = min(t.n, begin + kGradPiece);
   double sum = 0;
   if (end % 4 == 0 && whole_runs(t.data, 16)) {
-    for (int64_t i = begin + int64_t{threadIdx.x} * 4; i < end; i += int64_t{blockDim.x} * 4) {
-      float x[4];
-      load<4>(t.data + i, x);
-      sum += static_cast<double>(x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3]);
+    const int64_t step = int64_t{blockDim.x} * 4;
+    for (int64_t i = begin + int64_t{threadIdx.x} * 4; i < end; i += kAtOnce * step) {
+      float x[kAtOnce][4] = {};
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        if (i + k * step < end) load<4>(t.data + i + k * step, x[k]);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        sum += static_cast<double>(x[k][0] * x[k][0] + x[k][1] * x[k][1] + x[k][2] * x[k][2] +
+                                   x[k][3] * x[k][3]);
     }
   } else {
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
