@@ -18,9 +18,10 @@ namespace {
 
 using bfloat16 = __nv_bfloat16;
 
-// Tokens of a thread of forward: many where there are enough threads all the same.
+// Where there are enough threads all the same, a thread of forward has many tokens.
+constexpr bool many_tokens(int64_t tokens, int64_t E) { return tokens * E >= int64_t{1} << 24; }
 constexpr int64_t forward_tokens(int64_t tokens, int64_t E) {
-  return tokens * E < int64_t{1} << 24 ? 32 : 128;
+  return many_tokens(tokens, E) ? 128 : 32;
 }
 constexpr int kRun = 4;     // neighbouring channels of a thread
 constexpr int kSlices = 4;  // of a block's tokens in backward
@@ -489,8 +490,9 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
                         static_cast<unsigned>(ceil_div(runs, threads)));
         const size_t shared =
             V == 1 ? 0 : Ring<T, kRun, kForwardAhead>::bytes(static_cast<unsigned>(threads));
-        launch_dependent("conv1d_causal", kernel, grid, static_cast<unsigned>(threads), shared, 1,
-                         stream, p, c, state_in);
+        // Blocks of many tokens fit on the card at once: early ones would crowd where the kernel before ends first.
+        cuda::launch("conv1d_causal", !many_tokens(c.tokens, p.E), kernel, grid,
+                     static_cast<unsigned>(threads), shared, 1, stream, p, c, state_in);
       };
       if (!channels_in_runs(p, nullptr, 4)) return launch(forward_kernel<T, 1, taps, false>, 1);
       is_usual<taps>(p) ? launch(forward_kernel<T, 4, taps, true>, 4)
