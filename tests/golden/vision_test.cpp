@@ -84,10 +84,12 @@ TEST(GoldenVision, T39_LogitsLossAndEveryGradient) {
       const Tensor &images = g.data.at("images"), &labels = g.data.at("labels");
       const VisionPass once(model, images, labels, false);
       const VisionPass pass(model, images, labels, true, recompute);
-      EXPECT_LE(testing::max_abs_error(once.logits, testing::to_double(g.data.at("logits"))),
-                g.bound("logits_f32_max_abs_err"));
+      const Values logits = testing::to_double(g.data.at("logits"));
+      EXPECT_LE(testing::max_abs_error(once.logits, logits), g.bound("logits_f32_max_abs_err"));
       EXPECT_EQ(once.logits, pass.logits);
-      EXPECT_NEAR(pass.loss, g.json.at("loss").get<double>(), g.bound("loss_f32_abs_err"));
+      // Of few images a foreign run's loss may be luckier than its logits, whose error moves a loss by twice as much.
+      EXPECT_NEAR(pass.loss, g.json.at("loss").get<double>(),
+                  g.bound("loss_f32_abs_err") + 2 * testing::max_abs_error(pass.logits, logits));
       for (const nn::Param& p : model.params())
         testing::expect_relative(testing::to_double(p.var.grad),
                                  testing::to_double(g.data.at("grad." + p.name)),
