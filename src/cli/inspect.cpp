@@ -4,13 +4,11 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "krait/base/file.h"
 #include "krait/base/system.h"
 #include "krait/cli/commands.h"
 #include "krait/infer/memory.h"
 #include "krait/infer/session.h"
-#include "krait/io/config.h"
-#include "krait/io/vision.h"
+#include "krait/io/any_model.h"
 #include "krait/models/architecture.h"
 #include "krait/train/memory.h"
 
@@ -28,7 +26,8 @@ struct Args {
 };
 
 // A folder with weights, or only a config: a config.json by itself, or that of a preset.
-LoadedModel describe(const std::string& model, std::optional<DType> dtype) {
+LoadedModel describe(const std::string& model, const models::Config& config,
+                     std::optional<DType> dtype) {
   if (std::filesystem::is_directory(model)) {
     LoadOptions options;
     options.dtype = dtype;
@@ -37,9 +36,7 @@ LoadedModel describe(const std::string& model, std::optional<DType> dtype) {
   }
   LoadedModel fresh;
   fresh.dtype = fresh.stored = dtype.value_or(DType::f32);
-  fresh.model = std::make_unique<models::LanguageModel>(
-      std::filesystem::exists(model) ? parse_config(read_file(model), model, fresh.layout)
-                                     : models::preset(model));
+  fresh.model = std::make_unique<models::LanguageModel>(config);
   fresh.model->params().allocate(nn::Purpose::inference, fresh.dtype, /*planning=*/true);
   return fresh;
 }
@@ -143,21 +140,16 @@ OrderedJson describe_all(const LoadedModel& loaded, Args a) {
   return j;
 }
 
-bool is_vision(const std::string& model) {
-  if (std::filesystem::exists(model)) return is_vision_model(model);
-  const std::vector<std::string> names = models::vision_preset_names();
-  return std::find(names.begin(), names.end(), model) != names.end();
-}
-
-OrderedJson describe_vision(Args a, std::optional<DType> dtype) {
+OrderedJson describe_vision(Args a, const models::VisionConfig& config,
+                            std::optional<DType> dtype) {
   LoadedVision loaded;
-  const bool stored = std::filesystem::exists(a.model);
+  const bool stored = std::filesystem::exists(a.model) && is_vision_model(a.model);
   if (stored) {
     LoadOptions options;
     options.sizes_only = true;
     loaded = load_vision_model(a.model, options);
   } else {
-    loaded.model = std::make_unique<models::VisionMamba>(models::vision_preset(a.model));
+    loaded.model = std::make_unique<models::VisionMamba>(config);
   }
   const models::VisionConfig& c = loaded.model->config();
   OrderedJson j = {{"architecture", "vim"},
@@ -224,9 +216,12 @@ Work add_inspect(CLI::App& app) {
                  "that the model can be trained on")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   return [a](const Common& common) {
-    const OrderedJson j = is_vision(a->model)
-                              ? describe_vision(*a, common.chosen_dtype())
-                              : describe_all(describe(a->model, common.chosen_dtype()), *a);
+    const std::optional<DType> dtype = common.chosen_dtype();
+    const AnyConfig config = read_any_config(a->model);
+    const auto* const vision = std::get_if<models::VisionConfig>(&config);
+    const OrderedJson j =
+        vision ? describe_vision(*a, *vision, dtype)
+               : describe_all(describe(a->model, std::get<models::Config>(config), dtype), *a);
     if (common.json) {
       print_json(j);
     } else {

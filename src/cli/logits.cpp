@@ -54,9 +54,12 @@ class Rows {
     fits = fits && (like_.tokens || all.dtype == DType::f32);
     Shape expected = like.shape;
     expected[0] = all.rank() > 0 ? all.size(0) : 1;
-    require(fits, "{}: expected {} {}, got {} {}", where,
+    require(fits, "{}: expected {} {}, got {} {}{}", where,
             like_.tokens ? "token ids" : "float32, normalised where these are images,", expected,
-            name_of(all.dtype), all.shape);
+            name_of(all.dtype), all.shape,
+            like.rank() == 4 && like.rank() == all.rank()
+                ? "; krait convert makes a model of another --image-size and --stride"
+                : "");
     if (const auto* language = dynamic_cast<const models::LanguageModel*>(&model); like_.tokens)
       ids_of(all, language->config().vocab_size, where);
   }

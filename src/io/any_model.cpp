@@ -17,7 +17,11 @@ AnyConfig read_any_config(const std::string& model) {
   }
   Layout layout;
   if (fs::is_directory(path)) return read_config(path, layout);
-  if (path.extension() == ".json" || fs::is_regular_file(path)) {
+  require(
+      !fs::is_regular_file(path) || path.extension() == ".json",
+      "{}: expected a model directory (config.json with its weights), a config.json or a preset",
+      model);
+  if (path.extension() == ".json") {
     const std::string text = read_file(path);
     const Json json = parse_json(text, model);
     if (json.is_object() && json.value("model_type", Json()) == "vim")

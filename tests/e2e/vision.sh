@@ -29,12 +29,14 @@ images() {
 "$KRAIT" inspect "$checkpoint" --json >inspect.json
 [[ $(key inspect.json architecture) == '"vim"' && $(key inspect.json parameters) == 113002 ]] || die inspect
 "$KRAIT" inspect vim-tiny --json >tiny.json
+"$KRAIT" convert "$checkpoint" folder
+"$KRAIT" inspect folder/config.json --json >config.json # by itself
+[[ $(key config.json architecture) == '"vim"' && $(key config.json parameters) == 113002 ]] || die "inspect of a config"
 [[ $(key tiny.json parameters) == 7148008 && $(key tiny.json tokens) == 197 ]] || die "inspect of a preset"
 
 images '(9, 3, 32, 32)' $((9 * 3 * 32 * 32 * 4)) >images.npy
 "$KRAIT" logits "$checkpoint" --input images.npy --out a.npy --json >logits.json
 [[ $(stat -c %s a.npy) == $((128 + 9 * 10 * 4)) ]] || die "size of the logits"
-"$KRAIT" convert "$checkpoint" folder
 "$KRAIT" logits folder --input images.npy --out b.npy
 cmp a.npy b.npy || die "logits after convert"
 "$KRAIT" logits "$checkpoint" --ema --input images.npy --out ema.npy
@@ -53,6 +55,6 @@ refuse() {
   grep -q -- "$what" err || die "$*: no '$what' in: $(cat err)"
 }
 images '(1, 3, 16, 32)' $((3 * 16 * 32 * 4)) >small.npy
-refuse '32, 32' logits "$checkpoint" --input small.npy --out x.npy
+refuse '32, 32.*krait convert makes a model of another --image-size' logits "$checkpoint" --input small.npy --out x.npy
 refuse 'float32' logits "$checkpoint" --input a.npy --out x.npy
 [[ ! -e x.npy ]] || die "a refused call left a file"
