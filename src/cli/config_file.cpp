@@ -22,6 +22,8 @@
 
 #include "krait/base/error.h"
 #include "krait/base/file.h"
+#include "krait/cli/command.h"
+#include "krait/cli/near_miss.h"
 
 namespace krait::cli {
 
@@ -68,8 +70,8 @@ void add_config_text(const CLI::App& app, std::string_view text, const std::stri
   for (const auto& [key, node] : table) {
     const std::string name(key.str()), where = fmt::format("{}: \"{}\"", path, name);
     const CLI::Option* option = app.get_option_no_throw("--" + name);
-    require(option && name != "config" && name != "help", "{}: `krait {}` has no such option",
-            where, app.get_name());
+    require(option && name != "config" && name != "help", "{}: `krait {}` has no such option{}",
+            where, app.get_name(), did_you_mean(name, option_names(app)));
     if (is_typed(*option, args)) continue;
     std::vector<std::string> values;
     if (const toml::array* list = node.as_array()) {
@@ -89,14 +91,32 @@ void add_config_text(const CLI::App& app, std::string_view text, const std::stri
   args.insert(std::find(args.begin(), args.end(), "--"), words.begin(), words.end());
 }
 
+// A run goes on with the model that it was started with.
+static void refuse_another_model(const CLI::App& app, const std::string& run_config,
+                                 const std::string& path, const std::vector<std::string>& args) {
+  std::vector<std::string> kept;
+  add_config_text(app, run_config, path, kept);
+  for (const char* option : {"--model", "--from"}) {
+    const std::string typed = value_of(option, args), before = value_of(option, kept);
+    std::error_code none;
+    if (!typed.empty() && typed != before && !std::filesystem::equivalent(typed, before, none))
+      throw Usage(fmt::format("--resume goes on with the model of the run: {} cannot name {}",
+                              option, typed));
+  }
+}
+
 void add_config_file(const CLI::App& app, std::vector<std::string>& args) {
   const std::string config = value_of("--config", args);
   if (!config.empty()) add_config_text(app, read_file(config), config, args);
   if (!app.get_option_no_throw("--resume")) return;
   const std::string run = value_of("--resume", args);
   if (run.empty()) return;
-  const std::string kept = (std::filesystem::path(run) / "config.toml").string();
-  add_config_text(app, read_file(kept), kept, args);
+  const std::filesystem::path kept = std::filesystem::path(run) / "config.toml";
+  require(std::filesystem::exists(kept),
+          "{}: expected the folder of a run, but there is no config.toml in it", run);
+  const std::string text = read_file(kept);
+  refuse_another_model(app, text, kept.string(), args);
+  add_config_text(app, text, kept.string(), args);
 }
 
 }  // namespace krait::cli

@@ -52,7 +52,7 @@ TEST_F(ConfigFile, TheCommandLineWins) {
 TEST_F(ConfigFile, RefusesWhatIsNoOptionByName) {
   EXPECT_NE(testing::error_of([&] {
               added("stepz = 1\n");
-            }).find("\"stepz\": `krait work` has no such option"),
+            }).find("\"stepz\": `krait work` has no such option, did you mean steps?"),
             std::string::npos);
   EXPECT_NE(
       testing::error_of([&] { added("[steps]\na = 1\n"); }).find("\"steps\": expected a string"),

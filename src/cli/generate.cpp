@@ -15,6 +15,7 @@
 #include "krait/base/log.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
+#include "krait/cli/numbers.h"
 #include "krait/cli/progress.h"
 #include "krait/infer/generate.h"
 #include "krait/infer/state_file.h"
@@ -48,7 +49,7 @@ std::vector<int32_t> parse_ids(const std::string& text, int64_t vocab_size) {
     const long long id = std::strtoll(word.c_str(), &end, 10);
     require(!word.empty() && *end == 0, "--prompt-tokens: expected ids like 1,2,3, got {}", text);
     require(id >= 0 && id < vocab_size,
-            "--prompt-tokens: token {}: id {} is outside the vocabulary of {}", ids.size(), id,
+            "--prompt-tokens: token {}: id {} is outside the vocabulary of {}", ids.size(), word,
             vocab_size);
     ids.push_back(static_cast<int32_t>(id));
   }
@@ -286,17 +287,18 @@ Work add_generate(CLI::App& app) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   ops::SamplerOptions& s = a->generate.sampler;
   app.add_option("--temperature", s.temperature, "0: always the most probable token; default 1")
-      ->check(CLI::Range(0.0f, 1e6f));
+      ->check(number_in(0, 1e6));
   app.add_option("--top-k", s.top_k, "draw from the k most probable tokens; 0: all, the default")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
   app.add_option("--top-p", s.top_p, "draw from the fewest tokens with this mass; default 1")
-      ->check(CLI::Range(0.0f, 1.0f));
+      ->check(number("in (0 - 1]", "a number above 0, at most 1",
+                     [](double x) { return x > 0 && x <= 1; }));
   app.add_option("--min-p", s.min_p,
                  "drop tokens below this fraction of the most probable one; default 0")
-      ->check(CLI::Range(0.0f, 1.0f));
+      ->check(number_in(0, 1));
   app.add_option("--repetition-penalty", s.repetition_penalty,
                  "divides logits of tokens that were there (multiplies negative ones); default 1")
-      ->check(CLI::Range(1e-6f, 1e6f));
+      ->check(number_in(1e-6, 1e6));
   a->stops =
       repeated("--stop", "a text that ends the generation and is not shown; may be repeated");
   app.add_flag("--logprobs", a->logprobs, "log-probability of each token");

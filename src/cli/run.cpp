@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <limits>
 
@@ -6,6 +7,7 @@
 #include "krait/base/threads.h"
 #include "krait/cli/command.h"
 #include "krait/cli/config_file.h"
+#include "krait/cli/near_miss.h"
 #include "krait/cli/self_check.h"
 #include "krait/cli/signals.h"
 #include "krait/cli/version.h"
@@ -50,6 +52,22 @@ int complain(int code, const std::string& message) {
   return code;
 }
 
+// Of the words that the parser could do nothing with, the first option, or else the first.
+Usage not_expected(const CLI::App& app, const std::string& command) {
+  const std::vector<std::string> words = app.remaining(true);
+  const auto option =
+      std::find_if(words.begin(), words.end(), [](const auto& w) { return w.starts_with("-"); });
+  if (option == words.end())
+    return Usage(
+        fmt::format("{}: \"{}\" is not expected (see `{} --help`)", command, words[0], command));
+  const std::string name = option->substr(0, option->find('='));
+  const size_t dashes = name.find_first_not_of('-');
+  const std::string hint =
+      dashes == 2 ? did_you_mean(name.substr(dashes), option_names(app), "--") : "";
+  return Usage(
+      fmt::format("{} has no option {}{} (see `{} --help`)", command, name, hint, command));
+}
+
 // Parses and runs; every way to fail is an exception.
 int dispatch(std::vector<std::string> args) {
   Common common;
@@ -74,7 +92,10 @@ int dispatch(std::vector<std::string> args) {
     words.insert(words.begin(), args[0]);
     args = words;
   } else if (!args.empty() && !args[0].starts_with("-")) {
-    throw Usage(fmt::format("krait has no command \"{}\"; `krait --help` lists them", args[0]));
+    std::vector<std::string> names;
+    for (const Command& command : commands()) names.emplace_back(command.name);
+    throw Usage(fmt::format("krait has no command \"{}\"{}; `krait --help` lists them", args[0],
+                            did_you_mean(args[0], names)));
   }
 
   std::reverse(args.begin(), args.end());  // what CLI11 expects of a vector
@@ -84,8 +105,11 @@ int dispatch(std::vector<std::string> args) {
     print(e.what());
     return kDone;
   } catch (const CLI::CallForHelp&) {
-    print(chosen ? chosen->help() : app.help());
+    print(app.help());  // of the command, where there is one
     return kDone;
+  } catch (const CLI::ExtrasError&) {
+    if (chosen) throw not_expected(*chosen, "krait " + chosen->get_name());
+    throw not_expected(app, "krait");
   } catch (const CLI::ParseError& e) {
     throw Usage(fmt::format("{} (see `krait {}--help`)", e.what(),
                             chosen ? chosen->get_name() + " " : std::string()));

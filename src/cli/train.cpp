@@ -10,6 +10,7 @@
 #include "krait/base/log.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
+#include "krait/cli/numbers.h"
 #include "krait/train/run.h"
 #include "krait/train/status.h"
 
@@ -24,23 +25,11 @@ struct TrainArguments {
   CLI::App* app = nullptr;
 };
 
-// NaN is neither.
-CLI::Validator number(const char* name, const char* expected, bool (*right)(double)) {
-  return {[=](const std::string& text) {
-            double x = 0;
-            const bool is_number = CLI::detail::lexical_cast(text, x);
-            return is_number && right(x) ? "" : fmt::format("expected {}, got {}", expected, text);
-          },
-          name};
-}
-
 void add_options(CLI::App& app, TrainArguments& a) {
   RunOptions& r = a.run;
   TrainOptions& t = r.train;
-  const CLI::Validator from_zero =
-      number("NONNEGATIVE", "a number from 0 on", [](double x) { return x >= 0; });
-  const CLI::Validator above_zero =
-      number("POSITIVE", "a number above 0", [](double x) { return x > 0; });
+  const CLI::Validator from_zero = number_from_zero(), above_zero = number_above_zero(),
+                       share = number_in(0, 1), below_one = number_in(0, 0.999);
   const auto start = "What is trained, on what";
   app.add_option("--model", r.model, "a fresh model: a preset's name, or a config.json")
       ->group(start);
@@ -126,29 +115,29 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--clip", t.clip, "largest norm of the gradient; 0: no limit")
-      ->check(from_zero)
+      ->check(number("NONNEGATIVE", "a number from 0 on", [](double x) { return x >= 0; }))
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--dropout", t.dropout, "of what each layer adds")
-      ->check(CLI::Range(0.0, 0.999))
+      ->check(below_one)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--drop-path", t.drop_path,
                  "of whole layers of images: the last layer's share, the first loses nothing")
-      ->check(CLI::Range(0.0, 0.999))
+      ->check(below_one)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--label-smoothing", t.label_smoothing, "share of a class that all classes get")
-      ->check(CLI::Range(0.0, 0.999))
+      ->check(below_one)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--crop-scale", t.crop_scale,
                  "of random crops of images: their least share of the area (1: no random crops)")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(share)
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--hflip", t.hflip, "share of the images that are flipped, left to right")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(share)
       ->capture_default_str()
       ->group(optimisation);
   add_recompute(app, t.recompute)->group(optimisation);
@@ -179,6 +168,9 @@ std::pair<float, float> two_numbers(const std::string& betas) {
   char end = 0;
   if (std::sscanf(betas.c_str(), "%f,%f%c", &first, &second, &end) != 2)
     throw Usage(fmt::format("--betas: expected two numbers as 0.9,0.95, got {}", betas));
+  for (const float beta : {first, second})
+    if (!(beta >= 0 && beta < 1))
+      throw Usage(fmt::format("--betas: expected numbers from 0 to below 1, got {}", betas));
   return {first, second};
 }
 
@@ -227,13 +219,16 @@ OrderedJson summary(const RunOptions& o, const RunResult& r, const LogRecord& va
   j["run"] = o.out;
   j["checkpoint"] = (out / "last").string();
   j["steps"] = r.steps;
-  j["loss"] = r.last.loss;
+  const auto of_last_step = [&](auto value) {  // null where no step was left to do
+    return r.last.step > 0 ? OrderedJson(value) : OrderedJson();
+  };
+  j["loss"] = of_last_step(r.last.loss);
   j["valid_loss"] = validated.valid_loss.value_or(std::nan(""));
   if (validated.valid_accuracy) j["valid_accuracy"] = *validated.valid_accuracy;
   j["best_loss"] = r.best_loss;
-  j["tokens"] = r.last.tokens;
-  j["seconds"] = r.last.seconds;
-  j["tokens_per_s"] = r.last.tokens_per_s;
+  j["tokens"] = of_last_step(r.last.tokens);
+  j["seconds"] = of_last_step(r.last.seconds);
+  j["tokens_per_s"] = of_last_step(r.last.tokens_per_s);
   j["interrupted"] = r.interrupted;
   return j;
 }

@@ -46,6 +46,9 @@ same "$(wc -l <decode.jsonl)" 2 "contexts"
 "$KRAIT" bench generate --preset byte-tiny --length 8 --new 3 --repeat 1 --json >>bench.jsonl
 same "$(grep -c '"tokens_per_s":[0-9.e]*,"memory_bytes":[0-9]*,' bench.jsonl)" 3 "lines of bench with memory"
 
+# ---- help names the program as it is typed
+"$KRAIT" generate --help | grep -qx 'Usage: krait generate .*MODEL' || die "generate --help: $("$KRAIT" generate --help)"
+
 # ---- inspect
 "$KRAIT" inspect "$model" --json >inspect.json
 same "$(key inspect.json architecture)" '"mamba"' architecture
@@ -133,11 +136,17 @@ printf a >one.txt
 printf 'a\xff\xfe' >latin.txt
 echo 'tempo = 3' >tempo.toml
 echo 'a = = 3' >broken.toml
-refuse 2 'no command "fly"' fly
+refuse 2 'no command "fly"; ' fly
+refuse 2 'no command "generat", did you mean generate?' generat "$model" --prompt a
 refuse 2 'subcommand' --json
 refuse 2 'MODEL' generate
-refuse 2 '--tempo' generate "$model" --prompt a --tempo 3
+refuse 2 'krait generate has no option --promt, did you mean --prompt?' generate "$model" --promt a
+refuse 2 'krait generate has no option --length (see' generate "$model" --prompt a --length 3
+refuse 2 '"more" is not expected' generate "$model" more --prompt a
 refuse 2 'temperature' generate "$model" --prompt a --temperature hot
+refuse 2 '--temperature: expected a number from 0' generate "$model" --prompt a --temperature nan
+refuse 2 '--top-p: expected a number above 0' generate "$model" --prompt a --top-p nan
+refuse 2 '--repetition-penalty' generate "$model" --prompt a --repetition-penalty nan
 refuse 2 'dtype' generate "$model" --prompt a --dtype float64
 refuse 2 'state-dtype' generate "$model" --prompt a --state-dtype float64
 refuse 2 'device' generate "$model" --prompt a --device tpu
@@ -149,6 +158,10 @@ refuse 1 'nowhere.txt' generate "$model" --prompt-file nowhere.txt
 refuse 1 '256' generate "$model" --prompt-tokens 1,2,256
 refuse 1 '-1' generate "$model" --prompt-tokens=-1
 refuse 1 '1,x' generate "$model" --prompt-tokens 1,x
+refuse 1 '99999999999999999999 is outside' generate "$model" --prompt-tokens 99999999999999999999
+refuse 1 'expected a model directory' generate "$model/model.safetensors" --prompt a
+refuse 1 'expected a model directory' inspect train.txt
+refuse 1 'but in run/last' inspect run
 refuse 1 'no such option' generate "$model" --config tempo.toml
 refuse 1 'line 1' generate "$model" --config broken.toml
 refuse 1 'nowhere.toml' generate "$model" --config nowhere.toml

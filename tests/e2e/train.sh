@@ -55,6 +55,10 @@ if ((done_steps < 12)); then
 fi
 diff <(losses whole) <(losses parts | head -12) || fail "resumed losses differ"
 
+# Where no step is left there is no loss of one.
+[[ $(code "$K" train --resume whole --json) == 0 ]] || fail "resume of a run that is done: $(cat err)"
+grep -q '"steps":12,"loss":null,.*"tokens":null,' out || fail "resume of a run that is done: $(cat out)"
+
 # config.toml is enough to run again.
 [[ $(code "$K" train --config whole/config.toml --threads 2 --out again) == 0 ]] || fail "again: $(cat err)"
 diff <(losses whole) <(losses again) || fail "the run from config.toml differs"
@@ -76,6 +80,9 @@ refused 2 "--seq-len" "$K" train --model byte-tiny --data text.txt "${new[@]}" -
 refused 2 "--carry-state" "$K" train --model byte-tiny --data text.txt "${new[@]}" --carry-state --order shuffle
 refused 2 "--lr: expected a number from 0 on, got -1" "$K" train --model byte-tiny --data text.txt "${new[@]}" --lr -1
 refused 2 "--eps: expected a number above 0, got nan" "$K" train --model byte-tiny --data text.txt "${new[@]}" --eps nan
+refused 2 "--lr: expected a number from 0 on, got inf" "$K" train --model byte-tiny --data text.txt "${new[@]}" --lr inf
+refused 2 "--dropout: expected a number from 0 to 0.999, got nan" "$K" train --model byte-tiny --data text.txt "${new[@]}" --dropout nan
+refused 2 "--betas: expected numbers from 0 to below 1" "$K" train --model byte-tiny --data text.txt "${new[@]}" --betas 0.9,nan
 refused 2 "--schedule: step not in {" "$K" train --model byte-tiny --data text.txt "${new[@]}" --schedule step
 refused 2 "--schedule: 2 not in {" "$K" train --model byte-tiny --data text.txt "${new[@]}" --schedule 2
 refused 2 "--seed" "$K" train --model byte-tiny --data text.txt "${new[@]}" --seed -1
@@ -84,7 +91,11 @@ refused 2 "--betas" "$K" train --model byte-tiny --data text.txt "${new[@]}" --b
 refused 1 "byte-small" "$K" train --model no-such-preset --data text.txt "${new[@]}"
 refused 1 "missing.txt" "$K" train --model byte-tiny --data missing.txt "${new[@]}"
 refused 1 "there is a run already" "$K" train "${common[@]}" --out whole --steps 2
-refused 1 "no-run" "$K" train --resume no-run
+refused 1 "no-run: expected the folder of a run" "$K" train --resume no-run
+before=$(cksum <whole/config.toml)
+refused 2 "--model cannot name mamba2-byte-small" "$K" train --resume whole --model mamba2-byte-small
+refused 2 "--from cannot name whole/last" "$K" train --resume whole --from whole/last
+[[ $(cksum <whole/config.toml) == "$before" ]] || fail "a refused run changed config.toml"
 refused 1 "seq-len 32" "$K" train --resume whole --seq-len 16
 refused 1 "GB are available" "$K" train --model mamba-2.8b --data text.txt --tokenizer bytes "${new[@]}" \
   --batch-size 4096 --seq-len 65536
