@@ -144,13 +144,13 @@ TEST(Session, T23_T24_RaggedRowsAreAsIfAlone) {
   }
 }
 
-TEST(Session, SnapshotsRewindAndFork) {
+TEST(Session, T31_SnapshotsRewindAndFork) {
   const auto model = small_model();
   const Ids prompt = random_ids(50, 5), left = random_ids(9, 6), right = random_ids(4, 7);
   Session s = session_of(*model, 2);
   read(s, {prompt, {}});
   const Snapshot at50 = s.snapshot(0);
-  s.restore(1, at50);  // T31: a fork does not share
+  s.restore(1, at50);  // a fork does not share
   read(s, {left, right});
   const auto joined = [&](const Ids& tail) {
     Ids ids = prompt;

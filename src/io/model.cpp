@@ -159,6 +159,38 @@ DType most_common_type(const TensorFile& file) {
   return best;
 }
 
+// Under which a parameter of the model may be stored.
+std::set<std::string> stored_names(const models::LanguageModel& model) {
+  std::set<std::string> names = {model.config().head.name};
+  for (const nn::Param& p : model.params()) {
+    names.insert({p.name, original_name(p)});
+    names.insert(p.parts.begin(), p.parts.end());
+  }
+  return names;
+}
+
+// Where weights are followed instead of the config, nothing that the config names may be left over: then it is the
+// weights that are not whole.
+void refuse_what_is_left(const models::Config& said, const TensorFile& file,
+                         const std::set<std::string>& used) {
+  std::string left, missing;
+  try {
+    const models::LanguageModel model(said);
+    for (const nn::Param& p : model.params()) {
+      const std::vector<const Tensor*> parts = find_stored(file, p);
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const std::string& name = name_of_part(p, i);
+        if (!parts[i] && missing.empty()) missing = name;
+        if (parts[i] && left.empty() && !used.count(name)) left = name;
+      }
+    }
+  } catch (const Error&) {
+    return;  // no such model can be: the weights alone say what there is
+  }
+  require(left.empty() || missing.empty(), "{}: tensor \"{}\" is missing, though \"{}\" is there",
+          file.path(), missing, left);
+}
+
 }  // namespace
 
 models::Config read_config(const fs::path& directory, Layout& layout) {
@@ -172,18 +204,18 @@ LoadedModel load_model(const fs::path& directory, const LoadOptions& options) {
   if (options.task) config.task = *options.task;
   loaded.files.push_back(read_weights(directory));
   const TensorFile& file = loaded.files.back();
+  const models::Config said = config;
   follow_stored(config, file, loaded.notes);
   loaded.stored = most_common_type(file);
   loaded.dtype = options.dtype.value_or(loaded.stored == DType::bf16 ? DType::bf16 : DType::f32);
   loaded.model = std::make_unique<models::LanguageModel>(config);
   nn::ParamSet& params = loaded.model->params();
+  const std::set<std::string> known = stored_names(*loaded.model);
+  if (!loaded.notes.empty()) refuse_what_is_left(said, file, known);
 
   Hash hash;
   std::vector<std::vector<const Tensor*>> stored;
-  std::set<std::string> known = {config.head.name};
   for (nn::Param& p : params) {
-    known.insert({p.name, original_name(p)});
-    known.insert(p.parts.begin(), p.parts.end());
     const std::vector<const Tensor*>& parts = stored.emplace_back(find_stored(file, p));
     const Shape shape = stored_shape(p);
     if (options.task && is_of_head(p) && !parts[0]) {

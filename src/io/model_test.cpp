@@ -134,6 +134,13 @@ TEST_F(ModelFiles, T11_AMissingOrMisshapenTensorIsAnErrorThatNamesIt) {
   const std::string missing = message_with(
       [](auto& t) { std::erase_if(t, [](auto& n) { return n.name.ends_with("1.mixer.D"); }); });
   EXPECT_NE(missing.find("backbone.layers.1.mixer.D"), std::string::npos) << missing;
+  // Those that sizes are read off, too: a layer is not dropped, nor are the biases of the others.
+  for (const std::string name :
+       {"backbone.layers.1.mixer.A_log", "backbone.layers.0.mixer.conv1d.bias"}) {
+    const std::string message =
+        message_with([&](auto& t) { std::erase_if(t, [&](auto& n) { return n.name == name; }); });
+    EXPECT_NE(message.find("\"" + name + "\" is missing, though"), std::string::npos) << message;
+  }
   const std::string shape = message_with([](auto& t) {
     for (NamedTensor& n : t)
       if (n.name.ends_with("1.mixer.x_proj.weight")) n.view = n.view.slice(0, 0, 5);
