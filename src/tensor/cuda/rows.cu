@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -41,18 +42,19 @@ __global__ void sum_kernel(const T* rows, int64_t step, int64_t count, int64_t n
   const int64_t from = blockIdx.y * rows_a_part, to = min(count, from + rows_a_part);
   const int64_t slice = (to - from + kSlices - 1) / kSlices;
   const int64_t begin = from + threadIdx.y * slice, end = min(to, begin + slice);
+  wait_for_previous();
   float sum = 0;
   if (col < n) {
-#pragma unroll 8
-    for (int64_t r = begin; r < end; ++r) sum += static_cast<float>(rows[r * step + col]);
+#pragma unroll 32
+    for (int64_t r = begin; r < end; ++r) sum += static_cast<float>(__ldcg(rows + r * step + col));
   }
   of_slice[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y > 0 || col >= n) return;
   float total = 0;
   for (int s = 0; s < kSlices; ++s) total += of_slice[s][threadIdx.x];
-  float& to_write = out[blockIdx.y * n + col];
-  to_write = add ? to_write + total : total;
+  float* const to_write = out + blockIdx.y * n + col;
+  *to_write = add ? __ldcg(to_write) + total : total;
 }
 
 template <class T>
@@ -60,9 +62,8 @@ void launch_sum(const T* rows, int64_t step, int64_t count, int64_t n, int64_t r
                 float* out, bool add, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(n, 32)),
                   static_cast<unsigned>(std::max<int64_t>(1, ceil_div(count, rows_a_part))));
-  sum_kernel<<<grid, dim3(32, kSlices), 0, static_cast<cudaStream_t>(stream)>>>(
-      rows, step, count, n, rows_a_part, out, add);
-  check_launch("sum_rows");
+  launch_dependent("sum_rows", sum_kernel<T>, grid, dim3(32, kSlices), 0, 1, stream, rows, step,
+                   count, n, rows_a_part, out, add);
 }
 
 }  // namespace
