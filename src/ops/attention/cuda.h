@@ -47,12 +47,14 @@ void attention_step(const AttentionCall& c, float* parts, void* stream);
 struct AttentionBackward {
   AttentionCall c;
   const void* dy = nullptr;  // or null: zero
-  float* delta = nullptr;    // scratch (tokens, H)
+  float* delta = nullptr;    // (tokens, H): in the scratch
   HeadRows dq, dk, dv;       // data null: not wanted
   // Gradients of the caches: handed out, or null; handed in, added to, or null.
   const float *dk_out = nullptr, *dv_out = nullptr;
   float *dk_in = nullptr, *dv_in = nullptr;
 };
-void attention_backward(const AttentionBackward& b, void* stream);
+// `scratch` has attention_backward_floats.
+int64_t attention_backward_floats(const AttentionCall& c);
+void attention_backward(AttentionBackward b, float* scratch, void* stream);
 
 }  // namespace krait::cuda

@@ -99,11 +99,38 @@ __device__ inline int64_t sequence_of_tile(const AttentionCall& c, int64_t tile,
   return low;
 }
 
-// What the gradient of the cache handed out says of an element of a position's key or value.
+// Over the four lanes that share a row of a product.
+__device__ inline float over_quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ inline float over_quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// Two neighbouring elements of a row of bfloat16.
+__device__ inline void put_pair(bfloat16* to, float low, float high, bool add) {
+  auto& pair = *reinterpret_cast<__nv_bfloat162*>(to);
+  if (add) {
+    low += __low2float(pair);
+    high += __high2float(pair);
+  }
+  pair = __floats2bfloat162_rn(low, high);
+}
+
+// What the gradient of the cache handed out says of a position's key or value, or null.
+__device__ inline const float* passed_row(const AttentionCall& c, const Sequence& s,
+                                          const float* d_out, int64_t position, int64_t head) {
+  if (!d_out || s.out < 0 || position < s.total() - c.to_C) return nullptr;
+  return d_out + ((s.out * c.to_C + position % c.to_C) * c.Hkv + head) * c.P;
+}
+
+// Of one of its elements; zero where there is none.
 __device__ inline float passed(const AttentionCall& c, const Sequence& s, const float* d_out,
                                int64_t position, int64_t head, int64_t i) {
-  if (!d_out || s.out < 0 || position < s.total() - c.to_C) return 0;
-  return d_out[((s.out * c.to_C + position % c.to_C) * c.Hkv + head) * c.P + i];
+  const float* const row = passed_row(c, s, d_out, position, head);
+  return row ? row[i] : 0;
 }
 
 }  // namespace attention

@@ -8,6 +8,7 @@
 
 #include "krait/ops/attention/cuda_plain.cuh"
 #include "krait/ops/attention/cuda_tensor.cuh"
+#include "krait/ops/attention/cuda_warpgroup.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/mma.h"
 
@@ -565,13 +566,22 @@ void attention_append(const AttentionCall& c, void* stream) {
 
 void attention_forward(const AttentionCall& c, void* stream) {
   if (c.tokens == 0 || c.sequences == 0) return;
-  attention::fits_tensor_cores(c) ? attention::tensor_forward(c, stream)
-                                  : attention::plain_forward(c, stream);
+  attention::fits_warpgroups(c)     ? attention::warpgroup_forward(c, stream)
+  : attention::fits_tensor_cores(c) ? attention::tensor_forward(c, stream)
+                                    : attention::plain_forward(c, stream);
 }
 
-void attention_backward(const AttentionBackward& b, void* stream) {
+int64_t attention_backward_floats(const AttentionCall& c) {
+  return attention::may_fit_warpgroups(c) && !c.from_k ? attention::warpgroup_backward_floats(c)
+                                                       : c.tokens * c.H;
+}
+
+void attention_backward(AttentionBackward b, float* scratch, void* stream) {
   const AttentionCall& c = b.c;
-  if (c.sequences > 0 && c.tokens > 0) {
+  b.delta = scratch;
+  if (b.dy && !c.from_k && c.tokens > 0 && attention::fits_warpgroups(c)) {
+    attention::warpgroup_backward(b, scratch, stream);
+  } else if (c.sequences > 0 && c.tokens > 0) {
     if (b.dy) attention::add_up_dy_y(b, stream);
     attention::fits_tensor_cores(c) ? attention::tensor_backward(b, stream)
                                     : attention::plain_backward(b, stream);

@@ -135,25 +135,6 @@ __device__ inline int distance(int64_t x, int64_t from) {
   return static_cast<int>(max(int64_t{-4096}, min(int64_t{4096}, x - from)));
 }
 
-__device__ inline float over_quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ inline float over_quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-// Two neighbouring elements of a row of bfloat16.
-__device__ inline void put_pair(bfloat16* to, float low, float high, bool add) {
-  auto& pair = *reinterpret_cast<__nv_bfloat162*>(to);
-  if (add) {
-    low += __low2float(pair);
-    high += __high2float(pair);
-  }
-  pair = __floats2bfloat162_rn(low, high);
-}
-
 // A block: 128 queries of one head; tiles of keys pass by, the next on its way during each.
 constexpr int kForwardQueries = 128, kForwardThreads = 128;
 constexpr int forward_keys(int head) { return head <= 64 ? 64 : 32; }  // as registers allow

@@ -81,8 +81,10 @@ void forward_on_gpu([[maybe_unused]] Context& c, const GpuAttention& q) {
 void backward_on_gpu(Context& c, const GpuAttention& q, const GpuAttentionGradients& g) {
   cuda::AttentionBackward b;
   b.c = call_of(q);
+  int64_t floats = 0;
+  KRAIT_WITH_CUDA(floats = cuda::attention_backward_floats(b.c));
   Scratch scratch(c);
-  b.delta = floats_of(c.scratch({b.c.tokens, b.c.H}, DType::f32));
+  const Tensor parts = c.scratch({floats}, DType::f32);
   if (c.planning()) return;
   b.dy = g.dy.data;
   b.dq = rows_of(g.dq);
@@ -92,7 +94,7 @@ void backward_on_gpu(Context& c, const GpuAttention& q, const GpuAttentionGradie
   b.dv_out = floats_of(g.dv_out);
   b.dk_in = floats_of(g.dk_in);
   b.dv_in = floats_of(g.dv_in);
-  KRAIT_WITH_CUDA(cuda::attention_backward(b, c.stream));
+  KRAIT_WITH_CUDA(cuda::attention_backward(b, parts.as<float>(), c.stream));
 }
 
 }  // namespace krait::ops

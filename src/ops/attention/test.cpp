@@ -79,6 +79,36 @@ std::vector<AttentionCase> cases() {
     k.dtype = DType::bf16, k.B = 4, k.L = 150, k.P = 32;
     k.window = 30, k.C = k.C_out = 30, k.cached = {100, 12, 30, 60};
   });
+  // Tiles of 192, 128 and 64 queries and of 128 keys, on warpgroups of a GPU.
+  for (int64_t P : {64, 128})
+    for (int64_t L : {128, 191, 193, 257, 400})
+      add(fmt::format("bf16_P{}_L{}", P, L),
+          [&](AttentionCase& k) { k.dtype = DType::bf16, k.L = L, k.H = 2, k.Hkv = 1, k.P = P; });
+  for (int64_t P : {56, 64, 112, 128}) {
+    const auto add_of = [&](const std::string& name, auto change) {
+      add(fmt::format("bf16_P{}_{}", P, name), [&](AttentionCase& k) {
+        k.dtype = DType::bf16, k.L = 300, k.P = P;
+        change(k);
+      });
+    };
+    add_of("full", [](AttentionCase& k) { k.causal = false; });
+    add_of("full_packed", [](AttentionCase& k) { k.causal = false, k.lengths = {130, 1, 0, 169}; });
+    for (int64_t w : {1, 100, 129, 200})
+      add_of(fmt::format("window{}", w), [&](AttentionCase& k) { k.window = w; });
+    add_of("packed", [](AttentionCase& k) { k.H = 4, k.lengths = {5, 0, 130, 1, 63, 1, 0, 100}; });
+    add_of("rows", [](AttentionCase& k) { k.layout = AttentionCase::rows, k.B = 2, k.H = 4; });
+    add_of("interleaved", [](AttentionCase& k) { k.layout = AttentionCase::interleaved; });
+    add_of("one_key_head", [](AttentionCase& k) { k.H = 3, k.Hkv = 1; });
+    add_of("cache", [](AttentionCase& k) {
+      k.B = 3, k.L = 200, k.C = 300, k.C_out = 500, k.cached = {300, 0, 129};
+    });
+    add_of("cache_out", [](AttentionCase& k) { k.C_out = 310; });
+    add_of("ring", [](AttentionCase& k) {
+      k.B = 3, k.window = 150, k.C = k.C_out = 160, k.cached = {500, 12, 160};
+    });
+  }
+  add("bf16_scores_far_apart",
+      [](AttentionCase& k) { k.dtype = DType::bf16, k.size = 6, k.L = 400, k.P = 64; });
   add("bf16_large_heads", [](AttentionCase& k) { k.dtype = DType::bf16, k.L = 70, k.P = 200; });
   return all;
 }

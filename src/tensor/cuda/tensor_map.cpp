@@ -50,8 +50,9 @@ CUtensorMap map_of_rows(const void* p, int64_t rows, int64_t columns, int64_t st
 }
 
 CUtensorMap map_of_parts(const void* p, int64_t rows, int64_t parts, int64_t columns, int64_t step,
-                         int box_rows) {
-  return map_of<3>(p, {size(columns), size(parts), size(rows)}, {size(2 * columns), size(2 * step)},
+                         int box_rows, int64_t part_step) {
+  return map_of<3>(p, {size(columns), size(parts), size(rows)},
+                   {size(2 * (part_step > 0 ? part_step : columns)), size(2 * step)},
                    {kBoxColumns, 1, static_cast<cuuint32_t>(box_rows)});
 }
 

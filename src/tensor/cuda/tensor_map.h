@@ -11,7 +11,8 @@ namespace krait::cuda {
 CUtensorMap map_of_rows(const void* p, int64_t rows, int64_t columns, int64_t step, int box_rows);
 
 // The same of a matrix (rows, parts, columns): boxes of `box_rows` by 64 columns of one part, `columns` a multiple of 8.
+// Between parts `part_step` elements, a multiple of 8; 0: `columns`.
 CUtensorMap map_of_parts(const void* p, int64_t rows, int64_t parts, int64_t columns, int64_t step,
-                         int box_rows);
+                         int box_rows, int64_t part_step = 0);
 
 }  // namespace krait::cuda

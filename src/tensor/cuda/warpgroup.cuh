@@ -1,5 +1,5 @@
 // Products of a warpgroup on the tensor cores of compute capability 9.0 beyond those of hopper.cuh: D += A B, with
-// A (64, 16), B (16, 32 or 64) in bfloat16, D in float32. The rows of warp w are 16 w and on, and its registers of A and D
+// A (64, 16), B (16, 32, 64 or 128) in bfloat16, D in float32. The rows of warp w are 16 w and on, and its registers of A and D
 // what mma.h says, D as tiles of 8 columns. B, and where not in registers A, lie in tiles of shared memory, by rows (rows
 // of memory are those of A or columns of B) or by columns (rows of memory are those of K).
 //
@@ -45,8 +45,12 @@ __device__ inline void leave_registers() {
 #define KRAIT_FOUR(d) KRAIT_TILE(d, 0), KRAIT_TILE(d, 1), KRAIT_TILE(d, 2), KRAIT_TILE(d, 3)
 #define KRAIT_EIGHT(d) \
   KRAIT_FOUR(d), KRAIT_TILE(d, 4), KRAIT_TILE(d, 5), KRAIT_TILE(d, 6), KRAIT_TILE(d, 7)
+#define KRAIT_SIXTEEN(d)                                                                    \
+  KRAIT_EIGHT(d), KRAIT_TILE(d, 8), KRAIT_TILE(d, 9), KRAIT_TILE(d, 10), KRAIT_TILE(d, 11), \
+      KRAIT_TILE(d, 12), KRAIT_TILE(d, 13), KRAIT_TILE(d, 14), KRAIT_TILE(d, 15)
 #define KRAIT_PRODUCT_32 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" KRAIT_R16 "}, "
 #define KRAIT_PRODUCT_64 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" KRAIT_R32 "}, "
+#define KRAIT_PRODUCT_128 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" KRAIT_R64 "}, "
 
 // All but the last kOpen groups are done, that of d among them.
 template <int kOpen>
@@ -59,8 +63,13 @@ __device__ inline void wait_for_products(float (&d)[8][4]) {
   wait_for_products<kOpen>();
   asm volatile("" : KRAIT_EIGHT(d)::"memory");
 }
+template <int kOpen>
+__device__ inline void wait_for_products(float (&d)[16][4]) {
+  wait_for_products<kOpen>();
+  asm volatile("" : KRAIT_SIXTEEN(d)::"memory");
+}
 
-// d = a b, or with kAdd d += a b; d has 32 or 64 columns.
+// d = a b, or with kAdd d += a b; d has 32, 64 or 128 columns.
 template <bool kAdd, bool kByColumnsB>
 __device__ inline void product(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %21, 0;\n" KRAIT_PRODUCT_32
@@ -89,6 +98,13 @@ __device__ inline void product(float (&d)[8][4], uint64_t a, uint64_t b) {
                : KRAIT_EIGHT(d)
                : "l"(a), "l"(b), "n"(kAdd), "n"(kByColumnsA), "n"(kByColumnsB));
 }
+template <bool kAdd, bool kByColumnsA, bool kByColumnsB>
+__device__ inline void product(float (&d)[16][4], uint64_t a, uint64_t b) {
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n" KRAIT_PRODUCT_128
+               "%64, %65, add, 1, 1, %67, %68;\n}"
+               : KRAIT_SIXTEEN(d)
+               : "l"(a), "l"(b), "n"(kAdd), "n"(kByColumnsA), "n"(kByColumnsB));
+}
 
 // Four 8x8 matrices of 16-bit elements, laid out as load_matrices of mma.h loads them: lane 8 i + j names where row j
 // of matrix i goes, 16 aligned bytes; transposed: where its column j goes.
@@ -105,8 +121,10 @@ __device__ inline void store_matrices_transposed(void* to, const uint32_t (&r)[4
                : "memory");
 }
 
+#undef KRAIT_PRODUCT_128
 #undef KRAIT_PRODUCT_64
 #undef KRAIT_PRODUCT_32
+#undef KRAIT_SIXTEEN
 #undef KRAIT_EIGHT
 #undef KRAIT_FOUR
 #undef KRAIT_TILE
