@@ -184,12 +184,13 @@ void backward(Context& c, const Sizes& z, const Tensor& x, const Tensor& w, cons
   if (db.grad) sum_rows(c, dy, db);
   if (!dx.grad && !dw.grad) return;
   const Tensor dy_ready = rounded && w.dtype == DType::bf16 ? rounded : in_type(c, dy, w.dtype);
-  if (dx.grad && dx.grad.numel() > 0)
-    multiply(c, matrix(dy_ready), matrix(w), dx.grad, {.add = dx.add});
   if (dw.grad && dw.grad.numel() > 0) {
     const Tensor x_ready = in_type(c, x, w.dtype);
     multiply(c, matrix(dy_ready).transposed(), matrix(x_ready), dw.grad, {.add = dw.add});
   }
+  // Last: who reads it next finds part of it in a cache.
+  if (dx.grad && dx.grad.numel() > 0)
+    multiply(c, matrix(dy_ready), matrix(w), dx.grad, {.add = dx.add});
 }
 
 // `into` is where the result goes, if there is such a place.
