@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(32 * kMostTeamWarps)
   constexpr int V = kRun;
   let_next_start();
   wait_for_previous();
-  const int64_t row = blockIdx.x;
+  // From the last row on: the product before has written it last, it may still be in the second-level cache.
+  const int64_t row = gridDim.x - 1 - blockIdx.x;
   const X* const x = static_cast<const X*>(p.x) + row * p.x_stride;
   const float* const residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
   const auto n = static_cast<float>(p.D);
@@ -237,8 +238,8 @@ __global__ void backward_kernel(const NormProblem p, int64_t rows, int64_t rows_
 // The same where a row fits into the registers of a team: each is read once, the next one while it is at work.
 template <class S, class X, class Y, int K, bool kBias>
 __global__ void __maxnreg__(kTeamRegisters)
-    backward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows,
-                         int64_t rows_of_a_piece, float* dw_parts, float* db_parts) {
+    backward_kept_kernel(const __grid_constant__ NormProblem p, int64_t rows, float* dw_parts,
+                         float* db_parts) {
   constexpr int V = kRun;
   extern __shared__ __align__(16) unsigned char memory[];
   unsigned char* at = memory;
@@ -248,7 +249,6 @@ __global__ void __maxnreg__(kTeamRegisters)
   StagedRows<float, V, K> of_dsum(at, p.dsum != nullptr);
   StagedRows<Y, V, K> of_dy(at);
   const int D = static_cast<int>(p.D);
-  const int64_t begin = blockIdx.x * rows_of_a_piece, end = min(rows, begin + rows_of_a_piece);
   const float share = 1.0f / static_cast<float>(D);
   float w[K][V], dw[K][V] = {}, db[kBias ? K : 1][V] = {};
 #pragma unroll
@@ -271,14 +271,13 @@ __global__ void __maxnreg__(kTeamRegisters)
       if (p.dsum) of_dsum.copy(stage, k, p.dsum + row * D + i);
     }
   };
-  const int64_t first = begin + threadIdx.y;
-  float next_scale = first < end ? p.scale[first] : 0.0f,
-        next_mean = first < end && p.layer ? p.mean[first] : 0.0f;
+  const int64_t first = rows - 1 - (int64_t{blockIdx.x} * blockDim.y + threadIdx.y);
+  float next_scale = first >= 0 ? p.scale[first] : 0.0f,
+        next_mean = first >= 0 && p.layer ? p.mean[first] : 0.0f;
   int half = 0;
-  for_staged_rows(begin, end, fetch, [&](int64_t row, int stage) {
+  for_staged_rows(rows, fetch, [&](int64_t row, int64_t next, int stage) {
     const float scale = next_scale, row_mean = next_mean;
-    const int64_t next = row + blockDim.y;
-    if (next < end) {
+    if (next >= 0) {
       next_scale = p.scale[next];
       if (p.layer) next_mean = p.mean[next];
     }
@@ -428,7 +427,7 @@ void norm_backward(const NormProblem& p, int64_t rows, float* dw, float* db, voi
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(stages)) != cudaSuccess)
         return false;
-      kernel<<<pieces, dim3(row.threads, row.teams), stages, at>>>(p, rows, each, dw, db);
+      kernel<<<pieces, dim3(row.threads, row.teams), stages, at>>>(p, rows, dw, db);
       return true;
     };
     if (row.runs == 3 ? launch_kept(std::integral_constant<int, 3>())

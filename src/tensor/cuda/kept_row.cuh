@@ -97,25 +97,25 @@ class StagedRows {
   Run<V, T>* stages_;
 };
 
-// Calls work(row, stage) for the rows of the thread's team, each once fetch(row, stage) has brought it: of those from
-// `begin` to `end` every teams-th.
+// Calls work(row, next, stage) for the rows of the thread's team, each once fetch(row, stage) has brought it; then comes
+// row `next`, if it is not negative. The teams of the grid walk through the rows side by side, from the last one on: what
+// the kernel before has written last may still be in the second-level cache.
 template <class Fetch, class Work>
-__device__ inline void for_staged_rows(int64_t begin, int64_t end, const Fetch& fetch,
-                                       const Work& work) {
-  const int64_t step = blockDim.y;
-  begin += threadIdx.y;
+__device__ inline void for_staged_rows(int64_t rows, const Fetch& fetch, const Work& work) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.y;
+  const int64_t last = rows - 1 - (int64_t{blockIdx.x} * blockDim.y + threadIdx.y);
 #pragma unroll
   for (int i = 0; i < kRowsAhead; ++i) {
-    if (begin + i * step < end) fetch(begin + i * step, i);
+    if (last - i * step >= 0) fetch(last - i * step, i);
     commit_copies();
   }
   int stage = 0;
-  for (int64_t row = begin; row < end; row += step) {
+  for (int64_t row = last; row >= 0; row -= step) {
     const int free = stage == 0 ? kRowsAhead : stage - 1;  // of the row before
-    if (row + kRowsAhead * step < end) fetch(row + kRowsAhead * step, free);
+    if (row - kRowsAhead * step >= 0) fetch(row - kRowsAhead * step, free);
     commit_copies();
     wait_for_copies<kRowsAhead>();
-    work(row, stage);
+    work(row, row - step, stage);
     stage = stage == kRowsAhead ? 0 : stage + 1;
   }
 }
@@ -138,9 +138,11 @@ __device__ inline void write_team_sums(const float (&of_thread)[K][V], int n, fl
     }
   __syncthreads();
   const int threads = static_cast<int>(blockDim.x * blockDim.y);
-  for (int i = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); i < n && to; i += threads) {
+  for (int i = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); i < n && to;
+       i += threads) {
     float sum = 0;
-    for (unsigned team = 0; team < blockDim.y; ++team) sum += shared[static_cast<int>(team) * n + i];
+    for (unsigned team = 0; team < blockDim.y; ++team)
+      sum += shared[static_cast<int>(team) * n + i];
     to[i] = sum;
   }
 }
