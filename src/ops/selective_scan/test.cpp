@@ -231,5 +231,45 @@ TEST(SelectiveScanReference, AdjointIsTheComplexStep) {
   }
 }
 
+// Blocks of 64 and 96 channels sum over n in the same order in both passes.
+TEST(SelectiveScanAlgebra, BackwardMakesTheBitsOfYAgain) {
+  for (const int64_t E : {96, 192}) {
+    ScanCase k;
+    k.B = 45, k.L = 70, k.E = E, k.dtype = k.dtype_BC = DType::bf16, k.memory = size_t{256} << 20;
+    const ScanOutcome o = run_scan(k, true);
+    testing::expect_same_bits(o.y_after, o.y, std::to_string(E) + " channels");
+  }
+}
+
+TEST(SelectiveScanErrors, SayWhatWasExpected) {
+  ScanCase k;
+  k.B = 2, k.L = 8;
+  testing::TestContext t;
+  const ScanSetup s(t, k);
+  const auto message = [&](auto change) -> std::string {
+    ScanInputs in = s.in;
+    change(in);
+    try {
+      selective_scan(t.c, in);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(message([&](ScanInputs& in) {
+              in.dt = t.random({2, 8, 7}, DType::f32, 1);
+            }),
+            "[selective_scan] dt: expected (B, L, E) = (2, 8, 16), got (2, 8, 7)");
+  EXPECT_EQ(message([&](ScanInputs& in) {
+              in.A = t.random({16, 16}, DType::bf16, 1);
+            }),
+            "[selective_scan] A: expected float32, got bfloat16");
+  EXPECT_EQ(message([&](ScanInputs& in) {
+              in.B = in.C = t.random({2, 8, 3, 16}, DType::f32, 1);
+            }),
+            "[selective_scan] 16 channels cannot be cut into 3 groups of B and C");
+  EXPECT_NE(message([&](ScanInputs& in) { in.z = t.random({2, 8, 16}, DType::f16, 1); }), "");
+}
+
 }  // namespace
 }  // namespace krait::ops

@@ -251,5 +251,37 @@ TEST(SsdReference, AdjointIsTheComplexStep) {
   }
 }
 
+TEST(SsdErrors, SayWhatWasExpected) {
+  SsdCase k;
+  k.B = 2, k.L = 8;
+  testing::TestContext t;
+  const SsdSetup s(t, k);
+  const auto message = [&](auto change) -> std::string {
+    SsdInputs in = s.in;
+    change(in);
+    try {
+      ssd(t.c, in);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(message([&](SsdInputs& in) {
+              in.dt = t.random({2, 8, 7}, DType::f32, 1);
+            }),
+            "[ssd] dt: expected (B, L, H) = (2, 8, 3), got (2, 8, 7)");
+  EXPECT_EQ(message([&](SsdInputs& in) { in.A = t.random({3}, DType::bf16, 1); }),
+            "[ssd] A: expected float32, got bfloat16");
+  EXPECT_EQ(message([&](SsdInputs& in) { in.groups = 2; }),
+            "[ssd] 3 heads cannot be cut into 2 groups of B and C");
+  EXPECT_EQ(message([&](SsdInputs& in) {
+              in.x = t.random({2, 8, 25}, DType::f32, 1);
+            }),
+            "[ssd] x: 25 channels cannot be cut into the 3 heads of A");
+  EXPECT_NE(message([&](SsdInputs& in) { in.B = t.random({2, 8, 16}, DType::f16, 1); }), "");
+  EXPECT_NE(message([&](SsdInputs& in) { in.D = t.random({3, 7}, DType::f32, 1); }), "");
+  EXPECT_NE(message([&](SsdInputs& in) { in.dt_min = 2, in.dt_max = 1; }), "");
+}
+
 }  // namespace
 }  // namespace krait::ops
