@@ -140,6 +140,20 @@ __device__ float sigmoid(float z) {
   return reciprocal<true>(1.0f + exp2_fast(-kLog2e * z));
 }
 
+// The last K inputs of a sequence, channel e, as its state. In place is right: a column only ever takes from later ones.
+template <class T>
+__device__ void write_state(const ConvProblem& p, const Sequence& q, int64_t e,
+                            const float* state_in, float* state_out) {
+  const float* const from = state_in && q.in >= 0 ? state_in + (q.in * p.E + e) * p.K : nullptr;
+  float* const to = state_out + (q.out * p.E + e) * p.K;
+  for (int64_t j = 0; j < p.K; ++j) {
+    const int64_t t = q.end - p.K + j;
+    to[j] = t >= q.begin ? static_cast<float>(static_cast<const T*>(p.x)[q.row(t) * p.x_stride + e])
+            : from       ? from[p.K + t - q.begin]
+                         : 0.0f;
+  }
+}
+
 // What most calls are: SiLU, and as many taps as the kernel has.
 template <int W>
 bool is_usual(const ConvProblem& p) {
@@ -154,10 +168,11 @@ constexpr int kForwardBlocks = W > 4            ? 2
                                : sizeof(T) == 2 ? 8
                                                 : 4;
 
+// state_out: of the one sequence there is, by those who read what was there before; or null.
 template <class T, int V, int W, bool kUsual>
 __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
     forward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
-                   const float* state_in) {
+                   const float* state_in, float* state_out) {
   extern __shared__ __align__(16) unsigned char memory[];
   let_next_start();
   wait_for_previous();
@@ -187,6 +202,8 @@ __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
     float now[V];
     int rest = static_cast<int>(end - t);
     window.fill(t, q, state_in);
+    if (state_out && t == q.begin)
+      for (int v = 0; v < V; ++v) write_state<T>(p, q, e + v, state_in, state_out);
     if constexpr (V > 1) {
       const int groups = rest / kGroup;
       Ring<T, V, kForwardAhead> ring(memory, static_cast<int>(threadIdx.x),
@@ -211,7 +228,7 @@ __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
   }
 }
 
-// The last K inputs of each sequence. In place is right: a column only ever takes from later ones.
+// The states of several sequences: the first inputs of one may be in the windows of several blocks of forward_kernel.
 template <class T>
 __global__ void states_kernel(const __grid_constant__ ConvProblem p,
                               const __grid_constant__ ConvSequences c, const float* state_in,
@@ -219,17 +236,8 @@ __global__ void states_kernel(const __grid_constant__ ConvProblem p,
   let_next_start();
   wait_for_previous();
   const int64_t e = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
-  if (e >= p.E) return;
   const Sequence q = sequence(c, blockIdx.x);
-  if (q.out < 0) return;
-  const float* const from = state_in && q.in >= 0 ? state_in + (q.in * p.E + e) * p.K : nullptr;
-  float* const to = state_out + (q.out * p.E + e) * p.K;
-  for (int64_t j = 0; j < p.K; ++j) {
-    const int64_t t = q.end - p.K + j;
-    to[j] = t >= q.begin ? static_cast<float>(static_cast<const T*>(p.x)[q.row(t) * p.x_stride + e])
-            : from       ? from[p.K + t - q.begin]
-                         : 0.0f;
-  }
+  if (e < p.E && q.out >= 0) write_state<T>(p, q, e, state_in, state_out);
 }
 
 // dx of token u, with what came from the state that its sequence left.
@@ -480,6 +488,7 @@ void with_kernel(const ConvProblem& p, const F& f) {
 void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in,
                   float* state_out, void* stream) {
   if (p.E == 0) return;
+  const bool one = c.n == 1 && !c.begin && c.tokens > 0;
   if (c.tokens > 0) {
     with_kernel(p, [&](auto x, auto taps) {
       using T = decltype(x);
@@ -492,14 +501,15 @@ void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* sta
             V == 1 ? 0 : Ring<T, kRun, kForwardAhead>::bytes(static_cast<unsigned>(threads));
         // Blocks of many tokens fit on the card at once: early ones would crowd where the kernel before ends first.
         cuda::launch("conv1d_causal", !many_tokens(c.tokens, p.E), kernel, grid,
-                     static_cast<unsigned>(threads), shared, 1, stream, p, c, state_in);
+                     static_cast<unsigned>(threads), shared, 1, stream, p, c, state_in,
+                     one ? state_out : nullptr);
       };
       if (!channels_in_runs(p, nullptr, 4)) return launch(forward_kernel<T, 1, taps, false>, 1);
       is_usual<taps>(p) ? launch(forward_kernel<T, 4, taps, true>, 4)
                         : launch(forward_kernel<T, 4, taps, false>, 4);
     });
   }
-  if (!state_out || c.n == 0) return;
+  if (!state_out || c.n == 0 || one) return;
   const dim3 grid(static_cast<unsigned>(c.n), static_cast<unsigned>(ceil_div(p.E, 128)));
   launch_dependent("conv1d_causal states", p.bf16 ? states_kernel<bfloat16> : states_kernel<float>,
                    grid, 128, 0, 1, stream, p, c, state_in, state_out);
