@@ -113,7 +113,9 @@ Tensor Mamba2::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
 
   const Tensor z = all.slice(-1, 2 * M, xBC);
   const auto order = g.norm_before_gate ? ops::GateOrder::norm_first : ops::GateOrder::gate_first;
-  Tensor y = g.norm ? ops::gated_norm(c, {ssm.y, z, norm_->value, {}, g.groups, order, g.norm_eps})
+  const bool straight = M == 0 && g.out_factor == 1;  // into out_proj
+  Tensor y = g.norm ? ops::gated_norm(
+                          c, {ssm.y, z, norm_->value, {}, g.groups, order, g.norm_eps, straight})
                     : ops::gate(c, ops::Gate::silu, z, ssm.y);
   if (M > 0)
     y = ops::concat(c, ops::gate(c, ops::Gate::silu, all.slice(-1, 0, M), all.slice(-1, M, 2 * M)),

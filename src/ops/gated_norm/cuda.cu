@@ -124,13 +124,16 @@ __global__ void backward_kernel(const GatedNormProblem p, int64_t rows, int64_t 
     for (int64_t i = first; i < n; i += step) {
       const int64_t e = from + i;
       const Channels<T, V> c(p, row, e);
-      float d[V], w[V], b[V], of_w[V], of_b[V], dx[V], dz[V];
+      float d[V], w[V], b[V], of_w[V], of_b[V], dx[V], dz[V], y[V];
       load<V>(dy + i, d);
       load<V>(p.w + e, w);
       if (p.b) load<V>(p.b + e, b);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const float m = c.normed(p, v) * scale;
+        y[v] = m * w[v];
+        if (p.b) y[v] += b[v];
+        if (!p.gate_first) y[v] *= c.gate[v];
         of_b[v] = p.gate_first ? d[v] : d[v] * c.gate[v];
         of_w[v] = of_b[v] * m;
         const float dv = scale * (of_b[v] * w[v] - m * mean);
@@ -139,6 +142,7 @@ __global__ void backward_kernel(const GatedNormProblem p, int64_t rows, int64_t 
           dz[v] =
               (p.gate_first ? dv * c.x[v] : d[v] * (m * w[v] + (p.b ? b[v] : 0.0f))) * c.slope(v);
       }
+      if (p.y) store<V>(static_cast<T*>(p.y) + row * p.E + e, y);
       if (dw) add_to<V>(dw + i, of_w);
       if (db) add_to<V>(db + i, of_b);
       if (p.dx) put<T, V>(p.dx, row * p.dx_stride + e, dx, p.dx_add);
@@ -279,23 +283,25 @@ __global__ void __maxnreg__(kTeamRegisters)
       }
     }
     team_sums<false>(sums, half);
-    const float scale = 1.0f / sqrtf(fmaf(sums[0], share, p.eps));
+    const float scale = 1.0f / sqrtf(sums[0] / static_cast<float>(n) + p.eps);
     const float mean = sums[1] * scale * share;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (kept_column<V>(k) >= n) continue;
       const int i = from + kept_column<V>(k);
-      float b[V] = {}, dx[V], dz[V];
+      float b[V] = {}, dx[V], dz[V], y[V];
       if (!kUsual && p.b) load_fours(p.b + i, b);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float m = value[k][v] * scale;
+        const float m = value[k][v] * scale, normed = fmaf(m, w[k][v], b[v]);
         dw[k][v] = fmaf(dy[k][v], m, dw[k][v]);
         if (!kUsual) db[k][v] += dy[k][v];
         const float dv = scale * fmaf(-m, mean, dy[k][v] * w[k][v]);
         dx[v] = kGateFirst ? dv * gate[k][v] : dv;
-        dz[v] = of_gate[k][v] * (kGateFirst ? dv : fmaf(m, w[k][v], b[v]));
+        dz[v] = of_gate[k][v] * (kGateFirst ? dv : normed);
+        y[v] = kGateFirst ? normed : normed * gate[k][v];
       }
+      if (p.y) store<V>(static_cast<T*>(p.y) + row * p.E + i, y);
       if (p.dx) put<T, V>(p.dx, row * p.dx_stride + i, dx, p.dx_add);
       if (p.dz) put<T, V>(p.dz, row * p.dz_stride + i, dz, p.dz_add);
     }

@@ -12,6 +12,9 @@
 //
 // Gradients for x, z, w, b; dw and db summed in a fixed order over fixed pieces of rows: the same bits for
 // any number of threads. Saved for backward: x and z.
+//
+// `remake_y`: y need not last until backward, where it is written again (Tape::watch_remade): on a GPU, where
+// what is cheap is computed again; hand y to nothing but a product then.
 #pragma once
 #include "krait/tensor/context.h"
 
@@ -24,6 +27,7 @@ struct GatedNormInputs {
   int64_t groups = 1;
   GateOrder order = GateOrder::gate_first;
   float eps = 1e-5f;
+  bool remake_y = false;
 };
 
 Tensor gated_norm(Context& c, const GatedNormInputs& in);

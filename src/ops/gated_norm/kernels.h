@@ -18,7 +18,7 @@ struct GatedNormProblem {
   int64_t z_stride = 0;
   const float *w = nullptr, *b = nullptr;  // b or null
   void* y = nullptr;
-  // backward
+  // backward; on a GPU it writes y again, unless that is null
   const void* dy = nullptr;
   void *dx = nullptr, *dz = nullptr;  // or null
   int64_t dx_stride = 0, dz_stride = 0;

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "krait/autograd/segment.h"
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
 #include "krait/ops/gated_norm/cuda.h"
@@ -72,7 +73,7 @@ void run_backward_on_gpu(const Context& c, const GatedNormProblem& p, int64_t ro
   if (db.grad) add_up_part(db_sums, db);
 }
 
-void backward(Context& c, const GatedNormInputs& in, const Tensor& y) {
+void backward(Context& c, const GatedNormInputs& in, const Tensor& y, bool remakes) {
   const Tensor dy = c.tape->grad(y);
   if (!dy) return;
   const GradTarget dx = c.tape->grad_into(c, in.x), dz = c.tape->grad_into(c, in.z);
@@ -86,12 +87,14 @@ void backward(Context& c, const GatedNormInputs& in, const Tensor& y) {
   const Tensor db_sums = db.grad ? c.scratch({pieces, E}, DType::f32) : Tensor();
   const auto n = static_cast<double>(in.x.numel());
   const auto size = static_cast<double>(size_of(in.x.dtype));
-  c.cost("gated_norm backward", n * size * ((in.z ? 3 : 2) + (dx.grad ? 1 : 0) + (dz.grad ? 1 : 0)),
+  c.cost("gated_norm backward",
+         n * size * ((in.z ? 3 : 2) + (dx.grad ? 1 : 0) + (dz.grad ? 1 : 0) + (remakes ? 1 : 0)),
          40 * n);
   if (c.planning()) return;
 
   GatedNormProblem p = problem_of(in);
   p.dy = dy.data;
+  if (remakes) p.y = y.data;
   if (dx.grad) p.dx = dx.grad.data, p.dx_stride = dx.grad.row_stride(), p.dx_add = dx.add;
   if (dz.grad) p.dz = dz.grad.data, p.dz_stride = dz.grad.row_stride(), p.dz_add = dz.add;
   if (gpu) return run_backward_on_gpu(c, p, rows, dw_sums, db_sums, dw, db);
@@ -113,7 +116,11 @@ void backward(Context& c, const GatedNormInputs& in, const Tensor& y) {
 
 Tensor gated_norm(Context& c, const GatedNormInputs& in) {
   check(in);
-  Tensor y = c.alloc(in.x.shape, in.x.dtype);
+  const bool recorded = c.tape && needs_grad({in.x, in.z, in.w, in.b}),
+             remakes = in.remake_y && recorded && c.device.type == Device::cuda &&
+                       c.computes_cheap_again();
+  const Kept kept(c, remakes);  // the second run only makes room for y
+  Tensor y = c.alloc(in.x.shape, in.x.dtype, !remakes);
   const auto n = static_cast<double>(in.x.numel());
   c.cost("gated_norm", n * static_cast<double>(size_of(in.x.dtype)) * (in.z ? 3 : 2), 20 * n);
   if (!c.planning()) {
@@ -127,9 +134,12 @@ Tensor gated_norm(Context& c, const GatedNormInputs& in) {
       });
     }
   }
-  if (c.tape && needs_grad({in.x, in.z, in.w, in.b})) {
-    c.tape->watch(y);
-    c.tape->record([in, y](Context& later) { backward(later, in, y); });
+  if (recorded) {
+    remakes ? c.tape->watch_remade(y) : c.tape->watch(y);
+    c.tape->record([in, y, remakes](Context& later) {
+      backward(later, in, y, remakes);
+      if (remakes) later.tape->remade(later, y);
+    });
   }
   return y;
 }
