@@ -233,8 +233,7 @@ __global__ void __maxnreg__(kForwardRegisters)
   }
 }
 
-// kUsual: with z, without b and db.
-template <class T, bool kGateFirst, bool kUsual>
+template <class T, bool kGateFirst, bool kBias>
 __global__ void __maxnreg__(kTeamRegisters)
     backward_kept_kernel(const __grid_constant__ GatedNormProblem p, int64_t rows, int n,
                          float* dw_parts, float* db_parts) {
@@ -244,7 +243,7 @@ __global__ void __maxnreg__(kTeamRegisters)
   StagedRows<T, V, K> of_x(at), of_z(at), of_dy(at);
   const int from = static_cast<int>(blockIdx.y) * n;
   const float share = 1.0f / static_cast<float>(n);
-  float w[K][V] = {}, dw[K][V] = {}, db[kUsual ? 1 : K][V] = {};
+  float w[K][V] = {}, dw[K][V] = {}, db[kBias ? K : 1][V] = {};
 #pragma unroll
   for (int k = 0; k < K; ++k)
     if (kept_column<V>(k) < n) load_fours(p.w + from + kept_column<V>(k), w[k]);
@@ -257,29 +256,33 @@ __global__ void __maxnreg__(kTeamRegisters)
       const int i = kept_column<V>(k);
       if (i >= n) continue;
       of_x.copy(stage, k, x + i);
-      if (kUsual || p.z) of_z.copy(stage, k, z + i);
+      if (p.z) of_z.copy(stage, k, z + i);
       of_dy.copy(stage, k, dy + i);
     }
   };
   int half = 0;
   for_staged_rows(rows, fetch, [&](int64_t row, int64_t, int stage) {
-    // value: what the norm sees; dy: its gradient before w; of_z: what a gradient of the gate gives dz
-    float value[K][V], gate[K][V], dy[K][V], of_gate[K][V], sums[2] = {0, 0};  // Σ v², Σ g v
+    // s: sigmoid(z); gate: silu(z), 1 without z; value: what the norm sees; g: the gradient behind it, before w
+    float s[K][V], sums[2] = {0, 0};  // Σ v², Σ g v
+    const auto part = [&](float s, float x, float z, float dy, float& gate, float& value,
+                          float& g) {
+      gate = p.z ? z * s : 1.0f;
+      value = kGateFirst ? x * gate : x;
+      g = kGateFirst ? dy : dy * gate;
+    };
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (kept_column<V>(k) >= n) continue;
-      float z[V] = {};
-      of_x.read(stage, k, value[k]), of_dy.read(stage, k, dy[k]);
-      if (kUsual || p.z) of_z.read(stage, k, z);
+      float x[V], z[V] = {}, dy[V];
+      of_x.read(stage, k, x), of_dy.read(stage, k, dy);
+      if (p.z) of_z.read(stage, k, z);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float s = sigmoid_of<T>(z[v]);
-        gate[k][v] = kUsual || p.z ? z[v] * s : 1.0f;
-        const float slope = fmaf(gate[k][v], rest_of<T>(z[v], s), s);
-        of_gate[k][v] = (kGateFirst ? value[k][v] : dy[k][v]) * slope;
-        (kGateFirst ? value : dy)[k][v] *= gate[k][v];
-        sums[0] = fmaf(value[k][v], value[k][v], sums[0]);
-        sums[1] = fmaf(value[k][v], dy[k][v] * w[k][v], sums[1]);
+        float gate, value, g;
+        s[k][v] = sigmoid_of<T>(z[v]);
+        part(s[k][v], x[v], z[v], dy[v], gate, value, g);
+        sums[0] = fmaf(value, value, sums[0]);
+        sums[1] = fmaf(value, g * w[k][v], sums[1]);
       }
     }
     team_sums<false>(sums, half);
@@ -289,17 +292,22 @@ __global__ void __maxnreg__(kTeamRegisters)
     for (int k = 0; k < K; ++k) {
       if (kept_column<V>(k) >= n) continue;
       const int i = from + kept_column<V>(k);
-      float b[V] = {}, dx[V], dz[V], y[V];
-      if (!kUsual && p.b) load_fours(p.b + i, b);
+      float x[V], z[V] = {}, dy[V], b[V] = {}, dx[V], dz[V], y[V];
+      of_x.read(stage, k, x), of_dy.read(stage, k, dy);
+      if (p.z) of_z.read(stage, k, z);
+      if (p.b) load_fours(p.b + i, b);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float m = value[k][v] * scale, normed = fmaf(m, w[k][v], b[v]);
-        dw[k][v] = fmaf(dy[k][v], m, dw[k][v]);
-        if (!kUsual) db[k][v] += dy[k][v];
-        const float dv = scale * fmaf(-m, mean, dy[k][v] * w[k][v]);
-        dx[v] = kGateFirst ? dv * gate[k][v] : dv;
-        dz[v] = of_gate[k][v] * (kGateFirst ? dv : normed);
-        y[v] = kGateFirst ? normed : normed * gate[k][v];
+        float gate, value, g;
+        part(s[k][v], x[v], z[v], dy[v], gate, value, g);
+        const float m = value * scale, slope = s[k][v] + gate * rest_of<T>(z[v], s[k][v]),
+                    normed = fmaf(m, w[k][v], b[v]);
+        dw[k][v] = fmaf(g, m, dw[k][v]);
+        if (kBias) db[k][v] += g;
+        const float dv = scale * (g * w[k][v] - m * mean);
+        dx[v] = kGateFirst ? dv * gate : dv;
+        dz[v] = (kGateFirst ? dv * x[v] : dy[v] * normed) * slope;
+        y[v] = kGateFirst ? normed : normed * gate;
       }
       if (p.y) store<V>(static_cast<T*>(p.y) + row * p.E + i, y);
       if (p.dx) put<T, V>(p.dx, row * p.dx_stride + i, dx, p.dx_add);
@@ -310,7 +318,7 @@ __global__ void __maxnreg__(kTeamRegisters)
   float* const shared = reinterpret_cast<float*>(memory);
   const int64_t to = blockIdx.x * p.E + from;
   write_team_sums<V>(dw, n, shared, dw_parts ? dw_parts + to : nullptr);
-  if constexpr (!kUsual) write_team_sums<V>(db, n, shared, db_parts ? db_parts + to : nullptr);
+  if constexpr (kBias) write_team_sums<V>(db, n, shared, db_parts + to);
 }
 
 // Whether every tensor of the call can be walked in runs of V, those of float32 in runs of four.
@@ -357,12 +365,10 @@ bool backward_kept(const GatedNormProblem& p, int64_t rows, int64_t rows_of_a_pi
     const size_t stages =
         std::max(3 * StagedRows<T, kRun<T>, kRuns<T>>::bytes(row.threads * row.teams),
                  static_cast<size_t>(row.teams * n) * sizeof(float));
-    const bool usual = p.z && !p.b && !db;
     const auto kernel =
         p.gate_first
-            ? (usual ? backward_kept_kernel<T, true, true> : backward_kept_kernel<T, true, false>)
-            : (usual ? backward_kept_kernel<T, false, true>
-                     : backward_kept_kernel<T, false, false>);
+            ? (db ? backward_kept_kernel<T, true, true> : backward_kept_kernel<T, true, false>)
+            : (db ? backward_kept_kernel<T, false, true> : backward_kept_kernel<T, false, false>);
     if (stages > kMostOfStages ||
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(stages)) != cudaSuccess)
