@@ -79,7 +79,7 @@ struct Row {
   }
   // exp(logit - base) becomes the gradient
   __device__ float factor(float base) const {
-    return static_cast<float>(scale / static_cast<double>(sum.sum)) * expf(base - sum.most);
+    return static_cast<float>(scale) / sum.sum * expf(base - sum.most);
   }
   __device__ float of_target() const {
     return static_cast<float>(
@@ -139,8 +139,13 @@ __global__ void __launch_bounds__(kMostKeptThreads)
   warp.sum = sum_of_warp(warp.sum);
   const Row of{loss_scale.value(), of_blocks(of_warps(warp), blocks), at_target};
   if (rank == 0 && threadIdx.x == 0) nll[r] = of.nll();
-  const float factor = of.factor(base), of_target = of.of_target();
+  const float factor = of.factor(base);
   const int target_here = static_cast<int>(target - begin);
+  // In float64, which takes long: by the thread that has it alone.
+  const float of_target =
+      target_here / V % static_cast<int>(blockDim.x) == static_cast<int>(threadIdx.x)
+          ? of.of_target()
+          : 0.0f;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int i = first + k * step;

@@ -15,16 +15,17 @@ namespace krait::ops {
 namespace {
 
 // Memory for the logits of a block of rows. Larger blocks read w and update dw fewer times.
-constexpr int64_t kBlockBytes = int64_t{32} << 20, kBlockBytesOnGpu = int64_t{384} << 20;
+constexpr int64_t kBlockBytes = int64_t{32} << 20, kBlockBytesOnGpu = int64_t{832} << 20;
 
-// On a GPU whole tiles of the products, but for the last block; on the CPU blocks of about one size.
+// Blocks of about one size, on a GPU of whole tiles of the products but for the last one.
 int64_t rows_of_block(Device device, int64_t M, int64_t V) {
   const bool gpu = device.type == Device::cuda;
   const int64_t bytes = gpu ? kBlockBytesOnGpu : kBlockBytes, unit = gpu ? 128 : 16;
   const int64_t most = std::max<int64_t>(bytes / (4 * V) / unit * unit, unit);
   const int64_t blocks = (M + most - 1) / most;
   if (blocks <= 1) return M;
-  return gpu ? most : std::min(most, (M + blocks - 1) / blocks);
+  const int64_t each = (M + blocks - 1) / blocks;
+  return gpu ? (each + unit - 1) / unit * unit : each;
 }
 
 void check(const Tensor& h, const Tensor& w, const Tensor& targets) {
