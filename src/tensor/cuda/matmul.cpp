@@ -105,7 +105,8 @@ double busy(const Proposal& p) {
 // The library's first choice is a larger tile that two warp groups share: they multiply together and write together,
 // and nothing is multiplied meanwhile. Where sums are short, writing is much of the time: two groups that each have
 // a tile and take turns are faster, the more so for float32 results. Of these the one that is busy for the least
-// time, and the larger tile of two such; where sums are long only if that is 4% less than of the first choice; and
+// time, and the larger tile of two such; where sums are long unless that is 4% more than of the first choice, which
+// there draws more power: a card at its limit of power slows down (K 8512: 743 TFLOP/s instead of 642); and
 // where there is little to do but to write, the smallest, column by column. On an H200 the first choices of 46
 // shapes of training and prompts took 9.7% longer than the best (up to 59%), these 0.5% (5.3%). Tiles that the
 // library does not propose take another 14 to 19% off heads of 50,280 rows and their weights' gradient, and off
@@ -115,7 +116,7 @@ const Proposal& best_of(std::span<const Proposal> all, const Matrix& a, const Ma
   if (a.dtype != DType::bf16 || a.cols < 96 || std::min(c.rows, c.cols) < 512) return *best;
   const bool long_sums = a.cols > 4096, short_sums = a.cols < 256;
   const double first = busy(all[0]);
-  double least = long_sums ? 0.96 * first : std::numeric_limits<double>::infinity();
+  double least = long_sums ? 1.04 * first : std::numeric_limits<double>::infinity();
   int32_t columns = 0;
   for (const Proposal& p : all) {
     const Tile* const t = tile_of(p);
