@@ -7,32 +7,45 @@ namespace krait::ops::ssd_gpu {
 
 namespace {
 
-constexpr int kPartThreads = 128;  // of a block; steps are a head's a warp
+constexpr int kPartThreads = 128;  // of a block
+constexpr int kHeads = 4;          // of a warp, where it makes steps: as much is on its way at once
 
-// A lane has tokens 2 lane and the next.
+// Heads from h on; a lane has tokens 2 lane and the next.
 __device__ inline void steps_of(const CudaProblem& p, const MatrixSteps& to, const Place& chunk,
-                                int64_t h) {
-  const int lane = lane_of();
-  const float a = scaled_rate(p, h);
-  float delta[2] = {}, slope[2] = {}, log2[2];
+                                int h) {
+  const int lane = lane_of(), heads = min(kHeads, static_cast<int>(p.H) - h);
+  float dt[kHeads][2] = {}, rates[kHeads] = {};
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int t = 2 * lane + i;
-    if (t < chunk.tokens) delta[i] = step_size(p, h, get(p.dt, chunk.begin + t, h), slope[i]);
-    log2[i] = delta[i] * a;
-    if (log2[i] < -150.0f) log2[i] = -150.0f;
-  }
-  float sum = log2[0] + log2[1];
+  for (int j = 0; j < kHeads; ++j) {
+    if (j >= heads) break;
+    rates[j] = p.A[h + j];
 #pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    const float other = __shfl_up_sync(~0u, sum, d);
-    if (lane >= d) sum += other;
+    for (int i = 0; i < 2; ++i)
+      if (2 * lane + i < chunk.tokens) dt[j][i] = get(p.dt, chunk.begin + 2 * lane + i, h + j);
   }
-  const float before = __shfl_up_sync(~0u, sum, 1);
-  log2[0] += lane > 0 ? before : 0.0f;
-  const int64_t at = (int64_t{blockIdx.x} * p.H + h) * kQ + 2 * lane;
-  *reinterpret_cast<float4*>(to.steps + at) = make_float4(delta[0], log2[0], delta[1], sum);
-  if (to.slopes) *reinterpret_cast<float2*>(to.slopes + at) = make_float2(slope[0], slope[1]);
+#pragma unroll
+  for (int j = 0; j < kHeads; ++j) {
+    if (j >= heads) break;
+    const float a = cuda::scaled_A(rates[j], p.a_is_log);
+    float delta[2] = {}, slope[2] = {}, log2[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (2 * lane + i < chunk.tokens) delta[i] = step_size(p, h + j, dt[j][i], slope[i]);
+      log2[i] = delta[i] * a;
+      if (log2[i] < -150.0f) log2[i] = -150.0f;
+    }
+    float sum = log2[0] + log2[1];
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const float other = __shfl_up_sync(~0u, sum, d);
+      if (lane >= d) sum += other;
+    }
+    const float before = __shfl_up_sync(~0u, sum, 1);
+    log2[0] += lane > 0 ? before : 0.0f;
+    const int64_t at = (int64_t{blockIdx.x} * p.H + h + j) * kQ + 2 * lane;
+    *reinterpret_cast<float4*>(to.steps + at) = make_float4(delta[0], log2[0], delta[1], sum);
+    if (to.slopes) *reinterpret_cast<float2*>(to.slopes + at) = make_float2(slope[0], slope[1]);
+  }
 }
 
 template <int NT>
@@ -86,7 +99,8 @@ __global__ void __launch_bounds__(kPartThreads)
   if (!chunk.there) return;
   const int of_pairs = pairs ? static_cast<int>(p.G) : 0, i = static_cast<int>(blockIdx.y);
   if (i < of_pairs) return pairs_of<NT>(p, pairs, chunk, i, memory);
-  const int h = (i - of_pairs) * (kPartThreads / 32) + static_cast<int>(threadIdx.x) / 32;
+  const int h =
+      ((i - of_pairs) * (kPartThreads / 32) + static_cast<int>(threadIdx.x) / 32) * kHeads;
   if (h < p.H) steps_of(p, steps, chunk, h);
 }
 
@@ -96,9 +110,9 @@ void launch(const CudaProblem& p, const MatrixSteps& steps, float* pairs, cudaSt
   constexpr size_t kBytes = 2 * kQ * kLdN<NT> * sizeof(bf16);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(kBytes));
-  const dim3 grid(
-      static_cast<unsigned>(slots(p, kQ)),
-      static_cast<unsigned>((pairs ? p.G : 0) + ceil_div(p.H, int64_t{kPartThreads / 32})));
+  const dim3 grid(static_cast<unsigned>(slots(p, kQ)),
+                  static_cast<unsigned>((pairs ? p.G : 0) +
+                                        ceil_div(p.H, int64_t{kPartThreads / 32 * kHeads})));
   kernel<<<grid, kPartThreads, pairs ? kBytes : 0, stream>>>(p, steps, pairs);
   cuda::check_launch("ssd steps");
 }

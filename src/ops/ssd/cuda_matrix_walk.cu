@@ -183,7 +183,8 @@ __global__ void __launch_bounds__(kBlock, (NT <= 2 ? 2 : 1) + (kY ? 0 : 1))
     }
   }
 
-  at.end_state(kFirstPass, S, steps.kept());
+  at.end_state(kFirstPass, S);
+  if (kFirstPass) at.end_decay(steps.kept());
 }
 
 template <int NT>

@@ -63,18 +63,23 @@ struct Course {
     Course a{w, place_of(p, blockIdx.x, span)};
     const bool at_end = a.piece.i + 1 == a.piece.units, at_begin = a.piece.i == 0;
     a.first = w.backwards ? at_end : at_begin, a.last = w.backwards ? at_begin : at_end;
-    const int P = static_cast<int>(p.P), tiles = (P + kP - 1) / kP;
-    const int heads = static_cast<int>(p.H / p.G), of_group = heads * tiles;
-    const int blocks = (of_group + kSlices - 1) / kSlices, block = static_cast<int>(blockIdx.y);
-    const int slice = block % blocks * kSlices + part;
-    a.group = block / blocks;
-    a.h = a.group * heads + min(slice, of_group - 1) / tiles;
-    a.p0 = slice % tiles * kP;
-    a.channels = slice < of_group ? min(kP, P - a.p0) : 0;
+    a.go_to<kSlices>(part);
     a.t = static_cast<int>(threadIdx.x) % kSliceThreads, a.warp = a.t / 32;
     a.chunks = static_cast<int>(ceil_div(a.piece.tokens, kQ));
     a.slot = static_cast<int>(first_slot(p, a.piece.s, kQ) + a.piece.i * (span / kQ));
     return a;
+  }
+  template <int kSlices>
+  __device__ void go_to(int part) {
+    const CudaProblem& p = w.p;
+    const int P = static_cast<int>(p.P), tiles = (P + kP - 1) / kP;
+    const int heads = static_cast<int>(p.H / p.G), of_group = heads * tiles;
+    const int blocks = (of_group + kSlices - 1) / kSlices, block = static_cast<int>(blockIdx.y);
+    const int slice = block % blocks * kSlices + part;
+    group = block / blocks;
+    h = group * heads + min(slice, of_group - 1) / tiles;
+    p0 = slice % tiles * kP;
+    channels = slice < of_group ? min(kP, P - p0) : 0;
   }
   __device__ bool there(bool first_pass) const {
     if (!piece.there || (first_pass && last)) return false;
@@ -118,13 +123,11 @@ struct Course {
       }
     }
   }
-  // `kept`: the decay over the piece.
   template <int kTiles>
-  __device__ void end_state(bool first_pass, const float (&S)[kTiles][4], float kept) const {
+  __device__ void end_state(bool first_pass, const float (&S)[kTiles][4]) const {
     float* to = nullptr;
     if (first_pass) {
       to = w.pieces + of_lane(blockIdx.x);
-      if (mine() && t == 0 && p0 == 0) w.kept[blockIdx.x * w.p.H + h] = kept;
     } else if (last && w.end) {
       const int64_t row = w.end_row ? w.end_row[piece.s] : piece.s;
       if (row >= 0) to = w.end + of_lane(row);
@@ -139,6 +142,11 @@ struct Course {
         *reinterpret_cast<float2*>(to + 8 * r * N + 8 * j) =
             make_float2(S[j][2 * r], S[j][2 * r + 1]);
     }
+  }
+
+  // Of a first pass, by a thread that has it: the decay over the piece.
+  __device__ void end_decay(float kept) const {
+    if (mine() && t == 0 && p0 == 0) w.kept[blockIdx.x * w.p.H + h] = kept;
   }
 
   // D of this lane's two channels.

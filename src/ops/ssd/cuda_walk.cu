@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include "krait/ops/ssd/cuda_exact.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
+#include "krait/tensor/cuda/math.h"
 
 namespace krait::ops::ssd_gpu {
 
@@ -152,32 +154,49 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1)
     });
 }
 
-// From what each piece of a sequence leaves on its own to what it begins with, in the order of the walk.
-__global__ void join_kernel(const Walks walks, const int64_t span) {
+template <int V>
+__device__ inline void load_past_first_cache(const float* from, float (&to)[V]) {
+  if constexpr (V == 4) {
+    const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+  } else {
+    to[0] = __ldcg(from);
+  }
+}
+
+// From what each piece of a sequence leaves on its own to what it begins with, in the order of the walk. V states a thread.
+template <int V>
+__global__ void __launch_bounds__(256) join_kernel(const Walks walks, const int64_t span) {
+  cuda::let_next_start();
+  cuda::wait_for_previous();
   const Walk& w = walks.walk[blockIdx.z];
   const CudaProblem& p = w.p;
-  const int64_t s = blockIdx.x, of_head = p.P * p.N;
-  const int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x, h = i / of_head;
-  if (h >= p.H) return;
-  const int64_t slot = first_slot(p, s, span),
-                units = ceil_div(begin_of(p, s + 1) - begin_of(p, s), span);
+  const int64_t s = blockIdx.x;
+  const int of_head = static_cast<int>(p.P * p.N), of_row = static_cast<int>(p.H) * of_head;
+  const int i = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * V, h = i / of_head;
+  if (i >= of_row) return;
+  const int64_t slot = first_slot(p, s, span);
+  const int units = static_cast<int>(ceil_div(begin_of(p, s + 1) - begin_of(p, s), span));
   const int64_t row = w.start_row ? w.start_row[s] : s;
-  float state = w.start && row >= 0 ? w.start[row * p.H * of_head + i] : 0.0f;
-  const auto piece_of = [&](int64_t k) { return slot + (w.backwards ? units - 1 - k : k); };
-  constexpr int kAtOnce = 12;  // read before the first of them is written
-  for (int64_t first = 0; first < units; first += kAtOnce) {
-    float left[kAtOnce], kept[kAtOnce];
+  float state[V] = {};
+  if (w.start && row >= 0) load_past_first_cache<V>(w.start + row * of_row + i, state);
+  const auto piece_of = [&](int k) { return slot + (w.backwards ? units - 1 - k : k); };
+  constexpr int kAtOnce = V == 1 ? 12 : 5;  // read before the first of them is written
+  for (int first = 0; first < units; first += kAtOnce) {
+    float left[kAtOnce][V], kept[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       if (first + k + 1 >= units) break;
-      left[k] = w.pieces[piece_of(first + k) * p.H * of_head + i];
-      kept[k] = w.kept[piece_of(first + k) * p.H + h];
+      load_past_first_cache<V>(w.pieces + piece_of(first + k) * of_row + i, left[k]);
+      kept[k] = __ldcg(w.kept + piece_of(first + k) * p.H + h);
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       if (first + k >= units) break;
-      w.pieces[piece_of(first + k) * p.H * of_head + i] = state;
-      if (first + k + 1 < units) state = fmaf(kept[k], state, left[k]);
+      cuda::store<V>(w.pieces + piece_of(first + k) * of_row + i, state);
+      if (first + k + 1 >= units) break;
+#pragma unroll
+      for (int v = 0; v < V; ++v) state[v] = fmaf(kept[k], state[v], left[k][v]);
     }
   }
 }
@@ -246,11 +265,14 @@ void walk(Walks w, float* scratch, void* stream) {
   }
   if (size > 0) {
     pass(w, span, true, s);
-    const dim3 grid(static_cast<unsigned>(p.sequences),
-                    static_cast<unsigned>(ceil_div(p.H * p.P * p.N, 256)),
-                    static_cast<unsigned>(w.count));
-    join_kernel<<<grid, 256, 0, s>>>(w, span);
-    cuda::check_launch("ssd pieces");
+    bool fours = p.P * p.N % 4 == 0;
+    for (int i = 0; i < w.count; ++i) fours = fours && cuda::in_runs(w.walk[i].start, 4, 4, 4);
+    const dim3 grid(
+        static_cast<unsigned>(p.sequences),
+        static_cast<unsigned>(ceil_div(p.H * p.P * p.N, int64_t{256} * (fours ? 4 : 1))),
+        static_cast<unsigned>(w.count));
+    cuda::launch_dependent("ssd pieces", fours ? join_kernel<4> : join_kernel<1>, grid, 256, 0, 1,
+                           stream, w, span);
   }
   pass(w, span, false, s);
 }

@@ -42,6 +42,7 @@ void walk(Walks w, float* scratch, void* stream);
 void matrix_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
 // The same by warpgroups where the device and N let it; whether it did.
 bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
-void warpgroup_walk_y(const Walk& w, int64_t span, cudaStream_t stream);
+// Of those, the pass with y and the first pass.
+void warpgroup_walk_y(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
 
 }  // namespace krait::ops::ssd_gpu

@@ -86,7 +86,8 @@ __device__ inline void rows_times_columns(float (&d)[8][4], uint64_t a, uint64_t
     cuda::product<true, false, true>(d, cuda::further(a, 32 * k), cuda::further(b, 2048 * k));
 }
 
-// d = a b, 64 columns of b at once; then sums += scale d, with a scale of rows g and of rows g + 8.
+// d = a b, 64 columns of b at once; then sums += scale d, with a scale of rows g and of rows g + 8, and what is then to be
+// done with d[i].
 template <int NT>
 __device__ inline void begin_rows_times_columns(float (&d)[NT][8][4], uint64_t a, uint64_t b) {
   cuda::begin_products();
@@ -96,9 +97,9 @@ __device__ inline void begin_rows_times_columns(float (&d)[NT][8][4], uint64_t a
     cuda::commit_products();
   }
 }
-template <int NT>
+template <int NT, class Then>
 __device__ inline void add_products(float (&sums)[NT][8][4], float (&d)[NT][8][4],
-                                    const float (&scale)[2]) {
+                                    const float (&scale)[2], Then then) {
   const auto add = [&](int i) {
 #pragma unroll
     for (int j = 0; j < 8; ++j)
@@ -107,10 +108,10 @@ __device__ inline void add_products(float (&sums)[NT][8][4], float (&d)[NT][8][4
   };
   if constexpr (NT == 2) {
     cuda::wait_for_products<1>(d[0]);
-    add(0);
+    add(0), then(0);
   }
   cuda::wait_for_products<0>(d[NT - 1]);
-  add(NT - 1);
+  add(NT - 1), then(NT - 1);
 }
 #endif
 
@@ -324,11 +325,15 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
     if (!again && strip == 3 && head >= kTeams) finish_head(head - kTeams);
     const float2 step[2] = {steps.steps[t0 + g], steps.steps[t0 + g + 8]};
     const float delta[2] = {step[0].x, step[1].x}, log2_s[2] = {step[0].y, step[1].y};
-    {
+    // Those of a strip with fewer pairs take more of it.
+    const int first_across = strip < 2 ? 0 : 2 * strip - 3;
+    const int end_across = first_across + (strip < 3 ? strip : 1);
+#pragma unroll 1
+    for (int i = first_across; i < end_across; ++i) {
       float c[2][4] = {};
 #pragma unroll
       for (int n = 0; n < 4 * NT; ++n) {
-        const int at = n / 4 * kTileBytes + in_tile(t0 + lane % 16, n % 4 * 2 + lane / 16);
+        const int at = n / 4 * kTileBytes + in_tile(16 * i + lane % 16, n % 4 * 2 + lane / 16);
         uint32_t a[4], b[4];
         cuda::load_matrices(a, S + at);
         cuda::load_matrices(b, room.dS + at);
@@ -338,7 +343,7 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
       const float sum = sum_of_warp(g == t2       ? c[0][0] + c[1][2]
                                     : g == t2 + 1 ? c[0][1] + c[1][3]
                                                   : 0.0f);
-      if (lane == 0) keep(dots.across[strip], sum, again);
+      if (lane == 0) keep(dots.across[i], sum, again);
     }
     uint32_t scores[4][4];  // D G
     cuda::wait_for_products<0>(K);
@@ -457,21 +462,18 @@ __global__ void __launch_bounds__(kThreadsOfBlock, 1) warpgroup_gradient_kernel(
     const float before[2] = {cuda::exp2_fast(log2_s[0]), cuda::exp2_fast(log2_s[1])};
     float d[NT][8][4];
     begin_rows_times_columns(d, of_x, of_dS);
-    add_products(dB, d, weight);
+    add_products(dB, d, weight, [](int) {});
     cuda::sync_warpgroup(team);  // the gradient of the state was read
     if (slice + 1 < slices) bring_dS();
     begin_rows_times_columns(d, of_dy, of_S);
-    add_products(dC, d, before);
     {
-      float(&y)[8][4] = d[0];
-      cuda::begin_products();
-      rows_times_rows<NT>(y, of_C, of_S);
-      cuda::commit_products();
+      float start[2] = {};  // dy·S C as C·(Sᵀ dy)
       uint32_t of_token[4][4];
-      load_rows(of_token, dy, t0);
-      cuda::wait_for_products<0>(y);
-      float start[2] = {};
-      dot_rows(start, y, of_token);
+      load_rows(of_token, room.C, t0);
+      add_products(dC, d, before, [&](int i) {
+        dot_rows(start, d[i], of_token);
+        if (i + 1 < NT) load_rows(of_token, room.C + (i + 1) * kTileBytes, t0);
+      });
       start[0] *= before[0], start[1] *= before[1];
       keep_rows(dots.start, t0, start, again);
     }

@@ -11,10 +11,10 @@ namespace {
 constexpr int kSlices = 2, kBlock = kSlices * kSliceThreads;
 
 // Shared memory: x of the slices and B, twice; the state of each slice on its way out; the steps, twice.
-template <int NT, bool kFirstPass>
+template <int NT>
 struct Room {
   static constexpr int kStage = (kSlices + NT) * kTileBytes;
-  static constexpr int kOut = kFirstPass ? 0 : NT * kTileBytes;
+  static constexpr int kOut = NT * kTileBytes;
   static constexpr size_t kSize = 2 * kStage + kSlices * (kOut + 2 * sizeof(ChunkSteps));
   unsigned char *stages, *out;
   ChunkSteps* steps;
@@ -27,19 +27,19 @@ struct Room {
   }
 };
 
-// Leaves the state before each chunk, or as the first pass over pieces of sequences nothing.
-template <int NT, bool kFirstPass>
+// Leaves the state before each chunk.
+template <int NT>
 __global__ void __launch_bounds__(kBlock, 2)
     warpgroup_walk_kernel(const Walks walks, const int64_t span) {
 #if KRAIT_HOPPER
   extern __shared__ __align__(1024) unsigned char memory[];
   constexpr int NP = 64 * NT;
-  using R = Room<NT, kFirstPass>;
+  using R = Room<NT>;
   const Walk& w = walks.walk[blockIdx.z];
   const CudaProblem& p = w.p;
   const int thread = static_cast<int>(threadIdx.x), part = thread / kSliceThreads;
   const Course at = Course::of<kSlices>(w, span, part);
-  if (!at.there(kFirstPass)) return cuda::wait_for_previous();
+  if (!at.there(false)) return cuda::wait_for_previous();
   const int t = at.t, warp = at.warp, lane = lane_of(), t2 = lane % 4 * 2;
   const int N = static_cast<int>(p.N);
   const R room(memory, part);
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   cuda::let_next_start();
   float S[NT][8][4] = {};
   auto& all_of_S = reinterpret_cast<float(&)[8 * NT][4]>(S);
-  at.begin_state(kFirstPass, all_of_S);
+  at.begin_state(false, all_of_S);
   WalkSteps steps(at, room.steps);
   for (int c = 0; c < at.chunks; ++c) {
     cuda::wait_for_copies<0>();
@@ -89,20 +89,16 @@ __global__ void __launch_bounds__(kBlock, 2)
 #pragma unroll
     for (int n = 0; n < 4 * NT; ++n) {
       float(&left)[4] = S[n / 4][2 * (n % 4)], (&right)[4] = S[n / 4][2 * (n % 4) + 1];
-      if (!kFirstPass) {
-        uint32_t of_S[4];
-        cuda::pack_a(of_S, left, right);
-        cuda::store_matrices(
-            room.out + n / 4 * kTileBytes + in_tile(16 * warp + lane % 16, n % 4 * 2 + lane / 16),
-            of_S);
-      }
+      uint32_t of_S[4];
+      cuda::pack_a(of_S, left, right);
+      cuda::store_matrices(
+          room.out + n / 4 * kTileBytes + in_tile(16 * warp + lane % 16, n % 4 * 2 + lane / 16),
+          of_S);
 #pragma unroll
       for (int e = 0; e < 4; ++e) left[e] *= now.through, right[e] *= now.through;
     }
-    if (!kFirstPass) {  // early: show_to_products() waits for what is written
-      __syncwarp();
-      if (at.channels > 0) leave_state(c);
-    }
+    __syncwarp();
+    if (at.channels > 0) leave_state(c);  // early: show_to_products() waits for what is written
 
     uint32_t channels[4][4], weighted[4][4];  // this warp's channels: its left operands, transposed
 #pragma unroll
@@ -127,15 +123,15 @@ __global__ void __launch_bounds__(kBlock, 2)
     for (int i = 0; i < NT; ++i) cuda::wait_for_products<0>(S[i]);
   }
 
-  at.end_state(kFirstPass, all_of_S, steps.kept());
+  at.end_state(false, all_of_S);
 #endif
 }
 
-template <int NT, bool kFirstPass>
+template <int NT>
 void launch(const Walks& w, int64_t span, cudaStream_t stream) {
   const CudaProblem& p = w.walk[0].p;
-  const auto kernel = warpgroup_walk_kernel<NT, kFirstPass>;
-  constexpr size_t kBytes = Room<NT, kFirstPass>::kSize;
+  const auto kernel = warpgroup_walk_kernel<NT>;
+  constexpr size_t kBytes = Room<NT>::kSize;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(kBytes));
   const dim3 grid(static_cast<unsigned>(slots(p, span)),
@@ -153,12 +149,10 @@ bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t 
     if (!warpgroups_fit(of.p) || (of.y.data && !of.y.runs)) return false;
     if (of.states && !states_are_tiles(p)) return false;
   }
-  if (first_pass) {
-    p.N <= 64 ? launch<1, true>(w, span, stream) : launch<2, true>(w, span, stream);
-  } else if (w.walk[0].y.data) {
-    warpgroup_walk_y(w.walk[0], span, stream);
+  if (first_pass || w.walk[0].y.data) {
+    warpgroup_walk_y(w, span, first_pass, stream);
   } else {
-    p.N <= 64 ? launch<1, false>(w, span, stream) : launch<2, false>(w, span, stream);
+    p.N <= 64 ? launch<1>(w, span, stream) : launch<2>(w, span, stream);
   }
   return true;
 }
