@@ -78,7 +78,7 @@ void write_eos(OrderedJson& json, const Config& config);  // and "bos_token_id",
 // The shell under the keys of Hugging Face's models with an RMS norm; `config` holds what stands where a key is
 // missing.
 void read_shell(const JsonView& json, Config& config);
-// "model_type" and the sizes of the shell, as Mamba-1 and our own architectures write them.
+// "model_type", which is the architecture's name, and the sizes of the shell.
 void write_shell(OrderedJson& json, const Config& config);
 // As many numbers as the fallback has, which may be infinite.
 std::vector<double> numbers(const JsonView& config, const char* key, std::vector<double> fallback);

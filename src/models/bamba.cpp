@@ -60,11 +60,8 @@ class BambaBody : public Body {
     const Sizes& s = sizes_;
     OrderedJson j;
     j["architectures"] = OrderedJson::array({"BambaForCausalLM"});
-    j["model_type"] = "bamba";
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
+    write_shell(j, c);
     j["intermediate_size"] = s.mlp.d_inner;
-    j["num_hidden_layers"] = c.n_layer;
     j["attn_layer_indices"] = s.attends;
     j["num_attention_heads"] = s.attention.heads;
     j["num_key_value_heads"] = s.attention.key_heads;

@@ -6,6 +6,7 @@
 #include "krait/base/error.h"
 #include "krait/models/architecture.h"
 #include "krait/models/mamba_keys.h"
+#include "krait/models/presets.h"
 #include "krait/models/rotary_keys.h"
 #include "krait/nn/attention.h"
 #include "krait/nn/mlp.h"
@@ -54,11 +55,8 @@ class FalconBody : public Body {
     const Sizes& s = sizes_;
     OrderedJson j;
     j["architectures"] = OrderedJson::array({"FalconH1ForCausalLM"});
-    j["model_type"] = "falcon_h1";
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
+    write_shell(j, c);
     j["intermediate_size"] = s.mlp.d_inner;
-    j["num_hidden_layers"] = c.n_layer;
     j["num_attention_heads"] = s.attention.heads;
     j["num_key_value_heads"] = s.attention.key_heads;
     j["head_dim"] = s.attention.head_dim;
@@ -255,11 +253,7 @@ constexpr Preset kPresets[] = {{"falcon-h1-0.5b",
                                 0.176776695,
                                 0.0111607143}};
 
-std::vector<std::string> presets() {
-  std::vector<std::string> names;
-  for (const Preset& p : kPresets) names.emplace_back(p.name);
-  return names;
-}
+std::vector<std::string> presets() { return names_of(kPresets); }
 
 Config sized(const Preset& p) {
   Config c;
@@ -291,11 +285,7 @@ Config sized(const Preset& p) {
   return finish(c, s);
 }
 
-Config preset_of(const std::string& name) {
-  for (const Preset& p : kPresets)
-    if (name == p.name) return sized(p);
-  fail("no preset is named \"{}\"", name);
-}
+Config preset_of(const std::string& name) { return sized(named(kPresets, name)); }
 
 }  // namespace
 

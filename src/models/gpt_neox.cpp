@@ -3,6 +3,7 @@
 #include <array>
 
 #include "krait/base/error.h"
+#include "krait/models/presets.h"
 #include "krait/models/rotary_keys.h"
 #include "krait/nn/attention.h"
 #include "krait/nn/mlp.h"
@@ -63,11 +64,8 @@ class GptNeoxBody : public Body {
     const nn::AttentionConfig& a = sizes_.attention;
     OrderedJson j;
     j["architectures"] = OrderedJson::array({"GPTNeoXForCausalLM"});
-    j["model_type"] = "gpt_neox";
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
+    write_shell(j, c);
     j["intermediate_size"] = sizes_.mlp.d_inner;
-    j["num_hidden_layers"] = c.n_layer;
     j["num_attention_heads"] = a.heads;
     j["attention_bias"] = a.qkv_bias;
     j["hidden_act"] = sizes_.mlp.gate_kind == ops::Gate::gelu ? "gelu" : "gelu_new";
@@ -145,29 +143,22 @@ constexpr std::array kPresets = {
     Preset{"pythia-6.9b", 4096, 32, 32, 50432}, Preset{"pythia-12b", 5120, 36, 40, 50688},
 };
 
-std::vector<std::string> presets() {
-  std::vector<std::string> names;
-  for (const Preset& p : kPresets) names.emplace_back(p.name);
-  return names;
-}
+std::vector<std::string> presets() { return names_of(kPresets); }
 
 Config preset_of(const std::string& name) {
-  for (const Preset& p : kPresets) {
-    if (name != p.name) continue;
-    Config c;
-    c.d_model = p.d_model;
-    c.n_layer = p.n_layer;
-    c.vocab_size = p.vocab_size;
-    c.tie_embeddings = false;
-    c.eos_ids = {0};
-    Sizes s;
-    s.attention.heads = p.heads;
-    s.attention.qkv_bias = s.attention.out_bias = true;
-    s.mlp.d_inner = 4 * p.d_model;
-    s.mlp.gate_kind = ops::Gate::gelu;
-    return with_sizes(c, s);
-  }
-  fail("no preset is named \"{}\"", name);
+  const Preset& p = named(kPresets, name);
+  Config c;
+  c.d_model = p.d_model;
+  c.n_layer = p.n_layer;
+  c.vocab_size = p.vocab_size;
+  c.tie_embeddings = false;
+  c.eos_ids = {0};
+  Sizes s;
+  s.attention.heads = p.heads;
+  s.attention.qkv_bias = s.attention.out_bias = true;
+  s.mlp.d_inner = 4 * p.d_model;
+  s.mlp.gate_kind = ops::Gate::gelu;
+  return with_sizes(c, s);
 }
 
 }  // namespace

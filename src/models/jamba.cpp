@@ -78,11 +78,8 @@ class JambaBody : public Body {
     const Sizes& s = sizes_;
     OrderedJson j;
     j["architectures"] = OrderedJson::array({"JambaForCausalLM"});
-    j["model_type"] = "jamba";
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
+    write_shell(j, c);
     j["intermediate_size"] = s.mlp.d_inner;
-    j["num_hidden_layers"] = c.n_layer;
     j["num_attention_heads"] = s.attention.heads;
     j["num_key_value_heads"] = s.attention.key_heads;
     j["hidden_act"] = "silu";

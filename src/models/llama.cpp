@@ -52,11 +52,9 @@ class LlamaBody : public Body {
     const bool mistral = a.window > 0;
     OrderedJson j;
     j["architectures"] = OrderedJson::array({mistral ? "MistralForCausalLM" : "LlamaForCausalLM"});
-    j["model_type"] = mistral ? "mistral" : "llama";
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
+    write_shell(j, c);
+    if (mistral) j["model_type"] = "mistral";
     j["intermediate_size"] = sizes_.mlp.d_inner;
-    j["num_hidden_layers"] = c.n_layer;
     j["num_attention_heads"] = a.heads;
     j["num_key_value_heads"] = a.key_heads;
     j["head_dim"] = a.head_dim;

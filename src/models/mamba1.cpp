@@ -6,6 +6,7 @@
 #include "krait/base/error.h"
 #include "krait/models/mixers.h"
 #include "krait/models/original.h"
+#include "krait/models/presets.h"
 
 namespace krait::models {
 
@@ -193,16 +194,11 @@ constexpr std::array kPresets = {
     Preset{"byte-small", 256, 6, 256, 1},       Preset{"byte-medium", 512, 12, 256, 1},
 };
 
-std::vector<std::string> presets() {
-  std::vector<std::string> names;
-  for (const Preset& p : kPresets) names.emplace_back(p.name);
-  return names;
-}
+std::vector<std::string> presets() { return names_of(kPresets); }
 
 Config preset_of(const std::string& name) {
-  for (const Preset& p : kPresets)
-    if (name == p.name) return mamba_config(p.d_model, p.n_layer, p.vocab_size, p.vocab_multiple);
-  fail("no preset is named \"{}\"", name);
+  const Preset& p = named(kPresets, name);
+  return mamba_config(p.d_model, p.n_layer, p.vocab_size, p.vocab_multiple);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "krait/base/error.h"
 #include "krait/models/original.h"
+#include "krait/models/presets.h"
 
 namespace krait::models {
 
@@ -83,10 +84,7 @@ OrderedJson Mamba2Body::huggingface(const Config& c) const {
   require(m.d_ssm % c.d_model == 0, fmt::runtime(only), "a whole number for expand");
   OrderedJson j;
   j["architectures"] = OrderedJson::array({"Mamba2ForCausalLM"});
-  j["model_type"] = "mamba2";
-  j["vocab_size"] = c.padded_vocab();
-  j["hidden_size"] = c.d_model;
-  j["num_hidden_layers"] = c.n_layer;
+  write_shell(j, c);
   j["expand"] = m.d_ssm / c.d_model;
   j["num_heads"] = m.heads();
   j["head_dim"] = m.headdim;
@@ -169,16 +167,11 @@ constexpr std::array kPresets = {
     Preset{"mamba2-780m", 1536, 48}, Preset{"mamba2-1.3b", 2048, 48},
     Preset{"mamba2-2.7b", 2560, 64}, Preset{"mamba2-byte-small", 256, 6, 256, 1}};
 
-std::vector<std::string> presets() {
-  std::vector<std::string> names;
-  for (const Preset& p : kPresets) names.emplace_back(p.name);
-  return names;
-}
+std::vector<std::string> presets() { return names_of(kPresets); }
 
 Config preset_of(const std::string& name) {
-  for (const Preset& p : kPresets)
-    if (name == p.name) return mamba2_config(p.d_model, p.n_layer, p.vocab, p.multiple);
-  fail("no preset is named \"{}\"", name);
+  const Preset& p = named(kPresets, name);
+  return mamba2_config(p.d_model, p.n_layer, p.vocab, p.multiple);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "krait/base/error.h"
 #include "krait/models/mixers.h"
 #include "krait/models/original.h"
+#include "krait/models/presets.h"
 
 namespace krait::models {
 
@@ -137,30 +138,23 @@ constexpr std::array kPresets = {
     Preset{"mamba3-byte-small", 256, 6, 512, 0, 256},
 };
 
-std::vector<std::string> presets() {
-  std::vector<std::string> names;
-  for (const Preset& p : kPresets) names.emplace_back(p.name);
-  return names;
-}
+std::vector<std::string> presets() { return names_of(kPresets); }
 
 Config preset_of(const std::string& name) {
-  for (const Preset& p : kPresets) {
-    if (name != p.name) continue;
-    Config c;
-    c.layout = Layout::original;
-    c.d_model = p.d_model;
-    c.n_layer = p.n_layer;
-    c.vocab_size = p.vocab;
-    c.vocab_multiple = 8;
-    nn::Mamba3Config m;
-    m.d_inner = 2 * p.d_model;
-    m.mimo = p.rank > 0;
-    m.rank = std::max<int64_t>(1, p.rank);
-    OriginalLayers layers;
-    layers.d_intermediate = p.d_intermediate;
-    return with_mamba3(c, m, layers);
-  }
-  fail("no preset is named \"{}\"", name);
+  const Preset& p = named(kPresets, name);
+  Config c;
+  c.layout = Layout::original;
+  c.d_model = p.d_model;
+  c.n_layer = p.n_layer;
+  c.vocab_size = p.vocab;
+  c.vocab_multiple = 8;
+  nn::Mamba3Config m;
+  m.d_inner = 2 * p.d_model;
+  m.mimo = p.rank > 0;
+  m.rank = std::max<int64_t>(1, p.rank);
+  OriginalLayers layers;
+  layers.d_intermediate = p.d_intermediate;
+  return with_mamba3(c, m, layers);
 }
 
 Config with_mamba3(Config config, const nn::Mamba3Config& mixer, const OriginalLayers& layers) {

@@ -48,11 +48,8 @@ class NemotronBody : public Body {
     const Sizes& s = sizes_;
     OrderedJson j;
     j["architectures"] = OrderedJson::array({"NemotronHForCausalLM"});
-    j["model_type"] = "nemotron_h";
-    j["vocab_size"] = c.padded_vocab();
-    j["hidden_size"] = c.d_model;
+    write_shell(j, c);
     j["intermediate_size"] = s.mlp.d_inner;
-    j["num_hidden_layers"] = c.n_layer;
     j["hybrid_override_pattern"] = s.pattern;
     j["num_attention_heads"] = s.attention.heads;
     j["num_key_value_heads"] = s.attention.key_heads;

@@ -8,6 +8,7 @@
 #include "krait/base/error.h"
 #include "krait/models/architecture.h"
 #include "krait/models/mixers.h"
+#include "krait/models/presets.h"
 
 namespace krait::models {
 
@@ -116,23 +117,16 @@ const Architecture kS4 = {"s4",
                           [](const JsonView& j, Layout layout) {
                             return layout == Layout::huggingface && j.text("model_type") == "s4";
                           },
-                          read,
-                          [] {
-                            std::vector<std::string> names;
-                            for (const Preset& p : kPresets) names.emplace_back(p.name);
-                            return names;
-                          },
+                          read, [] { return names_of(kPresets); },
                           [](const std::string& name) {
                             Config c;
                             c.d_model = 256;
                             c.n_layer = 6;
                             c.vocab_size = 256;
                             nn::S4Config s;
-                            for (const Preset& p : kPresets)
-                              if (name == p.name) {
-                                s.dplr = p.dplr;
-                                s.init = p.init;
-                              }
+                            const Preset& p = named(kPresets, name);
+                            s.dplr = p.dplr;
+                            s.init = p.init;
                             if (s.dplr) s.length = 1024;
                             return with_s4(c, s, ops::NormKind::layer, true);
                           }};

@@ -4,6 +4,7 @@
 
 #include "krait/base/error.h"
 #include "krait/models/original.h"
+#include "krait/models/presets.h"
 
 namespace krait::models {
 
@@ -69,29 +70,22 @@ constexpr std::array kPresets = {
     Preset{"byte-transformer-small", 256, 5, 8, 32, 256, 1},
 };
 
-std::vector<std::string> presets() {
-  std::vector<std::string> names;
-  for (const Preset& p : kPresets) names.emplace_back(p.name);
-  return names;
-}
+std::vector<std::string> presets() { return names_of(kPresets); }
 
 Config preset_of(const std::string& name) {
-  for (const Preset& p : kPresets) {
-    if (name != p.name) continue;
-    Config c;
-    c.d_model = p.d_model;
-    c.n_layer = p.n_layer;
-    c.vocab_size = p.vocab_size;
-    c.vocab_multiple = p.vocab_multiple;
-    OriginalLayers o;
-    for (int64_t i = 0; i < p.n_layer; ++i) o.attention_at.push_back(i);
-    o.attention.heads = o.attention.key_heads = p.heads;
-    o.attention.head_dim = p.head_dim;
-    o.attention.rotation.R = p.head_dim / 2;
-    o.d_intermediate = (8 * p.d_model / 3 + 127) / 128 * 128;
-    return with_layers(c, o);
-  }
-  fail("no preset is named \"{}\"", name);
+  const Preset& p = named(kPresets, name);
+  Config c;
+  c.d_model = p.d_model;
+  c.n_layer = p.n_layer;
+  c.vocab_size = p.vocab_size;
+  c.vocab_multiple = p.vocab_multiple;
+  OriginalLayers o;
+  for (int64_t i = 0; i < p.n_layer; ++i) o.attention_at.push_back(i);
+  o.attention.heads = o.attention.key_heads = p.heads;
+  o.attention.head_dim = p.head_dim;
+  o.attention.rotation.R = p.head_dim / 2;
+  o.d_intermediate = (8 * p.d_model / 3 + 127) / 128 * 128;
+  return with_layers(c, o);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "krait/autograd/segment.h"
 #include "krait/models/config.h"
+#include "krait/models/presets.h"
 #include "krait/ops/class_token/class_token.h"
 #include "krait/ops/linear/linear.h"
 #include "krait/ops/patches/patches.h"
@@ -24,22 +25,15 @@ constexpr std::array kPresets = {Preset{"vim-tiny", 192}, Preset{"vim-small", 38
 }  // namespace
 
 VisionConfig vision_preset(const std::string& name) {
-  for (const Preset& p : kPresets) {
-    if (name != p.name) continue;
-    VisionConfig c;
-    c.mixer.d_model = p.d_model;
-    c.mixer.d_inner = 2 * p.d_model;
-    c.mixer.dt_rank = (p.d_model + 15) / 16;
-    return c;
-  }
-  fail("no vision model is named \"{}\"; known: {}", name, fmt::join(vision_preset_names(), ", "));
+  const Preset& p = named(kPresets, name);
+  VisionConfig c;
+  c.mixer.d_model = p.d_model;
+  c.mixer.d_inner = 2 * p.d_model;
+  c.mixer.dt_rank = (p.d_model + 15) / 16;
+  return c;
 }
 
-std::vector<std::string> vision_preset_names() {
-  std::vector<std::string> names;
-  for (const Preset& p : kPresets) names.emplace_back(p.name);
-  return names;
-}
+std::vector<std::string> vision_preset_names() { return names_of(kPresets); }
 
 void check(const VisionConfig& c) {
   check_size("image_size", c.image, 1, 1 << 15);

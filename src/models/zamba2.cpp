@@ -7,6 +7,7 @@
 #include "krait/base/error.h"
 #include "krait/models/architecture.h"
 #include "krait/models/mamba2.h"
+#include "krait/models/presets.h"
 #include "krait/models/rotary_keys.h"
 #include "krait/nn/attention.h"
 #include "krait/nn/mlp.h"
@@ -164,11 +165,8 @@ OrderedJson ZambaBody::json(const Config& c, Layout layout) const {
   const Sizes& s = sizes_;
   OrderedJson j;
   j["architectures"] = OrderedJson::array({"Zamba2ForCausalLM"});
-  j["model_type"] = "zamba2";
-  j["vocab_size"] = c.padded_vocab();
-  j["hidden_size"] = c.d_model;
+  write_shell(j, c);
   j["intermediate_size"] = s.mlp.d_inner;
-  j["num_hidden_layers"] = c.n_layer;
   std::vector<std::string> kinds(static_cast<size_t>(c.n_layer), "mamba");
   for (const int64_t i : s.hybrid) kinds[static_cast<size_t>(i)] = "hybrid";
   j["layers_block_type"] = kinds;
@@ -307,33 +305,26 @@ const std::vector<Preset>& published() {
   return all;
 }
 
-std::vector<std::string> presets() {
-  std::vector<std::string> names;
-  for (const Preset& p : published()) names.emplace_back(p.name);
-  return names;
-}
+std::vector<std::string> presets() { return names_of(published()); }
 
 Config preset_of(const std::string& name) {
-  for (const Preset& p : published()) {
-    if (name != p.name) continue;
-    Config c;
-    c.vocab_size = 32000;
-    c.d_model = p.d_model;
-    c.n_layer = p.n_layer;
-    Sizes s;
-    s.hybrid = p.hybrid;
-    s.shared = p.shared;
-    s.attention_adapters = p.attention_adapters;
-    s.rotates = p.rotates;
-    s.mlp.d_inner = 4 * c.d_model;
-    s.attention.heads = s.attention.key_heads = 32;
-    s.attention.head_dim = 2 * c.d_model / 32;
-    s.mamba.d_ssm = 2 * c.d_model;
-    s.mamba.d_state = p.d_state;
-    s.mamba.groups = p.groups;
-    return finish(c, s);
-  }
-  fail("no preset is named \"{}\"", name);
+  const Preset& p = named(published(), name);
+  Config c;
+  c.vocab_size = 32000;
+  c.d_model = p.d_model;
+  c.n_layer = p.n_layer;
+  Sizes s;
+  s.hybrid = p.hybrid;
+  s.shared = p.shared;
+  s.attention_adapters = p.attention_adapters;
+  s.rotates = p.rotates;
+  s.mlp.d_inner = 4 * c.d_model;
+  s.attention.heads = s.attention.key_heads = 32;
+  s.attention.head_dim = 2 * c.d_model / 32;
+  s.mamba.d_ssm = 2 * c.d_model;
+  s.mamba.d_state = p.d_state;
+  s.mamba.groups = p.groups;
+  return finish(c, s);
 }
 
 }  // namespace
