@@ -44,6 +44,17 @@ Pixels parse_png(std::span<const std::byte> bytes, const std::string& where) {
   return p;
 }
 
+// Inks of a print, stored as what they leave of the light (Adobe's convention), as Pillow makes colours of them.
+void mix_inks(const std::vector<uint8_t>& cmyk, std::vector<uint8_t>& rgb) {
+  for (size_t i = 0; i < rgb.size() / 3; ++i) {
+    const int key = cmyk[4 * i + 3];
+    for (size_t k = 0; k < 3; ++k) {
+      const int dark = (255 - cmyk[4 * i + k]) * key + 128;  // 255 times what the ink takes away
+      rgb[3 * i + k] = static_cast<uint8_t>(key - ((dark + (dark >> 8)) >> 8));
+    }
+  }
+}
+
 Pixels parse_jpeg(std::span<const std::byte> bytes, const std::string& where) {
   const std::unique_ptr<void, int (*)(tjhandle)> jpeg(tjInitDecompress(), tjDestroy);
   require(jpeg != nullptr, "{}: {}", where, tjGetErrorStr2(nullptr));
@@ -58,11 +69,18 @@ Pixels parse_jpeg(std::span<const std::byte> bytes, const std::string& where) {
   };
   int W = 0, H = 0, sampling = 0, colours = 0;
   check(tjDecompressHeader3(jpeg.get(), data, size, &W, &H, &sampling, &colours));
-  require(colours != TJCS_CMYK && colours != TJCS_YCCK, "{}: expected RGB or grey, got CMYK",
-          where);
   Pixels p = make_pixels(H, W, where);
-  check(tjDecompress2(jpeg.get(), data, size, p.rgb.data(), W, 0, H, TJPF_RGB,
-                      TJFLAG_ACCURATEDCT | TJFLAG_LIMITSCANS));
+  const auto decompress = [&](std::vector<uint8_t>& to, TJPF format) {
+    check(tjDecompress2(jpeg.get(), data, size, to.data(), W, 0, H, format,
+                        TJFLAG_ACCURATEDCT | TJFLAG_LIMITSCANS));
+  };
+  if (colours != TJCS_CMYK && colours != TJCS_YCCK) {
+    decompress(p.rgb, TJPF_RGB);
+    return p;
+  }
+  std::vector<uint8_t> cmyk(p.rgb.size() / 3 * 4);
+  decompress(cmyk, TJPF_CMYK);
+  mix_inks(cmyk, p.rgb);
   return p;
 }
 

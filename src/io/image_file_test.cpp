@@ -84,9 +84,27 @@ TEST(Pictures, JpegIsNearWhatWasWritten) {
   for (size_t i = 0; i < flat.size(); ++i) EXPECT_NEAR(p.rgb[i], flat[i], 4);
 }
 
+// Some photographs of ImageNet are stored as the inks of a print. Expected: what Pillow 13 makes of such pixels.
+TEST(Pictures, InksOfAPrintBecomeColours) {
+  const uint8_t inks[4] = {40, 130, 255, 200};
+  std::vector<uint8_t> flat;
+  for (int i = 0; i < 16 * 16; ++i) flat.insert(flat.end(), inks, inks + 4);
+  const tjhandle jpeg = tjInitCompress();
+  unsigned char* out = nullptr;
+  unsigned long size = 0;
+  ASSERT_EQ(tjCompress2(jpeg, flat.data(), 16, 0, 16, TJPF_CMYK, &out, &size, TJSAMP_444, 100, 0),
+            0);
+  const Pixels p = parse_picture({reinterpret_cast<const std::byte*>(out), size}, "f");
+  tjFree(out);
+  tjDestroy(jpeg);
+  const uint8_t expected[3] = {31, 102, 200};
+  for (size_t i = 0; i < p.rgb.size(); ++i) EXPECT_NEAR(p.rgb[i], expected[i % 3], 2);
+}
+
 // Files cut anywhere are refused; nothing is made up for what is missing.
 TEST(Pictures, CutFilesAreRefused) {
-  for (const auto& file : {png_of(12, 12, PNG_FORMAT_RGB), jpeg_of(24, 24, TJPF_RGB, TJSAMP_444)})
+  for (const auto& file : {png_of(12, 12, PNG_FORMAT_RGB), jpeg_of(24, 24, TJPF_RGB, TJSAMP_444),
+                           jpeg_of(24, 24, TJPF_CMYK, TJSAMP_444)})
     for (size_t n = 0; n + 16 < file.size(); ++n)
       EXPECT_THROW(parse_picture(std::span(file).first(n), "f"), Error) << n;
 }
@@ -118,9 +136,6 @@ TEST(Pictures, OtherFilesAreRefusedByName) {
   const std::string text = "GIF89a";
   EXPECT_EQ(error_of([&] { parse_picture(std::as_bytes(std::span(text)), "cat.gif"); }),
             "cat.gif: expected a picture, PNG or JPEG");
-  const std::string message =
-      error_of([&] { parse_picture(jpeg_of(8, 8, TJPF_CMYK, TJSAMP_444), "cat.jpg"); });
-  EXPECT_EQ(message, "cat.jpg: expected RGB or grey, got CMYK");
 }
 
 }  // namespace
