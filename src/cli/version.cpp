@@ -15,6 +15,7 @@
 
 #include "krait/base/isa.h"
 #include "krait/base/version.h"
+#include "krait/tensor/versions.h"
 
 namespace krait::cli {
 
@@ -28,7 +29,9 @@ std::string version_text() {
   constexpr std::string_view kIsas = "baseline";
 #endif
   std::string text = fmt::format("krait {} (commit {})\n", version(), commit());
-  text += fmt::format("devices: cpu\ninstruction sets: {} (this machine: {})\n", kIsas, isa_name());
+  const std::string cuda = cuda_versions();
+  text += fmt::format("devices: cpu{}\ninstruction sets: {} (this machine: {})\n",
+                      cuda.empty() ? "" : " cuda", kIsas, isa_name());
   text += fmt::format("libraries: oneDNN {}.{}.{}, Highway {}.{}.{}, OpenMP {}, fmt {}.{}.{}, ",
                       dnnl->major, dnnl->minor, dnnl->patch, HWY_MAJOR, HWY_MINOR, HWY_PATCH,
                       _OPENMP, FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
@@ -38,7 +41,7 @@ std::string version_text() {
                   NLOHMANN_JSON_VERSION_MINOR, NLOHMANN_JSON_VERSION_PATCH, CLI11_VERSION,
                   TOML_LIB_MAJOR, TOML_LIB_MINOR, TOML_LIB_PATCH,
                   std::string_view(pcre2).substr(0, std::string_view(pcre2).find(' ')));
-  return text + fmt::format("zlib {}\n", zlibVersion());
+  return text + fmt::format("zlib {}{}{}\n", zlibVersion(), cuda.empty() ? "" : ", ", cuda);
 }
 
 }  // namespace krait::cli

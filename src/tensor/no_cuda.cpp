@@ -14,6 +14,7 @@ std::vector<DeviceInfo> devices(std::string* reason) {
   if (reason) *reason = kNone;
   return {};
 }
+std::string versions() { return ""; }
 Stream make_stream(int, bool) { fail("{}", kNone); }
 void destroy_stream(int, Stream) {}
 void synchronize(int, Stream) { fail("{}", kNone); }

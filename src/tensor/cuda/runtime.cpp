@@ -1,5 +1,7 @@
 #include "krait/tensor/cuda/runtime.h"
 
+#include <cublasLt.h>
+
 #include <memory>
 
 #include "krait/tensor/cuda/check.h"
@@ -40,13 +42,37 @@ std::byte* reserve_shared(size_t bytes) {
 
 void release_shared(std::byte* p) { cudaFreeHost(p); }
 
+static std::string as_text(int version) {  // 13010: "13.1"
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
+std::string versions() {
+  int runtime = 0;
+  cudaRuntimeGetVersion(&runtime);
+  const size_t blas = cublasLtGetVersion();
+  return fmt::format("CUDA {}, cuBLASLt {}.{}.{}", as_text(runtime), blas / 10000, blas / 100 % 100,
+                     blas % 100);
+}
+
+// In words: the runtime says of a machine without a driver that its driver is too old.
+static std::string why_none(cudaError_t e) {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0) return "no NVIDIA driver is installed";
+  if (e == cudaErrorInsufficientDriver)
+    return fmt::format("the NVIDIA driver knows CUDA {}, and this krait was built for {}",
+                       as_text(driver), as_text(runtime));
+  return e == cudaSuccess ? "no CUDA device was found" : cudaGetErrorString(e);
+}
+
 std::vector<DeviceInfo> devices(std::string* reason) {
   std::vector<DeviceInfo> found;
   int n = 0;
   const cudaError_t e = cudaGetDeviceCount(&n);
   if (e != cudaSuccess || n == 0) {
+    if (reason) *reason = why_none(e);
     cudaGetLastError();
-    if (reason) *reason = e == cudaSuccess ? "no CUDA device was found" : cudaGetErrorString(e);
     return found;
   }
   for (int i = 0; i < n; ++i) {

@@ -15,6 +15,7 @@ void release(int device, std::byte* p);
 std::byte* reserve_shared(size_t bytes);  // on the host, at the same address for every device
 void release_shared(std::byte* p);
 std::vector<DeviceInfo> devices(std::string* reason);
+std::string versions();  // see krait/tensor/versions.h
 Stream make_stream(int device, bool apart);
 void destroy_stream(int device, Stream stream);
 void synchronize(int device, Stream stream);
