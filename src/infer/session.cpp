@@ -15,6 +15,9 @@ namespace {
 // Enough rows for products at their best speed.
 SessionOptions complete(const models::LanguageModel& model, SessionOptions o) {
   if (o.chunk == 0) o.chunk = model.params().device().type == Device::cpu ? 512 : 8192;
+  const int64_t most = int64_t{1} << 40;
+  require(o.batch <= most / std::max<int64_t>(1, o.context),
+          "{} sequences of {} tokens: no machine remembers that many", o.batch, o.context);
   return o;
 }
 

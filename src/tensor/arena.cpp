@@ -27,8 +27,10 @@ Arena::Arena(DeviceMemory memory)
 size_t Arena::grow(size_t& end, size_t bytes) {
   const size_t before = end;
   const size_t rounded = (bytes + kAlign - 1) / kAlign * kAlign;
-  require(rounded >= bytes && rounded <= capacity_ - low_ - high_,
-          "working memory exhausted: {} bytes wanted, {} of {} in use", bytes, low_ + high_,
+  const bool fits = rounded >= bytes && rounded <= capacity_ - low_ - high_;
+  require(fits || !planning_, "this would take more than {} bytes of memory: ask for less at once",
+          capacity_);
+  require(fits, "working memory exhausted: {} bytes wanted, {} of {} in use", bytes, low_ + high_,
           capacity_);
   end += rounded;
   peak_ = std::max(peak_, low_ + high_);

@@ -55,6 +55,8 @@ TEST(Arena, PlanningCountsWithoutMemory) {
   plan.set_low(0);
   plan.take_low(64);
   EXPECT_EQ(plan.peak(), (size_t{100} << 30) + 1024);
+  EXPECT_EQ(error_of([&] { plan.take_low(SIZE_MAX / 4); }),
+            "this would take more than 2305843009213693952 bytes of memory: ask for less at once");
 }
 
 TEST(Arena, MovesWithItsMemory) {

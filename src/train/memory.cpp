@@ -13,6 +13,7 @@ nn::Purpose purpose_of(const TrainOptions& o) {
 }
 
 TrainingMemory plan_training(models::Model& model, const TrainOptions& o) {
+  check_size_of_step(o);
   require(o.seq_len <= model.longest(),
           "seq-len: this model can be trained on sequences of at most {} tokens, not {}",
           model.longest(), o.seq_len);

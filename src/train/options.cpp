@@ -48,6 +48,13 @@ double learning_rate(const TrainOptions& o, int64_t step) {
   return o.lr;
 }
 
+void check_size_of_step(const TrainOptions& t) {
+  int64_t room = int64_t{1} << 40;
+  for (const int64_t n : {t.batch_size, t.seq_len, t.grad_accum}) room /= std::max<int64_t>(1, n);
+  require(room > 0, "batch-size {}, seq-len {}, grad-accum {}: no step can have that many tokens",
+          t.batch_size, t.seq_len, t.grad_accum);
+}
+
 void check(const RunOptions& o) {
   const TrainOptions& t = o.train;
   const auto positive = [](const char* name, int64_t v) {
@@ -57,11 +64,7 @@ void check(const RunOptions& o) {
   positive("seq-len", t.seq_len);
   positive("grad-accum", t.grad_accum);
   positive("steps", t.steps);
-  const int64_t most = int64_t{1} << 40;
-  require(t.batch_size <= most && t.seq_len <= most && t.grad_accum <= most &&
-              t.batch_size <= most / t.seq_len && t.grad_accum <= most / (t.batch_size * t.seq_len),
-          "batch-size {}, seq-len {}, grad-accum {}: no step can have that many tokens",
-          t.batch_size, t.seq_len, t.grad_accum);
+  check_size_of_step(t);
   require(t.lr >= 0 && std::isfinite(t.lr), "lr: expected a number from 0 on, got {}", t.lr);
   require(t.min_lr >= 0 && t.min_lr <= t.lr, "min-lr: expected a number from 0 to lr = {}, got {}",
           t.lr, t.min_lr);

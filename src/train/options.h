@@ -69,6 +69,8 @@ struct RunOptions {
   std::string log;  // a second copy of log.jsonl
 };
 
+// Throws Error for more tokens, 2^40, than can be counted on.
+void check_size_of_step(const TrainOptions& o);
 // Throws Error naming the option that no run can have.
 void check(const RunOptions& o);
 
