@@ -71,7 +71,7 @@ void add_config_text(const CLI::App& app, std::string_view text, const std::stri
     const std::string name(key.str()), where = fmt::format("{}: \"{}\"", path, name);
     const CLI::Option* option = app.get_option_no_throw("--" + name);
     require(option && name != "config" && name != "help", "{}: `krait {}` has no such option{}",
-            where, app.get_name(), did_you_mean(name, option_names(app)));
+            where, app.get_name(), option ? "" : did_you_mean(name, option_names(app)));
     if (is_typed(*option, args)) continue;
     std::vector<std::string> values;
     if (const toml::array* list = node.as_array()) {

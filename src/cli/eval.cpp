@@ -42,7 +42,8 @@ void read_array(const std::string& path, int64_t vocab_size, Likelihood& likelih
                 Totals& totals) {
   const TensorFile file = read_npy(path);
   const Tensor all = file.tensors()[0].view;
-  const int64_t rows = all.rank() == 0 ? 0 : all.shape.rows(), L = rows == 0 ? 0 : all.size(-1);
+  require(all.rank() > 0, "{}: expected rows of token ids, got one number", path);
+  const int64_t rows = all.shape.rows(), L = rows == 0 ? 0 : all.size(-1);
   const Tensor table = all.reshape({rows, L});
   constexpr int64_t kPiece = 1 << 16;
   for (int64_t r = 0; r < rows; ++r) {

@@ -291,8 +291,7 @@ Work add_generate(CLI::App& app) {
   app.add_option("--top-k", s.top_k, "draw from the k most probable tokens; 0: all, the default")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
   app.add_option("--top-p", s.top_p, "draw from the fewest tokens with this mass; default 1")
-      ->check(number("in (0 - 1]", "a number above 0, at most 1",
-                     [](double x) { return x > 0 && x <= 1; }));
+      ->check(share_above_zero());
   app.add_option("--min-p", s.min_p,
                  "drop tokens below this fraction of the most probable one; default 0")
       ->check(number_in(0, 1));

@@ -26,6 +26,12 @@ inline CLI::Validator number_in(double least, double most) {
                 [=](double x) { return x >= least && x <= most; });
 }
 
+// Above 0, at most 1.
+inline CLI::Validator share_above_zero() {
+  return number("in (0 - 1]", "a number above 0, at most 1",
+                [](double x) { return x > 0 && x <= 1; });
+}
+
 inline CLI::Validator number_from_zero() {
   return number("NONNEGATIVE", "a number from 0 on",
                 [](double x) { return x >= 0 && std::isfinite(x); });

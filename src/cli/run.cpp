@@ -72,10 +72,13 @@ Usage not_expected(const CLI::App& app, const std::string& command) {
 int dispatch(std::vector<std::string> args) {
   Common common;
   CLI::App app("Krait trains, runs and remembers state-space models (the Mamba family).", "krait");
-  app.set_version_flag("--version", version_text(), "version, commit, devices, libraries");
+  app.set_version_flag("--version", version_text, "version, commit, devices, libraries");
   app.add_flag_callback(
       "--selftest", [] {}, "every op on every device, against float64; exit 0: all are right");
-  if (args == std::vector<std::string>{"--selftest"}) return selftest();
+  if (!args.empty() && args[0] == "--selftest") {
+    if (args.size() > 1) throw Usage("--selftest stands alone: it looks at every device");
+    return selftest();
+  }
   app.require_subcommand(1);
   const CLI::App* chosen = nullptr;
   Work work;

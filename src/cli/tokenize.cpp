@@ -58,6 +58,7 @@ int run_tokenize(const Args& a, const Common& common) {
   std::vector<int32_t> ids = tokenizer->encode(read_input(a.file), a.special);
   if (!a.out.empty()) {
     write_npy(a.out, Tensor(ids.data(), DType::i32, {static_cast<int64_t>(ids.size())}));
+    if (common.json) print_json({{"out", a.out}, {"tokens", ids.size()}});
   } else if (common.json) {
     print_json({{"tokens", ids}});
   } else {

@@ -29,7 +29,7 @@ void add_options(CLI::App& app, TrainArguments& a) {
   RunOptions& r = a.run;
   TrainOptions& t = r.train;
   const CLI::Validator from_zero = number_from_zero(), above_zero = number_above_zero(),
-                       share = number_in(0, 1), below_one = number_in(0, 0.999);
+                       below_one = number_in(0, 0.999);
   const auto start = "What is trained, on what";
   app.add_option("--model", r.model, "a fresh model: a preset's name, or a config.json")
       ->group(start);
@@ -133,11 +133,11 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->group(optimisation);
   app.add_option("--crop-scale", t.crop_scale,
                  "of random crops of images: their least share of the area (1: no random crops)")
-      ->check(share)
+      ->check(share_above_zero())
       ->capture_default_str()
       ->group(optimisation);
   app.add_option("--hflip", t.hflip, "share of the images that are flipped, left to right")
-      ->check(share)
+      ->check(number_in(0, 1))
       ->capture_default_str()
       ->group(optimisation);
   add_recompute(app, t.recompute)->group(optimisation);

@@ -28,9 +28,13 @@ AnyConfig read_any_config(const std::string& model) {
       return parse_vision_config(text, model);
     return parse_config(text, model, layout);
   }
-  const std::vector<std::string> names = models::vision_preset_names();
-  if (std::find(names.begin(), names.end(), model) != names.end())
+  const std::vector<std::string> language = models::preset_names(),
+                                 vision = models::vision_preset_names();
+  if (std::find(vision.begin(), vision.end(), model) != vision.end())
     return models::vision_preset(model);
+  require(std::find(language.begin(), language.end(), model) != language.end(),
+          "no preset is named \"{}\"; known: {}, {}", model, fmt::join(language, ", "),
+          fmt::join(vision, ", "));
   return models::preset(model);
 }
 

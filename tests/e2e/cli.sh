@@ -32,6 +32,11 @@ model=run/last
 "$KRAIT" --selftest >selftest.txt || die "--selftest: $(cat selftest.txt)"
 grep -q 'selective_scan .*bfloat16 .*ok' selftest.txt || die "--selftest leaves the scan out"
 
+built=$("$KRAIT" generate "$model" --prompt a --max-new 0 --device cuda 2>&1 >/dev/null || true)
+devices='devices: cpu cuda'
+[[ $built != *'without CUDA'* ]] || devices='devices: cpu'
+same "$("$KRAIT" --version | sed -n 2p)" "$devices" "devices that --version names"
+
 # ---- bench: every op with its passes, and sizes in a list
 "$KRAIT" bench op --preset byte-tiny --length 24 --repeat 1 --json >ops.jsonl
 for op in layer mixer $(cd "$ops" && ls -d -- */ | tr -d /); do
@@ -101,6 +106,7 @@ grep -q '"accuracy"' lambada.json || die lambada
 # ---- tokenize and logits; convert keeps every bit of them
 printf 'the snake sleeps' | "$KRAIT" tokenize --tokenizer bytes --out ids.npy
 same "$(printf 'tree' | "$KRAIT" tokenize --tokenizer bytes)" "116 114 101 101" tokenize
+same "$(printf 'tree' | "$KRAIT" tokenize --tokenizer bytes --out tree.npy --json)" '{"out":"tree.npy","tokens":4}' "tokenize --out --json"
 same "$("$KRAIT" tokenize ids.npy --tokenizer bytes --decode)" "the snake sleeps" "tokenize --decode"
 "$KRAIT" logits "$model" --tokens ids.npy --out logits.npy
 "$KRAIT" convert "$model" original --layout original
@@ -139,6 +145,7 @@ echo 'a = = 3' >broken.toml
 refuse 2 'no command "fly"; ' fly
 refuse 2 'no command "generat", did you mean generate?' generat "$model" --prompt a
 refuse 2 'subcommand' --json
+refuse 2 '--selftest stands alone' --selftest --json
 refuse 2 'MODEL' generate
 refuse 2 'krait generate has no option --promt, did you mean --prompt?' generate "$model" --promt a
 refuse 2 'krait generate has no option --length (see' generate "$model" --prompt a --length 3
@@ -174,11 +181,16 @@ refuse 1 'nowhere.txt' eval "$model" --data nowhere.txt
 refuse 1 'UTF-8' eval "$model" --data latin.txt
 refuse 1 'eval.json' logits "$model" --tokens eval.json --out x.npy
 refuse 1 'float32' logits "$model" --tokens nll.npy --out x.npy
+printf "\x93NUMPY\x01\x00\x76\x00%-117s\n\x05\x00\x00\x00" "{'descr': '<i4', 'fortran_order': False, 'shape': (), }" >number.npy
+refuse 1 'number.npy: expected rows of token ids' eval "$model" --data number.npy
 refuse 1 '/nowhere' logits "$model" --tokens ids.npy --out /nowhere/x.npy
 refuse 1 'already there' convert "$model" back
 refuse 1 'expected token ids' tokenize eval.json --tokenizer bytes --decode
 refuse 1 'preset' inspect mamba-9000b
 refuse 2 '0' bench prefill --preset byte-tiny --length 16,0
+refuse 1 'no step can have that many tokens' bench train --preset byte-tiny --batch 1073741824 --length 1073741824
+refuse 1 'no machine remembers that many' inspect "$model" --batch 1073741824 --length 1099511627776
+refuse 1 'no machine remembers that many' bench decode --preset byte-hybrid-tiny --batch 1073741824 --context 1073741824
 refuse 1 'memory' bench decode --preset byte-tiny --batch 1000000000
 [[ ! -e x.npy ]] || die "a refused command left a file"
 "$KRAIT" generate "$model" --prompt a --max-new 1 --state-out s2.safetensors --json >/dev/null

@@ -82,6 +82,7 @@ refused 2 "--lr: expected a number from 0 on, got -1" "$K" train --model byte-ti
 refused 2 "--eps: expected a number above 0, got nan" "$K" train --model byte-tiny --data text.txt "${new[@]}" --eps nan
 refused 2 "--lr: expected a number from 0 on, got inf" "$K" train --model byte-tiny --data text.txt "${new[@]}" --lr inf
 refused 2 "--dropout: expected a number from 0 to 0.999, got nan" "$K" train --model byte-tiny --data text.txt "${new[@]}" --dropout nan
+refused 2 "--crop-scale: expected a number above 0" "$K" train --model byte-tiny --data text.txt "${new[@]}" --crop-scale 0
 refused 2 "--betas: expected numbers from 0 to below 1" "$K" train --model byte-tiny --data text.txt "${new[@]}" --betas 0.9,nan
 refused 2 "--schedule: step not in {" "$K" train --model byte-tiny --data text.txt "${new[@]}" --schedule step
 refused 2 "--schedule: 2 not in {" "$K" train --model byte-tiny --data text.txt "${new[@]}" --schedule 2

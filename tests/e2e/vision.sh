@@ -54,6 +54,7 @@ refuse() {
   if "$KRAIT" "$@" >out 2>err; then die "accepted: $*"; fi
   grep -q -- "$what" err || die "$*: no '$what' in: $(cat err)"
 }
+refuse 'no preset is named "vim-tin"; known: .*vim-tiny' inspect vim-tin
 images '(1, 3, 16, 32)' $((3 * 16 * 32 * 4)) >small.npy
 refuse '32, 32.*krait convert makes a model of another --image-size' logits "$checkpoint" --input small.npy --out x.npy
 refuse 'float32' logits "$checkpoint" --input a.npy --out x.npy
