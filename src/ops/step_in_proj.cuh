@@ -109,6 +109,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
   let_next_start();
   wait_for_previous();
+  if (thread == 0) pass.bring_x(x, 0, from * Tile::kK, stages);
   float sums[Tile::kN / 2] = {};
   pass.multiply(sums, stages);
 

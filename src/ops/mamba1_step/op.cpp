@@ -162,7 +162,8 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
     KRAIT_WITH_CUDA(cuda::step_in_proj(in, c.stream));
   }
   cuda::FewRows to_low_rank = product(u, l.x_proj);
-  to_low_rank.holds_next = s.B > 8;  // a scan's states of many rows
+  // A scan's states of many rows are in its way, those of more come bit by bit.
+  to_low_rank.holds_next = s.B > 8 && s.B <= 64;
   const bool joins = bf16 && cuda::step_joins(s.B, s.E, s.R);
   if (many) {
     KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(to_low_rank), low_rank, c.stream));

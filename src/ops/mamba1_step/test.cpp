@@ -70,7 +70,7 @@ struct Step {
   }
 
   Case q;
-  TestContext t{false, size_t{32} << 20};
+  TestContext t{false, size_t{q.B * q.E > int64_t{1} << 17 ? 160u : 32u} << 20};
   Mamba1Layer l;
   Tensor stream, conv_state, ssm_state;
 };
@@ -108,6 +108,9 @@ std::vector<Case> cases() {
     all.push_back({2, 32, 64, 8, type, 16, 3});
     all.push_back({0, 32, 64, 8, type});
   }
+  // A scan of many rows in blocks of 64 and of 80 channels.
+  all.push_back({100, 16, 2376, 128, DType::bf16, 16, 4, true, DType::bf16});
+  all.push_back({113, 16, 4240, 136, DType::bf16, 16, 4, true, DType::bf16});
   return all;
 }
 

@@ -1,8 +1,11 @@
 // A product y = x Wᵀ in bfloat16 of up to 64 kGroups rows of x by kN rows of W, on compute capability 9.0: what a block of
 // a kernel that is bound by reading W does. Stages of both factors pass through two rings in shared memory. One warp
-// asks for them, for W as far ahead as its ring is long before the kernels before this one are done; kWarps warps
-// multiply, and have in `sums`, four for every eight rows of W, rows 16 w + g and 16 w + g + 8 of x as mma.h lays out C.
+// asks for them, for W as far ahead as its ring is long before the kernels before this one are done; for the first ones
+// of x another. kWarps warps multiply, and have in `sums`, four for every eight rows of W, rows 16 w + g and
+// 16 w + g + 8 of x as mma.h lays out C.
 #pragma once
+#include <algorithm>
+
 #include "krait/tensor/cuda/hopper.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/tensor_map.h"
@@ -17,6 +20,9 @@ struct RowsTile {
   static constexpr int kK = 64;       // of a stage
   static constexpr int kOfWarp = 16;  // rows of x
   static constexpr int kWBytes = kN * kK * 2, kXBytes = kSequences * kK * 2;
+  // Stages of W on their way before x is there: as many as keep the memory busy. More would make what the kernels before
+  // this one still wait for, and then x, stand in line behind them.
+  static constexpr int kPaced = std::max(1, (48 << 10) / kWBytes);
   static constexpr int kXStages = kXStages_,
                        kWStages = (kTotalBytes - kXStages * kXBytes) / kWBytes;
   static constexpr int kBytes =
@@ -54,26 +60,27 @@ class RowsPass {
   __device__ uint64_t* barrier_of(int i) const { return w_full_ + i % Tile::kWStages; }
   __device__ void wait_for(int i) const { wait_for_phase(barrier_of(i), i / Tile::kWStages % 2); }
 
-  // By one warp: copy_w(i) for `all` things of which `stages` are stages of W, and x from row m0 and column `first` on.
+  // By one thread, when x is complete: its first stages, from row m0 and column `first` on.
+  __device__ void bring_x(const CUtensorMap& x, int m0, int first, int stages) {
+    for (int i = 0; i < min(stages, Tile::kXStages); ++i) copy_x(x, m0, first, i);
+  }
+
+  // By one warp: copy_w(i) for `all` things of which `stages` are stages of W, and the other stages of x.
   template <class CopyW>
   __device__ void bring(const CUtensorMap& x, int m0, int first, int stages, int all,
                         const CopyW& copy_w, bool holds_next = false) {
-    const auto copy_x = [&](int i) {
-      if (threadIdx.x % 32 > 0) return;
-      const int slot = i % Tile::kXStages;
-      arrive_expecting(x_full_ + slot, Tile::kXBytes);
-      copy_box(x_ring_ + slot * Tile::kXBytes, x, first + i * Tile::kK, m0, x_full_ + slot);
-    };
-    for (int i = 0; i < min(all, Tile::kWStages); ++i) copy_w(i);
     if (!holds_next) let_next_start();
+    for (int i = 0; i < min(all, Tile::kWStages); ++i) {
+      if (i >= Tile::kPaced && i < stages) wait_for_phase(w_full_ + i - Tile::kPaced, 0);
+      copy_w(i);
+    }
     wait_for_previous();
     if (holds_next) let_next_start();
-    for (int i = 0; i < min(stages, Tile::kXStages); ++i) copy_x(i);
     for (int i = 0; i < stages; ++i) {
       const int x_next = i + Tile::kXStages, w_next = i + Tile::kWStages;
       if (x_next >= stages && w_next >= all) break;
       wait_for_phase(empty_ + i % Tile::kXStages, i / Tile::kXStages % 2);
-      if (x_next < stages) copy_x(x_next);
+      if (x_next < stages && threadIdx.x % 32 == 0) copy_x(x, m0, first, x_next);
       if (w_next < all) copy_w(w_next);
     }
   }
@@ -108,6 +115,12 @@ class RowsPass {
   }
 
  private:
+  __device__ void copy_x(const CUtensorMap& x, int m0, int first, int i) {
+    const int slot = i % Tile::kXStages;
+    arrive_expecting(x_full_ + slot, Tile::kXBytes);
+    copy_box(x_ring_ + slot * Tile::kXBytes, x, first + i * Tile::kK, m0, x_full_ + slot);
+  }
+
   unsigned char *const x_ring_, *const w_ring_;
   uint64_t *const w_full_, *const x_full_, *const empty_;
 };

@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
 
   if (!p.holds_next) let_next_start();
   wait_for_previous();
+  if (thread == 0) pass.bring_x(x, m0, first * Tile::kK, stages);
   if (p.holds_next) let_next_start();
   // Fours that this block adds, in turn by its warps: of sixteen rows of x and eight of W.
   const int g = lane / 4, t = lane % 4;
