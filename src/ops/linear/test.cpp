@@ -105,6 +105,25 @@ TEST(Linear, ForwardWithinTwiceAPlainRun) {
   }
 }
 
+// So wide that blocks of a GPU have one tile of W after the other.
+TEST(Linear, AHeadOfFewRows) {
+  constexpr int64_t N = 17040, K = 328;
+  for (int64_t M : {1, 3, 8, 9, 16}) {
+    TestContext t(false, size_t{16} << 20);
+    const Tensor x = t.random({M, K}, kBf16, 1), w = t.random({N, K}, kBf16, 2),
+                 bias = t.random({N}, kF32, 3);
+    const DType out = M == 3 ? kBf16 : kF32;
+    const Tensor y = linear(t.c, x, w, bias, out), again = linear(t.c, x, w, bias, out);
+    const Values of_x = to_double(x), of_w = to_double(w), of_bias = to_double(bias);
+    const Values exact = reference::linear(of_x, of_w, of_bias, {}, M, N, K);
+    const auto plain =
+        reference::linear(to_float(of_x), to_float(of_w), to_float(of_bias), {}, M, N, K);
+    const std::string name = fmt::format("M{}", M);
+    expect_within_twice_plain(to_double(y), exact, to_double(plain), out, name);
+    expect_same_bits(y, again, name);
+  }
+}
+
 TEST(Linear, BackwardWithinTwiceAPlainRun) {
   for (const Case& q : cases()) {
     LinearRun r(q);

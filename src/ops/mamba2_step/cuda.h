@@ -20,8 +20,8 @@ struct Step2InProj {
 };
 void step2_in_proj(const Step2InProj& p, void* stream);
 
-// Norming on the way into in_proj is faster up to so many rows.
-constexpr int64_t kMostStep2NormedRows = 4;
+// Whether in_proj (rows, D) norms M rows of x itself.
+bool step2_norms(int64_t M, int64_t rows, int64_t D);
 
 // Whether the states of a channel fit a warp.
 constexpr bool step2_takes(int64_t N, bool state_bf16) {

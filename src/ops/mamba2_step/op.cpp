@@ -116,7 +116,8 @@ Tensor fused(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& str
                          .N = w.size(0),
                          .K = w.size(1)};
   };
-  const bool norms = s.B > cuda::kMostStep2NormedRows;
+  bool norms = false;
+  KRAIT_WITH_CUDA(norms = !cuda::step2_norms(s.B, l.in_proj.size(0), s.D));
   if (norms)
     KRAIT_WITH_CUDA(cuda::step_norm({.x = stream.as<float>(),
                                      .w = l.norm.as<float>(),

@@ -110,6 +110,12 @@ std::vector<Case> cases() {
       all.push_back({18, 40, 68, 64, type, DType::bf16});
       // With rows of in_proj left over by one round of blocks.
       for (const int64_t B : {1, 4}) all.push_back({B, 264, 64, 128, type, state});
+      if (type == bf16) {  // in_proj and out_proj whose weights pass through shared memory
+        for (const int64_t B : {5, 16}) all.push_back({B, 264, 64, 64, type, state});
+        all.push_back({9, 40, 60, 128, type, state, 64, 4, false, true});
+        for (const int64_t B : {9, 16}) all.push_back({B, 2040, 2, 64, type, state});
+        all.push_back({13, 1672, 4, 128, type, state});
+      }
       // What the kernels are not made for.
       all.push_back({2, 33, 3, 16, type, state, 22});
       all.push_back({2, 32, 4, 64, type, state, 64, 3});

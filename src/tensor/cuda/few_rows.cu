@@ -1,6 +1,6 @@
 #include <cuda_bf16.h>
 
-#include "krait/tensor/cuda/few_rows.cuh"
+#include "krait/tensor/cuda/few_rows_stream.cuh"
 
 namespace krait::cuda {
 
@@ -35,7 +35,19 @@ bool has_few_rows(int device) {
          major >= 9;
 }
 
+bool few_of_wide(const FewRows& p, const StoreRows& end, void* stream) {
+  if (!p.bf16 || p.N < kWideRows || p.M > kMostFewRows || !on_hopper()) return false;
+  const auto streams = [&]<class Tile>(std::type_identity<Tile>) {
+    const bool fits = Tile(p.K, false).fits();
+    if (fits) stream_rows<Tile>(p, Normed{}, StoreSums{end, p.N}, stream);
+    return fits;
+  };
+  return p.M <= 8 ? streams(std::type_identity<StreamTile<128, 1, 1, 1, 10>>())
+                  : streams(std::type_identity<StreamTile<128, 1, 1, 2, 7>>());
+}
+
 void few_rows(const FewRows& p, const StoreRows& end, void* stream) {
+  if (few_of_wide(p, end, stream)) return;
   const StoreSums store{end, p.N};
   p.bf16 ? few_rows_into<__nv_bfloat16>(p, store, stream) : few_rows_into<float>(p, store, stream);
 }

@@ -433,7 +433,7 @@ void launch_few_rows(const FewRows& p, const Normed& norm, const End& end, int s
 // H200, one row.
 template <class W, class End>
 void few_rows_into(const FewRows& p, const End& end, void* stream) {
-  constexpr int64_t kWide = 16384, kAllAhead = 6, kOfAhead = kFewWarps * kChunk;
+  constexpr int64_t kAllAhead = 6, kOfAhead = kFewWarps * kChunk;
   const Normed none{};
   const int split = split_of(
       ceil_div(p.N, kStrip) * ceil_div(p.M, !std::is_same_v<W, float> && p.M > 8 ? 16 : 8), p.K);
@@ -441,7 +441,7 @@ void few_rows_into(const FewRows& p, const End& end, void* stream) {
     launch_few_rows<W, false, 1, 1, 1>(p, none, end, split, stream);
   } else if (p.M > 8) {
     launch_few_rows<W, false, 1, 2, 4>(p, none, end, split, stream);
-  } else if (p.N >= kWide) {  // a head of 50,280 x 768 in 21 us instead of 31
+  } else if (p.N >= kWideRows) {  // a head of 50,280 x 768 in 21 us instead of 31
     launch_few_rows<W, false, 2, 1, 2, 3>(p, none, end, 1, stream);
   } else if (p.K <= kAllAhead * kOfAhead && p.N >= 512) {
     // Where a warp holds all of its weights before it waits, there is nothing that blocks would have to share.

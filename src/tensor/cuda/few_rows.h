@@ -7,6 +7,7 @@ namespace krait::cuda {
 // Whether the device has these kernels.
 bool has_few_rows(int device);
 
+constexpr int64_t kWideRows = 16384;  // of W: a head
 constexpr int64_t kMostFewRows = 16;  // more are for one_pass.h
 
 // Whether W (N, K) at `w` and rows of x, `x_step` elements apart, can be read 16 bytes at a time.
@@ -36,5 +37,9 @@ struct StoreRows {
 // y = x Wᵀ + bias + plus, summed in float32 in an order that follows from the shapes alone. Starts while the
 // kernel before it in the stream still runs: that one must not write w or bias.
 void few_rows(const FewRows& p, const StoreRows& end, void* stream);
+
+// The same for a wide W on compute capability 9.0, where the kernel has room for K; then it is done. (H200, a head of
+// 50,280 x 2048: 49 us instead of 53 with one row, 51 instead of 53 by one_pass with 16.)
+bool few_of_wide(const FewRows& p, const StoreRows& end, void* stream);
 
 }  // namespace krait::cuda

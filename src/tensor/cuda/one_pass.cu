@@ -71,6 +71,9 @@ bool on_hopper() {
 }
 
 void one_pass(const OnePass& p, const StoreRows& end, void* stream) {
+  const FewRows few{
+      .w = p.w, .x = p.x, .x_step = p.x_step, .bf16 = true, .M = p.M, .N = p.N, .K = p.K};
+  if (few_of_wide(few, end, stream)) return;
   const bool aligned = in_runs(end.y, p.N, end.bf16 ? 2 : 4, 4) && in_runs(end.bias, p.N, 4, 4) &&
                        in_runs(end.plus, p.N, 4, 4);
   if (aligned && !end.bias && !end.bf16 && p.M > kMostFewRows && on_hopper()) {
