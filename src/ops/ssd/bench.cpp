@@ -74,6 +74,8 @@ BENCHMARK(ssd_bench)
     ->Args({1, 2048, 24, 64, 128, kRecorded, 0})
     ->Args({1, 2048, 24, 64, 128, kBackward, 0})
     ->Args({1, 2048, 24, 64, 128, kForward, 1})
+    ->Args({1, 2048, 24, 64, 128, kRecorded, 1})
+    ->Args({1, 2048, 24, 64, 128, kBackward, 1})
     ->Args({1, 1, 24, 64, 128, kForward, 0})  // decoding
     ->Args({1, 8, 24, 64, 128, kForward, 0})
     ->Args({16, 1, 80, 64, 128, kForward, 0})  // mamba2-2.7b, 16 streams

@@ -15,15 +15,19 @@ static void score(const float* CB, const float* decay, int64_t rows, float* deca
   }
 }
 
-// A chunk's products, in float32.
+// A chunk's products, in float32. `x`, `y`: rows of one head, S its state (N, Pp).
 class FloatProducts {
  public:
+  using State = float;
+
   FloatProducts(const ssd::Piece& p, Area& area)
       : p_(p),
         B_(area.take(kChunk * Np_)),
         C_(area.take(kChunk * Np_)),
         BT_(area.take(p.N * kChunk)),
-        scores_(area.take(kChunk * kChunk)) {}
+        scores_(area.take(kChunk * kChunk)),
+        scaled_(area.take(kChunk * Pp_)),
+        decays_(area.take(kChunk)) {}
 
   // Takes B and C of `rows` tokens from t on; CB = C Bᵀ, its lower half.
   void begin(int64_t t, int64_t rows, float* CB) {
@@ -33,73 +37,86 @@ class FloatProducts {
     small_product({rows, padded(rows), p_.N, C_, Np_, 1, BT_, kChunk, CB, kChunk, false},
                   Triangle::lower_result);
   }
-  // y = C S
-  void read_state(int64_t rows, const float* S, float* y) {
-    small_product({rows, Pp_, p_.N, C_, Np_, 1, S, Pp_, y, Pp_, false});
+  // Of the state before the chunk: keeps it where wanted. make_y and write_state follow, which need it times the
+  // chunk's decay.
+  void take(float decay, float* S, float* kept) {
+    decay_ = decay;
+    if (kept) copy_floats(S, p_.N * Pp_, kept);
   }
-  // y += (CB with the decays) dx; `decays` is scratch.
-  void add_tokens(int64_t rows, const float* CB, const float* decay, float* decays, const float* dx,
-                  float* y) {
-    score(CB, decay, rows, decays, scores_);
-    small_product({rows, Pp_, rows, scores_, kChunk, 1, dx, Pp_, y, Pp_, true},
+  // y = prefix ∘ C S + (CB with the decays) Δx + D x
+  void make_y(int64_t rows, bool has_state, const float* CB, const Times& times, const float* skip,
+              const float* x, const float* S, float* y) {
+    if (has_state) small_product({rows, Pp_, p_.N, C_, Np_, 1, S, Pp_, y, Pp_, false});
+    pass_through(times, skip, x, rows, Pp_, has_state, y);
+    score(CB, times.decay, rows, decays_, scores_);
+    scale_rows(x, times.delta, rows, Pp_, scaled_);
+    small_product({rows, Pp_, rows, scores_, kChunk, 1, scaled_, Pp_, y, Pp_, true},
                   Triangle::lower_factor);
   }
-  // S = Bᵀ dx, or += with `add`.
-  void write_state(int64_t rows, const float* dx, bool add, float* S) {
-    small_product({p_.N, Pp_, rows, B_, 1, Np_, dx, Pp_, S, Pp_, add});
+  // S = Bᵀ (the arriving x), and the decayed state before the chunk with `add`.
+  void write_state(int64_t rows, const Times& times, const float* x, bool add, float* S) {
+    scale_rows(x, times.arriving, rows, Pp_, scaled_);
+    if (add) scale(decay_, p_.N * Pp_, S);
+    small_product({p_.N, Pp_, rows, B_, 1, Np_, scaled_, Pp_, S, Pp_, add});
   }
 
  private:
   const ssd::Piece& p_;
   const int64_t Pp_ = padded(p_.P), Np_ = padded(p_.N);
-  float *B_, *C_, *BT_, *scores_;
+  float *B_, *C_, *BT_, *scores_, *scaled_, *decays_;
+  float decay_ = 0;
 };
 
 template <class Products>
 static void in_chunks(const ssd::Forward& w) {
+  using State = typename Products::State;
   const ssd::Piece& p = w.piece;
   const int64_t P = p.P, N = p.N, Pp = padded(P), PN = P * N;
   Area area{w.scratch};
   float* const states = area.take(ssd::kHeadSet * N * Pp);  // (heads, N, Pp)
   Products products(p, area);
-  float *CB = area.take(kChunk * kChunk), *decays = area.take(kChunk);
-  float *x = area.take(kChunk * Pp), *dx = area.take(kChunk * Pp), *y = area.take(kChunk * Pp);
+  float* const CB = area.take(kChunk * kChunk);
+  float *x = area.take(kChunk * Pp), *y = area.take(kChunk * Pp);
   float* const skip = area.take(Pp);
   const Times times = take_times(area);
   if (p.state_in)
     for (int64_t h = 0; h < p.heads; ++h)
       transpose(p.state_in + h * PN, N, P, N, states + h * N * Pp, Pp, Pp);
-  bool has_state = p.state_in;
-  for (int64_t t = 0; t < p.tokens; t += kChunk) {
+  for (int64_t i = 0, t = 0; t < p.tokens; ++i, t += kChunk) {
     const int64_t rows = p.tokens - t < kChunk ? p.tokens - t : kChunk;
-    const bool last = t + rows == p.tokens;
+    const bool last = t + rows == p.tokens, has_state = i > 0 || p.state_in;
+    State* const saved =
+        i > 0 && w.saved ? static_cast<State*>(w.saved) + (i - 1) * w.saved_stride : nullptr;
     products.begin(t, rows, CB);
     for (int64_t h = 0; h < p.heads; ++h) {
       float* const S = states + h * N * Pp;
       load_times(p, h, t, rows, times);
       load_skip(p, h, skip);
       load_rows(p.x, t, rows, h * P, P, x);
-      if (h + 1 < p.heads) prefetch_rows(p.x, t, rows, (h + 1) * P, P);
-      scale_rows(x, times.delta, rows, Pp, dx);
-      if (has_state) products.read_state(rows, S, y);
-      pass_through(times, skip, x, rows, Pp, has_state, y);
-      products.add_tokens(rows, CB, times.decay, decays, dx, y);
+      const Ahead next = ahead(p, t, h, kChunk);
+      prefetch_rows(p, p.x, next.t, next.head * P, P);
+      if (has_state) products.take(times.prefix[rows - 1], S, saved ? saved + h * N * Pp : nullptr);
+      products.make_y(rows, has_state, CB, times, skip, x, S, y);
       store_rows(w.y, t, rows, h * P, P, y);
       if (last && !w.state_out) continue;
-      scale_rows(dx, times.suffix, rows, Pp, dx);
-      if (has_state) scale(times.prefix[rows - 1], N * Pp, S);
-      products.write_state(rows, dx, has_state, S);
-      if (!last && w.saved)
-        copy_floats(S, N * Pp, w.saved + t / kChunk * w.saved_stride + h * N * Pp);
-      if (last && w.state_out) transpose(S, Pp, N, P, w.state_out + h * PN, N, N);
+      products.write_state(rows, times, x, has_state, S);
+      if (last) transpose(S, Pp, N, P, w.state_out + h * PN, N, N);
     }
-    has_state = true;
   }
+}
+
+// Whether inputs of bfloat16 are multiplied as pairs.
+static bool has_pairs() {
+#if HWY_TARGET <= HWY_AVX3
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
 }
 
 static void chunked(const ssd::Forward& w) {
 #if HWY_TARGET <= HWY_AVX3
-  if (multiplies_pairs(w.piece)) return in_chunks<PairProducts>(w);
+  if (w.piece.pairs) return in_chunks<PairProducts>(w);
 #endif
   in_chunks<FloatProducts>(w);
 }
@@ -192,8 +209,26 @@ static void step(const ssd::Forward& w) {
   }
 }
 
+template <class T>
+static void sum_sets_to(const ssd::SetSums& w, T* to) {
+  for (int64_t t = 0; t < w.tokens; ++t, to += w.to.stride)
+    for_lanes(0, w.N, [&](auto tag, int64_t n) {
+      const float* const from = w.parts + t * w.N + n;
+      auto sum = w.to.add ? load(tag, to + n) : hn::Zero(tag);
+      for (int64_t i = 0; i < w.sets; ++i)
+        sum = hn::Add(sum, hn::LoadU(tag, from + i * w.distance));
+      store(tag, sum, to + n);
+    });
+}
+
+static void sum_sets(const ssd::SetSums& w) {
+  w.to.bf16 ? sum_sets_to(w, static_cast<bf16*>(w.to.data))
+            : sum_sets_to(w, static_cast<float*>(w.to.data));
+}
+
 }  // namespace ssd_rows
 
-const ops::ssd_cpu::Kernels ssd_kernels = {ssd_rows::chunked, ssd_rows::step, ssd_rows::backward};
+const ops::ssd_cpu::Kernels ssd_kernels = {ssd_rows::has_pairs, ssd_rows::chunked, ssd_rows::step,
+                                           ssd_rows::backward, ssd_rows::sum_sets};
 
 }  // namespace krait::KRAIT_ISA

@@ -11,7 +11,7 @@ namespace krait::ops::ssd_cpu {
 
 constexpr int64_t kChunk = 64;    // tokens of a chunk; see ssd.h
 constexpr int64_t kShort = 8;     // sequences up to here are stepped
-constexpr int64_t kHeadSet = 4;   // heads of a piece of work
+constexpr int64_t kHeadSet = 6;   // heads of a piece of work at most
 constexpr int64_t kPadding = 16;  // floats; a multiple of every instruction set's vector
 
 // Rows over time of a tensor of float32 or bfloat16, at the first token and column of interest.
@@ -32,6 +32,7 @@ struct GradRows {
 struct Piece {
   int64_t tokens = 0, heads = 0, P = 0, N = 0;
   bool softplus = true;
+  bool pairs = false;  // x, B, C and y are bfloat16, and has_pairs: products are of bfloat16 pairs
   float dt_min = 0, dt_max = 0;
   Rows x, dt;                // columns (heads, P) and (heads)
   Rows B, C;                 // N columns
@@ -47,8 +48,8 @@ struct Forward {
   GradRows y;                  // never adds
   float* state_out = nullptr;  // (heads, P, N) or null
   // The state before token kChunk * i goes to saved + (i - 1) * saved_stride, i >= 1, as (heads, N,
-  // padded(P)). Null: not kept.
-  float* saved = nullptr;
+  // padded(P)), of float32 or, with `pairs`, rounded to bfloat16 as the products take it. Null: not kept.
+  void* saved = nullptr;
   int64_t saved_stride = 0;
   float* scratch = nullptr;  // forward_scratch(P, N) floats
 };
@@ -61,39 +62,52 @@ struct Backward {
   float* part_dC = nullptr;
   const float* dstate_out = nullptr;  // (heads, P, N) or null: zero
   float* dstate_in = nullptr;         // (heads, P, N) or null
-  const float* saved = nullptr;       // as in Forward
+  const void* saved = nullptr;        // as in Forward
   int64_t saved_stride = 0;
   float* sums = nullptr;     // (heads, sums_size(P)): dA, ddt_bias, dD (P), written
   float* scratch = nullptr;  // backward_scratch(P, N) floats
 };
 
+// Sums over sets of heads: parts (sets, tokens, N), sets at a distance.
+struct SetSums {
+  const float* parts = nullptr;
+  int64_t sets = 0, distance = 0, tokens = 0, N = 0;
+  GradRows to;
+};
+
 // Sizes in floats. Static, so that no instruction set's copy is used by code for another.
 static constexpr int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 static constexpr int64_t sums_size(int64_t P) { return 2 + P; }
-static constexpr int64_t kTimes = 8;  // rows of one value a token
+static constexpr int64_t kTimes = 6;  // rows of one value a token
+static constexpr int64_t more(int64_t a, int64_t b) { return a > b ? a : b; }
 static constexpr int64_t forward_scratch(int64_t P, int64_t N) {
-  return kHeadSet * N * padded(P)             // states
-         + (2 * kChunk + kChunk) * padded(N)  // B, C, Bᵀ; of bfloat16 pairs two thirds of it
-         + 2 * kChunk * kChunk                // C Bᵀ, scores
-         + 3 * kChunk * padded(P)             // x, Δx, y
-         + (N + 1 + kChunk) / 2 * padded(P)   // pairs of a state and of Δx
-         + (kTimes + 1) * kChunk + 2 * padded(P);
+  const int64_t Pp = padded(P), Np = padded(N), half = (N + 1) / 2;
+  return kHeadSet * N * Pp + kChunk * kChunk + 2 * kChunk * Pp + Pp  // states, C Bᵀ, x, y, D
+         + (kTimes + 1) * kChunk
+         // Products: B, C, Bᵀ, scores, Δx, or as words B, C, B in pairs, Bᵀ, scores, Δx, a state.
+         + more(2 * kChunk * Np + N * kChunk + kChunk * kChunk + kChunk * Pp,
+                kChunk / 2 * (3 * Np + Pp + kChunk) + half * (kChunk + Pp));
 }
 static constexpr int64_t backward_scratch(int64_t P, int64_t N) {
-  return (kHeadSet + 1) * N * padded(P)             // gradients of the states, a state
-         + 3 * kChunk * padded(N) + 5 * kChunk * N  // B, C, rows; Bᵀ, Cᵀ, their gradients
-         + 4 * kChunk * kChunk                      // C Bᵀ, scores, their gradients
-         + 7 * kChunk * padded(P)                   // x, Δx, dy and the like
-         + kChunk / 2 *
-               (3 * padded(N) + 4 * padded(P) + kChunk)  // pairs of bfloat16: B, C, x, dy, scores,
-         + (N + 1) / 2 * padded(P)                       // a state
-         + (2 * kTimes + 2) * kChunk + 2 * padded(P);
+  const int64_t Pp = padded(P), Np = padded(N), half = (N + 1) / 2;
+  return (kHeadSet + 1) * N * Pp         // gradients of the states, a state
+         + kChunk * Np + 3 * kChunk * N  // rows; Cᵀ, gradients of Bᵀ, Cᵀ
+         + 4 * kChunk * kChunk           // C Bᵀ, scores, their gradients
+         + 3 * kChunk * Pp               // x, dy, dX
+         + (kTimes + 4) * kChunk +
+         Pp
+         // Products: B, C, Bᵀ, xᵀ, dyᵀ, scaled rows, a state times them, or as words B, C and both in pairs, x, dy
+         // and both transposed, two pairs of dy, Bᵀ, scores; a state's gradient in pairs, that and a state as rows.
+         + more(2 * kChunk * Np + 2 * N * kChunk + 3 * kChunk * Pp,
+                kChunk / 2 * (4 * Np + 6 * Pp + kChunk) + half * (kChunk + Pp) + N * Pp);
 }
 
 struct Kernels {
+  bool (*has_pairs)();  // whether this processor multiplies pairs of bfloat16 (Piece::pairs)
   void (*chunked)(const Forward&);
   void (*step)(const Forward&);  // tokens <= kShort
   void (*backward)(const Backward&);
+  void (*sum_sets)(const SetSums&);
 };
 
 }  // namespace krait::ops::ssd_cpu

@@ -70,9 +70,22 @@ Tensor rates(Context& c, const Problem& p) {
   return A;
 }
 
+bool multiplies_pairs(const Problem& p) {
+  return p.in.x.dtype == DType::bf16 && p.in.B.dtype == DType::bf16 &&
+         p.in.C.dtype == DType::bf16 && kernels().has_pairs();
+}
+
+// Of a state before a chunk, as forward keeps it.
+void* saved_at(const Problem& p, const Tensor& saved, const Sequence& s, const HeadSet& set) {
+  if (!saved) return nullptr;
+  const int64_t i = (s.begin / kChunk * p.H + set.first) * p.saved_size();
+  return static_cast<std::byte*>(saved.data) + i * static_cast<int64_t>(size_of(saved.dtype));
+}
+
 Piece piece_of(const Problem& p, const Tensor& A, const HeadSet& set, const Sequence& s) {
   Piece w;
   w.tokens = s.tokens, w.heads = set.heads, w.P = p.P, w.N = p.N;
+  w.pairs = multiplies_pairs(p);
   w.softplus = p.in.softplus, w.dt_min = p.in.dt_min, w.dt_max = p.in.dt_max;
   w.x = rows_at(p.in.x, s.begin, set.first * p.P);
   w.dt = rows_at(p.in.dt, s.begin, set.first);
@@ -103,7 +116,7 @@ void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved)
     w.y = grad_rows({y, false}, s.begin, set.first * p.P);
     if (s.out >= 0) w.state_out = floats_at(p.state_out, s.out * p.H * p.state_size() + at_set);
     w.saved_stride = p.H * p.saved_size();
-    w.saved = floats_at(saved, s.begin / kChunk * w.saved_stride + set.first * p.saved_size());
+    w.saved = saved_at(p, saved, s, set);
     w.scratch = areas.mine();
     (s.tokens <= kShort ? kernels().step : kernels().chunked)(w);
   });
@@ -140,23 +153,15 @@ void sum_sequences(const Problem& p, const Tensor& A, const Tensor& sums, const 
 
 // dB or dC: the sum over the sets of heads of each group.
 void sum_sets(const Problem& p, const Tensor& parts, const GradTarget& g) {
-  const int64_t of_group = p.sets_of_group();
+  const int64_t sets = p.sets_of_group();
   parallel_ranges(p.tokens, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t)
-      for (int64_t i = 0; i < p.G * p.N; ++i) {
-        const int64_t group = i / p.N, n = i % p.N;
-        float sum = 0;
-        for (int64_t set = group * of_group; set < (group + 1) * of_group; ++set)
-          sum += *floats_at(parts, (set * p.tokens + t) * p.N + n);
-        void* const to = const_cast<void*>(rows_at(g.grad, t, i).data);
-        if (g.grad.dtype == DType::bf16) {
-          bf16& x = *static_cast<bf16*>(to);
-          x = bf16(g.add ? static_cast<float>(x) + sum : sum);
-        } else {
-          float& x = *static_cast<float*>(to);
-          x = g.add ? x + sum : sum;
-        }
-      }
+    for (int64_t group = 0; group < p.G; ++group)
+      kernels().sum_sets({.parts = floats_at(parts, (group * sets * p.tokens + begin) * p.N),
+                          .sets = sets,
+                          .distance = p.tokens * p.N,
+                          .tokens = end - begin,
+                          .N = p.N,
+                          .to = grad_rows(g, begin, group * p.N)});
   });
 }
 
@@ -207,7 +212,7 @@ void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state
     w.dstate_out = s.out < 0 ? nullptr : floats_at(dstate, s.out * state_row + at_set);
     w.dstate_in = floats_at(dstates, s_index * state_row + at_set);
     w.saved_stride = p.H * p.saved_size();
-    w.saved = floats_at(saved, s.begin / kChunk * w.saved_stride + set.first * p.saved_size());
+    w.saved = saved_at(p, saved, s, set);
     w.sums = floats_at(sums, (s_index * p.H + set.first) * sums_size(p.P));
     w.scratch = areas.mine();
     kernels().backward(w);
@@ -244,7 +249,8 @@ SsdResult ssd(Context& c, const SsdInputs& in, const Packing* packing, const Ten
   Tensor saved;
   if (record) {
     if (c.device.type == Device::cpu)
-      saved = c.alloc({p.tokens / kChunk, p.H, p.saved_size()}, DType::f32);
+      saved = c.alloc({p.tokens / kChunk, p.H, p.saved_size()},
+                      multiplies_pairs(p) ? DType::bf16 : DType::f32);
     c.tape->watch(r.y);
     if (r.state) c.tape->watch(r.state);
     c.tape->record([=](Context& b) {

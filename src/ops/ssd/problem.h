@@ -12,7 +12,7 @@ namespace krait::ops::ssd_call {
 using ssd_cpu::kHeadSet;
 using ssd_cpu::padded;
 
-// Some neighbouring heads of one group.
+// Some neighbouring heads of one group; sets of a group are of about one size.
 struct HeadSet {
   int64_t group, first, heads;
 };
@@ -32,8 +32,9 @@ struct Problem {
   int64_t sets_of_group() const { return (H / G + kHeadSet - 1) / kHeadSet; }
   int64_t sets() const { return G * sets_of_group(); }
   HeadSet set(int64_t i) const {
-    const int64_t in_group = i % sets_of_group() * kHeadSet, group = i / sets_of_group();
-    return {group, group * (H / G) + in_group, std::min(kHeadSet, H / G - in_group)};
+    const int64_t n = sets_of_group(), k = i % n, group = i / n;
+    const int64_t begin = k * (H / G) / n, end = (k + 1) * (H / G) / n;
+    return {group, group * (H / G) + begin, end - begin};
   }
   int64_t state_size() const { return P * N; }
   int64_t saved_size() const { return N * padded(P); }  // of a head's state as it is kept

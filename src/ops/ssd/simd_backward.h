@@ -13,35 +13,33 @@
 
 namespace krait::KRAIT_ISA::ssd_rows {
 
-// The parts of the scratch area. What ends in T has tokens as its columns, kChunk of them.
+// The parts of the scratch area that all products need. What ends in T has tokens as its columns, kChunk of them.
 struct BackwardArea {
-  float *B, *C, *BT, *CT, *CB, *CB_grad, *dBT, *dCT, *rows_N;  // of the chunk
-  float *x, *X, *XT, *g, *gT, *scaled, *dX, *scores, *pairs;   // of one head
-  float *from_S_T, *S, *skip, *decays;
-  float* dS;  // (heads, N, Pp)
+  float *CT, *CB, *CB_grad, *dBT, *dCT, *rows_N;           // of the chunk
+  float *x, *g, *dX, *scores, *pairs, *S, *skip, *decays;  // of one head
+  float* dS;                                               // (heads, N, Pp)
   Times times;
   float *from_state, *to_state, *log_decay;  // one float a token
-  float* words;                              // of PairGradients
+  Area rest;                                 // of the products
 };
 
 static BackwardArea backward_area(float* scratch, int64_t P, int64_t N) {
-  const int64_t Pp = padded(P), Np = padded(N), square = kChunk * kChunk;
+  const int64_t Pp = padded(P), square = kChunk * kChunk;
   Area a{scratch};
   BackwardArea w;
-  for (float** at_N : {&w.B, &w.C, &w.rows_N}) *at_N = a.take(kChunk * Np);
-  for (float** N_at : {&w.BT, &w.CT, &w.dBT, &w.dCT, &w.from_S_T}) *N_at = a.take(N * kChunk);
-  for (float** at_P : {&w.x, &w.X, &w.g, &w.scaled, &w.dX}) *at_P = a.take(kChunk * Pp);
-  for (float** P_at : {&w.XT, &w.gT}) *P_at = a.take(Pp * kChunk);
+  w.rows_N = a.take(kChunk * padded(N));
+  for (float** N_at : {&w.CT, &w.dBT, &w.dCT}) *N_at = a.take(N * kChunk);
+  for (float** at_P : {&w.x, &w.g, &w.dX}) *at_P = a.take(kChunk * Pp);
   for (float** matrix : {&w.CB, &w.CB_grad, &w.scores, &w.pairs}) *matrix = a.take(square);
   w.S = a.take(N * Pp), w.dS = a.take(ssd::kHeadSet * N * Pp);
   w.skip = a.take(Pp), w.decays = a.take(kChunk);
   w.times = take_times(a);
   for (float** row : {&w.from_state, &w.to_state, &w.log_decay}) *row = a.take(kChunk);
-  w.words = a.next;
+  w.rest = a;
   return w;
 }
 
-// scores = CB ∘ E; CB_grad += pairs ∘ E; pairs = pairs ∘ scores.
+// Of pairs = g xᵀ: scores = CB ∘ E; CB_grad += pairs ∘ Δ ∘ E; pairs = pairs ∘ Δ ∘ scores.
 static void score_gradients(const BackwardArea& w, int64_t rows) {
   zero_floats(w.decays, kChunk);
   for (int64_t i = 0; i < rows; ++i) {
@@ -49,7 +47,7 @@ static void score_gradients(const BackwardArea& w, int64_t rows) {
     next_decays(w.times.decay[i], i, w.decays);
     int64_t j = 0;
     for (; j <= i; j += kLanes) {
-      const V e = at(w.decays + j), pair = at(w.pairs + row + j);
+      const V e = at(w.decays + j), pair = hn::Mul(at(w.pairs + row + j), at(w.times.delta + j));
       const V s = hn::Mul(at(w.CB + row + j), e);
       hn::StoreU(s, d, w.scores + row + j);
       hn::StoreU(hn::MulAdd(pair, e, at(w.CB_grad + row + j)), d, w.CB_grad + row + j);
@@ -124,119 +122,149 @@ static void scale_columns(const float* in, const float* factor, int64_t lines, i
       hn::StoreU(hn::Mul(at(in + i * kChunk + j), at(factor + j)), d, out + i * kChunk + j);
 }
 
-// dCT += from_S_T, and from_state[i] = Σ_n C[i, n] times it: the pairs of the state before with each token.
-static void add_from_state(const BackwardArea& a, int64_t N, int64_t columns) {
-  for (int64_t j = 0; j < columns; j += kLanes) {
-    V sum = hn::Zero(d);
-    for (int64_t k = j; k < N * kChunk; k += kChunk) {
-      const V part = at(a.from_S_T + k);
-      sum = hn::MulAdd(at(a.CT + k), part, sum);
-      hn::StoreU(hn::Add(at(a.dCT + k), part), d, a.dCT + k);
-    }
-    hn::StoreU(sum, d, a.from_state + j);
-  }
+// part (tokens, N) of dB or dC, of which rows_N are the rows.
+static void store_part(const BackwardArea& a, int64_t rows, int64_t N, float* part) {
+  for (int64_t r = 0; r < rows; ++r, part += N) copy_floats(a.rows_N + r * padded(N), N, part);
 }
 
 // The products of a head over a chunk, in float32.
 class FloatGradients {
  public:
-  FloatGradients(const ssd::Backward& w, const BackwardArea& a) : p_(w.piece), a_(a) {}
+  using State = float;
 
-  void begin(int64_t /*t*/, int64_t /*rows*/) {}
-  // pairs = g Xᵀ, its lower half
-  void pair_tokens(int64_t /*head*/, int64_t /*t*/, int64_t rows) {
-    transpose(a_.X, Pp_, rows, p_.P, a_.XT, kChunk, padded(rows));
-    small_product({rows, padded(rows), p_.P, a_.g, Pp_, 1, a_.XT, kChunk, a_.pairs, kChunk, false},
+  FloatGradients(const ssd::Backward& w, const BackwardArea& a) : w_(w), a_(a) {
+    Area area = a.rest;
+    for (float** rows_N : {&B_, &C_}) *rows_N = area.take(kChunk * Np_);
+    for (float** N_at : {&BT_, &from_S_T_}) *N_at = area.take(p_.N * kChunk);
+    for (float** of_P : {&xT_, &gT_, &scaled_}) *of_P = area.take(kChunk * Pp_);
+  }
+
+  // Takes B and C of `rows` tokens from t on; CB = C Bᵀ, its lower half.
+  void begin(int64_t t, int64_t rows) {
+    load_rows(p_.B, t, rows, 0, p_.N, B_);
+    load_rows(p_.C, t, rows, 0, p_.N, C_);
+    transpose(B_, Np_, rows, p_.N, BT_, kChunk, padded(rows));
+    transpose(C_, Np_, rows, p_.N, a_.CT, kChunk, padded(rows));
+    small_product({rows, padded(rows), p_.N, C_, Np_, 1, BT_, kChunk, a_.CB, kChunk, false},
                   Triangle::lower_result);
   }
-  // dX = B dS
-  void read_dS(int64_t rows, const float* dS) {
-    small_product({rows, Pp_, p_.N, a_.B, Np_, 1, dS, Pp_, a_.dX, Pp_, false});
+  // Takes x and g of a head; pairs = g xᵀ, its lower half.
+  void begin_head(int64_t head, int64_t t, int64_t rows) {
+    load_rows(p_.x, t, rows, head * p_.P, p_.P, a_.x);
+    load_rows(w_.dy, t, rows, head * p_.P, p_.P, a_.g);
+    transpose(a_.x, Pp_, rows, p_.P, xT_, kChunk, padded(rows));
+    small_product({rows, padded(rows), p_.P, a_.g, Pp_, 1, xT_, kChunk, a_.pairs, kChunk, false},
+                  Triangle::lower_result);
   }
-  // dBT += dS (suffix ∘ X)ᵀ
-  void add_dB(int64_t rows, const float* dS) {
-    scale_columns(a_.XT, a_.times.suffix, p_.P, padded(rows), a_.XT);
-    small_product({p_.N, padded(rows), p_.P, dS, Pp_, 1, a_.XT, kChunk, a_.dBT, kChunk, true});
+  // The first state as it is kept.
+  const float* first(const float* S) { return S; }
+  // Σ dS S, with an S. After this come make_dX, add_dB and write_dS, which takes dS times the chunk's decay.
+  float take(int64_t /*rows*/, float* dS, const float* S) {
+    return S ? dot(dS, S, p_.N * Pp_) : 0.0f;
   }
-  // dX = scoresᵀ g, or += with `add`
-  void add_tokens(int64_t rows, bool add) {
-    small_product({rows, Pp_, rows, a_.scores, 1, kChunk, a_.g, Pp_, a_.dX, Pp_, add},
+  // dX = suffix ∘ B dS + scoresᵀ g, where has_dS; to_state = the rows' products of Δx and the first of these.
+  void make_dX(int64_t rows, const float* dS, bool has_dS) {
+    if (has_dS) {
+      small_product({rows, Pp_, p_.N, B_, Np_, 1, dS, Pp_, a_.dX, Pp_, false});
+      scale_rows(a_.dX, a_.times.suffix, rows, Pp_, a_.dX);
+      for (int64_t i = 0; i < rows; ++i)
+        a_.to_state[i] = a_.times.delta[i] * dot(a_.x + i * Pp_, a_.dX + i * Pp_, Pp_);
+    }
+    small_product({rows, Pp_, rows, a_.scores, 1, kChunk, a_.g, Pp_, a_.dX, Pp_, has_dS},
                   Triangle::upper_factor);
   }
-  // from_S_T = S (prefix ∘ g)ᵀ
-  void read_S(int64_t rows, const float* S) {
-    transpose(a_.scaled, Pp_, rows, p_.P, a_.gT, kChunk, padded(rows));
-    small_product({p_.N, padded(rows), p_.P, S, Pp_, 1, a_.gT, kChunk, a_.from_S_T, kChunk, false});
+  // dBT += dS (the arriving x)ᵀ
+  void add_dB(int64_t rows, const float* dS) {
+    scale_columns(xT_, a_.times.arriving, p_.P, padded(rows), xT_);
+    small_product({p_.N, padded(rows), p_.P, dS, Pp_, 1, xT_, kChunk, a_.dBT, kChunk, true});
   }
-  // dS = Cᵀ (prefix ∘ g), or += with `add`
-  void write_dS(int64_t rows, bool add, float* dS) {
-    small_product({p_.N, Pp_, rows, a_.C, 1, Np_, a_.scaled, Pp_, dS, Pp_, add});
+  // Adds S (prefix ∘ g)ᵀ to dCT; from_state = the sums over n of C times it.
+  void add_dC(int64_t rows, const float* S) {
+    scale_rows(a_.g, a_.times.prefix, rows, Pp_, scaled_);
+    transpose(scaled_, Pp_, rows, p_.P, gT_, kChunk, padded(rows));
+    small_product({p_.N, padded(rows), p_.P, S, Pp_, 1, gT_, kChunk, from_S_T_, kChunk, false});
+    for (int64_t j = 0; j < padded(rows); j += kLanes) {
+      V sum = hn::Zero(d);
+      for (int64_t k = j; k < p_.N * kChunk; k += kChunk) {
+        const V part = at(from_S_T_ + k);
+        sum = hn::MulAdd(at(a_.CT + k), part, sum);
+        hn::StoreU(hn::Add(at(a_.dCT + k), part), d, a_.dCT + k);
+      }
+      hn::StoreU(sum, d, a_.from_state + j);
+    }
+  }
+  // dS = Cᵀ (prefix ∘ g), and the decayed dS with has_dS.
+  void write_dS(int64_t rows, bool has_dS, float* dS) {
+    scale_rows(a_.g, a_.times.prefix, rows, Pp_, scaled_);
+    if (has_dS) scale(a_.times.prefix[rows - 1], p_.N * Pp_, dS);
+    small_product({p_.N, Pp_, rows, C_, 1, Np_, scaled_, Pp_, dS, Pp_, has_dS});
+  }
+  // rows_N += CB_grad B, or CB_gradᵀ C.
+  void add_to_dC(int64_t rows) {
+    small_product({rows, Np_, rows, a_.CB_grad, kChunk, 1, B_, Np_, a_.rows_N, Np_, true},
+                  Triangle::lower_factor);
+  }
+  void add_to_dB(int64_t rows) {
+    small_product({rows, Np_, rows, a_.CB_grad, 1, kChunk, C_, Np_, a_.rows_N, Np_, true},
+                  Triangle::upper_factor);
   }
 
  private:
-  const ssd::Piece& p_;
+  const ssd::Backward& w_;
+  const ssd::Piece& p_ = w_.piece;
   const BackwardArea& a_;
   const int64_t Pp_ = padded(p_.P), Np_ = padded(p_.N);
+  float *B_, *C_, *BT_, *from_S_T_, *xT_, *gT_, *scaled_;
+};
+
+// Asks for a state piece by piece, so that there is always something else to do meanwhile.
+template <class T>
+struct StateAhead {
+  const T* at;  // null: none
+  int64_t piece;
+  void prefetch_piece() {
+    if (!at) return;
+    constexpr auto kLine = static_cast<int64_t>(64 / sizeof(T));
+    for (int64_t i = 0; i < piece; i += kLine) __builtin_prefetch(at + i, 0, 2);
+    at += piece;
+  }
 };
 
 // One head over one chunk: adds to dBT, dCT and CB_grad of the chunk, updates dS. `S`: (N, Pp) before the
-// chunk, or null; has_dS: the gradient of the state after it is not zero.
+// chunk, or null; next_S: what comes after it, or null; has_dS: the gradient of the state after it is not zero.
 template <class Products>
 static void head_backward(const ssd::Backward& w, const BackwardArea& a, Products& products,
-                          int64_t head, int64_t t, int64_t rows, const float* S, bool has_dS,
-                          bool wants_dS) {
+                          int64_t head, int64_t t, int64_t rows, const typename Products::State* S,
+                          const typename Products::State* next_S, bool has_dS, bool wants_dS) {
   const ssd::Piece& p = w.piece;
-  const int64_t P = p.P, N = p.N, Pp = padded(P), rp = padded(rows);
-  float* const dS = a.dS + head * N * Pp;
-  const Times& times = a.times;
-  load_times(p, head, t, rows, times);
+  const int64_t P = p.P;
+  float* const dS = a.dS + head * p.N * padded(P);
+  load_times(p, head, t, rows, a.times);
   load_skip(p, head, a.skip);
-  load_rows(p.x, t, rows, head * P, P, a.x);
-  load_rows(w.dy, t, rows, head * P, P, a.g);
-  if (head + 1 < p.heads) {
-    prefetch_rows(p.x, t, rows, (head + 1) * P, P);
-    prefetch_rows(w.dy, t, rows, (head + 1) * P, P);
-  }
-  scale_rows(a.x, times.delta, rows, Pp, a.X);
-  products.pair_tokens(head, t, rows);
+  products.begin_head(head, t, rows);
+  const Ahead next = ahead(p, t, head, -kChunk);
+  prefetch_rows(p, p.x, next.t, next.head * P, P);
+  prefetch_rows(p, w.dy, next.t, next.head * P, P);
   score_gradients(a, rows);
-  float through = 0;
-  zero_floats(a.from_state, rp);
-  zero_floats(a.to_state, rp);
-  if (has_dS) {
-    products.read_dS(rows, dS);
-    scale_rows(a.dX, times.suffix, rows, Pp, a.dX);
-    for (int64_t i = 0; i < rows; ++i) a.to_state[i] = dot(a.X + i * Pp, a.dX + i * Pp, Pp);
-    products.add_dB(rows, dS);
-  }
-  products.add_tokens(rows, has_dS);
-  scale_rows(a.g, times.prefix, rows, Pp, a.scaled);
-  if (S) {
-    products.read_S(rows, S);
-    add_from_state(a, N, rp);
-    if (has_dS) through = times.prefix[rows - 1] * dot(dS, S, N * Pp);
-  }
+  zero_floats(a.from_state, kChunk);
+  zero_floats(a.to_state, kChunk);
+  const float through = has_dS ? a.times.prefix[rows - 1] * products.take(rows, dS, S) : 0.0f;
+  StateAhead<typename Products::State> state_ahead{next_S, p.N * padded(P) / 4};
+  state_ahead.prefetch_piece();
+  products.make_dX(rows, dS, has_dS);
+  state_ahead.prefetch_piece();
+  if (has_dS) products.add_dB(rows, dS);
+  state_ahead.prefetch_piece();
+  if (S) products.add_dC(rows, S);
+  state_ahead.prefetch_piece();
   sum_pairs_between(a, rows, through);
   finish_head(w, a, head, t, rows);
-  if (!wants_dS) return;
-  if (has_dS) scale(times.prefix[rows - 1], N * Pp, dS);
-  products.write_dS(rows, has_dS, dS);
-}
-
-// part (tokens, N) of dB or dC: the heads' sum from the states, transposed, and scores times the other factor.
-static void store_part(const BackwardArea& a, const float* from_states_T,
-                       const SmallProduct& scores, Triangle triangle, int64_t rows, int64_t N,
-                       float* part) {
-  if (!part) return;
-  const int64_t Np = padded(N);
-  transpose(from_states_T, kChunk, N, rows, a.rows_N, Np, Np);
-  small_product(scores, triangle);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t n = 0; n < N; ++n) part[r * N + n] = a.rows_N[r * Np + n];
+  if (wants_dS) products.write_dS(rows, has_dS, dS);
 }
 
 template <class Products>
 static void backward_in_chunks(const ssd::Backward& w) {
+  using State = typename Products::State;
   const ssd::Piece& p = w.piece;
   const int64_t P = p.P, N = p.N, Pp = padded(P), Np = padded(N), PN = P * N;
   const BackwardArea a = backward_area(w.scratch, P, N);
@@ -246,35 +274,36 @@ static void backward_in_chunks(const ssd::Backward& w) {
   if (has_dS)
     for (int64_t h = 0; h < p.heads; ++h)
       transpose(w.dstate_out + h * PN, N, P, N, a.dS + h * N * Pp, Pp, Pp);
+  const auto saved = [&](int64_t i, int64_t h) {
+    const auto* const first = static_cast<const State*>(w.saved);
+    return i > 0 ? first + (i - 1) * w.saved_stride + h * N * Pp : nullptr;
+  };
   for (int64_t i = (p.tokens + kChunk - 1) / kChunk - 1; i >= 0; --i) {
-    const int64_t t = i * kChunk, rows = p.tokens - t < kChunk ? p.tokens - t : kChunk,
-                  rp = padded(rows);
-    load_rows(p.B, t, rows, 0, N, a.B);
-    load_rows(p.C, t, rows, 0, N, a.C);
-    transpose(a.B, Np, rows, N, a.BT, kChunk, rp);
-    transpose(a.C, Np, rows, N, a.CT, kChunk, rp);
-    small_product({rows, rp, N, a.C, Np, 1, a.BT, kChunk, a.CB, kChunk, false},
-                  Triangle::lower_result);
+    const int64_t t = i * kChunk, rows = p.tokens - t < kChunk ? p.tokens - t : kChunk;
     products.begin(t, rows);
     zero_floats(a.CB_grad, rows * kChunk);
     zero_floats(a.dBT, N * kChunk);
     zero_floats(a.dCT, N * kChunk);
     for (int64_t h = 0; h < p.heads; ++h) {
-      const float* S = i > 0 ? w.saved + (i - 1) * w.saved_stride + h * N * Pp : nullptr;
+      const State* S = saved(i, h);
       if (i == 0 && p.state_in) {
         transpose(p.state_in + h * PN, N, P, N, a.S, Pp, Pp);
-        S = a.S;
+        S = products.first(a.S);
       }
-      head_backward(w, a, products, h, t, rows, S, has_dS, i > 0 || w.dstate_in);
+      const State* const next_S = h + 1 < p.heads ? saved(i, h + 1) : saved(i - 1, 0);
+      head_backward(w, a, products, h, t, rows, S, next_S, has_dS, i > 0 || w.dstate_in);
     }
     has_dS = true;
-    float *const dC = w.part_dC ? w.part_dC + t * N : nullptr, *const dB = w.part_dB
-                                                                               ? w.part_dB + t * N
-                                                                               : nullptr;
-    store_part(a, a.dCT, {rows, Np, rows, a.CB_grad, kChunk, 1, a.B, Np, a.rows_N, Np, true},
-               Triangle::lower_factor, rows, N, dC);
-    store_part(a, a.dBT, {rows, Np, rows, a.CB_grad, 1, kChunk, a.C, Np, a.rows_N, Np, true},
-               Triangle::upper_factor, rows, N, dB);
+    if (w.part_dC) {
+      transpose(a.dCT, kChunk, N, rows, a.rows_N, Np, Np);
+      products.add_to_dC(rows);
+      store_part(a, rows, N, w.part_dC + t * N);
+    }
+    if (w.part_dB) {
+      transpose(a.dBT, kChunk, N, rows, a.rows_N, Np, Np);
+      products.add_to_dB(rows);
+      store_part(a, rows, N, w.part_dB + t * N);
+    }
   }
   if (!w.dstate_in) return;
   if (!has_dS) return zero_floats(w.dstate_in, p.heads * PN);

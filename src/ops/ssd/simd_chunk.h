@@ -58,16 +58,24 @@ static void load_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t col
   }
 }
 
-// Asks for the rows of a piece of work ahead of its use: each lies in another page, where no hardware
-// prefetcher follows.
-static void prefetch_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t column,
+// Asks for rows ahead of their use: each lies in another page, where no hardware prefetcher follows. None before
+// token 0 or behind the last.
+static void prefetch_rows(const ssd::Piece& p, const ssd::Rows& in, int64_t t0, int64_t column,
                           int64_t columns) {
   constexpr int64_t kLine = 64;
-  if (!in.data) return;
-  const int64_t size = in.bf16 ? 2 : 4;
+  if (!in.data || t0 < 0) return;
+  const int64_t size = in.bf16 ? 2 : 4, end = t0 + kChunk < p.tokens ? t0 + kChunk : p.tokens;
   const char* row = static_cast<const char*>(in.data) + (t0 * in.stride + column) * size;
-  for (int64_t t = 0; t < rows; ++t, row += in.stride * size)
+  for (int64_t t = t0; t < end; ++t, row += in.stride * size)
     for (int64_t i = 0; i < columns * size; i += kLine) __builtin_prefetch(row + i, 0, 2);
+}
+
+// What comes after head `head` of the chunk at t, where chunks are `step` tokens from one another.
+struct Ahead {
+  int64_t t, head;
+};
+static Ahead ahead(const ssd::Piece& p, int64_t t, int64_t head, int64_t step) {
+  return head + 1 < p.heads ? Ahead{t, head + 1} : Ahead{t + step, 0};
 }
 
 template <class T>
@@ -152,16 +160,17 @@ static void transpose(const float* in, int64_t in_row, int64_t rows, int64_t col
   for (int64_t j = 0; j < columns; ++j) zero_floats(out + j * out_row + rows, out_used - rows);
 }
 
-// What one head's step sizes are over a chunk, one float a token.
+// What one head's step sizes are over a chunk, one float a token; zero behind the last.
 struct Times {
   float *delta, *slope;    // Δ; dΔ / d(dt + bias)
   float* decay;            // exp(Δ A)
   float *prefix, *suffix;  // the decays up to and with this token; those after it
+  float* arriving;  // Δ and the decays after it: what of x Bᵀ the state after the chunk has
 };
 
 static Times take_times(Area& area) {
-  return {area.take(kChunk), area.take(kChunk), area.take(kChunk), area.take(kChunk),
-          area.take(kChunk)};
+  return {area.take(kChunk), area.take(kChunk), area.take(kChunk),
+          area.take(kChunk), area.take(kChunk), area.take(kChunk)};
 }
 
 static void load_times(const ssd::Piece& p, int64_t head, int64_t t0, int64_t rows,
@@ -192,7 +201,12 @@ static void load_times(const ssd::Piece& p, int64_t head, int64_t t0, int64_t ro
   float product = 1;
   for (int64_t i = 0; i < rows; ++i) to.prefix[i] = product *= to.decay[i];
   product = 1;
-  for (int64_t i = rows - 1; i >= 0; --i) to.suffix[i] = product, product *= to.decay[i];
+  for (int64_t i = rows - 1; i >= 0; --i) {
+    to.suffix[i] = product, product *= to.decay[i];
+    to.arriving[i] = to.delta[i] * to.suffix[i];
+  }
+  for (float* row : {to.delta, to.slope, to.decay, to.prefix, to.suffix, to.arriving})
+    zero_floats(row + rows, kChunk - rows);
 }
 
 // out[i] = factor[i] in[i] for rows of `width` floats; may be in place.

@@ -1,5 +1,5 @@
 // Private to cpu_simd.cpp: the products of simd_backward.h of bfloat16 pairs. x, g, B and C are multiplied as they are;
-// what is rounded are the states, their gradients, the scores and prefix ∘ g.
+// what is rounded are the states, their gradients, the scores and their gradients, and prefix ∘ g.
 #pragma once
 #include "krait/ops/ssd/simd_backward.h"
 #include "krait/ops/ssd/simd_pairs.h"
@@ -8,89 +8,151 @@ namespace krait::KRAIT_ISA::ssd_rows {
 
 #if HWY_TARGET <= HWY_AVX3
 
+// dX = suffix ∘ the sums + scoresᵀ g; to_state += Δ times the rows' products of x and the first of these.
+struct ToDX {
+  const BackwardArea& a;
+  PairProduct tokens;
+  int64_t row;
+  template <class S>
+  KRAIT_PAIRS_INLINED void operator()(S& sums) const {
+    __m512 products[S::kHeight] = {};
+    sums.each([&](int64_t i, int64_t j, __m512 s) KRAIT_PAIRS_INLINED {
+      s = _mm512_mul_ps(_mm512_set1_ps(a.times.suffix[i]), s);
+      __m512& product = products[i - sums.i];
+      product = _mm512_fmadd_ps(s, _mm512_loadu_ps(a.x + i * row + j), product);
+      return s;
+    });
+    for (int64_t r = 0; r < S::kHeight; ++r)
+      a.to_state[sums.i + r] += a.times.delta[sums.i + r] * _mm512_reduce_add_ps(products[r]);
+    sums.add(tokens, sums.i / 2, tokens.k);
+    sums.each([&](int64_t i, int64_t j, __m512 s) KRAIT_PAIRS_INLINED {
+      _mm512_storeu_ps(a.dX + i * row + j, s);
+      return s;
+    });
+  }
+};
+
+// dBT += the sums ∘ arriving
+struct ToDB {
+  const BackwardArea& a;
+  template <class S>
+  KRAIT_PAIRS_INLINED void operator()(S& sums) const {
+    sums.each([&](int64_t i, int64_t j, __m512 s) KRAIT_PAIRS_INLINED {
+      float* const to = a.dBT + i * kChunk + j;
+      _mm512_storeu_ps(
+          to, _mm512_fmadd_ps(_mm512_loadu_ps(a.times.arriving + j), s, _mm512_loadu_ps(to)));
+      return s;
+    });
+  }
+};
+
+// dCT += the sums ∘ prefix; from_state += CT times that, summed over its rows.
+struct ToDC {
+  const BackwardArea& a;
+  template <class S>
+  KRAIT_PAIRS_INLINED void operator()(S& sums) const {
+    sums.each([&](int64_t i, int64_t j, __m512 s) KRAIT_PAIRS_INLINED {
+      float *const to = a.dCT + i * kChunk + j, *const sum = a.from_state + j;
+      s = _mm512_mul_ps(_mm512_loadu_ps(a.times.prefix + j), s);
+      _mm512_storeu_ps(to, _mm512_add_ps(s, _mm512_loadu_ps(to)));
+      _mm512_storeu_ps(
+          sum, _mm512_fmadd_ps(_mm512_loadu_ps(a.CT + i * kChunk + j), s, _mm512_loadu_ps(sum)));
+      return s;
+    });
+  }
+};
+
 // As FloatGradients.
 class PairGradients {
  public:
-  PairGradients(const ssd::Backward& w, const BackwardArea& a) : w_(w), a_(a) {
-    Area area{a.words};
-    for (uint32_t** rows_N : {&B_, &C_pairs_, &rows_}) *rows_N = take_words(area, kHalf * Np_);
+  using State = uint16_t;
+
+  PairGradients(const ssd::Backward& w, const BackwardArea& a) : w_(w), a_(a), area_(a.rest) {
+    C_pairs_ = take_words(area_, kHalf * Np_);
     for (uint32_t** rows_P : {&x_, &g_, &g_pairs_, &scaled_pairs_})
-      *rows_P = take_words(area, kHalf * Pp_);
-    scores_ = take_words(area, kHalf * kChunk);
-    state_ = take_words(area, (p_.N + 1) / 2 * Pp_);
-    factor_ = area.take(kChunk);
-    xT_ = reinterpret_cast<uint32_t*>(a.XT), gT_ = reinterpret_cast<uint32_t*>(a.gT);
+      *rows_P = take_words(area_, kHalf * Pp_);
+    for (uint32_t** P_at : {&xT_, &gT_}) *P_at = take_words(area_, P2_ * kChunk);
+    scores_ = take_words(area_, kHalf * kChunk);
+    dS_pairs_ = take_words(area_, chunk_.N2 * Pp_);
+    for (uint32_t** state : {&dS_, &first_}) *state = take_words(area_, p_.N * Pp_ / 2);
   }
 
   void begin(int64_t t, int64_t rows) {
-    copy_rows(p_.B, t, rows, 0, p_.N, halves(B_));
-    copy_rows(p_.C, t, rows, 0, p_.N, halves(rows_));
-    pair_up(halves(rows_), rows, Np_, C_pairs_);
+    chunk_.begin(p_, t, rows, a_.CB);
+    pair_up(halves(chunk_.C), rows, Np_, C_pairs_);
+    widen_rows(halves(chunk_.C), rows, Np_, a_.rows_N);
+    transpose(a_.rows_N, Np_, rows, p_.N, a_.CT, kChunk, padded(rows));
   }
-  void pair_tokens(int64_t head, int64_t t, int64_t rows) {
+  void begin_head(int64_t head, int64_t t, int64_t rows) {
     copy_rows(p_.x, t, rows, head * p_.P, p_.P, halves(x_));
     copy_rows(w_.dy, t, rows, head * p_.P, p_.P, halves(g_));
+    widen_rows(halves(x_), rows, Pp_, a_.x);
+    widen_rows(halves(g_), rows, Pp_, a_.g);
     transpose_words(x_, Pp_ / 2, rows, P2_, xT_);
     transpose_words(g_, Pp_ / 2, rows, P2_, gT_);
     pair_up(halves(g_), rows, Pp_, g_pairs_);
-    pair_product({rows, padded(rows), P2_, g_, Pp_ / 2, 1, xT_, kChunk, a_.pairs, kChunk, false},
-                 Triangle::lower_result);
-    for (int64_t i = 0; i < kChunk; ++i) factor_[i] = i < rows ? a_.times.delta[i] : 0.0f;
-    scale_columns(a_.pairs, factor_, rows, padded(rows), a_.pairs);
+    pair_product({rows, padded(rows), P2_, g_, Pp_ / 2, 1, xT_, kChunk},
+                 ToMatrix<false>{a_.pairs, kChunk}, Triangle::lower_result);
   }
-  void read_dS(int64_t rows, const float* dS) {
-    pair_up(dS, p_.N, Pp_, state_);
-    pair_product({rows, Pp_, N2_, B_, Np_ / 2, 1, state_, Pp_, a_.dX, Pp_, false});
+  const uint16_t* first(const float* S) {
+    round_rows(S, p_.N, Pp_, halves(first_));
+    return halves(first_);
   }
-  void add_dB(int64_t rows, const float* dS) {
-    float* const part = a_.from_S_T;
-    round_rows(dS, p_.N, Pp_, halves(state_));
-    pair_product({p_.N, padded(rows), P2_, state_, Pp_ / 2, 1, xT_, kChunk, part, kChunk, false});
-    for (int64_t i = 0; i < rows; ++i) factor_[i] *= a_.times.suffix[i];
-    for (int64_t k = 0; k < p_.N * kChunk; k += kChunk)
-      for (int64_t j = 0; j < padded(rows); j += kLanes)
-        hn::StoreU(hn::MulAdd(at(factor_ + j), at(part + k + j), at(a_.dBT + k + j)), d,
-                   a_.dBT + k + j);
+  float take(int64_t rows, float* dS, const uint16_t* S) {
+    return take_state(dS, p_.N, Pp_, a_.times.prefix[rows - 1], dS_pairs_, halves(dS_), S);
   }
-  void add_tokens(int64_t rows, bool add) {
-    pair_up(a_.scores, rows, kChunk, scores_);
-    pair_product({rows, Pp_, (rows + 1) / 2, scores_, 1, kChunk, g_pairs_, Pp_, a_.dX, Pp_, add},
-                 Triangle::upper_factor);
+  void make_dX(int64_t rows, const float* /*dS*/, bool has_dS) {
+    pair_up(a_.scores, nullptr, rows, kChunk, scores_);
+    const PairProduct tokens{rows, Pp_, (rows + 1) / 2, scores_, 1, kChunk, g_pairs_, Pp_};
+    pair_product({rows, Pp_, has_dS ? chunk_.N2 : 0, chunk_.B, Np_ / 2, 1, dS_pairs_, Pp_},
+                 ToDX{a_, tokens, Pp_});
   }
-  void read_S(int64_t rows, const float* S) {
-    round_rows(S, p_.N, Pp_, halves(state_));
-    pair_product(
-        {p_.N, padded(rows), P2_, state_, Pp_ / 2, 1, gT_, kChunk, a_.from_S_T, kChunk, false});
-    for (int64_t i = 0; i < rows; ++i) factor_[i] = a_.times.prefix[i];
-    scale_columns(a_.from_S_T, factor_, p_.N, padded(rows), a_.from_S_T);
+  void add_dB(int64_t rows, const float* /*dS*/) {
+    pair_product({p_.N, padded(rows), P2_, dS_, Pp_ / 2, 1, xT_, kChunk}, ToDB{a_});
   }
-  void write_dS(int64_t rows, bool add, float* dS) {
-    pair_up(a_.scaled, rows, Pp_, scaled_pairs_);
-    pair_product({p_.N, Pp_, (rows + 1) / 2, C_pairs_, 1, Np_, scaled_pairs_, Pp_, dS, Pp_, add});
+  void add_dC(int64_t rows, const uint16_t* S) {
+    const auto* const words = reinterpret_cast<const uint32_t*>(S);
+    pair_product({p_.N, padded(rows), P2_, words, Pp_ / 2, 1, gT_, kChunk}, ToDC{a_});
+  }
+  void write_dS(int64_t rows, bool has_dS, float* dS) {
+    pair_up(a_.g, a_.times.prefix, rows, Pp_, scaled_pairs_);
+    const PairProduct p{p_.N, Pp_, (rows + 1) / 2, C_pairs_, 1, Np_, scaled_pairs_, Pp_};
+    has_dS ? pair_product(p, ToMatrix<true>{dS, Pp_}) : pair_product(p, ToMatrix<false>{dS, Pp_});
+  }
+  void add_to_dC(int64_t rows) {
+    round_rows(a_.CB_grad, rows, kChunk, halves(scores_));
+    pair_product({rows, Np_, (rows + 1) / 2, scores_, kHalf, 1, chunk_.B_pairs, Np_},
+                 ToMatrix<true>{a_.rows_N, Np_}, Triangle::lower_factor);
+  }
+  void add_to_dB(int64_t rows) {
+    pair_up(a_.CB_grad, nullptr, rows, kChunk, scores_);
+    pair_product({rows, Np_, (rows + 1) / 2, scores_, 1, kChunk, C_pairs_, Np_},
+                 ToMatrix<true>{a_.rows_N, Np_}, Triangle::upper_factor);
   }
 
  private:
-  static constexpr int64_t kHalf = kChunk / 2;  // words of a chunk's tokens
   const ssd::Backward& w_;
   const ssd::Piece& p_ = w_.piece;
   const BackwardArea& a_;
-  const int64_t Pp_ = padded(p_.P), Np_ = padded(p_.N), P2_ = (p_.P + 1) / 2, N2_ = (p_.N + 1) / 2;
-  uint32_t *B_, *C_pairs_,        // rows of N, (tokens / 2, N)
-      *rows_, *x_, *g_,           // rows of N, of P
+  Area area_;
+  PairChunk chunk_{p_, area_};
+  const int64_t Pp_ = padded(p_.P), Np_ = padded(p_.N), P2_ = (p_.P + 1) / 2;
+  uint32_t *C_pairs_,             // (tokens / 2, N)
+      *x_, *g_,                   // rows of P
       *xT_, *gT_,                 // (P / 2, tokens)
       *g_pairs_, *scaled_pairs_,  // (tokens / 2, P)
-      *scores_, *state_;          // (tokens / 2, tokens); (N / 2, P) or rows of P
-  float* factor_;                 // a token, zero behind the last
+      *scores_,                   // (tokens / 2, tokens)
+      *dS_pairs_, *dS_, *first_;  // (N / 2, P), and rows of P
 };
 
 #undef KRAIT_PAIRS
+#undef KRAIT_PAIRS_INLINED
 
 #endif
 
 static void backward(const ssd::Backward& w) {
 #if HWY_TARGET <= HWY_AVX3
-  if (multiplies_pairs(w.piece) && (w.dy.bf16 || !w.dy.data))
-    return backward_in_chunks<PairGradients>(w);
+  if (w.piece.pairs) return backward_in_chunks<PairGradients>(w);
 #endif
   backward_in_chunks<FloatGradients>(w);
 }
