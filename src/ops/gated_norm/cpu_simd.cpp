@@ -42,8 +42,8 @@ float scale_of(float square, int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
 }
 
-constexpr int64_t kKept =
-    8192;  // elements of a group whose gated values are kept between the passes
+// Elements of a group whose gated values, in backward whose sigmoids, are kept between the passes.
+constexpr int64_t kKept = 8192;
 
 template <class T>
 void forward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64_t n) {
@@ -94,13 +94,19 @@ void backward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64
   T* const dx = p.dx ? static_cast<T*>(p.dx) + row * p.dx_stride + first : nullptr;
   T* const dz = p.dz ? static_cast<T*>(p.dz) + row * p.dz_stride + first : nullptr;
   const bool gate_first = g.z && g.gate_first, gate_last = g.z && !g.gate_first;
+  float kept[kKept];
+  const bool keeps = g.z && n <= kKept;
   float square = 0, slope = 0;  // Σ v², Σ g v
   sums_over(
       n,
       [&](auto d, int64_t i, auto& squares, auto& slopes) {
         auto v = load(d, g.x + i), grad = load(d, dy + i);
-        if (gate_first) v = hn::Mul(v, g.gate(d, i));
-        if (gate_last) grad = hn::Mul(grad, g.gate(d, i));
+        if (g.z) {
+          const auto z = load(d, g.z + i), sigmoid = Sigmoid(d, z);
+          if (keeps) hn::StoreU(sigmoid, d, kept + i);
+          auto& gated = gate_first ? v : grad;
+          gated = hn::Mul(gated, hn::Mul(z, sigmoid));
+        }
         squares = hn::Add(squares, hn::Mul(v, v));
         slopes = hn::Add(slopes, hn::Mul(hn::Mul(grad, hn::LoadU(d, g.w + i)), v));
       },
@@ -111,7 +117,7 @@ void backward_group(const GatedNormProblem& p, int64_t row, int64_t first, int64
     auto z = hn::Zero(d), sigmoid = z, gate = hn::Set(d, 1.0f);
     if (g.z) {
       z = load(d, g.z + i);
-      sigmoid = Sigmoid(d, z);
+      sigmoid = keeps ? hn::LoadU(d, kept + i) : Sigmoid(d, z);
       gate = hn::Mul(z, sigmoid);
     }
     const auto normed = hn::Mul(gate_first ? hn::Mul(x, gate) : x, hn::Set(d, scale));
