@@ -132,14 +132,16 @@ void split(Context& c, const Tensor& p, const Tensor& value, const Tensor& low, 
         cuda::split(from, value.data, low_bits(low), v.as<float>(), p.numel(), c.stream));
     return;
   }
+  bf16* const high = value.as<bf16>();
+  uint16_t* const rest = low_bits(low);
+  float* const moments = v.as<float>();
   parallel_ranges(p.numel(), kPiece, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
       const auto bits = std::bit_cast<uint32_t>(from[i]);
       const bool down = (bits & 0x1ffffu) == 0x8000u;  // a tie above an even number
-      value.as<bf16>()[i] = bf16(from[i]);
-      low_bits(low)[i] = static_cast<uint16_t>(bits);
-      float& moment = v.as<float>()[i];
-      moment = std::copysign(moment, down ? -1.0f : 1.0f);
+      high[i] = bf16(from[i]);
+      rest[i] = static_cast<uint16_t>(bits);
+      moments[i] = std::copysign(moments[i], down ? -1.0f : 1.0f);
     }
   });
 }
@@ -148,12 +150,15 @@ void join(const Tensor& value, const Tensor& low, const Tensor& v, const Tensor&
   check_tensor(p, p.shape, DType::f32, "p", 0);
   check_halves(p.shape, value, low, 0);
   check_tensor(v, p.shape, DType::f32, "v", 0);
+  const bf16* const highs = value.as<bf16>();
+  const uint16_t* const rests = low_bits(low);
+  const float* const moments = v.as<float>();
+  float* const to = p.as<float>();
   parallel_ranges(p.numel(), kPiece, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
-      const auto rest = static_cast<uint32_t>(static_cast<int16_t>(low_bits(low)[i]));
-      const uint32_t down = std::signbit(v.as<float>()[i]) ? 0x10000u : 0u;
-      const uint32_t high = uint32_t{value.as<bf16>()[i].bits} << 16;
-      p.as<float>()[i] = std::bit_cast<float>(high + rest + down);
+      const auto rest = static_cast<uint32_t>(static_cast<int16_t>(rests[i]));
+      const uint32_t down = std::signbit(moments[i]) ? 0x10000u : 0u;
+      to[i] = std::bit_cast<float>((uint32_t{highs[i].bits} << 16) + rest + down);
     }
   });
 }
