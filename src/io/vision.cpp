@@ -130,7 +130,7 @@ LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options,
           path.string());
   const fs::path checkpoint = own || fs::is_regular_file(path) ? path : checkpoint_in(path);
   loaded.files.push_back(own ? read_safetensors_model(path)
-                             : read_torch_archive(checkpoint, average ? "model_ema" : "model"));
+                             : read_torch_archive(checkpoint, average ? "model_ema" : ""));
   const TensorFile& file = loaded.files.back();
   models::VisionConfig config = config_from_shapes(file);
   if (own) {

@@ -1,6 +1,6 @@
 // Vision models as files: the published checkpoint of Vision Mamba's training script (.pth, weights under
-// "model" and their moving average under "model_ema"), which has no config: sizes are read off the shapes;
-// and Krait's own folder of config.json ("model_type": "vim") and model.safetensors.
+// "model" and their moving average under "model_ema") or its weights alone, which has no config: sizes are read off
+// the shapes; and Krait's own folder of config.json ("model_type": "vim") and model.safetensors.
 #pragma once
 #include <filesystem>
 #include <memory>
