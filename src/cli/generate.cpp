@@ -175,14 +175,13 @@ void print_result(const Job& job, const Generated& g, bool text_is_out) {
   }
 }
 
-// What a table of positions leaves room for; the last new token is read only where the state is saved after it.
-int64_t most_new(const Job& job) {
-  const int64_t positions = job.loaded.model->config().positions, start = job.longest_start(),
-                wanted = job.a.generate.max_new;
+// What a table of positions leaves room for behind `tokens` of `what`; the last new token may have to be read, too.
+int64_t most_new(const Job& job, const char* what, int64_t tokens, bool read_last) {
+  const int64_t positions = job.loaded.model->config().positions, wanted = job.a.generate.max_new;
   if (positions == 0) return wanted;
-  require(start <= positions, "the prompt has {} tokens, and this model has {} positions", start,
-          positions);
-  const int64_t room = positions - start + (job.a.state_out.empty() ? 1 : 0);
+  require(tokens <= positions, "the {} has {} tokens, and this model has {} positions", what,
+          tokens, positions);
+  const int64_t room = positions - tokens + (read_last ? 0 : 1);
   if (room < wanted)
     spdlog::warn("this model has {} positions: at most {} new tokens", positions, room);
   return std::min(wanted, room);
@@ -191,7 +190,7 @@ int64_t most_new(const Job& job) {
 int run_batch(const Job& job) {
   using Clock = std::chrono::steady_clock;
   const size_t B = job.prompts.size();
-  const int64_t max_new = most_new(job);
+  const int64_t max_new = most_new(job, "prompt", job.longest_start(), !job.a.state_out.empty());
   Session session = job.session(B);
   for (size_t b = 0; b < B && !job.states.empty(); ++b)
     session.restore(static_cast<int64_t>(b), job.states[job.states.size() == 1 ? 0 : b]);
@@ -250,6 +249,8 @@ int run_interactive(const Job& job) {
       if (!std::getline(std::cin, line) || interrupted()) break;
       turn = job.encode(line + "\n", first);
     }
+    const int64_t tokens = session.tokens_read(0) + static_cast<int64_t>(turn.size());
+    options.max_new = most_new(job, "conversation", tokens, true);
     const std::array<std::span<const int32_t>, 1> rows = {turn};
     const auto start = std::chrono::steady_clock::now();
     session.read(rows);

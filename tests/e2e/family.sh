@@ -153,6 +153,10 @@ if [[ -d moe_mamba ]]; then
   krait generate moe_mamba/whole/last --prompt "$(head -c 120 train.txt)" --max-new 50 --state-out far --json --quiet \
     >far.json 2>/dev/null
   same "$(tokens far.json | tr ',' '\n' | wc -l)" 8 "moe_mamba: tokens up to 128 positions, all of them read"
+  { head -c 50 train.txt | tr '\n' ' ' && echo && echo ten bytes; } >turns.txt # 51 and 10 tokens
+  krait generate moe_mamba/whole/last --interactive --max-new 50 --json --quiet <turns.txt >far.json 2>/dev/null ||
+    die "moe_mamba: two turns"
+  same "$(tokens far.json | tr ',\n' '  ' | wc -w)" 67 "moe_mamba: tokens of two turns, up to 128 positions"
   if krait generate moe_mamba/whole/last --prompt-file valid.txt --quiet >/dev/null 2>err.txt; then
     die "moe_mamba read a prompt beyond its positions"
   fi
