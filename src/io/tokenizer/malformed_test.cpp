@@ -36,7 +36,7 @@ std::string refusal_of_model(const char* key, const std::string& value) {
 
 TEST(MalformedTokenizer, Refused) {
   EXPECT_EQ(refusal(std::string("{\"model\":") + kModel + "}"), "");
-  EXPECT_SAYS(refusal(""), "malformed JSON");
+  EXPECT_SAYS(refusal(""), "malformed JSON at byte 1: syntax error while parsing");
   EXPECT_SAYS(refusal("[]"), "expected a JSON object");
   EXPECT_SAYS(refusal("{}"), "\"model\" is missing");
   EXPECT_SAYS(refusal_of_model("vocab", R"({"a":2147483648})"), "beyond 2147483647");

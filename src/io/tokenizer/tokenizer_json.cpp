@@ -91,7 +91,9 @@ class Reader : public nlohmann::json_sax<json> {
     return true;
   }
   bool parse_error(size_t at, const std::string&, const nlohmann::detail::exception& e) override {
-    fail("{}: malformed JSON at byte {}: {}", where_, at, e.what());
+    std::string_view what = e.what();  // behind the parser's own name and place of the error
+    if (const size_t i = what.find("syntax error"); i != what.npos) what.remove_prefix(i);
+    fail("{}: malformed JSON at byte {}: {}", where_, at, what);
   }
 
  private:
