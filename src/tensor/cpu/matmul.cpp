@@ -204,16 +204,19 @@ bool has_bf16_products() {
   return has;
 }
 
-// How C is cut: pieces of m x n, the last of each axis smaller.
+// How C is cut: so many pieces along each axis.
 struct Pieces {
-  int64_t m, n, along_m, along_n;
+  int64_t along_m, along_n;
 };
+
+// Where piece i begins. The pieces of an axis are of about one size, so that threads which take as many end together.
+int64_t border(int64_t i, int64_t pieces, int64_t size, int64_t unit) {
+  return i == pieces ? size : i * size / pieces / unit * unit;
+}
 
 // Measured (Zen 4, both factor types): every piece copies its rows of A and its columns of B into the library's order,
 // a row's element dearer than a column's, so that of as many pieces the squarest are best; from 512 rows and 4096
-// columns on nothing is gained. At least 8 pieces, where there is that much, keep several threads busy. They are of
-// about one size: a low last one would copy all of B for a few rows. Of the head's gradient, 147 rows of 768 columns
-// that are sums over 50280, 8 pieces of 80 x 192 take 0.85 of the time of 48, 48, 48 and 3 rows of 384 columns.
+// columns on nothing is gained. At least 8 pieces, where there is that much, keep several threads busy.
 Pieces cut(int64_t rows, int64_t cols) {
   constexpr int64_t kLeast = 8;
   const auto pieces = [](int64_t size, int64_t most) { return (size + most - 1) / most; };
@@ -228,9 +231,7 @@ Pieces cut(int64_t rows, int64_t cols) {
     if (count > best || (count == best && copies < least))
       along_m = m, along_n = n, best = count, least = copies;
   }
-  const int64_t m = std::min(rows, pieces(pieces(rows, along_m), 16) * 16),
-                n = std::min(cols, pieces(pieces(cols, along_n), 64) * 64);
-  return {m, n, pieces(rows, m), pieces(cols, n)};
+  return {along_m, along_n};
 }
 
 void check(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e) {
@@ -274,8 +275,10 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
   const Pieces p = cut(c.rows, c.cols);
   const bool widen = a.dtype == DType::bf16 && !has_bf16_products();
   parallel_for(p.along_m * p.along_n, [&](int64_t piece) {
-    const int64_t i = piece / p.along_n * p.m, j = piece % p.along_n * p.n;
-    const int64_t rows = std::min(p.m, c.rows - i), cols = std::min(p.n, c.cols - j);
+    const auto row = [&](int64_t k) { return border(k, p.along_m, c.rows, 16); };
+    const auto column = [&](int64_t k) { return border(k, p.along_n, c.cols, 64); };
+    const int64_t i = row(piece / p.along_n), j = column(piece % p.along_n);
+    const int64_t rows = row(piece / p.along_n + 1) - i, cols = column(piece % p.along_n + 1) - j;
     const Matrix to = part(c, i, j, rows, cols);
     if (e.plus) {  // brought into the caches just before the product adds to it
       for (int64_t r = 0; r < rows; ++r)
