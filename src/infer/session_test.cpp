@@ -135,12 +135,15 @@ TEST(Session, T23_T24_RaggedRowsAreAsIfAlone) {
     }
     // A second ragged turn, in which one row reads nothing and keeps its logits.
     const Logits before = row_of(s, 2);
-    read(s, {random_ids(5, 9), random_ids(1, 8), {}, random_ids(3, 7)});
+    const std::vector<Ids> more = {random_ids(5, 9), random_ids(1, 8), {}, random_ids(3, 7)};
+    read(s, more);
     EXPECT_EQ(row_of(s, 2), before);
-    Ids longer = rows[3];
-    const Ids more = random_ids(3, 7);
-    longer.insert(longer.end(), more.begin(), more.end());
-    expect_same(row_of(s, 3), whole(*model, longer), "row 3 after its second turn");
+    for (size_t b = 0; b < rows.size(); ++b) {
+      Ids longer = rows[b];
+      longer.insert(longer.end(), more[b].begin(), more[b].end());
+      expect_same(row_of(s, static_cast<int64_t>(b)), whole(*model, longer),
+                  fmt::format("row {} after its second turn", b));
+    }
   }
 }
 
