@@ -54,7 +54,7 @@ class Ring {
 #pragma unroll
     for (int i = 0; i < kGroup; ++i, from_ += step_) {
       if (i >= left_) continue;
-      copy_once_async<sizeof(Words<T, V>)>(at_ + (slot * kGroup + i) * threads_, from_);
+      copy_async<sizeof(Words<T, V>)>(at_ + (slot * kGroup + i) * threads_, from_);
     }
     left_ -= kGroup;
   }

@@ -199,8 +199,8 @@ __global__ void __maxnreg__(kForwardRegisters)
   for (int k = 0; k < K; ++k) {
     const int i = kept_column<V>(k);
     if (i >= n) continue;
-    of_x[k] = run_read_once<V>(x + i);
-    if (kUsual || p.z) of_z[k] = run_read_once<V>(z + i);
+    of_x[k] = *reinterpret_cast<const Run<V, T>*>(x + i);
+    if (kUsual || p.z) of_z[k] = *reinterpret_cast<const Run<V, T>*>(z + i);
   }
   float normed[K][V], gate[K][V], square[1] = {};
 #pragma unroll

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(32 * kMostTeamWarps)
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     if (kept_column<V>(k) >= p.D) continue;
-    load_once<V>(x + kept_column<V>(k), s[k]);
+    load<V>(x + kept_column<V>(k), s[k]);
     if (residual) load<V>(residual + kept_column<V>(k), r[k]);
   }
 #pragma unroll
@@ -313,15 +313,14 @@ __global__ void __maxnreg__(kTeamRegisters)
 #pragma unroll
       for (int v = 0; v < V; ++v)
         total[v] = scale * (d[k][v] - mean[1] - value[k][v] * mean[0]) + other[v];
-      if (p.dresidual) store_once<V>(p.dresidual + row * p.dresidual_stride + i, total);
+      if (p.dresidual) store<V>(p.dresidual + row * p.dresidual_stride + i, total);
       if (!p.dx) continue;
       if (more) {
         of_dx.read(stage, k, other);
 #pragma unroll
         for (int v = 0; v < V; ++v) total[v] += other[v];
       }
-      X* const dx = static_cast<X*>(p.dx) + row * p.dx_stride + i;
-      p.dx_bf16 ? store_once<V>(dx, total) : store<V>(dx, total);
+      store<V>(static_cast<X*>(p.dx) + row * p.dx_stride + i, total);
       if (p.dx_bf16) store<V>(static_cast<bfloat16*>(p.dx_bf16) + row * D + i, total);
     }
   });

@@ -83,7 +83,7 @@ class StagedRows {
     if (used) memory += bytes(blockDim.x * blockDim.y);
   }
   __device__ void copy(int stage, int k, const T* from) {
-    copy_once_async<sizeof(Run<V, T>)>(at(stage, k), from);
+    copy_async<sizeof(Run<V, T>)>(at(stage, k), from);
   }
   __device__ void read(int stage, int k, float (&to)[V]) const {
     load<V>(reinterpret_cast<const T*>(at(stage, k)), to);

@@ -28,25 +28,6 @@ __device__ inline void load(const T* p, float (&to)[V]) {
   for (int i = 0; i < V; ++i) to[i] = static_cast<float>(r.v[i]);
 }
 
-// The same of what nobody reads soon after: its lines are the first that the second-level cache gives up.
-template <int V, class T>
-__device__ inline Run<V, T> run_read_once(const T* p) {
-  Run<V, T> r;
-  static_assert(sizeof r == 8 || sizeof r == 16);
-  if constexpr (sizeof r == 16) {
-    *reinterpret_cast<uint4*>(&r) = __ldcs(reinterpret_cast<const uint4*>(p));
-  } else {
-    *reinterpret_cast<uint2*>(&r) = __ldcs(reinterpret_cast<const uint2*>(p));
-  }
-  return r;
-}
-template <int V, class T>
-__device__ inline void load_once(const T* p, float (&to)[V]) {
-  const Run<V, T> r = run_read_once<V>(p);
-#pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = static_cast<float>(r.v[i]);
-}
-
 // N floats at p, whose address is a multiple of 16, in accesses of four.
 template <int N>
 __device__ inline void load_fours(const float* p, float (&to)[N]) {
@@ -93,19 +74,6 @@ __device__ inline void store_or_add(T* to, float (&value)[V], bool add) {
     for (int v = 0; v < V; ++v) value[v] += old[v];
   }
   store<V>(to, value);
-}
-
-// The same of what nobody reads soon.
-template <int V, class T>
-__device__ inline void store_once(T* p, const float (&from)[V]) {
-  Run<V, T> r;
-  static_assert(sizeof r == 8 || sizeof r == 16);
-  store<V>(reinterpret_cast<T*>(&r), from);
-  if constexpr (sizeof r == 16) {
-    __stcs(reinterpret_cast<uint4*>(p), *reinterpret_cast<const uint4*>(&r));
-  } else {
-    __stcs(reinterpret_cast<uint2*>(p), *reinterpret_cast<const uint2*>(&r));
-  }
 }
 
 // Whether rows of `bytes` an element, `step` elements apart, can be walked in runs of V.

@@ -114,23 +114,6 @@ __device__ inline void copy_async(void* shared, const void* global) {
   }
 }
 
-// The same of what nobody reads soon after, 8 or 16 bytes: its lines are the first that the second-level cache gives up.
-template <int kBytes>
-__device__ inline void copy_once_async(void* shared, const void* global) {
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  uint64_t first;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(at),
-                 "l"(global), "l"(first)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;" ::"r"(at),
-                 "l"(global), "n"(kBytes), "l"(first)
-                 : "memory");
-  }
-}
-
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Until all but the last `kOpen` groups of this thread's copies have arrived.
