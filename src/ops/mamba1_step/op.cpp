@@ -162,8 +162,7 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
     KRAIT_WITH_CUDA(cuda::step_in_proj(in, c.stream));
   }
   cuda::FewRows to_low_rank = product(u, l.x_proj);
-  // A scan's states of many rows are in its way, those of more come bit by bit.
-  to_low_rank.holds_next = s.B > 8 && s.B <= 64;
+  to_low_rank.holds_next = s.B > 8 && !many;  // a scan's states; those of many rows come bit by bit
   const bool joins = bf16 && cuda::step_joins(s.B, s.E, s.R);
   if (many) {
     KRAIT_WITH_CUDA(cuda::one_pass(cuda::rows_of(to_low_rank), low_rank, c.stream));
