@@ -20,8 +20,8 @@ constexpr int kRowStep = kSliceThreads / 8;  // a thread has 16 bytes of every s
 __device__ inline int multiplies(int part) { return part; }
 __device__ inline int prepares(int part) { return kSlices + part; }
 
-// Shared memory: stages of x of the slices, whose places y of the chunk takes, and B, and with y C and C Bᵀ; for each slice
-// weighted x, twice; the scores; the steps, twice.
+// Shared memory: stages of x of the slices and B, and with y C and C Bᵀ; for each slice weighted x, whose place y of the
+// chunk takes, twice; the scores; the steps, twice.
 template <int NT, bool kY>
 struct Room {
   static constexpr int kStages = kY ? 3 : 4, kPairs = kY ? kPairsSize * 4 : 0;
@@ -32,7 +32,7 @@ struct Room {
                                   kBarriers * sizeof(uint64_t);
   unsigned char *stages, *of_weighted, *scores;
   ChunkSteps* steps;
-  // A stage has come; was left by both slices. Of a slice, in turns but the last: a chunk is weighted, done; its scores.
+  // A stage has come; both slices are done with it. Of a slice, in turns but the last: a chunk is weighted, done; its scores.
   uint64_t *arrived, *freed, *ready, *done, *scores_ready;
   int part;
 
@@ -69,6 +69,7 @@ struct MapsOfWalks {
 
 template <int NT, bool kY>
 __device__ void multiply(const Course& at, const Room<NT, kY>& room) {
+  constexpr int kStages = Room<NT, kY>::kStages;
   const int warp = at.warp, lane = lane_of(), t2 = lane % 4 * 2;
   float S[NT][8][4] = {}, D[2] = {};
   auto& all_of_S = reinterpret_cast<float(&)[8 * NT][4]>(S);
@@ -138,15 +139,16 @@ __device__ void multiply(const Course& at, const Room<NT, kY>& room) {
     }
 #pragma unroll
     for (int i = 0; i < NT; ++i) cuda::wait_for_products<0>(S[i]);
+    cuda::warp_arrives<cuda::kArriving>(room.freed + c % kStages);
     if constexpr (kY) {
-      cuda::sync_warpgroup(multiplies(room.part));  // x was read
+      cuda::sync_warpgroup(multiplies(room.part));  // weighted x was read
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {  // rows become tokens
         const uint32_t v[4] = {cuda::pack_bf16(y[j][0], y[j][1]), cuda::pack_bf16(y[j][2], y[j][3]),
                                cuda::pack_bf16(y[j + 1][0], y[j + 1][1]),
                                cuda::pack_bf16(y[j + 1][2], y[j + 1][3])};
         cuda::store_matrices_transposed(
-            room.x(c) + in_tile(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2), v);
+            room.weighted(c) + in_tile(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2), v);
       }
       cuda::show_to_products();  // and to the copy engine
     }
@@ -218,14 +220,9 @@ __device__ void prepare(const Course& at, const Room<NT, kY>& room, const Maps& 
     if (c >= kStages) cuda::wait_for_phase(room.freed + c % kStages, (c / kStages - 1) % 2);
     bring_rows(c), bring_pairs(c);
   };
-  // A chunk is done, says one thread. A stage is free then, or when the y in it has been sent: a chunk later.
-  const auto leave_chunk = [&](int c) {
-    if (t > 0) return;
-    if (!kY) return cuda::arrive(room.freed + c % kStages);
-    cuda::wait_for_sent_reads<0>();
-    if (c > 0) cuda::arrive(room.freed + (c - 1) % kStages);
-    if (at.channels == 0) return;
-    cuda::send_box(maps.y, at.p0, at.h, static_cast<int>(at.row(c)), room.x(c));
+  const auto leave_y = [&](int c) {
+    if (t > 0 || at.channels == 0) return;
+    cuda::send_box(maps.y, at.p0, at.h, static_cast<int>(at.row(c)), room.weighted(c));
     cuda::commit_sent();
   };
   const auto wait_until_done = [&](int c) { cuda::wait_for_phase(room.done + c % 2, c / 2 % 2); };
@@ -257,11 +254,10 @@ __device__ void prepare(const Course& at, const Room<NT, kY>& room, const Maps& 
     }
   };
 
-  // Chunk c + kAhead takes the stage of chunk c - 2.
-  constexpr int kAhead = kStages - 2;
-  for (int c = 0; brings && c < min(kAhead, at.chunks); ++c) bring_rows(c);
+  const int ahead = min(kStages - 1, at.chunks);
+  for (int c = 0; brings && c < ahead; ++c) bring_rows(c);
   cuda::wait_for_previous();
-  for (int c = 0; brings && c < min(kAhead, at.chunks); ++c) bring_pairs(c);
+  for (int c = 0; brings && c < ahead; ++c) bring_pairs(c);
   WalkSteps steps(at, room.steps);
   if (kY)  // scores of later tokens stay zero
     for (int i = t; i < kTileBytes / 16; i += kSliceThreads)
@@ -269,12 +265,7 @@ __device__ void prepare(const Course& at, const Room<NT, kY>& room, const Maps& 
 #pragma unroll 1
   for (int c = 0; c < at.chunks; ++c) {
     const ChunkSteps& now = room.steps[c % 2];
-    if (!kY && c > 1) {
-      wait_until_done(c - 2);
-      leave_chunk(c - 2);
-    }
     if (c > 0) steps.take(c);
-    if (!kY || c == 0) bring_chunk(c + kAhead);
     cuda::wait_for_phase(room.arrived + c % kStages, c / kStages % 2);
     if (at.valid(c) < kQ) {
       clear_rows(at, c, room.x(c));
@@ -282,29 +273,28 @@ __device__ void prepare(const Course& at, const Room<NT, kY>& room, const Maps& 
       cuda::show_to_products();
       cuda::sync_warpgroups<kSlices>(prepares(kSlices));
     }
+    if (kY && t == 0) cuda::wait_for_sent_reads<0>();  // from where weighted x goes
     cuda::sync_warpgroup(prepares(part));
     weight(at, now, room.x(c), room.weighted(c));
     cuda::show_to_products();
     cuda::warp_arrives<cuda::kArriving>(room.ready + c % 2);
+    if (kY) make_tiles(c, now);
+    if (c > 0) wait_until_done(c - 1);
     if constexpr (kY) {
-      make_tiles(c, now);
-      if (c > 0) wait_until_done(c - 1);
       store_tiles();
       cuda::show_to_products();
       cuda::warp_arrives<cuda::kArriving>(room.scores_ready);
-      if (c > 0) {
-        leave_chunk(c - 1);
-        bring_chunk(c + kAhead);
-      }
+      if (c > 0) leave_y(c - 1);
     }
+    bring_chunk(c + kStages - 1);
   }
   if constexpr (kY) {
     const int last = at.chunks - 1;
     wait_until_done(last);
     if (at.valid(last) < kQ) {
-      leave(at, last, room.x(last));
+      leave(at, last, room.weighted(last));
     } else {
-      leave_chunk(last);
+      leave_y(last);
     }
     if (t == 0) cuda::wait_for_sent_reads<0>();
   } else {
@@ -330,7 +320,7 @@ __global__ void __launch_bounds__(kBlock, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < R::kStages; ++i) {
       cuda::start_barrier(room.arrived + i, 1);
-      cuda::start_barrier(room.freed + i, kSlices);
+      cuda::start_barrier(room.freed + i, kSlices * kArrivals);
     }
     for (int i = 0; i < 5 * kSlices; ++i) cuda::start_barrier(room.ready + i, kArrivals);
     cuda::fence_barriers();
