@@ -16,7 +16,9 @@ namespace {
 
 using Weight = unsigned long long;  // in units of 2^-40
 
-constexpr int kThreads = 1024;
+// Two blocks on a multiprocessor (H200: 16 rows of 50,280 in 9.1 us instead of 16.8 with 1,024 threads, one in 6.9
+// instead of 8.7, 64 in 16.6 instead of 16.2).
+constexpr int kThreads = 512;
 constexpr float kUnits = 0x1p40f;
 constexpr int64_t kMostKept = 56 * 1024;  // logits that a block keeps in its own memory
 constexpr int kRuns = 8;                  // of a large vocabulary
@@ -367,7 +369,7 @@ __device__ void sample_row(const SampleTask& t, int64_t b, SampleOut* out, int32
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     sample_kernel(const SampleTask t, SampleOut* out, int32_t* tokens, const int blocks,
                   const bool by_runs, const bool keep) {
   if (blocks > 1) {
