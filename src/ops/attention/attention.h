@@ -29,7 +29,9 @@
 // A call with one token a sequence reads every key and value once, in order, cut into pieces of 512
 // positions. What a packing and a length hold is checked on the CPU; on a GPU, where the host does not know it,
 // a sequence that outgrows its cache would overwrite its oldest rows. There bfloat16 calls with P <= 128, a
-// multiple of 8, run on tensor cores: weights and cached keys and values are rounded to bfloat16 as factors.
+// multiple of 8, run on tensor cores: weights and cached keys and values are rounded to bfloat16 as factors. On sm_90a
+// backward (unless a cache comes in) adds up dq in float32 in scratch, tokens · H · P with P rounded up to 64 or 128: block
+// by block in an order that follows from shapes, the same bits each time.
 #pragma once
 #include "krait/ops/packing.h"
 #include "krait/tensor/context.h"

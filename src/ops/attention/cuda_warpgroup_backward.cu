@@ -1,34 +1,31 @@
 // attention backward on warpgroups (sm_90a), in one walk. A block has 128 keys and values of one head, 64 for each of two
 // warpgroups that multiply, and walks the tiles of queries that see them. Scores and their gradients have rows of keys: the
 // weights are then registers of the products that sum over queries. Of the tile's dq, which sums over keys, a block has a
-// part, added to those of the blocks before it in the order of keys: a counter a tile says whose turn it is, and blocks take
-// their work from a counter, such that who is waited for runs already. The third warpgroup brings tiles and takes dq away.
-#include "krait/ops/attention/cuda_tensor.cuh"
-#include "krait/ops/attention/cuda_warpgroup.cuh"
-#include "krait/tensor/cuda/exponentials.cuh"
-#include "krait/tensor/cuda/mma.h"
-#include "krait/tensor/cuda/tensor_map.h"
-#include "krait/tensor/cuda/warpgroup.cuh"
+// part, added to those of the blocks of later keys: these see the tile one step earlier each. A counter a tile says whose
+// turn it is, and blocks take their work from a counter, such that who is waited for runs already. The third warpgroup
+// brings tiles and takes dq away.
+#include <type_traits>
+
+#include "krait/ops/attention/cuda_warpgroup_device.cuh"
 
 namespace krait::cuda::attention {
 
 namespace {
 
-constexpr int kKeys = 128, kBoxRow = 128;  // bytes of a row of a box: 64 elements
-constexpr int kBox = kKeys * kBoxRow;      // of keys, or of gradients of scores: 64 queries
-constexpr int kWarps = 8;                  // that multiply
+constexpr int kBox = kKeys * kBoxRow;  // of keys, or of gradients of scores: 64 queries
+constexpr int kWarps = 8;              // that multiply
 
 template <int kHead>
 struct Shape {
   static constexpr int kQueries = 8192 / kHead, kBoxes = kHead / 64, kStages = 2,
                        kTile = kQueries * kHead * 2, kNumbers = kQueries * 2 * sizeof(float),
                        kScores = kQueries * kKeys * 2, kSums = kQueries * kHead * 4,
-                       kBarriers = 4 * kStages + 3;
+                       kBarriers = 4 * kStages + 4;
   static constexpr size_t kBytes = 2 * kBoxes * kBox + 2 * kStages * kTile + 2 * kScores + kSums +
                                    kStages * kNumbers + kBarriers * sizeof(uint64_t);
 };
 
-// Scratch: tiles of queries of all sequences times heads have a place each.
+// Scratch: each tile of queries of each head has a place.
 struct Parts {
   float* dq;  // sums, as a warpgroup's threads hold them: (place, warpgroup, 8, 128 threads, 4)
   float*
@@ -49,9 +46,11 @@ Parts parts_of(const AttentionCall& c, float* scratch) {
   return p;
 }
 
-// A tile of queries of a sequence among the places of all.
-__device__ inline int64_t place_of(const AttentionCall& c, int64_t s, int64_t tile, int size) {
-  return c.begin ? c.begin[s] / size + s + tile : tile * c.sequences + s;
+// The place of a block: heads of the same tokens lie side by side in memory, and run side by side.
+template <int kSize>
+__device__ inline unsigned place_of_block(const AttentionCall& c) {
+  const auto heads = static_cast<unsigned>(c.H);
+  return blockIdx.x % heads * static_cast<unsigned>(tiles(c, kSize)) + blockIdx.x / heads;
 }
 
 // A block: a tile of queries of a head, 8 threads a query.
@@ -60,18 +59,23 @@ __global__ void __launch_bounds__(256)
     numbers_kernel(const AttentionBackward b, const Parts parts) {
   constexpr int kQueries = Shape<kHead>::kQueries;
   const AttentionCall& c = b.c;
-  const int64_t h = blockIdx.x % c.H;
-  int64_t from;
-  const Sequence s = sequence(c, sequence_of_tile(c, blockIdx.x / c.H, kQueries, from));
+  const unsigned place = place_of_block<kQueries>(c);
+  const Work work = work_of<kQueries>(c, place);
+  const Sequence s = sequence(c, work.sequence);
   if (threadIdx.x == 0) {
-    parts.turn[blockIdx.x] = 0;
-    if (blockIdx.x == 0) *parts.next_work = 0;
+    parts.turn[place] = 0;
+    if (place == 0) *parts.next_work = 0;
   }
-  for (int i = static_cast<int>(threadIdx.x) / 8; i < kQueries; i += 32) {
-    const bool there = from + i < s.tokens;
-    const int64_t row = (s.begin + from + i) * c.H + h;
+#pragma unroll
+  for (int first = 0; first < kQueries; first += 32) {
+    const int i = first + static_cast<int>(threadIdx.x) / 8;
+    const bool there = work.from + i < s.tokens;
+    const int64_t row = (s.begin + work.from + i) * c.H + work.head;
     float delta = 0;
-    for (int64_t at = threadIdx.x % 8 * 8; there && at < c.P; at += 64) {
+#pragma unroll
+    for (int box = 0; box < kHead; box += 64) {
+      const int64_t at = box + threadIdx.x % 8 * 8;
+      if (!there || at >= c.P) continue;
       float y[8], dy[8];
       load<8>(static_cast<const bfloat16*>(c.y) + row * c.P + at, y);
       load<8>(static_cast<const bfloat16*>(b.dy) + row * c.P + at, dy);
@@ -81,7 +85,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int lane = 4; lane > 0; lane /= 2) delta += __shfl_xor_sync(~0u, delta, lane);
     if (threadIdx.x % 8 > 0) continue;
-    float* const to = parts.numbers + (int64_t{blockIdx.x} * kQueries + i / 2 * 2) * 2 + i % 2;
+    float* const to = parts.numbers + (int64_t{place} * kQueries + i / 2 * 2) * 2 + i % 2;
     // Of no query: no weight.
     to[0] = there ? fmaf(c.norm[2 * row], kLog2e, -log2f(c.norm[2 * row + 1])) : INFINITY;
     to[2] = delta;
@@ -93,24 +97,26 @@ template <int kHead>
 __global__ void __launch_bounds__(256) sums_kernel(const AttentionBackward b, const Parts parts) {
   constexpr int kQueries = Shape<kHead>::kQueries;
   const AttentionCall& c = b.c;
-  const int64_t h = blockIdx.x % c.H;
-  int64_t from;
-  const Sequence s = sequence(c, sequence_of_tile(c, blockIdx.x / c.H, kQueries, from));
-  if (from >= s.tokens) return;
+  const unsigned place = place_of_block<kQueries>(c);
+  const Work work = work_of<kQueries>(c, place);
+  const Sequence s = sequence(c, work.sequence);
+  if (work.from >= s.tokens) return;
   const int group = static_cast<int>(threadIdx.x) / 128, t = static_cast<int>(threadIdx.x) % 128;
-  const int64_t row = from + (kHead == 64 ? 64 * group : 0) + t / 32 * 16 + t % 32 / 4;
-  const int64_t column = (kHead == 64 ? 0 : 64 * group) + t % 4 * 2;
+  const int row = work.from + (kHead == 64 ? 64 * group : 0) + t / 32 * 16 + t % 32 / 4;
+  const int column = (kHead == 64 ? 0 : 64 * group) + t % 4 * 2;
   const auto* const sums =
-      reinterpret_cast<const float4*>(parts.dq) + (int64_t{blockIdx.x} * 2 + group) * 8 * 128 + t;
-  auto* const to =
-      static_cast<bfloat16*>(b.dq.data) + (s.begin + row) * b.dq.row + h * b.dq.head + column;
+      reinterpret_cast<const float4*>(parts.dq) + (int64_t{place} * 2 + group) * 8 * 128 + t;
+  auto* const to = static_cast<bfloat16*>(b.dq.data) + (s.begin + row) * b.dq.row +
+                   work.head * b.dq.head + column;
+  float4 v[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = __ldcs(sums + i * 128);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     if (column + 8 * i >= c.P) break;
-    const float4 v = __ldcs(sums + i * 128);
-    if (row < s.tokens) put_pair(to + 8 * i, v.x * c.scale, v.y * c.scale, b.dq.add);
+    if (row < s.tokens) put_pair(to + 8 * i, v[i].x * c.scale, v[i].y * c.scale, b.dq.add);
     if (row + 8 < s.tokens)
-      put_pair(to + 8 * i + 8 * b.dq.row, v.z * c.scale, v.w * c.scale, b.dq.add);
+      put_pair(to + 8 * i + 8 * b.dq.row, v[i].z * c.scale, v[i].w * c.scale, b.dq.add);
   }
 }
 
@@ -125,7 +131,7 @@ template <int kHead>
 struct Room {
   using S = Shape<kHead>;
   unsigned char *k, *v, *tiles, *dscores, *dq, *numbers;
-  uint64_t *keys_ready, *q_ready, *dy_ready, *q_done, *dy_done, *dq_ready, *dq_done;
+  uint64_t *keys_ready, *q_ready, *dy_ready, *q_done, *dy_done, *dq_ready, *dq_done, *stored;
 
   __device__ explicit Room(unsigned char* memory) : k(memory), v(k + S::kBoxes * kBox) {
     tiles = v + S::kBoxes * kBox;
@@ -135,6 +141,7 @@ struct Room {
     keys_ready = reinterpret_cast<uint64_t*>(numbers + S::kStages * S::kNumbers);
     q_ready = keys_ready + 1, dy_ready = q_ready + S::kStages, dq_done = dy_ready + S::kStages;
     q_done = dq_done + 1, dy_done = q_done + S::kStages, dq_ready = dy_done + S::kStages;
+    stored = dq_ready + 1;
   }
   __device__ unsigned char* q(int n) const { return tiles + n % S::kStages * 2 * S::kTile; }
   __device__ unsigned char* dy(int n) const { return q(n) + S::kTile; }
@@ -151,17 +158,11 @@ struct Room {
   }
 };
 
-__device__ inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
-// As the compiler cannot know: a branch on it is one for all lanes.
-__device__ inline int same_in_warp(int x) { return __shfl_sync(~0u, x, 0); }
-
 // What a block does: tiles of queries [begin, end) of every head that shares its keys. Tokens are counted from the
 // sequence's first.
 struct Course {
   Sequence s;
-  int64_t sequence, head;
-  int tokens, from, begin, end, n_tiles, window;
+  int sequence, head, first_head, tokens, from, begin, end, n_tiles, window;
 };
 
 template <int kHead>
@@ -172,19 +173,16 @@ __device__ void bring(const AttentionCall& c, const Course& at, const Room<kHead
   arrive_expecting(room.keys_ready, 2 * S::kBoxes * kBox);
 #pragma unroll
   for (int i = 0; i < S::kBoxes; ++i) {
-    copy_box(room.k + i * kBox, maps.k, 64 * i, static_cast<int>(at.head), row + at.from,
-             room.keys_ready);
-    copy_box(room.v + i * kBox, maps.v, 64 * i, static_cast<int>(at.head), row + at.from,
-             room.keys_ready);
+    copy_box(room.k + i * kBox, maps.k, 64 * i, at.head, row + at.from, room.keys_ready);
+    copy_box(room.v + i * kBox, maps.v, 64 * i, at.head, row + at.from, room.keys_ready);
   }
-  int64_t h = at.head * c.group();
+  int h = at.first_head;
   for (int n = 0, tile = at.begin; n < at.n_tiles; ++n) {
-    const int64_t place = place_of(c, at.sequence, tile, S::kQueries) * c.H + h;
+    const int64_t place = work_at<S::kQueries>(c, h, at.sequence, tile);
     const auto copy = [&](unsigned char* to, const CUtensorMap& map, uint64_t* barrier) {
 #pragma unroll
       for (int i = 0; i < S::kBoxes; ++i)
-        copy_box(to + i * S::kQueries * kBoxRow, map, 64 * i, static_cast<int>(h),
-                 row + tile * S::kQueries, barrier);
+        copy_box(to + i * S::kQueries * kBoxRow, map, 64 * i, h, row + tile * S::kQueries, barrier);
     };
     uint64_t* const q_ready = room.q_ready + n % S::kStages;
     if (n >= S::kStages) Room<kHead>::wait(room.q_done, n - S::kStages);
@@ -210,13 +208,12 @@ template <int kHead>
 __device__ void take_dq_away(const AttentionCall& c, const Course& at, const Room<kHead>& room,
                              const Parts& parts) {
   using S = Shape<kHead>;
-  int64_t h = at.head * c.group();
+  int h = at.first_head;
   for (int n = 0, tile = at.begin; n < at.n_tiles; ++n) {
-    const int64_t place = place_of(c, at.sequence, tile, S::kQueries) * c.H + h;
-    // Blocks of keys before this one that see the tile.
-    const int first =
-        c.window > 0 ? max(0, floor_div(tile * S::kQueries - at.window + 1, kKeys)) : 0;
-    const int before = at.from / kKeys - first;
+    const int64_t place = work_at<S::kQueries>(c, h, at.sequence, tile);
+    // Blocks of later keys that see the tile.
+    const int last = c.causal ? (tile + 1) * S::kQueries - 1 : at.tokens - 1;
+    const int before = last / kKeys - at.from / kKeys;
     int* const turn = parts.turn + place;
     for (int now = 0; now != before;)
       asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
@@ -246,20 +243,19 @@ __device__ void multiply(const AttentionBackward& b, const Course& at, const Roo
   const int key = first_key + 16 * warp + lane / 4;  // and the one 8 further
   const int n_tiles = same_in_warp(at.n_tiles);
   const float scale = c.scale * kLog2e;
-  float scores[kColumns][4], dscores[kColumns][4], dk[S::kBoxes][8][4] = {},
-                                                   dv[S::kBoxes][8][4] = {}, dq[8][4];
+  float scores[kColumns][4], dscores[kColumns][4], dk[kHead / 8][4] = {}, dv[kHead / 8][4] = {},
+                                                              dq[8][4];
   uint32_t weights[kColumns / 2][4], dweights[kColumns / 2][4];
 
   // How products find a tile, found out again each time: kept for all their steps, it would take too many registers.
-  const auto found = [](const unsigned char* tile) {
-    uint64_t at = tile_at(tile);
+  const auto found = [](uint64_t at) {
     asm volatile("" : "+l"(at));
     return at;
   };
   // rows of keys or values, by tokens
   const auto scores_of = [&](float(&to)[kColumns][4], const unsigned char* keys,
                              const unsigned char* tile) {
-    const uint64_t left = found(keys + group * 64 * kBoxRow), right = found(tile);
+    const uint64_t left = found(tile_at(keys + group * 64 * kBoxRow)), right = found(tile_at(tile));
     product<false, false, false>(to, left, right);
 #pragma unroll
     for (int i = 1; i < kHead / 16; ++i)
@@ -267,15 +263,12 @@ __device__ void multiply(const AttentionBackward& b, const Course& at, const Roo
                                   further(right, i / 4 * S::kQueries * kBoxRow + i % 4 * 32));
     commit_products();
   };
-  const auto add_weighted = [&](float(&to)[S::kBoxes][8][4], const uint32_t(&by)[kColumns / 2][4],
+  const auto add_weighted = [&](float(&to)[kHead / 8][4], const uint32_t(&by)[kColumns / 2][4],
                                 const unsigned char* tile) {
-    const uint64_t right = found(tile);
+    const uint64_t right = found(tiles_at(tile, S::kQueries * kBoxRow));
 #pragma unroll
     for (int k = 0; k < S::kQueries / 16; ++k)
-#pragma unroll
-      for (int i = 0; i < S::kBoxes; ++i)
-        product<true, true>(to[i], by[k],
-                            further(right, i * S::kQueries * kBoxRow + k * 16 * kBoxRow));
+      product<true, true>(to, by[k], further(right, k * 16 * kBoxRow));
     commit_products();
   };
 
@@ -307,7 +300,7 @@ __device__ void multiply(const AttentionBackward& b, const Course& at, const Roo
     // It has come long since, but ptxas moves no exponentials over it: they are made while dscores are multiplied.
     wait_for_phase(room.keys_ready, 0);
   };
-  // From weights and dscores: what they add to dv and dk, and dq of the tile, which is not done yet.
+  // From weights and dscores: what they add to dv and dk, and what dq is made of.
   const auto add = [&](int n) {
     const auto* const numbers = reinterpret_cast<const float2*>(room.numbers_of(n)) + t2;
 #pragma unroll
@@ -325,31 +318,31 @@ __device__ void multiply(const AttentionBackward& b, const Course& at, const Roo
     begin_products();
     add_weighted(dv, weights, room.dy(n));
     add_weighted(dk, dweights, room.q(n));
-    unsigned char* const of_dscores = room.dscores_of(n);
+    unsigned char* const to = room.dscores_of(n);
 #pragma unroll
     for (int k = 0; k < kColumns / 2; ++k)
-      store_matrices(of_dscores + k / 4 * kBox +
-                         in_tile(64 * group + 16 * warp + lane % 16, k % 4 * 2 + lane / 16),
-                     dweights[k]);
+      store_matrices(
+          to + k / 4 * kBox + in_tile(64 * group + 16 * warp + lane % 16, k % 4 * 2 + lane / 16),
+          dweights[k]);
     show_to_products();
-    asm volatile("bar.sync 1, 256;" ::: "memory");  // both have stored
-
+    warp_arrives<kArriving>(room.stored);
+  };
+  const auto wait_for_sums = [&](auto open) {
+    wait_for_products<open>(dv);
+    wait_for_products<open>(dk);
+  };
+  // Of what both have stored. Behind the last of them both have also made dq of the tile before.
+  const auto make_dq = [&](int n) {
+    wait_for_phase(room.stored, n % 2);
+    const uint64_t by_keys = found(tile_at(room.dscores_of(n) + (kHead == 64 ? group * kBox : 0))),
+                   keys = found(tile_at(room.k + (kHead == 64 ? 0 : group * kBox)));
     begin_products();
-    const uint64_t by_keys = found(of_dscores + (kHead == 64 ? group * kBox : 0)),
-                   keys = found(room.k + (kHead == 64 ? 0 : group * kBox));
     product<false, true, true>(dq, by_keys, keys);
 #pragma unroll
     for (int k = 1; k < kKeys / 16; ++k)
       product<true, true, true>(dq, further(by_keys, k * 16 * kBoxRow),
                                 further(keys, k * 16 * kBoxRow));
     commit_products();
-#pragma unroll
-    for (int i = 0; i < S::kBoxes; ++i) {
-      wait_for_products<1>(dv[i]);
-      wait_for_products<1>(dk[i]);
-    }
-    R::release(room.dy_done, n);
-    R::release(room.q_done, n);
   };
   const auto hand_over_dq = [&](int n) {
     if (n > 0) wait_for_phase(room.dq_done, (n - 1) % 2);
@@ -376,21 +369,27 @@ __device__ void multiply(const AttentionBackward& b, const Course& at, const Roo
     R::wait(room.q_ready, n + 1);
     begin_products();
     scores_of(scores, room.k, room.q(n + 1));
-    wait_for_products<1>(dq);
+    wait_for_sums(std::integral_constant<int, 1>());
+    R::release(room.dy_done, n);
+    R::release(room.q_done, n);
+    make_dq(n);
+    wait_for_products<0>(dq);
     hand_over_dq(n);
     R::wait(room.dy_ready, n + 1);
     begin_products();
     scores_of(dscores, room.v, room.dy(n + 1));
-    wait_for_products<1>(scores);
+    wait_for_products<1>(scores);  // done, as ptxas does not know
     if (++tile == at.end) tile = at.begin;
     weigh(n + 1, tile);
     wait_for_products<0>(dscores);
   }
   add(n_tiles - 1);
+  make_dq(n_tiles - 1);
+  wait_for_sums(std::integral_constant<int, 0>());
   wait_for_products<0>(dq);
   hand_over_dq(n_tiles - 1);
 
-  const auto hand_out = [&](const float(&sums)[S::kBoxes][8][4], float factor, const HeadRows& to,
+  const auto hand_out = [&](const float(&sums)[kHead / 8][4], float factor, const HeadRows& to,
                             const float* d_out) {
     if (!to.data) return;
 #pragma unroll
@@ -404,7 +403,7 @@ __device__ void multiply(const AttentionBackward& b, const Course& at, const Roo
       for (int i = 0; i < kHead / 8; ++i) {
         const int column = 8 * i + t2;
         if (column >= c.P) break;
-        const float(&of)[4] = sums[i / 8][i % 8];
+        const float(&of)[4] = sums[i];
         const float2 v = more ? make_float2(more[column], more[column + 1]) : make_float2(0, 0);
         put_pair(place + column, fmaf(of[2 * r], factor, v.x), fmaf(of[2 * r + 1], factor, v.y),
                  to.add);
@@ -429,23 +428,25 @@ __global__ void __launch_bounds__(384, 1)
   if (threadIdx.x == 0) {
     work = atomicAdd(parts.next_work, 1);
     for (int i = 0; i < 2 + 2 * S::kStages; ++i) start_barrier(room.keys_ready + i, 1);
-    for (int i = 0; i < 1 + 2 * S::kStages; ++i) start_barrier(room.q_done + i, kWarps * kArriving);
+    for (int i = 0; i < 2 + 2 * S::kStages; ++i) start_barrier(room.q_done + i, kWarps * kArriving);
     fence_barriers();
   }
   __syncthreads();
   Course at;
-  int64_t from;
-  at.head = work % c.Hkv;
-  at.sequence = sequence_of_tile(c, work / c.Hkv, kKeys, from);
-  at.s = sequence(c, at.sequence);
-  if (from >= at.s.tokens) return;
-  at.from = static_cast<int>(from);
+  const Work of_block = work_of<kKeys>(c, static_cast<unsigned>(work));
+  at.s = sequence(c, of_block.sequence);
+  if (of_block.from >= at.s.tokens) return;
+  at.head = of_block.head;
+  at.sequence = of_block.sequence;
+  at.from = of_block.from;
+  const int heads = static_cast<int>(c.H) / static_cast<int>(c.Hkv);
+  at.first_head = at.head * heads;
   at.tokens = static_cast<int>(at.s.tokens);
   at.window = static_cast<int>(c.window > 0 ? min(c.window, int64_t{1} << 30) : 1 << 30);
   at.begin = c.causal ? at.from / S::kQueries : 0;
   at.end = (at.tokens + S::kQueries - 1) / S::kQueries;
   if (c.window > 0) at.end = min(at.end, (at.from + kKeys - 2 + at.window) / S::kQueries + 1);
-  at.n_tiles = (at.end - at.begin) * static_cast<int>(c.group());
+  at.n_tiles = (at.end - at.begin) * heads;
   if (threadIdx.x < 128) {
     leave_registers<24>();
     if (threadIdx.x == 0) bring(c, at, room, maps, parts);
@@ -466,12 +467,9 @@ void backward(const AttentionBackward& b, const Parts& parts, cudaStream_t strea
   if (places == 0) return;
   numbers_kernel<kHead><<<places, 256, 0, stream>>>(b, parts);
   check_launch("attention backward, sums of exponentials");
-  const auto map = [&](const HeadRows& r, int64_t heads, int rows) {
-    return map_of_parts(r.data, c.tokens, heads, c.P, r.row, rows, r.head);
-  };
   const HeadRows dy{const_cast<void*>(b.dy), c.H * c.P, c.P};
-  const Maps maps = {map(c.q, c.H, S::kQueries), map(dy, c.H, S::kQueries), map(c.k, c.Hkv, kKeys),
-                     map(c.v, c.Hkv, kKeys)};
+  const Maps maps = {map_of_heads(c, c.q, c.H, S::kQueries), map_of_heads(c, dy, c.H, S::kQueries),
+                     map_of_heads(c, c.k, c.Hkv, kKeys), map_of_heads(c, c.v, c.Hkv, kKeys)};
   const auto kernel = walk_kernel<kHead>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(S::kBytes));

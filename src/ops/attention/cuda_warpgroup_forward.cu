@@ -2,19 +2,12 @@
 // multiply, and one more warpgroup that brings tiles of 128 keys and values, from the last that is seen to the first: own
 // ones by the copy engine, cached ones by its threads. A warpgroup that multiplies has the next scores made while it makes
 // weights of the last, and these are registers of the product with the values.
-#include "krait/ops/attention/cuda_tensor.cuh"
-#include "krait/ops/attention/cuda_warpgroup.cuh"
-#include "krait/tensor/cuda/exponentials.cuh"
-#include "krait/tensor/cuda/mma.h"
+#include "krait/ops/attention/cuda_warpgroup_device.cuh"
 #include "krait/tensor/cuda/one_pass.h"
-#include "krait/tensor/cuda/tensor_map.h"
-#include "krait/tensor/cuda/warpgroup.cuh"
 
 namespace krait::cuda::attention {
 
 namespace {
-
-constexpr int kKeys = 128, kBoxRow = 128;  // bytes of a row of a box: 64 elements
 
 template <int kHead>
 struct Shape {
@@ -56,17 +49,11 @@ struct Room {
   }
 };
 
-__device__ inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
-// As the compiler cannot know: a branch on it is one for all lanes.
-__device__ inline int same_in_warp(int x) { return __shfl_sync(~0u, x, 0); }
-
 // What a block does. Tokens are counted from the first of the call, those of the cache below zero; tile n has the keys
 // from key(n) on.
 struct Course {
   Sequence s;
-  int64_t h, head;
-  int from, tokens, first, top, n_tiles;
+  int h, head, from, tokens, first, top, n_tiles;
 
   __device__ int key(int n) const { return (top - n) * kKeys; }
   __device__ int high(const AttentionCall& c, int row) const { return c.causal ? row + 1 : tokens; }
@@ -89,8 +76,8 @@ __device__ void bring(const AttentionCall& c, const Course& at, const Room<kHead
     arrive_expecting(room.q_ready, S::kQueryBytes);
 #pragma unroll
     for (int i = 0; i < S::kBoxes; ++i)
-      copy_box(room.q + i * S::kQueries * kBoxRow, maps.q, 64 * i, static_cast<int>(at.h),
-               row + at.from, room.q_ready);
+      copy_box(room.q + i * S::kQueries * kBoxRow, maps.q, 64 * i, at.h, row + at.from,
+               room.q_ready);
     for (int n = 0; n < own; ++n) {
       const auto copy = [&](unsigned char* to, const CUtensorMap& map, uint64_t* ready,
                             uint64_t* done) {
@@ -99,8 +86,7 @@ __device__ void bring(const AttentionCall& c, const Course& at, const Room<kHead
         arrive_expecting(barrier, S::kTile);
 #pragma unroll
         for (int i = 0; i < S::kBoxes; ++i)
-          copy_box(to + i * kKeys * kBoxRow, map, 64 * i, static_cast<int>(at.head),
-                   row + at.key(n), barrier);
+          copy_box(to + i * kKeys * kBoxRow, map, 64 * i, at.head, row + at.key(n), barrier);
       };
       copy(room.k(n), maps.k, room.k_ready, room.k_done);
       copy(room.v(n), maps.v, room.v_ready, room.v_done);
@@ -179,7 +165,7 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
   // Keys that every query sees.
   const int all_low = at.low(c, last_row), all_high = at.high(c, first_row);
   const float scale = c.scale * kLog2e;
-  float y[S::kBoxes][8][4] = {}, scores[16][4], largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  float y[kHead / 8][4] = {}, scores[16][4], largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
   uint32_t weights[8][4];
 
   const auto pass_by = [&](int n) {
@@ -198,12 +184,10 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
     commit_products();
   };
   const auto add_weighted = [&](int n) {
-    const uint64_t v = tile_at(room.v(n));
+    const uint64_t v = tiles_at(room.v(n), kKeys * kBoxRow);
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k)
-#pragma unroll
-      for (int i = 0; i < S::kBoxes; ++i)
-        product<true, true>(y[i], weights[k], further(v, i * kKeys * kBoxRow + k * 16 * kBoxRow));
+      product<true, true>(y, weights[k], further(v, k * 16 * kBoxRow));
     commit_products();
   };
   // scores -> weights in float32, and what older sums are multiplied by.
@@ -244,10 +228,6 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
 #pragma unroll
     for (int k = 0; k < 8; ++k) pack_a(weights[k], scores[2 * k], scores[2 * k + 1]);
   };
-  const auto wait_for_y = [&] {
-#pragma unroll
-    for (int i = 0; i < S::kBoxes; ++i) wait_for_products<0>(y[i]);
-  };
 
   clear_tail(at, room, static_cast<int>(threadIdx.x) - 128);
   for (int n = 0; n < begin; ++n) pass_by(n);
@@ -274,20 +254,18 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
       weigh(n, factor);
       // Here, as ptxas does not move weights over it: they are made while values are multiplied.
       R::wait(room.k_ready, min(n + 1, end - 1));
-      wait_for_y();
+      wait_for_products<0>(y);
       R::release(room.v_done, n - 1);
 #pragma unroll
-      for (int i = 0; i < S::kBoxes; ++i)
+      for (int i = 0; i < kHead / 8; ++i)
 #pragma unroll
-        for (int m = 0; m < 8; ++m)
-#pragma unroll
-          for (int j = 0; j < 4; ++j) y[i][m][j] *= factor[j / 2];
+        for (int j = 0; j < 4; ++j) y[i][j] *= factor[j / 2];
       pack();
     }
     R::wait(room.v_ready, end - 1);
     begin_products();
     add_weighted(end - 1);
-    wait_for_y();
+    wait_for_products<0>(y);
     R::release(room.v_done, end - 1);
   }
   for (int n = end; n < at.n_tiles; ++n) pass_by(n);
@@ -300,7 +278,7 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
 #pragma unroll
     for (int i = 0; i < kHead / 8; ++i) {
       const int64_t column = 8 * i + t2;
-      const float(&of)[4] = y[i / 8][i % 8];
+      const float(&of)[4] = y[i];
       if (column < c.P)
         put_pair(static_cast<bfloat16*>(c.y) + place * c.P + column, of[2 * r] * over,
                  of[2 * r + 1] * over, false);
@@ -314,6 +292,22 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
 
 #endif
 
+// Keys and values of wide heads are read from the second-level cache only where the blocks of a head follow each other;
+// else the last queries of all heads come first, as they see most.
+template <int kHead>
+__device__ inline Work work_of_block(const AttentionCall& c) {
+  constexpr int kQueries = Shape<kHead>::kQueries;
+  if constexpr (kHead > 64) return work_of<kQueries>(c, blockIdx.x);
+  const auto heads = static_cast<unsigned>(c.H);
+  int64_t from;
+  Work w;
+  w.head = static_cast<int>(blockIdx.x % heads);
+  w.sequence = static_cast<int>(
+      sequence_of_tile(c, tiles(c, kQueries) - 1 - blockIdx.x / heads, kQueries, from));
+  w.from = static_cast<int>(from);
+  return w;
+}
+
 template <int kHead>
 __global__ void __launch_bounds__(Shape<kHead>::kThreads, 1)
     warpgroup_forward_kernel(const AttentionCall c, const __grid_constant__ Maps maps) {
@@ -321,14 +315,12 @@ __global__ void __launch_bounds__(Shape<kHead>::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   using S = Shape<kHead>;
   Course at;
-  int64_t from;
-  at.h = blockIdx.x % c.H;
-  at.head = at.h / c.group();
-  // The last queries, which see most, first.
-  at.s = sequence(
-      c, sequence_of_tile(c, tiles(c, S::kQueries) - 1 - blockIdx.x / c.H, S::kQueries, from));
-  if (from >= at.s.tokens) return;
-  at.from = static_cast<int>(from);
+  const Work work = work_of_block<kHead>(c);
+  at.s = sequence(c, work.sequence);
+  if (work.from >= at.s.tokens) return;
+  at.h = work.head;
+  at.head = key_head_of(c, work.head);
+  at.from = work.from;
   at.tokens = static_cast<int>(at.s.tokens);
   at.first = static_cast<int>(at.s.first);
   const int last_row = min(at.from + S::kQueries, at.tokens) - 1;
@@ -360,10 +352,8 @@ void forward(const AttentionCall& c, cudaStream_t stream) {
   const auto kernel = warpgroup_forward_kernel<kHead>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(S::kBytes));
-  const auto map = [&](const HeadRows& r, int64_t heads, int rows) {
-    return map_of_parts(r.data, c.tokens, heads, c.P, r.row, rows, r.head);
-  };
-  const Maps maps = {map(c.q, c.H, S::kQueries), map(c.k, c.Hkv, kKeys), map(c.v, c.Hkv, kKeys)};
+  const Maps maps = {map_of_heads(c, c.q, c.H, S::kQueries), map_of_heads(c, c.k, c.Hkv, kKeys),
+                     map_of_heads(c, c.v, c.Hkv, kKeys)};
   kernel<<<static_cast<unsigned>(blocks), S::kThreads, S::kBytes, stream>>>(c, maps);
   check_launch("attention");
 }

@@ -23,6 +23,11 @@ __device__ inline uint64_t further(uint64_t operand, int bytes) {
   return operand + static_cast<uint64_t>(bytes / 16);
 }
 
+// How a product finds B by columns where it has 128: as two tiles, the second so many bytes behind the first.
+__device__ inline uint64_t tiles_at(const void* p, int bytes) {
+  return (tile_at(p) & ~(uint64_t{0x3fff} << 16)) | static_cast<uint64_t>(bytes / 16) << 16;
+}
+
 __device__ inline void show_to_products() { fence_for_copies(); }
 
 // Of warpgroup `i` of a block: all its threads have come here.
@@ -88,6 +93,13 @@ __device__ inline void product(float (&d)[8][4], const uint32_t (&a)[4], uint64_
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n" KRAIT_PRODUCT_64
                "{%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}"
                : KRAIT_EIGHT(d)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd), "n"(kByColumnsB));
+}
+template <bool kAdd, bool kByColumnsB>
+__device__ inline void product(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n" KRAIT_PRODUCT_128
+               "{%64, %65, %66, %67}, %68, add, 1, 1, %70;\n}"
+               : KRAIT_SIXTEEN(d)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd), "n"(kByColumnsB));
 }
 template <bool kAdd, bool kByColumnsA, bool kByColumnsB>
