@@ -80,9 +80,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fetch_w(shared + i * Tile::kStageBytes);
-  if (!p.holds_next) let_next_start();
+  let_next_start();
   wait_for_previous();
-  if (p.holds_next) let_next_start();
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
     fetch_x(shared + i * Tile::kStageBytes);

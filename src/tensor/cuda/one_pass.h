@@ -20,13 +20,9 @@ struct OnePass {
   const void* x = nullptr;  // (M, K)
   int64_t x_step = 0;       // elements between rows
   int64_t M = 0, N = 0, K = 0;
-  // The next kernel starts only when those before this one are complete: what it reads early would be in their way.
-  bool holds_next = false;
 };
 
-inline OnePass rows_of(const FewRows& p) {
-  return {p.w, p.x, p.x_step, p.M, p.N, p.K, p.holds_next};
-}
+inline OnePass rows_of(const FewRows& p) { return {p.w, p.x, p.x_step, p.M, p.N, p.K}; }
 
 // y = x Wᵀ + bias + plus, summed in float32 in an order that follows from the shapes alone. Starts while the
 // kernel before it in the stream still runs: that one must not write w or bias.

@@ -65,9 +65,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         arrive_expecting(full + i, Tile::kStageBytes);
         copy_w(i, i);
       }
-    if (!p.holds_next) let_next_start();
+    let_next_start();
     wait_for_previous();
-    if (p.holds_next) let_next_start();
     if (lane == 0) {
       for (int i = 0; i < ahead; ++i) copy_x(i, i);
       int slot = 0;
@@ -86,9 +85,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   auto* const parts = reinterpret_cast<float*>(ring);
   PassEndOf<typename Tile::Sums, Tile::kSumThreads, End> last(
       end, parts, n0, p.N, m0, static_cast<int>(p.M), rank, split, thread);
-  if (!p.holds_next) let_next_start();
+  let_next_start();
   wait_for_previous();
-  if (p.holds_next) let_next_start();
   // Sums of many columns leave no registers for it.
   constexpr bool kHoldsEarly = Tile::kColumns < 128;
   if constexpr (TakesFours<End>) last.hold_factor();

@@ -69,14 +69,13 @@ class RowsPass {
   // By one warp: copy_w(i) for `all` things of which `stages` are stages of W, and the other stages of x.
   template <class CopyW>
   __device__ void bring(const CUtensorMap& x, int m0, int first, int stages, int all,
-                        const CopyW& copy_w, bool holds_next = false) {
-    if (!holds_next) let_next_start();
+                        const CopyW& copy_w) {
+    let_next_start();
     for (int i = 0; i < min(all, Tile::kWStages); ++i) {
       if (i >= Tile::kPaced && i < stages) wait_for_phase(w_full_ + i - Tile::kPaced, 0);
       copy_w(i);
     }
     wait_for_previous();
-    if (holds_next) let_next_start();
     for (int i = 0; i < stages; ++i) {
       const int x_next = i + Tile::kXStages, w_next = i + Tile::kWStages;
       if (x_next >= stages && w_next >= all) break;

@@ -56,24 +56,20 @@ __global__ void __launch_bounds__(Tile::kThreads)
   arrive_in_cluster();
 
   if (warp == Tile::kWarps) {
-    pass.bring(
-        x, m0, first * Tile::kK, stages, stages,
-        [&](int i) {
-          if (lane > 0) return;
-          arrive_expecting(pass.barrier_of(i), Tile::kWBytes);
-          copy_box(pass.place_of(i), w, (first + i) * Tile::kK, static_cast<int>(n0),
-                   pass.barrier_of(i));
-        },
-        p.holds_next);
+    pass.bring(x, m0, first * Tile::kK, stages, stages, [&](int i) {
+      if (lane > 0) return;
+      arrive_expecting(pass.barrier_of(i), Tile::kWBytes);
+      copy_box(pass.place_of(i), w, (first + i) * Tile::kK, static_cast<int>(n0),
+               pass.barrier_of(i));
+    });
     __syncwarp();
     wait_in_cluster();
     return;
   }
 
-  if (!p.holds_next) let_next_start();
+  let_next_start();
   wait_for_previous();
   if (thread == 0) pass.bring_x(x, m0, first * Tile::kK, stages);
-  if (p.holds_next) let_next_start();
   // Fours that this block adds, in turn by its warps: of sixteen rows of x and eight of W.
   const int g = lane / 4, t = lane % 4;
   const auto row_of = [&](int i, int half) {
