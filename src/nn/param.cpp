@@ -90,6 +90,7 @@ Param& ParamSet::add(std::string name, const Shape& shape, Init init) {
   p.name = std::move(name);
   p.shape = shape;
   p.init = std::move(init);
+  by_name_.emplace(p.name, &p);
   return p;
 }
 
@@ -160,9 +161,8 @@ void ParamSet::forget_gradients() {
 }
 
 Param* ParamSet::find(const std::string& name) {
-  for (Param& p : params_)
-    if (p.name == name) return &p;
-  return nullptr;
+  const auto found = by_name_.find(name);
+  return found == by_name_.end() ? nullptr : found->second;
 }
 
 int64_t ParamSet::numel() const {

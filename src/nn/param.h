@@ -4,6 +4,8 @@
 #include <deque>
 #include <functional>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "krait/autograd/tape.h"
@@ -85,7 +87,8 @@ class ParamSet {
   int64_t numel() const;  // elements in all; a tied tensor exists once
 
  private:
-  std::deque<Param> params_;
+  std::deque<Param> params_;  // which stay where they are
+  std::unordered_map<std::string_view, Param*> by_name_;
   Arena memory_ = Arena(0);
   size_t bytes_ = 0;
   bool gradients_add_up_ = false;

@@ -81,7 +81,8 @@ TEST(CrossEntropy, GradientsByComplexStep) {
     }
 }
 
-// Rows that blocks of a GPU share, of two, four and eight blocks, and more rows than are there at once: dw[v] = scale Σ_i h[i] (softmax(logits[i])[v] - [v = target]).
+// Rows that two, four and eight blocks of a GPU share, and more rows than are there at once:
+// dw[v] = scale Σ_i h[i] (softmax(logits[i])[v] - [v = target]).
 TEST(CrossEntropy, RowsOfLargeVocabularies) {
   for (DType type : {kF32, kBf16})
     for (int64_t V : {16384, 16385, 50280, 60000, 120000}) {
