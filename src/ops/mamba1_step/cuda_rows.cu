@@ -230,7 +230,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
 #pragma unroll
       for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) y += __shfl_xor_sync(~0u, y, lanes);
       if (there && m < count) Run::put(states, state);
-      if (n0 == 0) deltas[0][m][mine] = y;  // the channel's lanes have read δ
+      __syncwarp();  // the channel's lanes have read δ
+      if (n0 == 0) deltas[0][m][mine] = y;
     }
   }
   __syncthreads();

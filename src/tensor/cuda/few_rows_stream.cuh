@@ -87,29 +87,36 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int pieces = (k_end - k0 + Tile::kPiece - 1) / Tile::kPiece,
             most_pieces = (at.stages * kK + Tile::kPiece - 1) / Tile::kPiece;
 
-  if (warp == kWarps) {
-    int k = k0;
-    const auto copy_next = [&](int slot) {
-      arrive_expecting(full + slot, Tile::kWBytes);
-      copy_box(ring + slot * Tile::kWBytes, w, k, n0, full + slot);
-      k += kK;
-      if (Tile::kAlone && k >= k_end) k = k0, n0 += step;
-    };
-    const int in_all = rounds * stages;
-    if (lane == 0) {
-      for (int i = 0; i < kStages; ++i) {
-        start_barrier(full + i, 1);
-        start_barrier(empty + i, kWarps * kArriving);
-      }
-      for (int i = 0; i < Tile::kXParts; ++i) start_barrier(x_full + i, 1);
-      const int sums = Tile::kSources * Tile::kFours * 512,
-                of_squares = kNormed ? kSplit * most_pieces * M * 4 : 0;
-      expect_in_block(all_sent, static_cast<unsigned>(Tile::kAlone ? 0 : sums + of_squares));
-      for (int i = 0; i < min(in_all, kStages); ++i) copy_next(i);
+  int k = k0;
+  const auto copy_next = [&](int slot) {
+    arrive_expecting(full + slot, Tile::kWBytes);
+    copy_box(ring + slot * Tile::kWBytes, w, k, n0, full + slot);
+    k += kK;
+    if (Tile::kAlone && k >= k_end) k = k0, n0 += step;
+  };
+  const bool copies = warp == kWarps;  // the others multiply
+  const int in_all = rounds * stages;
+  if (copies && lane == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      start_barrier(full + i, 1);
+      start_barrier(empty + i, kWarps * kArriving);
     }
-    __syncwarp();
-    __syncthreads();
-    if (!Tile::kAlone) arrive_in_cluster();
+    for (int i = 0; i < Tile::kXParts; ++i) start_barrier(x_full + i, 1);
+    const int sums = Tile::kSources * Tile::kFours * 512,
+              of_squares = kNormed ? kSplit * most_pieces * M * 4 : 0;
+    expect_in_block(all_sent, static_cast<unsigned>(Tile::kAlone ? 0 : sums + of_squares));
+    for (int i = 0; i < min(in_all, kStages); ++i) copy_next(i);
+  }
+  if (kNormed && !copies) {
+    for (int i = thread; i < stages * kK; i += Tile::kSumThreads)
+      of_norm[i] = k0 + i < K ? __ldg(norm.w + k0 + i) : 0.0f;
+    const int places = (kColumns - M) * 8;  // of 16 bytes, of rows that are not there
+    for (int i = thread; i < stages * places; i += Tile::kSumThreads)
+      *reinterpret_cast<uint4*>(xs + i / places * Tile::kXBytes + M * 128 + i % places * 16) = {};
+  }
+  __syncthreads();
+  if (!Tile::kAlone) arrive_in_cluster();
+  if (copies) {
     let_next_start();
     wait_for_previous();
     if (lane == 0) {
@@ -135,15 +142,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     asm volatile("bar.sync 1, %0;" ::"n"(Tile::kSumThreads) : "memory");
   };
   const int strip = warp % Tile::kStrips, along = warp / Tile::kStrips, g = lane / 4, t = lane % 4;
-  if constexpr (kNormed) {
-    for (int k = thread; k < stages * kK; k += Tile::kSumThreads)
-      of_norm[k] = k0 + k < K ? __ldg(norm.w + k0 + k) : 0.0f;
-    const int places = (kColumns - M) * 8;  // of 16 bytes, of rows that are not there
-    for (int i = thread; i < stages * places; i += Tile::kSumThreads)
-      *reinterpret_cast<uint4*>(xs + i / places * Tile::kXBytes + M * 128 + i % places * 16) = {};
-  }
-  __syncthreads();
-  if (!Tile::kAlone) arrive_in_cluster();
 
   // What this lane finishes: of each four rows g, g, g + 8, g + 8 of a strip of W and rows 2t, 2t + 1, 2t, 2t + 1 of x.
   const auto of_all = [&](int i) {
