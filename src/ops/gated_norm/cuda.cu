@@ -63,18 +63,6 @@ __global__ void forward_kernel(const GatedNormProblem p) {
   }
 }
 
-template <class T, int V>
-__device__ inline void put(void* base, int64_t at, float (&value)[V], bool add) {
-  T* const to = static_cast<T*>(base) + at;
-  if (add) {
-    float old[V];
-    load<V>(to, old);
-#pragma unroll
-    for (int v = 0; v < V; ++v) value[v] += old[v];
-  }
-  store<V>(to, value);
-}
-
 template <int V>
 __device__ inline void add_to(float* to, const float (&value)[V]) {
   float sum[V];
@@ -145,8 +133,8 @@ __global__ void backward_kernel(const GatedNormProblem p, int64_t rows, int64_t 
       if (p.y) store<V>(static_cast<T*>(p.y) + row * p.E + e, y);
       if (dw) add_to<V>(dw + i, of_w);
       if (db) add_to<V>(db + i, of_b);
-      if (p.dx) put<T, V>(p.dx, row * p.dx_stride + e, dx, p.dx_add);
-      if (p.dz) put<T, V>(p.dz, row * p.dz_stride + e, dz, p.dz_add);
+      if (p.dx) store_or_add<V>(static_cast<T*>(p.dx) + row * p.dx_stride + e, dx, p.dx_add);
+      if (p.dz) store_or_add<V>(static_cast<T*>(p.dz) + row * p.dz_stride + e, dz, p.dz_add);
     }
   }
   for (int64_t i = first; i < n && in_shared; i += step) {
@@ -310,8 +298,8 @@ __global__ void __maxnreg__(kTeamRegisters)
         y[v] = kGateFirst ? normed : normed * gate;
       }
       if (p.y) store<V>(static_cast<T*>(p.y) + row * p.E + i, y);
-      if (p.dx) put<T, V>(p.dx, row * p.dx_stride + i, dx, p.dx_add);
-      if (p.dz) put<T, V>(p.dz, row * p.dz_stride + i, dz, p.dz_add);
+      if (p.dx) store_or_add<V>(static_cast<T*>(p.dx) + row * p.dx_stride + i, dx, p.dx_add);
+      if (p.dz) store_or_add<V>(static_cast<T*>(p.dz) + row * p.dz_stride + i, dz, p.dz_add);
     }
   });
   wait_for_copies<0>();

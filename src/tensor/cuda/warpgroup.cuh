@@ -1,7 +1,7 @@
 // Products of a warpgroup on the tensor cores of compute capability 9.0 beyond those of hopper.cuh: D += A B, with
-// A (64, 16), B (16, 32, 64 or 128) in bfloat16, D in float32. The rows of warp w are 16 w and on, and its registers of A and D
-// what mma.h says, D as tiles of 8 columns. B, and where not in registers A, lie in tiles of shared memory, by rows (rows
-// of memory are those of A or columns of B) or by columns (rows of memory are those of K).
+// A (64, 16), B (16, 32, 64 or 128) in bfloat16, D in float32. The rows of warp w are 16 w and on, and its registers of A
+// and D what mma.h says, D as tiles of 8 columns. B, and where not in registers A, lie in tiles of shared memory, by rows
+// (rows of memory are those of A or columns of B) or by columns (rows of memory are those of K).
 //
 // Products run beside the threads. wait_for_products orders them before what reads or changes their registers, and
 // begin_products what the threads did to registers before the products; of shared memory that threads wrote themselves,
