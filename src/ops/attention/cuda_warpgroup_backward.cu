@@ -128,7 +128,7 @@ struct Maps {
 
 // Shared memory of a block.
 template <int kHead>
-struct Room {
+struct Room : Stages<Shape<kHead>::kStages> {
   using S = Shape<kHead>;
   unsigned char *k, *v, *tiles, *dscores, *dq, *numbers;
   uint64_t *keys_ready, *q_ready, *dy_ready, *q_done, *dy_done, *dq_ready, *dq_done, *stored;
@@ -148,13 +148,6 @@ struct Room {
   __device__ unsigned char* dscores_of(int n) const { return dscores + n % 2 * S::kScores; }
   __device__ unsigned char* numbers_of(int n) const {
     return numbers + n % S::kStages * S::kNumbers;
-  }
-  // The n-th use of a stage.
-  __device__ static void wait(uint64_t* of_stages, int n) {
-    wait_for_phase(of_stages + n % S::kStages, n / S::kStages % 2);
-  }
-  __device__ static void release(uint64_t* of_stages, int n) {
-    warp_arrives<kArriving>(of_stages + n % S::kStages);
   }
 };
 

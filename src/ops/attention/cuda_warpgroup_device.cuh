@@ -17,6 +17,17 @@ __device__ inline int same_in_warp(int x) { return __shfl_sync(~0u, x, 0); }
 
 __device__ inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
+// Barriers of kStages stages, of which the n-th use is meant.
+template <int kStages>
+struct Stages {
+  __device__ static void wait(uint64_t* of_stages, int n) {
+    wait_for_phase(of_stages + n % kStages, n / kStages % 2);
+  }
+  __device__ static void release(uint64_t* of_stages, int n) {
+    warp_arrives<kArriving>(of_stages + n % kStages);
+  }
+};
+
 // A tile of kSize tokens of a sequence and a head: those of one head of one sequence after each other, that they find its
 // keys, values and sums in the second-level cache; the last tokens first.
 struct Work {

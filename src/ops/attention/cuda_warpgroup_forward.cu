@@ -28,7 +28,7 @@ struct Maps {
 
 // Shared memory: queries, then keys and values in stages, then barriers.
 template <int kHead>
-struct Room {
+struct Room : Stages<Shape<kHead>::kStages> {
   using S = Shape<kHead>;
   unsigned char *q, *tiles;
   uint64_t *q_ready, *k_ready, *v_ready, *k_done, *v_done;
@@ -40,13 +40,6 @@ struct Room {
   }
   __device__ unsigned char* k(int n) const { return tiles + n % S::kStages * 2 * S::kTile; }
   __device__ unsigned char* v(int n) const { return k(n) + S::kTile; }
-  // The n-th use of a stage.
-  __device__ static void wait(uint64_t* of_stages, int n) {
-    wait_for_phase(of_stages + n % S::kStages, n / S::kStages % 2);
-  }
-  __device__ static void release(uint64_t* of_stages, int n) {
-    warp_arrives<kArriving>(of_stages + n % S::kStages);
-  }
 };
 
 // What a block does. Tokens are counted from the first of the call, those of the cache below zero; tile n has the keys
