@@ -3,7 +3,7 @@
 // not, and all sequences: the pairs of a layer are all on the card at once and have the same to do. The two share out K,
 // so that x is read from the second-level cache half as often, and send each other the sums of the channels that the
 // other finishes. Stages of both factors pass through two rings in shared memory; the states of the convolution
-// follow the weights through theirs, those of two warps' sequences a slot, and go back from there.
+// follow the weights through theirs, those of four warps' sequences a slot, and go back from there.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -38,8 +38,8 @@ template <int kX_, int kGroups>
 struct StepRowsTile : RowsOfStep<kX_, kGroups> {
   using Rows = RowsOfStep<kX_, kGroups>;
   static constexpr int kX = kX_, kHalf = kX / 2;     // channels that a block finishes
-  static constexpr int kStateBytes = 16 * kHalf;     // of a sequence
-  static constexpr int kOfSlot = 2 * Rows::kOfWarp;  // sequences
+  static constexpr int kStateBytes = 8 * kHalf;      // of a sequence
+  static constexpr int kOfSlot = 4 * Rows::kOfWarp;  // sequences
   static constexpr int kSlots = Rows::kSequences / kOfSlot;
   static_assert(Rows::kWBytes == kOfSlot * kStateBytes && Rows::kWStages >= kSlots);
   static constexpr int kQuads = kHalf / 8;  // of a thread's sums: convolved, and as many others
@@ -95,12 +95,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       }
       const int m0 = (i - stages) * Tile::kOfSlot, count = min(M - m0, Tile::kOfSlot);
       if (count <= 0 || convolved <= 0) return;
-      if (lane == 0) arrive_expecting(barrier, static_cast<unsigned>(count * convolved * 16));
+      if (lane == 0) arrive_expecting(barrier, static_cast<unsigned>(count * convolved * 8));
       __syncwarp();
-      if (lane < count)
-        copy_run(to + lane * Tile::kStateBytes,
-                 p.conv.state + ((m0 + lane) * p.conv.channels + own) * 4,
-                 static_cast<unsigned>(convolved * 16), barrier);
+      for (int m = lane; m < count; m += 32)
+        copy_run(to + m * Tile::kStateBytes, p.conv.state + (m0 + m) * p.conv.channels + own,
+                 static_cast<unsigned>(convolved * 8), barrier);
     });
     __syncwarp();
     wait_in_cluster();
@@ -155,9 +154,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       }
     }
   if (convolved <= 0) return;
-  const int slot = stages + warp / 2;
-  unsigned char* const of_warp = pass.place_of(slot) + warp % 2 * Tile::kOfWarp * Tile::kStateBytes;
-  auto* const states = reinterpret_cast<float4*>(of_warp);
+  const int slot = stages + warp / 4;
+  unsigned char* const of_warp = pass.place_of(slot) + warp % 4 * Tile::kOfWarp * Tile::kStateBytes;
+  auto* const states = reinterpret_cast<uint4*>(of_warp);  // of two channels
   pass.wait_for(slot);
 #pragma unroll
   for (int i = 0; i < kQuads; ++i) {
@@ -170,19 +169,16 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     for (int half = 0; half < 2; ++half) {
       const int r = row + 8 * half;
       if (r >= count) continue;
+      uint4& state = states[(r * kHalf + n) / 2];
+      ConvOfStep::Held inputs[2] = {{{state.x, state.y}}, {{state.z, state.w}}};
       float y[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        float4& state = states[r * kHalf + n + c];
-        const float4 old = state;
-        const float now = static_cast<float>(static_cast<__nv_bfloat16>(values[2 * half + c]));
-        state = {old.y, old.z, old.w, now};
-        float sum = fmaf(k[c].x, old.y, bias[c]);
-        sum = fmaf(k[c].y, old.z, sum);
-        sum = fmaf(k[c].z, old.w, sum);
-        sum = fmaf(k[c].w, now, sum);
+        inputs[c] = inputs[c].then(static_cast<__nv_bfloat16>(values[2 * half + c]));
+        const float sum = convolve(inputs[c].floats(), k[c], bias[c]);
         y[c] = sum * sigmoid<true>(sum);
       }
+      state = {inputs[0].v.x, inputs[0].v.y, inputs[1].v.x, inputs[1].v.y};
       *reinterpret_cast<__nv_bfloat162*>(p.u + (m0 + r) * p.conv.channels + own + n) =
           __floats2bfloat162_rn(y[0], y[1]);
     }
@@ -190,8 +186,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   fence_for_copies();
   __syncwarp();
   if (lane >= count) return;
-  send_run(p.conv.state + ((m0 + lane) * p.conv.channels + own) * 4,
-           of_warp + lane * Tile::kStateBytes, static_cast<unsigned>(convolved * 16));
+  send_run(p.conv.state + (m0 + lane) * p.conv.channels + own, of_warp + lane * Tile::kStateBytes,
+           static_cast<unsigned>(convolved * 8));
   commit_sent();
   wait_for_sent_reads<0>();
 #else

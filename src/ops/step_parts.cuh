@@ -12,22 +12,45 @@ __device__ inline uint2 four_bf16(float4 v) {
   return {*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high)};
 }
 
+// The state of a channel's convolution: its last four inputs, oldest first, in the type T of activations.
+template <class T>
+struct ConvInputs {
+  using Stored = float4;
+  Stored v;
+
+  // What they become with the input `now`.
+  __device__ ConvInputs then(T now) const { return {{v.y, v.z, v.w, now}}; }
+  __device__ float4 floats() const { return v; }
+};
+
+template <>
+struct ConvInputs<__nv_bfloat16> {
+  using Stored = uint2;
+  Stored v;
+
+  __device__ ConvInputs then(__nv_bfloat16 now) const {
+    return {{__byte_perm(v.x, v.y, 0x5432), __byte_perm(v.y, __bfloat16_as_ushort(now), 0x5432)}};
+  }
+  __device__ float4 floats() const {
+    return {low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y)};
+  }
+};
+
+__device__ inline float convolve(float4 inputs, float4 k, float bias) {
+  float y = fmaf(k.x, inputs.x, bias);
+  y = fmaf(k.y, inputs.y, y);
+  y = fmaf(k.z, inputs.z, y);
+  return fmaf(k.w, inputs.w, y);
+}
+
 // One token through the causal convolution of width 4 and silu.
 struct ConvOfStep {
+  using Held = ConvInputs<__nv_bfloat16>;
   const float *taps = nullptr, *bias = nullptr;  // (channels, 4), (channels) or null
-  float* state = nullptr;                        // (M, channels, 4) moves on
+  Held::Stored* state = nullptr;                 // (M, channels) moves on
   int64_t channels = 0;
 
-  // Without the oldest input, which goes: a register loaded for nothing is soon taken for something else, which then
-  // waits for the load.
-  struct Held {
-    float y;
-    float2 zw;
-  };
-  __device__ Held hold(int64_t e, int m) const {
-    const float* const at = state + (m * channels + e) * 4;
-    return {__ldcg(at + 1), __ldcg(reinterpret_cast<const float2*>(at) + 1)};
-  }
+  __device__ Held hold(int64_t e, int m) const { return {__ldcg(state + m * channels + e)}; }
   struct OfRow {
     float4 k;
     float bias;
@@ -39,14 +62,9 @@ struct ConvOfStep {
   // x: the input of channel e of row m; before: its state.
   __device__ __nv_bfloat16 operator()(int64_t e, int m, __nv_bfloat16 x, const Held& before,
                                       const OfRow& of) const {
-    const auto now = static_cast<float>(x);
-    const float4 k = of.k;
-    float y = of.bias;
-    reinterpret_cast<float4*>(state)[m * channels + e] = {before.y, before.zw.x, before.zw.y, now};
-    y = fmaf(k.x, before.y, y);
-    y = fmaf(k.y, before.zw.x, y);
-    y = fmaf(k.z, before.zw.y, y);
-    y = fmaf(k.w, now, y);
+    const Held inputs = before.then(x);
+    state[m * channels + e] = inputs.v;
+    const float y = convolve(inputs.floats(), of.k, of.bias);
     return static_cast<__nv_bfloat16>(y * sigmoid<true>(y));
   }
 };

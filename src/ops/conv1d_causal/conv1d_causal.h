@@ -7,10 +7,11 @@
 //   x (B, L, E)            float32 or bfloat16, rows at one distance (the x half of in_proj's output)
 //   k (E, W), bias (E)     float32; W from 2 to 8; bias optional; tap W-1 multiplies the current sample
 //   y (B, L, E)            dtype of x; float32 inside, rounded once
-//   state_in (S, E, K)     float32, optional: the last inputs *before* the convolution, oldest first; the
-//                          newest at K-1; K >= W-1 (published files keep K = W)
-//   state_out (S, E, K)    float32, optional: written where given; sequences shorter than K keep the newer
-//                          part of state_in in front. May be the same memory as state_in when not recorded;
+//   state_in (S, E, K)     float32 or, where nothing is recorded, the type of x, which holds them as exactly; optional:
+//                          the last inputs *before* the convolution, oldest first; the newest at K-1; K >= W-1
+//                          (published files keep K = W)
+//   state_out (S, E, K)    likewise, of the same type, optional: written where given; sequences shorter than K keep
+//                          the newer part of state_in in front. May be the same memory as state_in when not recorded;
 //                          packed sequences then start from zero or from the row they write.
 //
 // `reverse`: time runs backwards, each sequence starts at its last token and looks ahead. The tokens stay

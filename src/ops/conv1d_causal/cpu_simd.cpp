@@ -39,6 +39,27 @@ HWY_INLINE void store_columns(D d, const Vec<D>* v, float* p) {
   }
 }
 
+// The same of a state's columns, from element `at` on. One of bfloat16 is widened on the way.
+template <int N, class D>
+HWY_INLINE void load_state(D d, const ConvProblem& p, const void* state, int64_t at, Vec<D>* v) {
+  if (!p.state_bf16) return load_columns<N>(d, static_cast<const float*>(state) + at, v);
+  const size_t lanes = hn::Lanes(d);
+  HWY_ALIGN float wide[N * hn::MaxLanes(d)];
+  for (size_t i = 0; i < N; ++i)
+    hn::StoreU(load(d, static_cast<const bf16*>(state) + at + i * lanes), d, wide + i * lanes);
+  load_columns<N>(d, wide, v);
+}
+
+template <int N, class D>
+HWY_INLINE void store_state(D d, const ConvProblem& p, const Vec<D>* v, void* state, int64_t at) {
+  if (!p.state_bf16) return store_columns<N>(d, v, static_cast<float*>(state) + at);
+  const size_t lanes = hn::Lanes(d);
+  HWY_ALIGN float wide[N * hn::MaxLanes(d)];
+  store_columns<N>(d, v, wide);
+  for (size_t i = 0; i < N; ++i)
+    store(d, hn::LoadU(d, wide + i * lanes), static_cast<bf16*>(state) + at + i * lanes);
+}
+
 template <class D>
 HWY_INLINE Vec<D> load_or_zero(D d, const float* p, int64_t i) {
   return p ? hn::LoadU(d, p + i) : hn::Zero(d);
@@ -55,8 +76,12 @@ void load_history(const ConvProblem& p, const ConvRun& r, float* history) {
       const T* x = static_cast<const T*>(p.x) + t * p.x_stride + r.e0;
       for_lanes(0, n, [&](auto d, int64_t i) { hn::StoreU(load(d, x + i), d, row + i); });
     } else if (r.state_in) {
-      const float* column = r.state_in + r.e0 * p.K + p.K + (t - r.begin);
-      for (int64_t i = 0; i < n; ++i) row[i] = column[i * p.K];
+      const int64_t column = r.e0 * p.K + p.K + (t - r.begin);
+      const auto read = [&](const auto* state) {
+        for (int64_t i = 0; i < n; ++i) row[i] = static_cast<float>(state[column + i * p.K]);
+      };
+      p.state_bf16 ? read(static_cast<const bf16*>(r.state_in))
+                   : read(static_cast<const float*>(r.state_in));
     } else {
       for (int64_t i = 0; i < n; ++i) row[i] = 0.0f;
     }
@@ -106,7 +131,7 @@ void forward_run(const ConvProblem& p, const ConvRun& r) {
 
 // KC: columns of the state, W or W-1.
 template <int W, int KC, class T>
-void step_columns(const ConvProblem& p, const ConvRun& r, float* state_out) {
+void step_columns(const ConvProblem& p, const ConvRun& r, void* state_out) {
   const T* x = static_cast<const T*>(p.x) + r.begin * p.x_stride;
   T* y = static_cast<T*>(p.y) + r.begin * p.y_stride;
   for_lanes(r.e0, r.e1, [&](auto d, int64_t e) {
@@ -114,14 +139,14 @@ void step_columns(const ConvProblem& p, const ConvRun& r, float* state_out) {
     V taps[W], state[KC + 1];
     load_columns<W>(d, p.k + e * W, taps);
     if (r.state_in) {
-      load_columns<KC>(d, r.state_in + e * KC, state);
+      load_state<KC>(d, p, r.state_in, e * KC, state);
     } else {
       for (int j = 0; j < KC; ++j) state[j] = hn::Zero(d);
     }
     state[KC] = load(d, x + e);
     const V sum = convolve<W, decltype(d)>(taps, state + KC + 1 - W, load_or_zero(d, p.bias, e));
     store(d, p.silu ? Silu(d, sum) : sum, y + e);
-    if (state_out) store_columns<KC>(d, state + 1, state_out + e * KC);
+    if (state_out) store_state<KC>(d, p, state + 1, state_out, e * KC);
   });
 }
 
@@ -246,12 +271,12 @@ void backward_width(const ConvProblem& p, const ConvRun& r) {
 }
 
 template <int W, int KC>
-void step_state(const ConvProblem& p, const ConvRun& r, float* state_out) {
+void step_state(const ConvProblem& p, const ConvRun& r, void* state_out) {
   p.bf16 ? step_columns<W, KC, bf16>(p, r, state_out) : step_columns<W, KC, float>(p, r, state_out);
 }
 
 template <int W>
-void step_width(const ConvProblem& p, const ConvRun& r, float* state_out) {
+void step_width(const ConvProblem& p, const ConvRun& r, void* state_out) {
   p.K == W ? step_state<W, W>(p, r, state_out) : step_state<W, W - 1>(p, r, state_out);
 }
 
@@ -267,7 +292,7 @@ void forward(const ConvProblem& p, const ConvRun& r) {
   }
 }
 
-void step(const ConvProblem& p, const ConvRun& r, float* state_out) {
+void step(const ConvProblem& p, const ConvRun& r, void* state_out) {
   switch (p.width) {
     case 2: return step_width<2>(p, r, state_out);
     case 3: return step_width<3>(p, r, state_out);

@@ -60,6 +60,14 @@ __device__ void load_runs(const float* from, float (&to)[N]) {
   }
 }
 
+// Element i of a state.
+template <class T>
+__device__ float of_state(const ConvProblem& p, const void* state, int64_t i) {
+  if (std::is_same_v<T, bfloat16> && p.state_bf16)
+    return static_cast<float>(static_cast<const bfloat16*>(state)[i]);
+  return static_cast<const float*>(state)[i];
+}
+
 // Channels [e, e + V): their taps and bias, and the inputs of the window's older taps.
 template <class T, int V, int W>
 struct Window {
@@ -91,7 +99,7 @@ struct Window {
   }
 
   // The inputs before token t of sequence q: of the sequence, of its state, or zero.
-  __device__ void fill(int64_t t, const Sequence& q, const float* state_in) {
+  __device__ void fill(int64_t t, const Sequence& q, const void* state_in) {
 #pragma unroll
     for (int j = 0; j < W - 1; ++j) {
       const int64_t time = t - (W - 1) + j;
@@ -103,7 +111,7 @@ struct Window {
       } else if (state_in && q.in >= 0) {
 #pragma unroll
         for (int v = 0; v < V; ++v)
-          x[j][v] = state_in[(q.in * p.E + e + v) * p.K + p.K + time - q.begin];
+          x[j][v] = of_state<T>(p, state_in, (q.in * p.E + e + v) * p.K + p.K + time - q.begin);
       }
     }
   }
@@ -143,14 +151,20 @@ __device__ float sigmoid(float z) {
 // The last K inputs of a sequence, channel e, as its state. In place is right: a column only ever takes from later ones.
 template <class T>
 __device__ void write_state(const ConvProblem& p, const Sequence& q, int64_t e,
-                            const float* state_in, float* state_out) {
-  const float* const from = state_in && q.in >= 0 ? state_in + (q.in * p.E + e) * p.K : nullptr;
-  float* const to = state_out + (q.out * p.E + e) * p.K;
+                            const void* state_in, void* state_out) {
+  const bool from = state_in && q.in >= 0;
+  const int64_t in = (q.in * p.E + e) * p.K, out = (q.out * p.E + e) * p.K;
   for (int64_t j = 0; j < p.K; ++j) {
     const int64_t t = q.end - p.K + j;
-    to[j] = t >= q.begin ? static_cast<float>(static_cast<const T*>(p.x)[q.row(t) * p.x_stride + e])
-            : from       ? from[p.K + t - q.begin]
-                         : 0.0f;
+    const float value =
+        t >= q.begin ? static_cast<float>(static_cast<const T*>(p.x)[q.row(t) * p.x_stride + e])
+        : from       ? of_state<T>(p, state_in, in + p.K + t - q.begin)
+                     : 0.0f;
+    if (std::is_same_v<T, bfloat16> && p.state_bf16) {
+      static_cast<bfloat16*>(state_out)[out + j] = static_cast<bfloat16>(value);
+    } else {
+      static_cast<float*>(state_out)[out + j] = value;
+    }
   }
 }
 
@@ -172,7 +186,7 @@ constexpr int kForwardBlocks = W > 4            ? 2
 template <class T, int V, int W, bool kUsual>
 __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
     forward_kernel(const __grid_constant__ ConvProblem p, const __grid_constant__ ConvSequences c,
-                   const float* state_in, float* state_out) {
+                   const void* state_in, void* state_out) {
   extern __shared__ __align__(16) unsigned char memory[];
   let_next_start();
   wait_for_previous();
@@ -231,8 +245,8 @@ __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
 // The states of several sequences: the first inputs of one may be in the windows of several blocks of forward_kernel.
 template <class T>
 __global__ void states_kernel(const __grid_constant__ ConvProblem p,
-                              const __grid_constant__ ConvSequences c, const float* state_in,
-                              float* state_out) {
+                              const __grid_constant__ ConvSequences c, const void* state_in,
+                              void* state_out) {
   let_next_start();
   wait_for_previous();
   const int64_t e = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
@@ -485,8 +499,8 @@ void with_kernel(const ConvProblem& p, const F& f) {
 
 }  // namespace
 
-void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in,
-                  float* state_out, void* stream) {
+void conv_forward(const ConvProblem& p, const ConvSequences& c, const void* state_in,
+                  void* state_out, void* stream) {
   if (p.E == 0) return;
   const bool one = c.n == 1 && !c.begin && c.tokens > 0;
   if (c.tokens > 0) {

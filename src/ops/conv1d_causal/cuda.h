@@ -13,8 +13,8 @@ struct ConvSequences {
 };
 
 // y, then state_out (or null), which may be state_in's memory.
-void conv_forward(const ConvProblem& p, const ConvSequences& c, const float* state_in,
-                  float* state_out, void* stream);
+void conv_forward(const ConvProblem& p, const ConvSequences& c, const void* state_in,
+                  void* state_out, void* stream);
 
 // Tokens of a block of backward, which makes one partial sum of dk and dbias of 128 channels. Of many tokens two blocks
 // for each multiprocessor of an H200, or twice as many, and so on, of at most so many tokens.

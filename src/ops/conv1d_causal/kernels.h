@@ -15,7 +15,8 @@ constexpr int64_t kConvBlock =
 struct ConvProblem {
   int width = 0;
   bool silu = false;
-  bool bf16 = false;  // x, y and their gradients; else float32
+  bool bf16 = false;        // x, y and their gradients; else float32
+  bool state_bf16 = false;  // states of forward and step; else float32
   int64_t E = 0, K = 0;
   const void* x = nullptr;
   int64_t x_stride = 0;         // elements between rows
@@ -34,7 +35,7 @@ struct ConvProblem {
 // Tokens [from, to) and channels [e0, e1) of the sequence [begin, end).
 struct ConvRun {
   int64_t begin = 0, end = 0, from = 0, to = 0, e0 = 0, e1 = 0;
-  const float* state_in = nullptr;  // (E, K) or null: zero
+  const void* state_in = nullptr;  // (E, K) or null: zero
   // backward
   const float* dstate_out = nullptr;  // (E, K) or null
   float* dhistory =
@@ -46,7 +47,7 @@ struct ConvKernels {
   void (*forward)(const ConvProblem&, const ConvRun&);
   // A sequence of one token, K = W or W-1: y, and its state moved on into state_out or null, which may be
   // state_in's memory.
-  void (*step)(const ConvProblem&, const ConvRun&, float* state_out);
+  void (*step)(const ConvProblem&, const ConvRun&, void* state_out);
   void (*backward)(const ConvProblem&, const ConvRun&);
 };
 

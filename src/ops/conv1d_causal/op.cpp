@@ -54,14 +54,19 @@ struct Call {
             packing.state_in.as<int32_t>(),
             packing.state_out.as<int32_t>()};
   }
-  const float* row_in(int64_t row) const {
-    return state_in && row >= 0 ? state_in.as<float>() + row * E * K : nullptr;
+  DType state_type() const { return (state_in ? state_in : state_out).dtype; }
+  const void* row_in(int64_t row) const {
+    return state_in && row >= 0 ? state_in.select(0, row).data : nullptr;
+  }
+  void* row_out(int64_t row) const {
+    return state_out && row >= 0 ? state_out.select(0, row).data : nullptr;
   }
   ConvProblem problem() const {
     ConvProblem p;
     p.width = static_cast<int>(W);
     p.silu = silu;
     p.bf16 = x.dtype == DType::bf16;
+    p.state_bf16 = state_type() == DType::bf16;
     p.E = E;
     p.K = K;
     p.x = x.data;
@@ -99,11 +104,12 @@ ConvProblem seen_from(ConvProblem p, bool reverse, const ConvRun& r) {
 
 void check_state(const char* name, const Tensor& state, const Call& q) {
   if (!state) return;
-  require(state.dtype == DType::f32 && state.contiguous() && state.rank() == 3 &&
-              state.size(1) == q.E && state.size(2) == q.K && q.K >= q.W - 1,
-          "[conv1d_causal] {}: expected contiguous float32 (S, E={}, K>={}), the same K for both "
+  const bool either = q.x.dtype == DType::bf16;
+  require((state.dtype == DType::f32 || state.dtype == q.x.dtype) && state.contiguous() &&
+              state.rank() == 3 && state.size(1) == q.E && state.size(2) == q.K && q.K >= q.W - 1,
+          "[conv1d_causal] {}: expected contiguous float32{} (S, E={}, K>={}), the same K for both "
           "states, got {} {}",
-          name, q.E, q.W - 1, name_of(state.dtype), state.shape);
+          name, either ? " or bfloat16" : "", q.E, q.W - 1, name_of(state.dtype), state.shape);
   require(q.packed || state.size(0) == q.B,
           "[conv1d_causal] {}: expected {} rows, one a sequence, got {}", name, q.B, state.size(0));
 }
@@ -163,6 +169,9 @@ Call check(Context& c, const Tensor& x, const Tensor& k, const Tensor& bias, boo
   q.K = state_in ? state_in.size(-1) : state_out ? state_out.size(-1) : q.W;
   check_state("state_in", state_in, q);
   check_state("state_out", state_out, q);
+  require(!state_in || !state_out || state_in.dtype == state_out.dtype,
+          "[conv1d_causal] state_out: expected the type of state_in, {}, got {}",
+          name_of(state_in.dtype), name_of(state_out.dtype));
   if (packing) {
     check_packing(q);
     if (!c.planning() && c.device.type == Device::cpu) check_packing_values(q);
@@ -211,39 +220,39 @@ void transpose_taps(const Call& q, const Tensor& taps) {
 }
 
 // The last K inputs of each sequence. In place is right: a column only ever takes from later ones.
-template <class T>
+template <class T, class S>
 void hand_out_states(const Call& q, const Cut& cut) {
   const T* x = static_cast<const T*>(q.x.data);
   const int64_t stride = q.x.row_stride(), K = q.K;
   parallel_for(cut.n, [&](int64_t s) {
     const Sequence seq = cut[s];
     if (seq.out < 0) return;
-    const float* from = q.row_in(seq.in);
-    float* to = q.state_out.as<float>() + seq.out * q.E * K;
+    const S* from = static_cast<const S*>(q.row_in(seq.in));
+    S* to = static_cast<S*>(q.row_out(seq.out));
     for (int64_t e = 0; e < q.E; ++e) {
       for (int64_t j = 0; j < K; ++j) {
         const int64_t t = seq.end - K + j;
         const int64_t column = K + t - seq.begin;  // of state_in, where t is before the sequence
         const int64_t row = q.reverse ? seq.begin + seq.end - 1 - t : t;
-        to[e * K + j] = t >= seq.begin ? static_cast<float>(x[row * stride + e])
+        to[e * K + j] = t >= seq.begin ? static_cast<S>(x[row * stride + e])
                         : from         ? from[e * K + column]
-                                       : 0.0f;
+                                       : S(0.0f);
       }
     }
   });
 }
 
 void hand_out_states(const Call& q, const Cut& cut) {
-  q.x.dtype == DType::bf16 ? hand_out_states<bf16>(q, cut) : hand_out_states<float>(q, cut);
+  if (q.state_out.dtype == DType::bf16) return hand_out_states<bf16, bf16>(q, cut);
+  q.x.dtype == DType::bf16 ? hand_out_states<bf16, float>(q, cut)
+                           : hand_out_states<float, float>(q, cut);
 }
 
 void run_steps(const Call& q, const Cut& cut, ConvProblem p) {
   const ConvKernels& kernels = KRAIT_PICK_ISA(conv_kernels);
   const auto nothing = [](int64_t, int64_t, int64_t) {};
   for_runs(q, cut, kForwardTokens, nothing, [&](const ConvRun& r, int64_t s, int64_t) {
-    const int64_t out = cut[s].out;
-    kernels.step(seen_from(p, q.reverse, r), r,
-                 q.state_out && out >= 0 ? q.state_out.as<float>() + out * q.E * q.K : nullptr);
+    kernels.step(seen_from(p, q.reverse, r), r, q.row_out(cut[s].out));
   });
 }
 
@@ -258,8 +267,8 @@ void run_forward_on_gpu(Context& c, const Call& q, const Tensor& y) {
   if (c.planning()) return;
   ConvProblem p = q.problem();
   p.y = y.data;
-  KRAIT_WITH_CUDA(cuda::conv_forward(p, sequences_on_gpu(q), floats(q.state_in),
-                                     floats(q.state_out), c.stream));
+  KRAIT_WITH_CUDA(
+      cuda::conv_forward(p, sequences_on_gpu(q), q.state_in.data, q.state_out.data, c.stream));
 }
 
 void run_forward(Context& c, const Call& q, const Tensor& y) {
@@ -407,6 +416,9 @@ ConvResult conv1d_causal(Context& c, const Tensor& x, const Tensor& k, const Ten
   require(!recorded || !state_in || state_in.data != state_out.data,
           "[conv1d_causal] state_out: expected memory of its own while recording for backward, got "
           "that of state_in");
+  require(!recorded || q.state_type() == DType::f32,
+          "[conv1d_causal] states: expected float32 while recording for backward, got {}",
+          name_of(q.state_type()));
   ConvResult result;
   result.y = c.alloc(x.shape, x.dtype);
   result.state = state_out.detach();

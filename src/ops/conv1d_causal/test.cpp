@@ -14,12 +14,14 @@ struct Case {
   DType dtype = DType::f32;
   bool strided = false;
   std::vector<int64_t> lengths = {};  // packed, where not empty: they add up to B*L
+  DType state = DType::f32;
 };
 
 std::string describe(const Case& k) {
-  return fmt::format("B={} L={} E={} W={} K={} silu={} bias={} state={}/{} {} strided={} packed={}",
-                     k.B, k.L, k.E, k.W, k.K, k.silu, k.bias, k.state_in, k.state_out,
-                     name_of(k.dtype), k.strided, k.lengths.size());
+  return fmt::format(
+      "B={} L={} E={} W={} K={} silu={} bias={} state={}/{} {} {} strided={} packed={}", k.B, k.L,
+      k.E, k.W, k.K, k.silu, k.bias, k.state_in, k.state_out, name_of(k.state), name_of(k.dtype),
+      k.strided, k.lengths.size());
 }
 
 // The inputs of a case in a context, and its result. States of packed cases have one row more than there
@@ -38,8 +40,8 @@ struct Conv {
     if (k.bias) bias = test.random({k.E}, DType::f32, 3);
     const bool packed = !k.lengths.empty();
     const int64_t S = packed ? static_cast<int64_t>(k.lengths.size()) + 1 : k.B;
-    if (k.state_in) state_in = test.random({S, k.E, k.K}, DType::f32, 4);
-    if (k.state_out) state_out = test.tensor({S, k.E, k.K}, DType::f32);
+    if (k.state_in) state_in = test.random({S, k.E, k.K}, k.state, 4);
+    if (k.state_out) state_out = test.tensor({S, k.E, k.K}, k.state);
     for (int64_t b = 0; b < k.B && !packed; ++b)
       sequences.push_back({b * k.L, (b + 1) * k.L, b, b});
     int64_t at = 0;
@@ -154,6 +156,38 @@ TEST(Conv1dCausal, MatchesDoubleInBfloat16) {
                               .state_out = true,
                               .dtype = DType::bf16,
                               .strided = true});
+}
+
+// A state of x's type in place of a float32 one of the same values: the same bits.
+void expect_same_with_narrow_states(Case k) {
+  SCOPED_TRACE(describe(k));
+  k.dtype = k.state = DType::bf16;
+  Conv narrow(k);
+  k.state = DType::f32;
+  Conv wide(k);
+  if (k.state_in) copy_host(narrow.state_in, wide.state_in);
+  for (Conv* conv : {&narrow, &wide}) conv->run();
+  Values got = narrow.got(), expected = wide.got(), plain = expected;
+  drop_untouched(got, expected, plain);
+  expect_same_bits(got, expected, "y and state_out");
+}
+
+TEST(Conv1dCausal, StatesInBfloat16AreAsExact) {
+  for (int64_t W = 2; W <= 8; ++W)
+    for (int64_t K : {W - 1, W, W + 3})
+      for (int64_t L : {1, 2, 7, 40})
+        expect_same_with_narrow_states(
+            {.B = 3, .L = L, .E = 37, .W = W, .K = K, .state_in = true, .state_out = true});
+  expect_same_with_narrow_states({.B = 2, .L = 3, .E = 600, .state_in = true, .strided = true});
+  expect_same_with_narrow_states({.B = 2, .L = 3, .E = 64, .state_out = true});
+  expect_same_with_narrow_states({.B = 1,
+                                  .L = 120,
+                                  .E = 33,
+                                  .state_in = true,
+                                  .state_out = true,
+                                  .lengths = {1, 0, 2, 64, 3, 1, 40, 0, 9}});
+  expect_same_with_narrow_states(
+      {.B = 4, .L = 1, .E = 130, .state_in = true, .state_out = true, .lengths = {1, 1, 1, 1}});
 }
 
 TEST(Conv1dCausal, T25_PackedSequencesDoNotLeak) {
@@ -359,15 +393,21 @@ TEST(Conv1dCausal, SameBitsForAnyNumberOfThreadsAndTwice) {
 TEST(Conv1dCausal, T20_ChunksAndStepsEqualTheWhole) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     for (int64_t K : {3, 4, 6}) {
-      const Case k{
-          .B = 3, .L = 90, .E = 67, .K = K, .state_in = true, .state_out = true, .dtype = dtype};
+      const Case k{.B = 3,
+                   .L = 90,
+                   .E = 67,
+                   .K = K,
+                   .state_in = true,
+                   .state_out = true,
+                   .dtype = dtype,
+                   .state = K == 6 ? DType::f32 : dtype};
       Conv whole(k);
       whole.run();
       for (const std::vector<int64_t>& lengths :
            {std::vector<int64_t>{1, 2, 3, 30, 54}, std::vector<int64_t>(90, 1),
             std::vector<int64_t>{89, 1}}) {
         Conv parts(k);
-        Tensor state = parts.test.tensor(parts.state_in.shape, DType::f32);
+        Tensor state = parts.test.tensor(parts.state_in.shape, k.state);
         copy_host(parts.state_in, state);
         Values y(static_cast<size_t>(parts.x.numel()));
         int64_t at = 0;
@@ -489,6 +529,22 @@ TEST(Conv1dCausal, ErrorsSayWhatWasExpected) {
                       a.test.tensor({2, 5, 3}, DType::f32));
       },
       "state_out: expected");
+  expect_error(
+      [&] {
+        conv1d_causal(c, a.x, a.w, {}, true, nullptr, a.test.tensor({2, 5, 4}, DType::bf16));
+      },
+      "state_in: expected contiguous float32 (S, E=5, K>=3), the same K for both states, got "
+      "bfloat16 (2, 5, 4)");
+  Conv n({.B = 1, .L = 6, .E = 5, .state_in = true, .dtype = DType::bf16, .state = DType::bf16},
+         true);
+  expect_error(
+      [&] {
+        conv1d_causal(n.test.c, n.x.detach(), n.w.detach(), {}, true, nullptr, n.state_in.detach(),
+                      n.test.tensor({1, 5, 4}, DType::f32));
+      },
+      "state_out: expected the type of state_in, bfloat16, got float32");
+  expect_error([&] { n.run(); },
+               "states: expected float32 while recording for backward, got bfloat16");
   Conv r({.B = 1, .L = 6, .E = 5, .state_in = true}, true);
   expect_error(
       [&] { conv1d_causal(r.test.c, r.x, r.w, {}, true, nullptr, r.state_in, r.state_in); },

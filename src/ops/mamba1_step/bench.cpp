@@ -24,7 +24,7 @@ void mamba1_step_bench(benchmark::State& state) {
     w.A_log = bench.random({kInner, kStates}, DType::f32, 1);
     w.D = bench.random({kInner}, DType::f32, 1);
     w.out_proj = bench.random({kWidth, kInner}, type, 0.03);
-    l.conv = bench.random({bench.B, kInner, kTaps}, DType::f32, 1);
+    l.conv = bench.random({bench.B, kInner, kTaps}, type, 1);
     l.ssm = bench.random({bench.B, kInner, kStates}, DType::f32, 1);
     return l;
   };

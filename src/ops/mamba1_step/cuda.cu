@@ -1,6 +1,7 @@
 #include "krait/ops/mamba1_step/cuda.h"
 
 #include "krait/ops/mamba1_step/cuda_channel.cuh"
+#include "krait/ops/step_parts.cuh"
 
 namespace krait::cuda {
 
@@ -12,19 +13,22 @@ using bfloat16 = __nv_bfloat16;
 template <class T>
 struct ConvStep {
   static constexpr bool kFactors = false, kHoldsEarly = true;
+  using Inputs = ConvInputs<T>;
   const float *taps, *bias;
-  float* state;
+  typename Inputs::Stored* state;
   T *u, *z;
   int64_t E;
 
   struct Held {  // not used where z is
-    float4 before, k;
+    Inputs before;
+    float4 k;
     float bias;
   };
   __device__ Held hold(int64_t n, int m) const {
     if (n >= E) return {};
-    return {__ldcg(reinterpret_cast<const float4*>(state) + m * E + n),
-            __ldg(reinterpret_cast<const float4*>(taps) + n), bias ? __ldg(bias + n) : 0.0f};
+    return {{__ldcg(state + m * E + n)},
+            __ldg(reinterpret_cast<const float4*>(taps) + n),
+            bias ? __ldg(bias + n) : 0.0f};
   }
   __device__ void operator()(int64_t n, int m, float value, const Held& held) const {
     const T rounded = static_cast<T>(value);
@@ -33,19 +37,20 @@ struct ConvStep {
       return;
     }
     const auto& [before, k, b] = held;
-    const float x = static_cast<float>(rounded);
-    reinterpret_cast<float4*>(state)[m * E + n] = {before.y, before.z, before.w, x};
-    float y = fmaf(k.x, before.y, b);
-    y = fmaf(k.y, before.z, y);
-    y = fmaf(k.z, before.w, y);
-    y = fmaf(k.w, x, y);
+    const Inputs inputs = before.then(rounded);
+    state[m * E + n] = inputs.v;
+    const float y = convolve(inputs.floats(), k, b);
     u[m * E + n] = static_cast<T>(y * sigmoid<!std::is_same_v<T, float>>(y));
   }
 };
 
 template <class T>
 void launch_in_proj(const StepInProj& p, void* stream) {
-  const ConvStep<T> end{p.taps,         p.bias, p.state, static_cast<T*>(p.u), static_cast<T*>(p.z),
+  const ConvStep<T> end{p.taps,
+                        p.bias,
+                        static_cast<typename ConvInputs<T>::Stored*>(p.state),
+                        static_cast<T*>(p.u),
+                        static_cast<T*>(p.z),
                         p.product.N / 2};
   if (p.norm) {
     normed_few_rows_into<T>(p.product, {p.norm, p.eps}, end, stream);

@@ -7,14 +7,13 @@ namespace krait::cuda {
 constexpr int kStepTaps = 4, kStepStates = 16, kStepMostRank = 256;
 
 // u, z (M, E) from the norm of the stream (M, D) float32, or where `norm` is null from what is normed already, in
-// the type of in_proj. conv_state (M, E, 4) moves on.
+// the type of in_proj. conv_state (M, E, 4), in that type too, moves on.
 struct StepInProj {
   FewRows product;
   const float* norm = nullptr;
   float eps = 0;
-  const float *taps = nullptr, *bias = nullptr;  // bias may be null
-  float* state = nullptr;
-  void *u = nullptr, *z = nullptr;  // in the type of in_proj
+  const float *taps = nullptr, *bias = nullptr;       // bias may be null
+  void *state = nullptr, *u = nullptr, *z = nullptr;  // in the type of in_proj
 };
 void step_in_proj(const StepInProj& p, void* stream);
 

@@ -278,7 +278,7 @@ void step_in_proj_rows(const StepInProj& p, void* normed, void* stream) {
   OnePass product = rows_of(p.product);
   product.x = normed;
   const int64_t E = product.N / 2;
-  const ConvOfStep conv{p.taps, p.bias, p.state, E};
+  const ConvOfStep conv{p.taps, p.bias, static_cast<ConvOfStep::Held::Stored*>(p.state), E};
   auto *const u = static_cast<bfloat16*>(p.u), *const z = static_cast<bfloat16*>(p.z);
   if (step_rows({.w = product.w,
                  .x = normed,

@@ -16,7 +16,7 @@
 //   in_proj (2E, D), x_proj (R+2N, E), dt_proj (E, R), out_proj (D, E)
 //                            float32 or bfloat16
 //   norm (D), conv (E, W), conv_bias (E), dt_bias (E), A_log (E, N), D (E)      float32; conv_bias optional
-//   conv_state (B, E, W)     float32, read and overwritten
+//   conv_state (B, E, W)     float32 or Context::activation, for which the kernels are; read and overwritten
 //   ssm_state (B, E, N)      float32 or bfloat16, likewise; y is of the next one before it is rounded
 //
 // Activations x, z, u and what out_proj reads are rounded to Context::activation, all else is float32: on a GPU

@@ -16,7 +16,7 @@ struct Sizes {
 };
 
 Sizes check(const Mamba1Layer& l, const Tensor& stream, const Tensor& conv_state,
-            const Tensor& ssm_state) {
+            const Tensor& ssm_state, DType activation) {
   const auto matrix = [](const char* name, const Tensor& t) {
     require(t.rank() == 2, "[mamba1_step] {}: expected a matrix, got {}", name, t.shape);
   };
@@ -50,7 +50,10 @@ Sizes check(const Mamba1Layer& l, const Tensor& stream, const Tensor& conv_state
   floats("A_log", l.A_log, {z.E, z.N});
   floats("D", l.D, {z.E});
   of_shape("out_proj", l.out_proj, {z.D, z.E});
-  floats("conv_state", conv_state, {z.B, z.E, z.W});
+  of_shape("conv_state", conv_state, {z.B, z.E, z.W});
+  require(conv_state.dtype == DType::f32 || conv_state.dtype == activation,
+          "[mamba1_step] conv_state: expected float32 or the activations' {}, got {}",
+          name_of(activation), name_of(conv_state.dtype));
   of_shape("ssm_state", ssm_state, {z.B, z.E, z.N});
   require(ssm_state.dtype == DType::f32 || ssm_state.dtype == DType::bf16,
           "[mamba1_step] ssm_state: expected float32 or bfloat16, got {}",
@@ -95,8 +98,9 @@ bool norms_first(const Context& c, const Sizes& s) {
 }
 
 // The sizes, types and addresses that the kernels are made for.
-bool fits(const Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& stream) {
-  if (c.device.type == Device::cpu) return false;
+bool fits(const Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& stream,
+          const Tensor& conv_state) {
+  if (c.device.type == Device::cpu || conv_state.dtype != c.activation) return false;
   for (const Tensor* w : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj})
     if (w->dtype != c.activation) return false;
   const bool bf16 = c.activation == DType::bf16;
@@ -137,7 +141,7 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
                             .eps = l.eps,
                             .taps = l.conv.as<float>(),
                             .bias = l.conv_bias ? l.conv_bias.as<float>() : nullptr,
-                            .state = conv_state.as<float>(),
+                            .state = conv_state.data,
                             .u = u.data,
                             .z = z.data};
   const cuda::StepScan scan{.M = s.B,
@@ -185,7 +189,8 @@ Tensor fused(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& str
 }
 
 // Weights and states once, and what the kernels hand to each other.
-void add_cost(Context& c, const Mamba1Layer& l, const Sizes& s) {
+void add_cost(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& conv_state,
+              const Tensor& ssm_state) {
   double weights = 0, bytes = 0;
   for (const Tensor* w : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj}) {
     weights += static_cast<double>(w->numel());
@@ -194,8 +199,9 @@ void add_cost(Context& c, const Mamba1Layer& l, const Sizes& s) {
   const auto B = static_cast<double>(s.B), E = static_cast<double>(s.E);
   const double states = B * E * static_cast<double>(s.N + s.W);
   c.cost("mamba1_step",
-         bytes + static_cast<double>(l.A_log.bytes()) + 8 * states + 12 * B * E +
-             8 * B * static_cast<double>(s.D),
+         bytes +
+             static_cast<double>(l.A_log.bytes() + 2 * (conv_state.bytes() + ssm_state.bytes())) +
+             12 * B * E + 8 * B * static_cast<double>(s.D),
          2 * B * weights + 7 * states);
 }
 
@@ -204,9 +210,10 @@ void add_cost(Context& c, const Mamba1Layer& l, const Sizes& s) {
 Tensor mamba1_step(Context& c, const Mamba1Layer& layer, const Tensor& stream,
                    const Tensor& conv_state, const Tensor& ssm_state) {
   require(!c.tape, "[mamba1_step] it cannot be recorded for backward");
-  const Sizes s = check(layer, stream, conv_state, ssm_state);
-  if (!fits(c, layer, s, stream)) return composed(c, layer, s, stream, conv_state, ssm_state);
-  add_cost(c, layer, s);
+  const Sizes s = check(layer, stream, conv_state, ssm_state, c.activation);
+  if (!fits(c, layer, s, stream, conv_state))
+    return composed(c, layer, s, stream, conv_state, ssm_state);
+  add_cost(c, layer, s, conv_state, ssm_state);
   return fused(c, layer, s, stream, conv_state, ssm_state);
 }
 

@@ -13,10 +13,12 @@ struct Case {
   int64_t N = 16, W = 4;
   bool conv_bias = true;
   DType state = DType::f32;
+  bool wide_conv = false;  // a float32 conv_state
 
   std::string name() const {
-    return fmt::format("B{} D{} E{} R{} N{} W{} {}{} {} state", B, D, E, R, N, W, name_of(type),
-                       conv_bias ? "" : " without conv_bias", name_of(state));
+    return fmt::format("B{} D{} E{} R{} N{} W{} {}{} {} state{}", B, D, E, R, N, W, name_of(type),
+                       conv_bias ? "" : " without conv_bias", name_of(state),
+                       wide_conv ? ", conv in float32" : "");
   }
 };
 
@@ -37,7 +39,7 @@ struct Step {
     l.D = t.random({k.E}, DType::f32, 9);
     l.out_proj = matrix(k.D, k.E, 10);
     stream = t.random({k.B, 1, k.D}, DType::f32, 11, {.mean = 0.1, .scale = 3});
-    conv_state = t.random({k.B, k.E, k.W}, DType::f32, 12);
+    conv_state = t.random({k.B, k.E, k.W}, k.wide_conv ? DType::f32 : k.type, 12);
     ssm_state = t.random({k.B, k.E, k.N}, k.state, 13);
   }
 
@@ -107,6 +109,7 @@ std::vector<Case> cases() {
     all.push_back({2, 32, 64, 8, type, 8});
     all.push_back({2, 32, 64, 8, type, 16, 3});
     all.push_back({0, 32, 64, 8, type});
+    all.push_back({3, 40, 88, 24, type, 16, 4, true, DType::f32, true});
   }
   if (test_device().type != Device::cuda) return all;
   // A scan of many rows in blocks of 64 and of 80 channels.

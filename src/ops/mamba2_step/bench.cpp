@@ -24,7 +24,7 @@ void mamba2_step_bench(benchmark::State& state) {
     w.D = bench.random({kHeads}, DType::f32, 1);
     w.gate_norm = bench.random({kInner}, DType::f32, 1);
     w.out_proj = bench.random({kWidth, kInner}, type, 0.03);
-    l.conv = bench.random({bench.B, kConvolved, kTaps}, DType::f32, 1);
+    l.conv = bench.random({bench.B, kConvolved, kTaps}, type, 1);
     l.ssm = bench.random({bench.B, kHeads, kChannels, kStates}, DType::f32, 1);
     return l;
   };

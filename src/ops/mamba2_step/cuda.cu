@@ -264,7 +264,8 @@ bool step2_norms(int64_t M, int64_t rows, int64_t D) {
 }
 
 void step2_in_proj(const Step2InProj& p, void* stream) {
-  const ConvOfStep conv{p.taps, p.bias, p.state, p.E + 2 * p.N};
+  const ConvOfStep conv{p.taps, p.bias, static_cast<ConvOfStep::Held::Stored*>(p.state),
+                        p.E + 2 * p.N};
   const auto end = [&](auto of_step) {
     return Parts<decltype(of_step)>{of_step,
                                     p.E,

@@ -14,8 +14,7 @@ struct Step2InProj {
   float eps = 0;
   int64_t E = 0, N = 0;
   const float *taps = nullptr, *bias = nullptr;  // bias may be null
-  float* state = nullptr;
-  void *z = nullptr, *xBC = nullptr;
+  void *state = nullptr, *z = nullptr, *xBC = nullptr;
   float* dt = nullptr;
 };
 void step2_in_proj(const Step2InProj& p, void* stream);

@@ -15,7 +15,7 @@
 //   in_proj (2E + 2N + H, D), out_proj (D, E)                    float32 or bfloat16
 //   norm (D), conv (E + 2N, W), conv_bias (E + 2N), dt_bias (H), A_log (H), D (H) or (H, P), gate_norm (E)
 //                            float32; conv_bias optional
-//   conv_state (B, E + 2N, W)    float32, read and overwritten
+//   conv_state (B, E + 2N, W)    float32 or Context::activation, for which the kernels are; read and overwritten
 //   ssm_state (B, H, P, N)   float32 or bfloat16, likewise; y is of the next one before it is rounded
 //
 // Activations z, x, B, C and what out_proj reads are rounded to Context::activation, all else is float32: on a GPU also

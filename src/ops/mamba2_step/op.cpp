@@ -19,7 +19,7 @@ struct Sizes {
 };
 
 Sizes check(const Mamba2Layer& l, const Tensor& stream, const Tensor& conv_state,
-            const Tensor& ssm_state) {
+            const Tensor& ssm_state, DType activation) {
   const auto of_shape = [](const char* name, const Tensor& t, const Shape& s) {
     require(t.shape == s && t.contiguous(), "[mamba2_step] {}: expected contiguous {}, got {}",
             name, s, t.shape);
@@ -49,7 +49,10 @@ Sizes check(const Mamba2Layer& l, const Tensor& stream, const Tensor& conv_state
   floats("D", l.D, l.D.rank() == 2 ? Shape{z.H, z.P()} : Shape{z.H});
   floats("gate_norm", l.gate_norm, {z.E});
   of_shape("out_proj", l.out_proj, {z.D, z.E});
-  floats("conv_state", conv_state, {z.B, z.convolved(), z.W});
+  of_shape("conv_state", conv_state, {z.B, z.convolved(), z.W});
+  require(conv_state.dtype == DType::f32 || conv_state.dtype == activation,
+          "[mamba2_step] conv_state: expected float32 or the activations' {}, got {}",
+          name_of(activation), name_of(conv_state.dtype));
   of_shape("ssm_state", ssm_state, ssm_state.shape);
   require(ssm_state.dtype == DType::f32 || ssm_state.dtype == DType::bf16,
           "[mamba2_step] ssm_state: expected float32 or bfloat16, got {}",
@@ -84,9 +87,10 @@ Tensor composed(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& 
 
 // The sizes, types and addresses that the kernels are made for.
 bool fits(const Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& stream,
-          const Tensor& ssm_state) {
-  if (c.device.type == Device::cpu || c.activation != DType::bf16) return false;
-  if (l.in_proj.dtype != DType::bf16 || l.out_proj.dtype != DType::bf16) return false;
+          const Tensor& conv_state, const Tensor& ssm_state) {
+  if (c.device.type == Device::cpu) return false;
+  for (const Tensor* t : {&l.in_proj, &l.out_proj, &conv_state})
+    if (t->dtype != DType::bf16 || c.activation != DType::bf16) return false;
   bool here = false;
   KRAIT_WITH_CUDA(here = cuda::has_few_rows(c.device.index));
   return here && s.B > 0 && s.B <= cuda::kMostOnePassRows && s.W == 4 &&
@@ -133,7 +137,7 @@ Tensor fused(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& str
                                        .N = s.N,
                                        .taps = l.conv.as<float>(),
                                        .bias = l.conv_bias ? l.conv_bias.as<float>() : nullptr,
-                                       .state = conv_state.as<float>(),
+                                       .state = conv_state.data,
                                        .z = z.data,
                                        .xBC = xBC.data,
                                        .dt = dt.as<float>()},
@@ -166,14 +170,15 @@ Tensor fused(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& str
 }
 
 // Weights and states once, and what the kernels hand to each other.
-void add_cost(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& ssm_state) {
+void add_cost(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& conv_state,
+              const Tensor& ssm_state) {
   const auto B = static_cast<double>(s.B), E = static_cast<double>(s.E);
   const auto weights = static_cast<double>(l.in_proj.numel() + l.out_proj.numel());
   const auto states = static_cast<double>(ssm_state.numel());
   c.cost("mamba2_step",
-         static_cast<double>(l.in_proj.bytes() + l.out_proj.bytes() + 2 * ssm_state.bytes()) +
-             8 * B * static_cast<double>(s.convolved() * s.W) + 16 * B * E +
-             12 * B * static_cast<double>(s.D),
+         static_cast<double>(l.in_proj.bytes() + l.out_proj.bytes() +
+                             2 * (conv_state.bytes() + ssm_state.bytes())) +
+             16 * B * E + 12 * B * static_cast<double>(s.D),
          2 * B * weights + 5 * states);
 }
 
@@ -182,10 +187,10 @@ void add_cost(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& ss
 Tensor mamba2_step(Context& c, const Mamba2Layer& layer, const Tensor& stream,
                    const Tensor& conv_state, const Tensor& ssm_state) {
   require(!c.tape, "[mamba2_step] it cannot be recorded for backward");
-  const Sizes s = check(layer, stream, conv_state, ssm_state);
-  if (!fits(c, layer, s, stream, ssm_state))
+  const Sizes s = check(layer, stream, conv_state, ssm_state, c.activation);
+  if (!fits(c, layer, s, stream, conv_state, ssm_state))
     return composed(c, layer, s, stream, conv_state, ssm_state);
-  add_cost(c, layer, s, ssm_state);
+  add_cost(c, layer, s, conv_state, ssm_state);
   return fused(c, layer, s, stream, conv_state, ssm_state);
 }
 

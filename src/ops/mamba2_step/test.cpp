@@ -11,12 +11,12 @@ struct Case {
   int64_t B, D, H, N;
   DType type = DType::f32, state = DType::f32;
   int64_t P = 64, W = 4;
-  bool conv_bias = true, D_per_channel = false;
+  bool conv_bias = true, D_per_channel = false, wide_conv = false;  // a float32 conv_state
 
   std::string name() const {
-    return fmt::format("B{} D{} H{} P{} N{} W{} {}{}{} {} state", B, D, H, P, N, W, name_of(type),
+    return fmt::format("B{} D{} H{} P{} N{} W{} {}{}{} {} state{}", B, D, H, P, N, W, name_of(type),
                        conv_bias ? "" : " without conv_bias", D_per_channel ? " D per channel" : "",
-                       name_of(state));
+                       name_of(state), wide_conv ? ", conv in float32" : "");
   }
 };
 
@@ -38,7 +38,7 @@ struct Step {
     l.out_proj = matrix(k.D, E, 9);
     l.dt_min = 0.02f, l.dt_max = 0.5f;
     stream = t.random({k.B, 1, k.D}, DType::f32, 10, {.mean = 0.1, .scale = 3});
-    conv_state = t.random({k.B, C, k.W}, DType::f32, 11);
+    conv_state = t.random({k.B, C, k.W}, k.wide_conv ? DType::f32 : k.type, 11);
     ssm_state = t.random({k.B, k.H, k.P, k.N}, k.state, 12);
   }
 
@@ -121,6 +121,7 @@ std::vector<Case> cases() {
       all.push_back({2, 33, 3, 16, type, state, 22});
       all.push_back({2, 32, 4, 64, type, state, 64, 3});
       all.push_back({0, 32, 4, 64, type, state});
+      all.push_back({3, 40, 4, 64, type, state, 64, 4, true, false, true});
     }
   return all;
 }
