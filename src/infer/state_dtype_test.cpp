@@ -1,4 +1,5 @@
-// States of scans kept in bfloat16 (SessionOptions::scan_state), for every architecture of tests/family that has one.
+// Types of states: those of scans kept in bfloat16 (SessionOptions::scan_state), for every architecture of tests/family that
+// has one, and inputs of convolutions, which have the type of activations.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -49,8 +50,10 @@ void each_model(const Use& use) {
   EXPECT_GE(seen, 4) << "Mamba-1, -2, -3 and S4 at the least";
 }
 
-Session session_of(const models::LanguageModel& model, DType scan_state) {
+Session session_of(const models::LanguageModel& model, DType scan_state,
+                   DType activation = DType::f32) {
   SessionOptions o;
+  o.activation = activation;
   o.batch = kRows;
   o.context = kPrompt + 1;
   o.scan_state = scan_state;
@@ -130,6 +133,60 @@ TEST(StateDtype, StateFilesCarryThemUnchanged) {
     step(again, 50);
     expect_same_bits(to_double(s.logits()), to_double(again.logits()), name);
   });
+}
+
+// Numbers of the convolutions' states of a row, and whether all of them are bfloat16's.
+std::pair<Values, bool> of_convolutions(const nn::State& state) {
+  Values all;
+  for (size_t i = 0; i < state.parts().size(); ++i) {
+    if (!state.parts()[i].name.ends_with(".conv")) continue;
+    const Values v = to_double(state.tensor(i));
+    all.insert(all.end(), v.begin(), v.end());
+  }
+  const bool narrow = std::all_of(all.begin(), all.end(), [](double x) {
+    return static_cast<double>(static_cast<float>(bf16(static_cast<float>(x)))) == x;
+  });
+  return {all, narrow};
+}
+
+// Saved by a session of one type, gone on from by one of another: in float32 from the very inputs that a bfloat16 run
+// left, in bfloat16 from those of a float32 run, each rounded once.
+TEST(StateDtype, T31_StatesOfConvolutionsGoOnInAnotherType) {
+  int64_t convolve = 0;
+  each_model([&](const models::LanguageModel& model, const std::string& name) {
+    if (of_convolutions(model.make_state(1)).first.empty()) return;
+    ++convolve;
+    const TempDir folder;
+    const auto saved = [&](const Session& s, const char* file) {
+      std::vector<Snapshot> rows;
+      for (int64_t b = 0; b < kRows; ++b) rows.push_back(s.snapshot(b));
+      save_state(folder / file, rows, "hash");
+      return load_state(folder / file, model, "hash");
+    };
+    for (const DType from : {DType::f32, DType::bf16}) {
+      const DType to = from == DType::f32 ? DType::bf16 : DType::f32;
+      Session first = session_of(model, DType::f32, from),
+              second = session_of(model, DType::f32, to);
+      read(first, prompts(model, kPrompt, 1));
+      const std::vector<Snapshot> rows = saved(first, "first");
+      for (int64_t b = 0; b < kRows; ++b) {
+        const auto row = static_cast<size_t>(b);
+        const auto [left, narrow] = of_convolutions(rows[row].state);
+        EXPECT_EQ(narrow, from == DType::bf16) << name;
+        second.restore(b, rows[row]);
+        Values rounded = left;
+        for (double& x : rounded) x = static_cast<float>(bf16(static_cast<float>(x)));
+        expect_same_bits(of_convolutions(second.snapshot(b).state).first, rounded, name);
+      }
+      // Back in the type that it came from the file goes on as if nothing had been saved.
+      Session again = session_of(model, DType::f32, from);
+      for (int64_t b = 0; b < kRows; ++b) again.restore(b, rows[static_cast<size_t>(b)]);
+      for (Session* s : {&first, &second, &again}) step(*s, 50);
+      expect_same_bits(to_double(again.logits()), to_double(first.logits()), name);
+      for (const double x : to_double(second.logits())) ASSERT_TRUE(std::isfinite(x)) << name;
+    }
+  });
+  EXPECT_GE(convolve, 2) << "Mamba-1 and Mamba-2 at the least";
 }
 
 }  // namespace

@@ -74,7 +74,9 @@ std::vector<StatePart> Attention::state_parts() const {
                      .activations = true};
   };
   std::vector<StatePart> parts;
-  if (config_.d_conv > 0) parts.push_back({"conv", {config_.channels(), config_.d_conv}});
+  if (config_.d_conv > 0)
+    parts.push_back(
+        {.name = "conv", .shape = {config_.channels(), config_.d_conv}, .activations = true});
   parts.push_back(cache("k"));
   parts.push_back(cache("v"));
   parts.push_back({"length", {1}});

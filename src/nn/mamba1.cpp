@@ -75,7 +75,7 @@ SelectiveBranch::SelectiveBranch(ParamSet& params, const std::string& name, cons
 }
 
 std::vector<StatePart> SelectiveBranch::state_parts() const {
-  return {{"conv", {config_.d_inner, config_.d_conv}},
+  return {{.name = "conv", .shape = {config_.d_inner, config_.d_conv}, .activations = true},
           {.name = "ssm", .shape = {config_.d_inner, config_.d_state}, .scan = true}};
 }
 

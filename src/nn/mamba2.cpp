@@ -73,7 +73,7 @@ Mamba2::Mamba2(ParamSet& params, const std::string& name, const Mamba2Config& g)
 
 std::vector<StatePart> Mamba2::state_parts() const {
   return {
-      {"conv", {config_.d_xBC(), config_.d_conv}},
+      {.name = "conv", .shape = {config_.d_xBC(), config_.d_conv}, .activations = true},
       {.name = "ssm", .shape = {config_.heads(), config_.headdim, config_.d_state}, .scan = true}};
 }
 
