@@ -35,13 +35,16 @@ State::State(const std::vector<StatePart>& parts, int64_t batch, int64_t capacit
                      size_of(type_of(p, types)));
   memory_ = Arena(total, device);
   bytes_ = total;
+  void* const begin = memory_.take_low(0);
   for (const StatePart& p : parts_) {
     const Shape s = shape_of(p, batch, capacity);
     const DType type = type_of(p, types);
-    tensors_.emplace_back(memory_.take_low(static_cast<size_t>(s.numel()) * size_of(type)), type, s,
+    const size_t bytes = static_cast<size_t>(s.numel()) * size_of(type);
+    tensors_.emplace_back(p.per_token ? memory_.take_high(bytes) : memory_.take_low(bytes), type, s,
                           device);
-    if (!p.per_token) zero_bytes(tensors_.back());
   }
+  fixed_ = Tensor(begin, DType::u8, {static_cast<int64_t>(memory_.low())}, device);
+  zero();
 }
 
 State State::first(int64_t rows) const {
@@ -50,6 +53,7 @@ State State::first(int64_t rows) const {
   s.batch_ = rows;
   s.capacity_ = capacity_;
   s.types_ = types_;
+  if (rows == batch_) s.fixed_ = fixed_;
   for (const Tensor& t : tensors_) {
     s.tensors_.push_back(t.slice(0, 0, rows));
     s.bytes_ += s.tensors_.back().bytes();
@@ -87,6 +91,7 @@ void State::copy_row(int64_t to, const State& from, int64_t from_row) {
 }
 
 void State::zero() {
+  if (fixed_) return zero_bytes(fixed_);
   for (size_t i = 0; i < tensors_.size(); ++i)
     if (!parts_[i].per_token) zero_bytes(tensors_[i]);
 }

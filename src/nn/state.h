@@ -68,6 +68,9 @@ class State {
  private:
   std::vector<StatePart> parts_;
   std::vector<Tensor> tensors_;
+  // All bytes of parts that do not grow, where all rows are here: cleared at once, since a call a part took a GPU 3% of
+  // the time of a prompt of 2,048 tokens.
+  Tensor fixed_;
   Arena memory_ = Arena(0);
   int64_t batch_ = 0, capacity_ = 0;
   StateTypes types_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "krait/autograd/plan.h"
 #include "krait/tensor/memory.h"
@@ -44,6 +45,7 @@ Trainer::Trainer(models::Model& model, const TrainOptions& options)
 void Trainer::read(std::unique_ptr<Batches> batches, int64_t steps) {
   batches_ = std::move(batches);
   options_.steps = steps;
+  ahead_ = {};
 }
 
 Context Trainer::context(bool training) {
@@ -92,15 +94,20 @@ void Trainer::reserve(const PlacedBatch& batch, const models::Pass& pass, bool t
   arena_ = Arena(bytes, device());
 }
 
+std::vector<Batch> Trainer::batches_of(int64_t step) {
+  std::vector<Batch> batches;
+  for (int64_t k = 0; k < options_.grad_accum; ++k)
+    batches.push_back(batches_->at((step - 1) * options_.grad_accum + k));
+  return batches;
+}
+
 StepResult Trainer::step() {
   const int64_t step = steps_done_ + 1, K = options_.grad_accum;
-  const int64_t first = steps_done_ * K;  // micro-batches before this step
-  std::vector<Batch> batches;
-  int64_t targets = 0;
-  for (int64_t k = 0; k < K; ++k) {
-    batches.push_back(batches_->at(first + k));
-    targets += batches.back().n_targets;
-  }
+  if (ahead_.step != step) ahead_ = {step, batches_of(step)};
+  const std::vector<Batch> batches = std::exchange(ahead_, {}).batches;
+  const int64_t targets =
+      std::accumulate(batches.begin(), batches.end(), int64_t{0},
+                      [](int64_t sum, const Batch& b) { return sum + b.n_targets; });
   std::vector<PlacedBatch> placed;
   for (int64_t k = 0; k < K; ++k) {
     Context c = context(true);
@@ -112,6 +119,7 @@ StepResult Trainer::step() {
   r.lr = learning_rate(options_, step);
   set_numbers(step, r.lr, targets);
   run(placed);
+  read_ahead(step + 1);
 
   std::vector<float> numbers(static_cast<size_t>(numbers_.numel()));
   download(numbers_, numbers.data(), stream_);  // waits for the step
@@ -129,6 +137,16 @@ StepResult Trainer::step() {
   r.dropped = static_cast<int64_t>(dropped);
   r.tokens = K * batches_->inputs();
   return r;
+}
+
+// While a GPU is at work. What cannot be read is said by the step that needs it.
+void Trainer::read_ahead(int64_t step) {
+  if (device().type != Device::cuda || step > options_.steps) return;
+  try {
+    ahead_ = {step, batches_of(step)};
+  } catch (const Error&) {
+    ahead_ = {};
+  }
 }
 
 void Trainer::make_numbers() {

@@ -71,6 +71,8 @@ class Trainer {
  private:
   Context context(bool training);  // with nothing in the arena
   Context context_as_it_is(bool training);
+  std::vector<Batch> batches_of(int64_t step);
+  void read_ahead(int64_t step);
   models::Pass training_pass(int64_t k);  // of micro-batch k of the next step
   void reserve(const PlacedBatch& batch, const models::Pass& pass, bool training);
   double loss_of(const Batch& batch, const models::Pass& pass);  // Σ over its targets
@@ -90,6 +92,10 @@ class Trainer {
   models::Model& model_;
   TrainOptions options_;
   std::unique_ptr<Batches> batches_;
+  struct {
+    int64_t step = 0;
+    std::vector<Batch> batches;
+  } ahead_;  // of the step that comes next, where they were read early
   OwnStream stream_;
   Arena arena_ = Arena(0);
   Tape tape_;
