@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(128, kForwardBlocks<T, W>)
     float now[V];
     int rest = static_cast<int>(end - t);
     window.fill(t, q, state_in);
-    if (state_out && t == q.begin)
+    if (state_out && q.out >= 0 && t == q.begin)
       for (int v = 0; v < V; ++v) write_state<T>(p, q, e + v, state_in, state_out);
     if constexpr (V > 1) {
       const int groups = rest / kGroup;
@@ -502,7 +502,7 @@ void with_kernel(const ConvProblem& p, const F& f) {
 void conv_forward(const ConvProblem& p, const ConvSequences& c, const void* state_in,
                   void* state_out, void* stream) {
   if (p.E == 0) return;
-  const bool one = c.n == 1 && !c.begin && c.tokens > 0;
+  const bool one = c.n == 1 && c.tokens > 0;
   if (c.tokens > 0) {
     with_kernel(p, [&](auto x, auto taps) {
       using T = decltype(x);

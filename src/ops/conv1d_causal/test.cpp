@@ -202,6 +202,15 @@ TEST(Conv1dCausal, T25_PackedSequencesDoNotLeak) {
                               .lengths = {1, 0, 2, 64, 3, 1, 40, 0, 9}});
     expect_matches_reference(
         {.B = 2, .L = 60, .E = 33, .state_out = true, .dtype = dtype, .lengths = {61, 3, 56}});
+    for (const int64_t E : {33, 64})
+      for (const int64_t L : {2, 300})
+        expect_matches_reference({.B = 1,
+                                  .L = L,
+                                  .E = E,
+                                  .state_in = true,
+                                  .state_out = true,
+                                  .dtype = dtype,
+                                  .lengths = {L}});
   }
   expect_matches_reference(
       {.B = 5, .L = 1, .E = 130, .state_in = true, .state_out = true, .lengths = {1, 1, 1, 1, 1}});
@@ -389,11 +398,25 @@ TEST(Conv1dCausal, SameBitsForAnyNumberOfThreadsAndTwice) {
   }
 }
 
+// As sessions hand a prompt to it: a packing of one sequence.
+Packing one_sequence(TestContext& test, int64_t tokens) {
+  Packing p{.n = 1,
+            .longest = tokens,
+            .begin = test.tensor({2}, DType::i64),
+            .state_in = test.tensor({1}, DType::i32),
+            .state_out = test.tensor({1}, DType::i32)};
+  set(p.begin, 0, 0);
+  set(p.begin, 1, static_cast<double>(tokens));
+  set(p.state_in, 0, 0);
+  set(p.state_out, 0, 0);
+  return p;
+}
+
 // Whole = pieces of any length handed from state to state = steps, bit for bit.
 TEST(Conv1dCausal, T20_ChunksAndStepsEqualTheWhole) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     for (int64_t K : {3, 4, 6}) {
-      const Case k{.B = 3,
+      const Case k{.B = K == 4 ? 1 : 3,
                    .L = 90,
                    .E = 67,
                    .K = K,
@@ -414,8 +437,10 @@ TEST(Conv1dCausal, T20_ChunksAndStepsEqualTheWhole) {
         for (int64_t length : lengths) {
           const Tensor x = parts.test.tensor({k.B, length, k.E}, dtype);
           copy_host(parts.x.slice(1, at, at + length), x);
-          const Tensor piece =
-              conv1d_causal(parts.test.c, x, parts.w, parts.bias, true, nullptr, state, state).y;
+          const Packing alone = one_sequence(parts.test, length);
+          const Tensor piece = conv1d_causal(parts.test.c, x, parts.w, parts.bias, true,
+                                             k.B == 1 ? &alone : nullptr, state, state)
+                                   .y;
           for (int64_t i = 0; i < piece.numel(); ++i) {
             const int64_t b = i / (length * k.E), within = i % (length * k.E);
             y[static_cast<size_t>((b * k.L + at) * k.E + within)] = get(piece, i);
