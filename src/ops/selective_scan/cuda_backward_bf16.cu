@@ -18,7 +18,7 @@ struct NextStates {
   float4* shared;
   float h[4];
 
-  __device__ void load(const StatePlace<4>& at, const float* from) {
+  __device__ void load(const StatePlace& at, const float* from) {
     if (kShared && S::kWhole && from) {
       cuda::copy_async<16>(shared, from + at.at);
       cuda::commit_copies();
@@ -45,7 +45,7 @@ __device__ inline void scan_states(const Work& k, const Place& place, int64_t pi
   const CudaProblem& p = w.p;
   Adjoint<S, kExact> a;
   a.warp = role, a.lane = lane, a.channel = role * 8 + lane % 8;
-  const StatePlace<4> at(p, place, a.channel, lane / 8 * 4);
+  const StatePlace at(p, place, a.channel, lane / 8 * 4);
   const int64_t states = p.E * p.N;
   at.load(p.A, a.A);
 #pragma unroll
@@ -188,8 +188,8 @@ int64_t cuda_backward_bf16_scratch(const CudaProblem& p) {
 }
 
 void cuda_scan_backward_bf16(const CudaBackward& w, void* stream) {
-  with_shape<false>(w.p, !w.du.add && !w.ddt.add && !w.dz.add,
-                    [&]<class S>() { launch<S>(w, stream); });
+  with_shape<8>(w.p, cuda_scan_channels(w.p, kBackwardCosts), !w.du.add && !w.ddt.add && !w.dz.add,
+                [&]<class S>() { launch<S>(w, stream); });
 }
 
 }  // namespace krait::ops::scan

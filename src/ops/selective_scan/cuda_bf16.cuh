@@ -10,13 +10,11 @@
 namespace krait::ops::scan {
 namespace {
 
-// kWarps scanning warps of 32 / Lanes channels: with c of them in a warp, lane c i + j has the i-th 16 / Lanes states
-// of channel j. kWhole: every block has all of its channels, and they have 16 states; backward,
-// gradients are not added to what was.
-template <int kWarps, bool Whole, int Lanes = 4>
-struct Shape16 : Layout<Lanes, 16 / Lanes, 1, kWarps, 8, false, 32> {
+// kWarps scanning warps of eight channels, of which a lane has four states of one. kWhole: every block has all of its
+// channels, and they have 16 states; backward, gradients are not added to what was.
+template <int kWarps, bool Whole, int kHelperWarps = 8>
+struct Shape16 : Layout<4, 4, 1, kWarps, kHelperWarps, false, 32> {
   static constexpr bool kWhole = Whole;
-  static constexpr int kOfWarp = 32 / Lanes;  // channels
   static constexpr bool kMoreRegisters = kWarps == 12;  // backward: helping warps leave some to the scanning ones
 };
 
@@ -117,20 +115,17 @@ struct AnyBC : std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>> {
   }
 };
 
-// Calls f with the shape for a problem. Forward, eight warps take 32 channels: with half the states a lane they hide
-// more of each other's waiting than four would.
-template <bool kForward, class F>
-void with_shape(const CudaProblem& p, bool plain, const F& f) {
-  const auto with = [&]<int kWarps, int kLanes>() {
-    const bool whole = plain && p.E / p.G % (kWarps * 32 / kLanes) == 0 && p.N == 16 && p.B.bf16 && p.B.by4 &&
-                       p.C.bf16 && p.C.by4;
-    whole ? f.template operator()<Shape16<kWarps, true, kLanes>>()
-          : f.template operator()<Shape16<kWarps, false, kLanes>>();
+// Calls f with the shape of so many channels, where there are so few as 32 with kHelperWarps.
+template <int kHelperWarps, class F>
+void with_shape(const CudaProblem& p, int channels, bool plain, const F& f) {
+  const auto with = [&]<int kWarps, int kHelping>() {
+    const bool whole = plain && p.E / p.G % channels == 0 && p.N == 16 && p.B.bf16 && p.B.by4 && p.C.bf16 && p.C.by4;
+    whole ? f.template operator()<Shape16<kWarps, true, kHelping>>()
+          : f.template operator()<Shape16<kWarps, false, kHelping>>();
   };
-  const int channels = cuda_scan_channels(p, kForward ? kForwardCosts : kBackwardCosts);
-  channels == 32   ? with.template operator()<kForward ? 8 : 4, kForward ? 8 : 4>()
-  : channels == 64 ? with.template operator()<8, 4>()
-                   : with.template operator()<12, 4>();
+  channels == 32   ? with.template operator()<4, kHelperWarps>()
+  : channels == 64 ? with.template operator()<8, 8>()
+                   : with.template operator()<12, 8>();
 }
 
 // The most floats of scratch that any of the shapes needs.
@@ -165,21 +160,20 @@ __device__ inline void helpers_meet() {
   asm volatile("bar.sync 2, %0;" ::"n"(S::kHelpers) : "memory");
 }
 
-// A thread's states of a channel, from or to a contiguous (E, N); zero where they do not exist.
-template <int kStates>
+// Four states of a channel, from or to a contiguous (E, N); zero where they do not exist.
 struct StatePlace {
   int64_t at;
   int there;  // of them
   __device__ StatePlace(const CudaProblem& p, const Place& place, int channel, int n0)
       : at((place.first + channel) * p.N + n0),
         there(channel < place.channels ? static_cast<int>(p.N) - n0 : 0) {}
-  __device__ void load(const float* from, float (&to)[kStates]) const {
+  __device__ void load(const float* from, float (&to)[4]) const {
 #pragma unroll
-    for (int n = 0; n < kStates; ++n) to[n] = from && n < there ? from[at + n] : 0.0f;
+    for (int n = 0; n < 4; ++n) to[n] = from && n < there ? from[at + n] : 0.0f;
   }
-  __device__ void store(const float (&from)[kStates], float* to) const {
+  __device__ void store(const float (&from)[4], float* to) const {
 #pragma unroll
-    for (int n = 0; n < kStates; ++n)
+    for (int n = 0; n < 4; ++n)
       if (n < there) to[at + n] = from[n];
   }
 };

@@ -1,8 +1,9 @@
 // selective_scan forward on NVIDIA GPUs for bfloat16 rows and up to 16 states; long sequences are cut into
 // segments. The floor is the exponentials, 16 a cycle and multiprocessor: one for each (t, e, n), three for each
 // (t, e).
-#include "krait/ops/selective_scan/cuda_bf16.cuh"
+#include "krait/ops/selective_scan/cuda_forward_bf16.cuh"
 #include "krait/ops/selective_scan/cuda_forward_bf16.h"
+#include "krait/ops/selective_scan/cuda_forward_few.cuh"
 #include "krait/ops/selective_scan/cuda_segments.h"
 
 namespace krait::ops::scan {
@@ -10,36 +11,21 @@ namespace {
 
 using cuda::ceil_div;
 
+namespace many {
+
 template <class S>
-struct ForwardTile {
+struct Tile {
   float4 rows[S::kTile / 2][S::kChannels];  // delta, delta u of two steps, at cell_of(channel)
   // Rows apart by a warp's channels, as banks: so many are written at once as lanes have a channel.
-  float y[S::kTile][S::kChannels + S::kOfWarp];
+  float y[S::kTile][S::kChannels + 8];
   float bc[S::kTile * S::kRow];
 };
 
 template <class S>
-struct ForwardMemory {
-  ForwardTile<S> tile[2];
+struct Memory {
+  Tile<S> tile[2];
   TileBarriers<S, 32> tiles;
   float bias[S::kChannels], D[S::kChannels];
-};
-
-struct Work {
-  CudaForward w;
-  int64_t segments, segment;
-  const float* states;  // before each segment; null: there is one, from state_in
-};
-
-struct Unit {
-  Span s;
-  int64_t segment, from, tokens;  // its first token in the sequence
-  __device__ Unit(const Work& k, int64_t index)
-      : s(sequence(k.w.p, index / k.segments)), segment(index % k.segments) {
-    from = segment * k.segment;
-    const int64_t left = s.tokens - from;
-    tokens = left < 0 ? 0 : left < k.segment ? left : k.segment;
-  }
 };
 
 // What a helping thread does: the next tile, from memory to where the tile before last was, and that one's y to
@@ -49,11 +35,10 @@ struct Helper : HelperPlace<S> {
   using HelperPlace<S>::kQuads, HelperPlace<S>::kQuadBytes;
   using HelperPlace<S>::row, HelperPlace<S>::place;
   const CudaForward& w;
-  ForwardMemory<S>& memory;
+  Memory<S>& memory;
   const int helper;
 
-  __device__ Helper(const CudaForward& w_, const Place& place_, ForwardMemory<S>& memory_,
-                    int helper_)
+  __device__ Helper(const CudaForward& w_, const Place& place_, Memory<S>& memory_, int helper_)
       : HelperPlace<S>(place_, helper_), w(w_), memory(memory_), helper(helper_) {
     const CudaProblem& p = w.p;
     for (int c = helper; c < S::kChannels; c += S::kHelpers) {
@@ -80,7 +65,7 @@ struct Helper : HelperPlace<S> {
     load(begin, row < last ? row : last, row < last ? row : last, next);
 #pragma unroll 2
     for (int i = 0; i < tiles + 2; ++i) {
-      ForwardTile<S>& at = memory.tile[i & 1];
+      Tile<S>& at = memory.tile[i & 1];
       const AnyBC<S> bc = bc_next;
       const Inputs now = next;
       // Asked for in this step, used in the next; what is not there to be read is read twice.
@@ -111,7 +96,7 @@ struct Helper : HelperPlace<S> {
     if (w.p.z.data) HelperPlace<S>::load(w.p.z, begin + before, to.z_before);
   }
 
-  __device__ void prepare(bool there, const Inputs& in, ForwardTile<S>& at) const {
+  __device__ void prepare(bool there, const Inputs& in, Tile<S>& at) const {
     const CudaProblem& p = w.p;
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
@@ -140,7 +125,7 @@ struct Helper : HelperPlace<S> {
     }
   }
 
-  __device__ void finish(int token, const Inputs& in, const ForwardTile<S>& at) const {
+  __device__ void finish(int token, const Inputs& in, const Tile<S>& at) const {
     char* const to_y = this->at(w.y, token);
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
@@ -167,11 +152,26 @@ struct Helper : HelperPlace<S> {
 template <class S>
 struct Scanner {
   static constexpr int kSteps = S::LPC, NS = S::NS;
-  int channel, lane;
-  float A[NS], h[NS];  // A: A log2(e)
+  const int lane, l, channel;  // l: which of a channel's lanes; channel: of the block
+  float A[NS], h[NS];          // A: A log2(e)
 
+  __device__ Scanner(int role, int lane_)
+      : lane(lane_), l(lane_ / 8), channel(role * 8 + lane_ % 8) {}
+
+  // Calls before(i) with the states before tile i.
+  template <class F>
+  __device__ void walk(Memory<S>& memory, int64_t tiles, const F& before) {
+    for (int64_t i = 0; i < tiles; ++i) {
+      before(i);
+      memory.tiles.wait_until_full(static_cast<unsigned>(i));
+      tile(memory.tile[i & 1]);
+      memory.tiles.is_done(static_cast<unsigned>(i));
+    }
+  }
+
+ private:
   // Steps beyond the end of the sequence change nothing.
-  __device__ void tile(ForwardTile<S>& at) {
+  __device__ void tile(Tile<S>& at) {
     constexpr int kRounds = S::kTile / kSteps;
     float y[2][kSteps];
 #pragma unroll
@@ -181,14 +181,12 @@ struct Scanner {
     }
     put(at, (kRounds - 1) * kSteps, y[(kRounds - 1) % 2]);
   }
-
- private:
-  __device__ void step(const ForwardTile<S>& at, int t0, float (&y)[kSteps]) {
+  __device__ void step(const Tile<S>& at, int t0, float (&y)[kSteps]) {
     float b[kSteps][NS], c[kSteps][NS];
     float2 v[kSteps];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      load_bc<S>(at.bc, t0 + s, lane / S::kOfWarp, b[s], c[s]);
+      load_bc<S>(at.bc, t0 + s, l, b[s], c[s]);
       if (s % 2 == 1) continue;
       const float4 two = at.rows[(t0 + s) / 2][cell_of(channel)];
       v[s] = {two.x, two.y}, v[s + 1] = {two.z, two.w};
@@ -201,20 +199,31 @@ struct Scanner {
         y[s] = n == 0 ? c[s][n] * h[n] : fmaf(c[s][n], h[n], y[s]);
       }
   }
-  __device__ void put(ForwardTile<S>& at, int t0, float (&y)[kSteps]) const {
-    sum_transposed<S::LPC, S::kOfWarp>(y, lane);
-    at.y[t0 + lane / S::kOfWarp][channel] = y[0];
+  __device__ void put(Tile<S>& at, int t0, float (&y)[kSteps]) const {
+    sum_transposed<S::LPC, 8>(y, lane);
+    at.y[t0 + l][channel] = y[0];
   }
 };
 
+}  // namespace many
+
+// Where sequences are few, blocks of 32 channels have ways of their own.
+template <class S>
+constexpr bool kFew = S::kChannels == 32;
+template <class S>
+using Memory = std::conditional_t<kFew<S>, few::Memory<S>, many::Memory<S>>;
+template <class S>
+using Helper = std::conditional_t<kFew<S>, few::Helper<S>, many::Helper<S>>;
+template <class S>
+using Scanner = std::conditional_t<kFew<S>, few::Scanner<S>, many::Scanner<S>>;
+
 template <class S>
 __device__ inline void scan_states(const Work& k, const Place& place, const Unit& u, int64_t unit,
-                                   int64_t tiles, int role, int lane, ForwardMemory<S>& memory) {
+                                   int64_t tiles, int role, int lane, Memory<S>& memory) {
   const CudaForward& w = k.w;
   const CudaProblem& p = w.p;
-  Scanner<S> scan;
-  scan.lane = lane, scan.channel = role * S::kOfWarp + lane % S::kOfWarp;
-  const StatePlace<S::NS> at(p, place, scan.channel, lane / S::kOfWarp * S::NS);
+  Scanner<S> scan(role, lane);
+  const StatePlace at(p, place, scan.channel, scan.l * S::NS);
   const int64_t states = p.E * p.N;
   at.load(p.A, scan.A);
 #pragma unroll
@@ -222,12 +231,9 @@ __device__ inline void scan_states(const Work& k, const Place& place, const Unit
   const float* state_in = p.state_in && u.s.in >= 0 ? p.state_in + u.s.in * states : nullptr;
   at.load(k.states ? k.states + unit * states : state_in, scan.h);
   float* saved = w.saved ? w.saved + (u.s.begin / S::kTile + u.from / S::kTile) * states : nullptr;
-  for (int64_t i = 0; i < tiles; ++i) {
+  scan.walk(memory, tiles, [&](int64_t i) {
     if (saved && u.from + i > 0) at.store(scan.h, saved + (i - 1) * states);
-    memory.tiles.wait_until_full(static_cast<unsigned>(i));
-    scan.tile(memory.tile[i & 1]);
-    memory.tiles.is_done(static_cast<unsigned>(i));
-  }
+  });
   if (w.state_out && u.s.out >= 0 && u.from + u.tokens == u.s.tokens &&
       (tiles > 0 || u.segment == 0))
     at.store(scan.h, w.state_out + u.s.out * states);
@@ -237,7 +243,7 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
     scan_forward_bf16(const __grid_constant__ Work k) {
   extern __shared__ float4 shared[];
-  auto& memory = *reinterpret_cast<ForwardMemory<S>*>(shared);
+  auto& memory = *reinterpret_cast<Memory<S>*>(shared);
   const CudaProblem& p = k.w.p;
   const int64_t of_group = blocks_of_group<S>(p), blocks = of_group * p.G;
   const int64_t block = blockIdx.x % blocks, index = blockIdx.x / blocks;
@@ -251,6 +257,15 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     Helper<S>(k.w, place, memory, ~role * 32 + lane).run(u, static_cast<int>(tiles));
   else
     scan_states<S>(k, place, u, index, tiles, role, lane, memory);
+}
+
+// Whether all rows can be moved by eights.
+bool by8(const CudaForward& w) {
+  const CudaProblem& p = w.p;
+  const auto can = [](const CudaRows& r) {
+    return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.stride % 8 == 0 && r.group % 8 == 0;
+  };
+  return can(p.u) && can(p.dt) && can(p.z) && can(p.B) && can(p.C) && can(w.y);
 }
 
 template <class S>
@@ -269,7 +284,7 @@ void launch(const CudaForward& w, void* stream) {
     cuda_states_between(p, segments, stream);
     k.states = segments.at;
   }
-  constexpr int bytes = sizeof(ForwardMemory<S>);
+  constexpr int bytes = sizeof(Memory<S>);
   cudaFuncSetAttribute(scan_forward_bf16<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   scan_forward_bf16<S>
       <<<static_cast<unsigned>(p.sequences * k.segments * p.G * blocks_of_group<S>(p)), S::kThreads,
@@ -287,7 +302,8 @@ int64_t cuda_forward_bf16_scratch(const CudaProblem& p) {
 }
 
 void cuda_scan_forward_bf16(const CudaForward& w, void* stream) {
-  with_shape<true>(w.p, true, [&]<class S>() { launch<S>(w, stream); });
+  const int channels = cuda_scan_channels(w.p, kForwardCosts);
+  with_shape<4>(w.p, channels, channels > 32 || by8(w), [&]<class S>() { launch<S>(w, stream); });
 }
 
 }  // namespace krait::ops::scan

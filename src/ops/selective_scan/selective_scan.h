@@ -44,8 +44,7 @@
 //
 // `remake_y`: y is not kept for backward where the op can write it again there (Tape::watch_remade): in a segment that
 // does not keep all, on a GPU, of rows for which there is a kernel in bfloat16, with all of u, dt and z differentiated.
-// It has the bits of forward, but where that summed over n in another order (blocks of 32 channels, few sequences) and
-// then the errors.
+// It has the bits of forward.
 //
 // Throws Error where shapes, types or the packing do not fit.
 #pragma once
