@@ -6,6 +6,7 @@
 #include <future>
 #include <limits>
 #include <memory>
+#include <optional>
 
 #include "krait/base/file.h"
 #include "krait/train/checkpoint.h"
@@ -34,6 +35,7 @@ class Run {
 
   RunResult go() {
     prepare();
+    if (unfinished_) finish(*unfinished_);
     while (trainer_->steps_done() < o_.train.steps && !result_.interrupted) one_step();
     result_.steps = trainer_->steps_done();
     result_.best_loss = progress_.best_loss;
@@ -70,10 +72,29 @@ class Run {
     require(!ec, "cannot create {}: {}", out_.string(), ec.message());
     remove_unfinished(out_);
     write_file(out_ / "config.toml", to_toml(o_));
-    logs_.emplace_back(out_ / "log.jsonl", trainer_->steps_done());
-    if (!o_.log.empty()) logs_.emplace_back(o_.log, trainer_->steps_done());
+    if (resume_) mend_best();
+    unfinished_ = step_to_finish();
+    const int64_t logged = trainer_->steps_done() - (unfinished_ ? 1 : 0);
+    logs_.emplace_back(out_ / "log.jsonl", logged);
+    if (!o_.log.empty()) logs_.emplace_back(o_.log, logged);
     if (watcher_.begin)
       watcher_.begin(model_->params().numel(), memory, description, data_->unit());
+  }
+
+  // A run that was killed behind the writing of last/, before best/ took its place.
+  void mend_best() const {
+    const fs::path best = out_ / "best";
+    if (fs::exists(best / "trainer.json") && read_progress(best).best_loss != progress_.best_loss)
+      share_checkpoint(start_, best);
+  }
+
+  // The record of the last step, where the run was stopped before that step was validated.
+  std::optional<LogRecord> step_to_finish() const {
+    const int64_t done = trainer_->steps_done();
+    if (!validates(done) || !fs::exists(out_ / "log.jsonl")) return {};
+    for (const LogRecord& r : read_log(out_ / "log.jsonl"))
+      if (r.step == done && !r.valid_loss) return r;
+    return {};
   }
 
   // The copy of the log may lie in the directory of the run, which is made later.
@@ -115,17 +136,23 @@ class Run {
     const StepResult r = trainer_->step();
     const double took = seconds_since(start);
     const int64_t step = trainer_->steps_done();
-    const bool last = step == o_.train.steps;
-    result_.interrupted = stopping();
-
     LogRecord record{
         step, r.loss, r.grad_norm, r.lr, r.tokens * step, static_cast<double>(r.tokens) / took,
         0,    {}};
     if (model_->routes()) record.dropped = r.dropped;
-    if (data_->has_validation() && !result_.interrupted && (last || due(step, o_.eval_every)))
-      data_->validate(*trainer_, watcher_.stop, record);
-    result_.interrupted = stopping();
+    if (std::isfinite(r.loss)) loss_since_save_ += r.loss, ++steps_since_save_;
     progress_.step = step;
+    progress_.seconds += took;
+    finish(record);
+  }
+
+  // What is due after a step was taken: validation, its line in the log, a sample, a checkpoint.
+  void finish(LogRecord record) {
+    const Clock::time_point start = Clock::now();
+    const int64_t step = record.step;
+    result_.interrupted = stopping();
+    if (validates(step) && !result_.interrupted) data_->validate(*trainer_, watcher_.stop, record);
+    result_.interrupted = stopping();
     progress_.seconds += seconds_since(start);
     record.seconds = progress_.seconds;
     for (RunLog& log : logs_) log.append(record);
@@ -133,8 +160,7 @@ class Run {
     if (watcher_.step) watcher_.step(record, o_.train.steps);
     if (due(step, o_.sample_every) && !result_.interrupted) sample(step);
 
-    if (std::isfinite(r.loss)) loss_since_save_ += r.loss, ++steps_since_save_;
-    const bool save_now = last || result_.interrupted || due(step, o_.save_every);
+    const bool save_now = step == o_.train.steps || result_.interrupted || due(step, o_.save_every);
     std::optional<double> candidate = record.valid_loss;
     if (!data_->has_validation() && save_now && steps_since_save_ > 0)
       candidate = loss_since_save_ / static_cast<double>(steps_since_save_);
@@ -163,6 +189,10 @@ class Run {
                                 o_.train.seed));
   }
 
+  bool validates(int64_t step) const {
+    return data_->has_validation() && step > 0 &&
+           (step == o_.train.steps || due(step, o_.eval_every));
+  }
   static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
   bool stopping() const { return watcher_.stop && watcher_.stop(); }
 
@@ -175,6 +205,7 @@ class Run {
   std::unique_ptr<models::Model> model_;
   std::unique_ptr<Trainer> trainer_;
   std::vector<RunLog> logs_;
+  std::optional<LogRecord> unfinished_;
   Progress progress_;
   double loss_since_save_ = 0;
   int64_t steps_since_save_ = 0;

@@ -40,6 +40,11 @@ class Runs : public ::testing::Test {
     for (const LogRecord& r : read_log(run / "log.jsonl")) out.push_back(r.loss);
     return out;
   }
+  static std::vector<std::optional<double>> valid_losses(const fs::path& run) {
+    std::vector<std::optional<double>> out;
+    for (const LogRecord& r : read_log(run / "log.jsonl")) out.push_back(r.valid_loss);
+    return out;
+  }
   static std::string weights_of(const fs::path& checkpoint) {
     return read_file(checkpoint / "model.safetensors");
   }
@@ -92,9 +97,33 @@ TEST_F(Runs, ResumedIsTheRunThatWasNeverStopped) {
     const RunResult r = run_training(p, true, {});
     EXPECT_FALSE(r.interrupted);
     EXPECT_EQ(losses(p.out), losses(o.out));
-    EXPECT_EQ(weights_of(fs::path(p.out) / "last"), weights_of(fs::path(o.out) / "last"));
+    // Steps 4 and 8, at which the run was stopped, were to be validated.
+    EXPECT_EQ(valid_losses(p.out), valid_losses(o.out));
+    for (const char* name : {"last", "best"})
+      EXPECT_EQ(weights_of(fs::path(p.out) / name), weights_of(fs::path(o.out) / name)) << name;
     EXPECT_EQ(run_training(p, true, {}).steps, 10);  // nothing left to do
   }
+}
+
+TEST_F(Runs, StoppedAtItsLastStepTheRunIsValidatedWhenItGoesOn) {
+  const RunOptions o = options("run");
+  EXPECT_TRUE(run_training(o, false, stop_after(9)).interrupted);
+  EXPECT_FALSE(valid_losses(o.out).at(9));
+  EXPECT_FALSE(run_training(o, true, {}).interrupted);
+  EXPECT_TRUE(valid_losses(o.out).at(9));
+  EXPECT_EQ(valid_losses(o.out).size(), 10u);
+}
+
+TEST_F(Runs, KilledBetweenLastAndBestTheRunGivesTheBetterOneToBest) {
+  RunOptions o = options("run");
+  o.valid.clear();
+  o.keep = 2;
+  run_training(o, false, {});  // checkpoints of steps 5 and 10, the later one better
+  const fs::path run = o.out, best = run / "best";
+  ASSERT_EQ(weights_of(best), weights_of(run / "last"));
+  share_checkpoint(run / "step-00000005", best);
+  run_training(o, true, {});
+  EXPECT_EQ(weights_of(best), weights_of(run / "last"));
 }
 
 TEST_F(Runs, ALogThatIsAheadOfTheCheckpointIsCutBack) {
