@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "krait/io/safetensors.h"
 #include "krait/testing/files.h"
 #include "krait/testing/golden.h"
+#include "krait/testing/op_test.h"
 
 namespace krait::testing {
 
@@ -53,6 +55,12 @@ struct GoldenCase {
     const std::string key = "state_" + kind + "_f32_max_abs_err";
     if (json.at("tolerance").contains(key)) return bound(key);
     return bound("logits_f32_max_abs_err") / json.at("logits_std").get<double>() * max_abs(values);
+  }
+  // Of a loss that is the mean over n tokens, a float32. A foreign run may have been lucky, its tokens' errors have
+  // cancelled: a mean of n errors as large as the logits' is expected to be off by that over sqrt(n).
+  double loss_bound(double exact, int64_t n) const {
+    const double expected = bound("logits_f32_max_abs_err") / std::sqrt(static_cast<double>(n));
+    return std::max(bound("loss_f32_abs_err"), expected) + rounding(DType::f32) * exact;
   }
   std::vector<int32_t> ids(const std::string& name) const {
     const Tensor& t = data.at(name);
