@@ -6,6 +6,8 @@
 
 #include "krait/autograd/plan.h"
 #include "krait/base/file.h"
+#include "krait/base/json.h"
+#include "krait/io/config.h"
 #include "krait/io/safetensors.h"
 #include "krait/models/mamba1.h"
 
@@ -113,6 +115,32 @@ TEST_F(ModelFiles, T37_WeightsWinOverAConfigThatDisagrees) {
   EXPECT_EQ(models::mamba1_of(back.model->config()).d_inner, 48);
   EXPECT_EQ(back.notes.size(), 3u);
   EXPECT_EQ(logits(*back.model), logits(*model));
+}
+
+// Where transformers writes other weights than its config says.
+TEST_F(ModelFiles, T37_WhatTransformersWritesAgainstItsConfigIsUsed) {
+  struct Case {
+    const char *family, *key;
+    Json said, written;
+  };
+  for (const Case& t : {Case{"zamba2", "num_mem_blocks", 1, 2},
+                        Case{"nemotron_h", "attention_bias", true, false}}) {
+    SCOPED_TRACE(t.family);
+    const fs::path family =
+        fs::path(KRAIT_SOURCE_DIR) / "tests/family" / fmt::format("{}.json", t.family);
+    Json config = read_json(family);
+    config[t.key] = t.written;
+    Layout layout;
+    models::LanguageModel model(parse_config(config.dump(), family, layout));
+    model.params().allocate(nn::Purpose::inference, DType::f32);
+    model.params().initialize(3);
+    save_model(model, dir_, Layout::huggingface, DType::f32);
+    config[t.key] = t.said;
+    write_file(dir_ / "config.json", config.dump());
+    const LoadedModel back = load_model(dir_, {});
+    EXPECT_EQ(back.notes.size(), 1u);
+    EXPECT_EQ(logits(*back.model), logits(model));
+  }
 }
 
 TEST_F(ModelFiles, T11_AMissingOrMisshapenTensorIsAnErrorThatNamesIt) {

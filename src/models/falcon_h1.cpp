@@ -62,7 +62,7 @@ class FalconBody : public Body {
     j["head_dim"] = s.attention.head_dim;
     j["attention_bias"] = s.attention.qkv_bias;
     j["mlp_bias"] = s.mlp.bias;
-    j["projectors_bias"] = s.mamba.proj_bias;
+    j["projectors_bias"] = s.mamba.out_bias;
     j["hidden_act"] = "silu";
     j["initializer_range"] = s.deviation;
     j["rms_norm_eps"] = shortest(c.norm_eps);
@@ -146,8 +146,7 @@ Config read(const JsonView& j, Layout) {
   a.qkv_bias = a.out_bias = j.boolean("attention_bias", false);
   a.rotation.base = rotary_keys(j, {100000, 1}).base;
   s.mamba = mamba_keys(j, c.d_model);
-  if (j.boolean("projectors_bias", s.mamba.proj_bias) != s.mamba.proj_bias)
-    j.wrong("projectors_bias", "the same as \"mamba_proj_bias\"");
+  s.mamba.out_bias = j.boolean("projectors_bias", false);
   s.mamba.norm = j.boolean("mamba_rms_norm", false);
   s.mamba.norm_before_gate = j.boolean("mamba_norm_before_gate", true);
   read_factors(j, c, s);

@@ -59,7 +59,7 @@ Config read_huggingface(const JsonView& j) {
   m.groups = j.integer("n_groups", 8);
   m.d_conv = j.integer("conv_kernel", 4);
   m.conv_bias = j.boolean("use_conv_bias", true);
-  m.proj_bias = j.boolean("use_bias", false);
+  m.in_bias = m.out_bias = j.boolean("use_bias", false);
   m.norm_eps = c.norm_eps;
   read_dt_limits(j, "time_step_limit", m);
   m.dt_min = j.number("time_step_min", m.dt_min);
@@ -92,7 +92,7 @@ OrderedJson Mamba2Body::huggingface(const Config& c) const {
   j["n_groups"] = m.groups;
   j["conv_kernel"] = m.d_conv;
   j["chunk_size"] = 256;
-  j["use_bias"] = m.proj_bias;
+  j["use_bias"] = m.in_bias;
   j["use_conv_bias"] = m.conv_bias;
   j["hidden_act"] = "silu";
   j["layer_norm_epsilon"] = shortest(c.norm_eps);
@@ -149,7 +149,8 @@ void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes)
   if (const Shape* s = shape_of(layer + "conv1d.weight"); s && s->rank == 3)
     follow_weights("d_conv", m.d_conv, (*s)[2], notes);
   follow_weights("conv_bias", m.conv_bias, shape_of(layer + "conv1d.bias") != nullptr, notes);
-  follow_weights("bias", m.proj_bias, shape_of(layer + "in_proj.bias") != nullptr, notes);
+  follow_weights("bias", m.in_bias, shape_of(layer + "in_proj.bias") != nullptr, notes);
+  m.out_bias = m.in_bias;
   int64_t layers = 0;
   while (shape_of(fmt::format("backbone.layers.{}.mixer.A_log", layers))) ++layers;
   if (layers > 0) follow_weights("n_layer", c.n_layer, layers, notes);
@@ -189,7 +190,7 @@ nn::Mamba2Config read_original_mamba2(const JsonView& s, int64_t d_model) {
   m.groups = s.integer("ngroups", m.groups);
   m.d_conv = s.integer("d_conv", m.d_conv);
   m.conv_bias = s.boolean("conv_bias", m.conv_bias);
-  m.proj_bias = s.boolean("bias", m.proj_bias);
+  m.in_bias = m.out_bias = s.boolean("bias", m.in_bias);
   m.D_per_channel = s.boolean("D_has_hdim", m.D_per_channel);
   m.norm = s.boolean("rmsnorm", m.norm);
   m.norm_before_gate = s.boolean("norm_before_gate", m.norm_before_gate);
@@ -219,7 +220,7 @@ OrderedJson original_mamba2(const nn::Mamba2Config& m) {
   if (m.groups != usual.groups) s["ngroups"] = m.groups;
   if (m.d_conv != usual.d_conv) s["d_conv"] = m.d_conv;
   if (!m.conv_bias) s["conv_bias"] = false;
-  if (m.proj_bias) s["bias"] = true;
+  if (m.in_bias) s["bias"] = true;
   if (m.D_per_channel) s["D_has_hdim"] = true;
   if (!m.norm) s["rmsnorm"] = false;
   if (m.norm_before_gate) s["norm_before_gate"] = true;

@@ -29,7 +29,7 @@ Config small_config() {
   Config c = mamba2_config(32, 2, 37, 8);
   nn::Mamba2Config m = mamba2_of(c);
   m.d_ssm = 48, m.d_mlp = 16, m.headdim = 8, m.groups = 3, m.d_state = 12;
-  m.D_per_channel = true, m.proj_bias = true, m.dt_low = 0.01f, m.dt_high = 0.9f;
+  m.D_per_channel = true, m.in_bias = m.out_bias = true, m.dt_low = 0.01f, m.dt_high = 0.9f;
   return with_mamba2(c, m);
 }
 

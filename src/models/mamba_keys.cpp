@@ -19,7 +19,7 @@ nn::Mamba2Config mamba_keys(const JsonView& j, int64_t d_model) {
   m.groups = j.integer("mamba_n_groups", 1);
   m.d_conv = j.integer("mamba_d_conv", 4);
   m.conv_bias = j.boolean("mamba_conv_bias", true);
-  m.proj_bias = j.boolean("mamba_proj_bias", false);
+  m.in_bias = m.out_bias = j.boolean("mamba_proj_bias", false);
   read_dt_limits(j, "time_step_limit", m);
   return m;
 }
@@ -32,7 +32,7 @@ void write_mamba_keys(OrderedJson& j, const nn::Mamba2Config& m) {
   j["mamba_d_conv"] = m.d_conv;
   j["mamba_expand"] = expansion(m.d_ssm, m.d_model);
   j["mamba_conv_bias"] = m.conv_bias;
-  j["mamba_proj_bias"] = m.proj_bias;
+  j["mamba_proj_bias"] = m.in_bias;
   j["time_step_limit"] = dt_limits(m);
 }
 

@@ -67,13 +67,15 @@ class NemotronBody : public Body {
     j["n_groups"] = s.mamba.groups;
     j["conv_kernel"] = s.mamba.d_conv;
     j["use_conv_bias"] = s.mamba.conv_bias;
-    j["use_bias"] = s.mamba.proj_bias;
+    j["use_bias"] = s.mamba.in_bias;
     j["time_step_limit"] = dt_limits(s.mamba);
     j["residual_in_fp32"] = true;
     j["tie_word_embeddings"] = c.tie_embeddings;
     write_eos(j, c);
     return j;
   }
+
+  const Sizes& sizes() const { return sizes_; }
 
  private:
   std::unique_ptr<nn::Mixer> mixer(nn::ParamSet& params, const std::string& name, char kind) const {
@@ -153,9 +155,20 @@ Config read(const JsonView& j, Layout) {
   m.groups = j.integer("n_groups", 8);
   m.d_conv = j.integer("conv_kernel", 4);
   m.conv_bias = j.boolean("use_conv_bias", true);
-  m.proj_bias = j.boolean("use_bias", false);  // "mamba_proj_bias" has no effect there
+  m.in_bias = m.out_bias = j.boolean("use_bias", false);  // "mamba_proj_bias" has no effect there
   read_dt_limits(j, "time_step_limit", m);
   return finish(c, s);
+}
+
+// transformers' class has no biases in attention whatever "attention_bias" says, NVIDIA's own has.
+void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
+  Sizes s = static_cast<const NemotronBody&>(*c.body).sizes();
+  const size_t i = s.pattern.find('*');
+  if (i == std::string::npos) return;
+  const bool bias = shape_of(fmt::format("backbone.layers.{}.mixer.q_proj.bias", i)) != nullptr;
+  follow_weights("attention_bias", s.attention.qkv_bias, bias, notes);
+  s.attention.out_bias = bias;
+  c.body = std::make_shared<NemotronBody>(s);
 }
 
 Config preset_of(const std::string&) {
@@ -178,8 +191,8 @@ Config preset_of(const std::string&) {
 
 }  // namespace
 
-const Architecture kNemotronH = {"nemotron_h", claims, read,
-                                 [] { return std::vector<std::string>{"nemotron-h-8b"}; },
-                                 preset_of};
+const Architecture kNemotronH = {
+    "nemotron_h", claims, read, [] { return std::vector<std::string>{"nemotron-h-8b"}; },
+    preset_of,    follow};
 
 }  // namespace krait::models

@@ -125,6 +125,8 @@ class ZambaBody : public Body {
 
   OrderedJson json(const Config& c, Layout layout) const override;
 
+  const Sizes& sizes() const { return sizes_; }
+
  private:
   static nn::Norm norm(nn::ParamSet& params, const Config& c, const std::string& name,
                        int64_t width) {
@@ -274,11 +276,23 @@ Config read(const JsonView& j, Layout) {
   m.d_state = j.integer("mamba_d_state", 64);
   m.groups = j.integer("mamba_ngroups", 1);
   m.d_conv = j.integer("mamba_d_conv", 4);
-  m.proj_bias = s.mlp.bias;
+  m.in_bias = m.out_bias = s.mlp.bias;
   m.dt_min = j.number("time_step_min", m.dt_min);
   m.dt_max = j.number("time_step_max", m.dt_max);
   m.dt_floor = j.number("time_step_floor", m.dt_floor);
   return finish(c, s);
+}
+
+// Blocks are shared where a file lacks those of later uses. transformers, which ties nothing at all where it does not tie
+// the embeddings, writes one for each use then.
+void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
+  Sizes s = static_cast<const ZambaBody&>(*c.body).sizes();
+  int64_t blocks = 0;
+  for (const int64_t i : s.hybrid)
+    blocks += shape_of(fmt::format("model.layers.{}.shared_transformer.pre_ff_layernorm.weight",
+                                   i)) != nullptr;
+  if (blocks > s.shared) follow_weights("num_mem_blocks", s.shared, blocks, notes);
+  c.body = std::make_shared<ZambaBody>(s);
 }
 
 struct Preset {
@@ -329,6 +343,6 @@ Config preset_of(const std::string& name) {
 
 }  // namespace
 
-const Architecture kZamba2 = {"zamba2", claims, read, presets, preset_of};
+const Architecture kZamba2 = {"zamba2", claims, read, presets, preset_of, follow};
 
 }  // namespace krait::models

@@ -62,13 +62,13 @@ Mamba2::Mamba2(ParamSet& params, const std::string& name, const Mamba2Config& g)
   A_log_ = vector("A_log", {H}, log_of_uniform(g.A_min, g.A_max));
   D_ = vector("D", {g.D_per_channel ? E : H}, constant(1.0f));
   in_proj_ = matrix("in_proj.weight", {g.d_in_proj(), D}, fan_in(D));
-  if (g.proj_bias) in_bias_ = vector("in_proj.bias", {g.d_in_proj()}, constant(0.0f));
+  if (g.in_bias) in_bias_ = vector("in_proj.bias", {g.d_in_proj()}, constant(0.0f));
   conv_ = vector("conv1d.weight", {g.d_xBC(), 1, W}, fan_in(W));
   conv_->decay = true;
   if (g.conv_bias) conv_bias_ = vector("conv1d.bias", {g.d_xBC()}, fan_in(W));
   if (g.norm) norm_ = vector("norm.weight", {E}, constant(1.0f));
   out_proj_ = matrix("out_proj.weight", {D, M + E}, fan_in(M + E, g.out_rescale));
-  if (g.proj_bias) out_bias_ = vector("out_proj.bias", {D}, constant(0.0f));
+  if (g.out_bias) out_bias_ = vector("out_proj.bias", {D}, constant(0.0f));
 }
 
 std::vector<StatePart> Mamba2::state_parts() const {
@@ -126,8 +126,8 @@ Tensor Mamba2::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
 
 bool Mamba2::steps() const {
   const Mamba2Config& g = config_;
-  return g.d_mlp == 0 && g.groups == 1 && !g.proj_bias && g.norm && !g.norm_before_gate &&
-         g.in_factor == 1 && g.out_factor == 1 &&
+  return g.d_mlp == 0 && g.groups == 1 && !g.in_bias && !g.out_bias && g.norm &&
+         !g.norm_before_gate && g.in_factor == 1 && g.out_factor == 1 &&
          g.zxBCdt_factors == std::array<float, 5>{1, 1, 1, 1, 1};
 }
 

@@ -17,9 +17,9 @@ struct Mamba2Config {
   int64_t groups = 1;     // G
   int64_t d_conv = 4;     // W
   bool conv_bias = true;
-  bool proj_bias = false;      // biases of in_proj and out_proj
-  bool D_per_channel = false;  // D is (E) instead of (H)
-  bool norm = true;            // false: y · silu(z)
+  bool in_bias = false, out_bias = false;  // of in_proj and out_proj
+  bool D_per_channel = false;              // D is (E) instead of (H)
+  bool norm = true;                        // false: y · silu(z)
   bool norm_before_gate = false;
   float norm_eps = 1e-5f;
   float dt_low = 0, dt_high = std::numeric_limits<float>::infinity();  // limits of Δ
