@@ -23,6 +23,8 @@ void write_checkpoint(const fs::path& directory, const models::Model& model, con
     j["step"] = progress.step;
     j["seconds"] = progress.seconds;
     j["best_loss"] = progress.best_loss;  // null where infinite
+    j["loss_sum"] = progress.loss_sum;
+    j["loss_steps"] = progress.loss_steps;
     write_file(fresh / "trainer.json", j.dump(1) + "\n");
   });
 }
@@ -32,7 +34,8 @@ Progress read_progress(const fs::path& checkpoint) {
   const Json json = read_json(path);
   const JsonView v(json, path.string());
   return {v.integer("step"), v.number("seconds"),
-          v.number("best_loss", std::numeric_limits<double>::infinity())};
+          v.number("best_loss", std::numeric_limits<double>::infinity()), v.number("loss_sum", 0),
+          v.integer("loss_steps", 0)};
 }
 
 fs::path last_checkpoint(const fs::path& run) {

@@ -14,6 +14,9 @@ struct Progress {
   int64_t step = 0;
   double seconds = 0;    // of work
   double best_loss = 0;  // of best/; infinite where there is none
+  // Of the steps since the last checkpoint that was due, which compete for best/ where nothing is validated.
+  double loss_sum = 0;
+  int64_t loss_steps = 0;
 };
 
 // Error where a weight is not finite: a checkpoint that cannot be used replaces none that can.

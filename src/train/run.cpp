@@ -140,7 +140,7 @@ class Run {
         step, r.loss, r.grad_norm, r.lr, r.tokens * step, static_cast<double>(r.tokens) / took,
         0,    {}};
     if (model_->routes()) record.dropped = r.dropped;
-    if (std::isfinite(r.loss)) loss_since_save_ += r.loss, ++steps_since_save_;
+    if (std::isfinite(r.loss)) progress_.loss_sum += r.loss, ++progress_.loss_steps;
     progress_.step = step;
     progress_.seconds += took;
     finish(record);
@@ -160,13 +160,17 @@ class Run {
     if (watcher_.step) watcher_.step(record, o_.train.steps);
     if (due(step, o_.sample_every) && !result_.interrupted) sample(step);
 
-    const bool save_now = step == o_.train.steps || result_.interrupted || due(step, o_.save_every);
+    const bool save_now = step == o_.train.steps || due(step, o_.save_every);
     std::optional<double> candidate = record.valid_loss;
-    if (!data_->has_validation() && save_now && steps_since_save_ > 0)
-      candidate = loss_since_save_ / static_cast<double>(steps_since_save_);
+    if (save_now) {
+      if (!data_->has_validation() && progress_.loss_steps > 0)
+        candidate = progress_.loss_sum / static_cast<double>(progress_.loss_steps);
+      progress_.loss_sum = 0;
+      progress_.loss_steps = 0;
+    }
     const bool best = candidate && *candidate < progress_.best_loss;
     if (best) progress_.best_loss = *candidate;
-    if (save_now || best) save(step, best);
+    if (save_now || best || result_.interrupted) save(step, best);
   }
 
   void save(int64_t step, bool best) {
@@ -176,8 +180,6 @@ class Run {
       share_checkpoint(out_ / "last", out_ / fmt::format("step-{:08}", step));
       prune_checkpoints(out_, o_.keep);
     }
-    loss_since_save_ = 0;
-    steps_since_save_ = 0;
   }
 
   void sample(int64_t step) {
@@ -207,8 +209,6 @@ class Run {
   std::vector<RunLog> logs_;
   std::optional<LogRecord> unfinished_;
   Progress progress_;
-  double loss_since_save_ = 0;
-  int64_t steps_since_save_ = 0;
   RunResult result_;
 };
 

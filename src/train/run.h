@@ -1,8 +1,8 @@
 // A training run: a directory RUN with log.jsonl, config.toml, last/ and best/, from the first step or from
 // where it stopped.
 //
-// best/ is the checkpoint with the lowest validation loss; without validation data, of all checkpoints the
-// one with the lowest mean training loss since the one before it.
+// best/ is the checkpoint with the lowest validation loss; without validation data, of all checkpoints that
+// were due the one with the lowest mean training loss since the one before it.
 #pragma once
 #include <functional>
 #include <string>

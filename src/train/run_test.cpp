@@ -126,6 +126,18 @@ TEST_F(Runs, KilledBetweenLastAndBestTheRunGivesTheBetterOneToBest) {
   EXPECT_EQ(weights_of(best), weights_of(run / "last"));
 }
 
+// Nothing is validated: the checkpoints that are due compete by training loss, not those of the stops.
+TEST_F(Runs, StopsChangeNothingAboutWhichCheckpointIsBest) {
+  RunOptions o = options("whole");
+  o.valid.clear();
+  run_training(o, false, {});
+  const double best = read_progress(fs::path(o.out) / "best").best_loss;
+  o.out += "-parts";
+  for (const int64_t stop : {2, 5, 8}) run_training(o, stop > 2, stop_after(stop));
+  run_training(o, true, {});
+  EXPECT_EQ(read_progress(fs::path(o.out) / "best").best_loss, best);
+}
+
 TEST_F(Runs, ALogThatIsAheadOfTheCheckpointIsCutBack) {
   RunOptions o = options("run");
   run_training(o, false, {});
