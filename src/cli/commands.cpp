@@ -10,6 +10,7 @@ std::span<const Command> commands() {
       Command{"generate", "continue prompts, token by token", add_generate},
       Command{"eval", "how well a model predicts text: likelihood, perplexity, last words",
               add_eval},
+      Command{"predict", "what a model says of images, texts and series as a whole", add_predict},
       Command{"logits", "logits of token sequences, as an array", add_logits},
       Command{"inspect", "what a model is: architecture, sizes, memory", add_inspect},
       Command{"convert", "write a model in another layout or number type", add_convert},

@@ -11,6 +11,7 @@ Work add_generate(CLI::App& app);
 Work add_inspect(CLI::App& app);
 Work add_logits(CLI::App& app);
 Work add_plot(CLI::App& app);
+Work add_predict(CLI::App& app);
 Work add_tokenize(CLI::App& app);
 Work add_train(CLI::App& app);
 

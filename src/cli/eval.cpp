@@ -7,11 +7,10 @@
 
 #include "krait/base/log.h"
 #include "krait/cli/commands.h"
+#include "krait/cli/examples.h"
 #include "krait/cli/model_args.h"
 #include "krait/cli/progress.h"
-#include "krait/data/images.h"
 #include "krait/data/judge.h"
-#include "krait/data/sequences.h"
 #include "krait/data/text.h"
 #include "krait/infer/evaluate.h"
 #include "krait/io/any_model.h"
@@ -134,31 +133,6 @@ int run_likelihood(const Args& a, const Common& common) {
   return kDone;
 }
 
-std::unique_ptr<Examples> open_examples(const models::Model& model, const Args& a) {
-  if (const auto* vision = dynamic_cast<const models::VisionMamba*>(&model)) {
-    const models::VisionConfig& c = vision->config();
-    auto images =
-        std::make_unique<ImageExamples>(a.data, ImageShape{c.channels, c.image}, c.labels);
-    images->require_classes(c.classes);
-    return images;
-  }
-  const models::Config& c = dynamic_cast<const models::LanguageModel&>(model).config();
-  SequenceFormat format;
-  format.vocab_size = c.vocab_size;
-  format.numbers = c.task.kind == models::Task::regression;
-  format.place = c.task.pooling == models::Task::token;
-  std::unique_ptr<Tokenizer> tokenizer;
-  const Encode encode = [&](std::string_view text) {
-    if (!tokenizer) tokenizer = need_tokenizer(a.model.tokenizer, a.model.model, c.vocab_size);
-    return tokenizer->encode(text, false);
-  };
-  auto sequences = std::make_unique<SequenceExamples>(a.data, format, encode, c.task.labels);
-  sequences->require_kind(c.inputs, c.task.outputs);
-  return sequences;
-}
-
-constexpr int64_t kExamples = 8;  // of one pass
-
 // Images, or texts and series as a whole.
 int run_examples(const Args& a, const Common& common) {
   LoadOptions options;
@@ -166,7 +140,7 @@ int run_examples(const Args& a, const Common& common) {
   options.dtype = common.chosen_dtype();
   const LoadedAny m = load_any_model(a.model.model, options, a.average);
   for (const std::string& note : m.notes) spdlog::warn("{}: {}", a.model.model, note);
-  const std::unique_ptr<Examples> examples = open_examples(*m.model, a);
+  const std::unique_ptr<Examples> examples = open_examples(*m.model, a.model, a.data, true);
   Progress progress("examples", examples->size(), common.quiet);
   const auto start = std::chrono::steady_clock::now();
   Arena arena(0);

@@ -1,5 +1,8 @@
 #include "krait/data/examples.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "krait/base/error.h"
 #include "krait/base/threads.h"
 
@@ -64,6 +67,13 @@ Batch read_rows(int64_t B, const F& read_one) {
 }
 
 }  // namespace
+
+void require_finite(const Example& e, const std::string& where) {
+  const auto bad =
+      std::find_if(e.values.begin(), e.values.end(), [](float x) { return !std::isfinite(x); });
+  require(bad == e.values.end(), "{}: expected finite numbers, got {} at place {} of {}", where,
+          bad == e.values.end() ? 0 : *bad, bad - e.values.begin(), e.shape);
+}
 
 Batch read_batch(const Examples& examples, std::span<const int64_t> which) {
   return read_rows(static_cast<int64_t>(which.size()),

@@ -1,4 +1,5 @@
-// Examples: things that a model judges as a whole (an image, a text, a series), each with the answer.
+// Examples: things that a model judges as a whole (an image, a text, a series), each with the answer or, where a model
+// is asked for it, without.
 //
 // An example is read when it is asked for. A new kind of data is a class of Examples that fills in an Example;
 // batches, orders, training and evaluation come with it.
@@ -18,9 +19,12 @@ struct Example {
   std::vector<int32_t> tokens;  // a text; or
   std::vector<float> values;    // an image (C, H, W), a series (L, F)
   Shape shape;                  // of values
-  int32_t label = -1;           // the class; or
+  int32_t label = -1;           // the class, where it is known; or
   std::vector<float> numbers;   // what is to be predicted
 };
+
+// Error naming `where` and the first value that is not finite.
+void require_finite(const Example& e, const std::string& where);
 
 class Examples {
  public:
@@ -28,6 +32,8 @@ class Examples {
   virtual int64_t size() const = 0;
   // Called from several threads. Error names the file and what is wrong with it.
   virtual Example read(int64_t i) const = 0;
+  // Where it comes from: a file, or the line of one, "a.jsonl:3".
+  virtual std::string name(int64_t i) const = 0;
   // The same as training reads it, where that changes it at random.
   virtual Example read_for_training(int64_t i, const Philox& /*random*/) const { return read(i); }
   virtual std::string description() const = 0;  // "1200 images of 10 classes"

@@ -37,6 +37,7 @@ std::vector<fs::path> entries(const fs::path& folder) {
 }
 
 struct Listing {
+  bool labelled = true;
   std::vector<std::string> files;
   std::vector<Answer> answers;
 
@@ -52,19 +53,30 @@ struct Listing {
     }
   }
 
+  void add_sources(const std::vector<std::string>& sources) {
+    for (const std::string& source : sources) {
+      const size_t before = files.size();
+      add_source(source);
+      require(files.size() > before, "{}: no images in it: expected PNG, JPEG or .npy files{}",
+              source, labelled ? " in a folder for each class" : "");
+    }
+  }
+
   void add_source(const std::string& source) {
     if (fs::is_directory(source)) {
+      if (!labelled) return add_class(source, "");
       for (const fs::path& entry : entries(source))
         if (fs::is_directory(entry)) add_class(entry, entry.filename().string());
       return;
     }
-    require(fs::path(source).extension() == ".jsonl",
-            "{}: expected images: a folder with a folder for each class, or a .jsonl with "
-            "\"image\" and "
-            "\"label\" in each line",
-            source);
+    if (!labelled && is_image(source)) return add(source, {});
+    require(
+        fs::path(source).extension() == ".jsonl", "{}: expected images: {} in each line", source,
+        labelled ? "a folder with a folder for each class, or a .jsonl with \"image\" and \"label\""
+                 : "PNG, JPEG or .npy files, a folder of them, or a .jsonl with \"image\"");
     read_json_lines(read_file(source), source, [&](const JsonView& line) {
-      add(fs::path(source).parent_path() / line.text("image"), read_answer(line));
+      add(fs::path(source).parent_path() / line.text("image"),
+          labelled ? read_answer(line) : Answer{});
     });
   }
 };
@@ -75,15 +87,18 @@ ImageExamples::ImageExamples(const std::vector<std::string>& sources, const Imag
                              std::vector<std::string> names, const Augmentation& augmentation)
     : shape_(shape), augmentation_(augmentation), names_(std::move(names)) {
   Listing list;
-  for (const std::string& source : sources) {
-    const size_t before = list.files.size();
-    list.add_source(source);
-    require(list.files.size() > before,
-            "{}: no images in it: expected PNG, JPEG or .npy files in a folder for each class",
-            source);
-  }
+  list.add_sources(sources);
   labels_ = classes_of(list.answers, names_);
   files_ = std::move(list.files);
+}
+
+ImageExamples::ImageExamples(const std::vector<std::string>& sources, const ImageShape& shape)
+    : shape_(shape) {
+  Listing list;
+  list.labelled = false;
+  list.add_sources(sources);
+  files_ = std::move(list.files);
+  labels_.assign(files_.size(), -1);
 }
 
 Example ImageExamples::read(int64_t i) const { return read_image(i, nullptr); }
@@ -108,6 +123,7 @@ Example ImageExamples::read_image(int64_t i, const Philox* random) const {
               "uint8 (H, W, 3)",
               file);
       e.values.assign(t.as<float>(), t.as<float>() + t.numel());
+      require_finite(e, file);
       if (random && flips(augmentation_, *random)) flip(e.values, shape_.size);
       return e;
     }

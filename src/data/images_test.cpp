@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "krait/base/file.h"
 #include "krait/io/npy.h"
 #include "krait/testing/files.h"
@@ -49,6 +51,26 @@ TEST(ImageExamples, AFolderForEachClass) {
   EXPECT_FALSE(batch.packed());
 }
 
+TEST(ImageExamples, WhoseClassesAreToBeFoundOut) {
+  const TempDir dir;
+  write_image(dir / "dog" / "a.npy", 1);
+  write_image(dir / "b.npy", 2);
+  write_file(dir / "notes.txt", "no image");
+  write_file(dir / "list.jsonl", "{\"image\": \"b.npy\"}\n{\"image\": \"b.npy\", \"label\": []}\n");
+  const std::string one = (dir / "dog" / "a.npy").string(), list = (dir / "list.jsonl").string();
+  const ImageExamples images({dir.path().string(), one, list}, kShape);
+  ASSERT_EQ(images.size(), 5);  // b and dog/a of the folder, dog/a, two lines
+  const float values[] = {2, 1, 1, 2, 2};
+  for (int64_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(images.read(i).values.front(), values[i]);
+    EXPECT_EQ(images.read(i).label, -1);
+  }
+  EXPECT_EQ(images.name(2), one);
+  const std::string text = (dir / "notes.txt").string();
+  EXPECT_NE(error_of([&] { ImageExamples({text}, kShape); }).find("PNG, JPEG or .npy"),
+            std::string::npos);
+}
+
 TEST(ImageExamples, ClassesOfTheModelKeepTheirNumbers) {
   const TempDir dir;
   write_image(dir / "dog" / "a.npy", 1);
@@ -94,6 +116,9 @@ TEST(ImageExamples, PixelsAreResizedAndOtherArraysRefused) {
   EXPECT_NEAR(images.read(0).values.front(), (1 - 0.485) / 0.229, 1e-6);
   write(Tensor(white.data(), DType::u8, {9, 21}));
   EXPECT_NE(error_of([&] { images.read(0); }).find("expected pixels as uint8 (H, W, 3)"),
+            std::string::npos);
+  write_image(dir / "white" / "a.npy", NAN);
+  EXPECT_NE(error_of([&] { images.read(0); }).find("a.npy: expected finite numbers, got nan"),
             std::string::npos);
   write_file(dir / "white" / "a.npy", "no array");
   EXPECT_NE(error_of([&] { images.read(0); }).find("a.npy"), std::string::npos);

@@ -81,16 +81,16 @@ class Sums {
   std::vector<Number> of_;
 };
 
-}  // namespace
-
-std::optional<Judgement> judge(const models::Model& model, const Examples& examples,
-                               DType activation, int64_t B, Arena& arena,
-                               const std::function<bool(int64_t)>& each) {
+// Told a batch, its outputs in the host's memory, their width, and the sum of losses where there are answers; says
+// whether to go on.
+using EachBatch =
+    std::function<bool(const Batch&, const float* outputs, int64_t width, double loss)>;
+// `B` examples at once.
+bool pass_over(const models::Model& model, const Examples& examples, DType activation, int64_t B,
+               Arena& arena, bool answered, const EachBatch& each) {
   require(examples.size() > 0, "there are no examples to judge");
   const OwnStream stream(model.params().device());
   Staging staging;
-  Sums sums;
-  double loss = 0;
   for (int64_t i = 0; i < examples.size(); i += B) {
     std::vector<int64_t> which(static_cast<size_t>(std::min(B, examples.size() - i)));
     std::iota(which.begin(), which.end(), i);
@@ -107,7 +107,7 @@ std::optional<Judgement> judge(const models::Model& model, const Examples& examp
       models::Pass p;
       if (batch.packed()) p.packing = &packing;
       outputs = model.outputs(run, feed, p);
-      sum = models::loss_of(run, outputs, feed.targets, 1.0f, 0.0f).loss;
+      if (answered) sum = models::loss_of(run, outputs, feed.targets, 1.0f, 0.0f).loss;
     };
     const size_t bytes = plan(c, false, pass).bytes;
     arena.reset();
@@ -117,11 +117,36 @@ std::optional<Judgement> judge(const models::Model& model, const Examples& examp
     }
     pass(c);
     std::vector<std::byte> buffer, number;
-    loss += static_cast<double>(*on_host(sum, number).as<float>());
-    sums.add(batch, on_host(outputs, buffer).as<float>(), outputs.size(-1));
-    if (each && !each(static_cast<int64_t>(which.size()))) return std::nullopt;
+    const double loss = answered ? static_cast<double>(*on_host(sum, number).as<float>()) : 0.0;
+    if (!each(batch, on_host(outputs, buffer).as<float>(), outputs.size(-1), loss)) return false;
   }
-  return sums.result(loss);
+  return true;
+}
+
+}  // namespace
+
+std::optional<Judgement> judge(const models::Model& model, const Examples& examples,
+                               DType activation, int64_t B, Arena& arena,
+                               const std::function<bool(int64_t)>& each) {
+  Sums sums;
+  double all = 0;
+  const auto add = [&](const Batch& batch, const float* outputs, int64_t width, double loss) {
+    all += loss;
+    sums.add(batch, outputs, width);
+    return !each || each(batch.targets_shape[0]);
+  };
+  if (!pass_over(model, examples, activation, B, arena, true, add)) return std::nullopt;
+  return sums.result(all);
+}
+
+void predict(const models::Model& model, const Examples& examples, DType activation, int64_t B,
+             Arena& arena, const std::function<void(std::span<const float>)>& each) {
+  const auto tell = [&](const Batch& batch, const float* outputs, int64_t width, double) {
+    for (int64_t i = 0; i < batch.targets_shape[0]; ++i)
+      each({outputs + i * width, static_cast<size_t>(width)});
+    return true;
+  };
+  pass_over(model, examples, activation, B, arena, false, tell);
 }
 
 }  // namespace krait

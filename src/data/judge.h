@@ -1,7 +1,8 @@
-// How well a model judges examples as a whole: images, texts, series.
+// What a model says of examples as a whole (images, texts, series), and how right it is.
 #pragma once
 #include <functional>
 #include <optional>
+#include <span>
 
 #include "krait/data/examples.h"
 
@@ -24,5 +25,9 @@ struct Judgement {
 std::optional<Judgement> judge(const models::Model& model, const Examples& examples,
                                DType activation, int64_t B, Arena& arena,
                                const std::function<bool(int64_t)>& each = {});
+
+// What the model says of each example, in order: the scores of its classes, or its numbers.
+void predict(const models::Model& model, const Examples& examples, DType activation, int64_t B,
+             Arena& arena, const std::function<void(std::span<const float>)>& each);
 
 }  // namespace krait

@@ -26,6 +26,7 @@ class Given : public Examples {
   explicit Given(std::vector<Example> all) : all_(std::move(all)) {}
   int64_t size() const override { return static_cast<int64_t>(all_.size()); }
   Example read(int64_t i) const override { return all_[static_cast<size_t>(i)]; }
+  std::string name(int64_t i) const override { return std::to_string(i); }
   std::string description() const override { return "what is given"; }
 
  private:
@@ -76,6 +77,17 @@ TEST(Judge, MeasuresNumbers) {
   EXPECT_NEAR(j.mae, (1 + 0 + 3 + 0 + 10 + 0) / 6.0, 1e-6);
   // Of the first number: targets 2, 4, 9 with mean 5 spread 26, residual 10; of the second: 200 and 100.
   EXPECT_NEAR(j.r2, ((1 - 10 / 26.0) + (1 - 100 / 200.0)) / 2, 1e-6);
+}
+
+TEST(Judge, PredictsWithoutAnswersOneByOne) {
+  const Given examples({example({1, 10}, -1), example({4, 30}, -1), example({6, 50}, -1)});
+  for (const int64_t B : {1, 2, 8}) {
+    Arena arena(0);
+    std::vector<std::vector<float>> outputs;
+    predict(Echo(), examples, DType::f32, B, arena,
+            [&](std::span<const float> row) { outputs.emplace_back(row.begin(), row.end()); });
+    EXPECT_EQ(outputs, (std::vector<std::vector<float>>{{1, 10}, {4, 30}, {6, 50}}));
+  }
 }
 
 }  // namespace

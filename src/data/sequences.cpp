@@ -48,6 +48,7 @@ void read_array(const fs::path& file, Example& e) {
           t.shape);
   e.values.assign(t.as<float>(), t.as<float>() + t.numel());
   e.shape = t.shape;
+  require_finite(e, file.string());
 }
 
 void read_series(const JsonView& line, const fs::path& folder, Example& e) {
@@ -95,7 +96,7 @@ bool finish(Example& e, const SequenceFormat& format) {
 SequenceExamples::SequenceExamples(const std::vector<std::string>& sources,
                                    const SequenceFormat& format, const Encode& encode,
                                    std::vector<std::string> names)
-    : names_(std::move(names)), numbers_(format.numbers) {
+    : names_(std::move(names)), numbers_(format.numbers), answers_(format.answers) {
   std::vector<Answer> answers;
   const auto read_line = [&](const JsonView& line, const fs::path& folder) {
     Example e;
@@ -110,31 +111,34 @@ SequenceExamples::SequenceExamples(const std::vector<std::string>& sources,
     require(inputs == inputs_, "{}: expected {}, as in the first line, got {}", line.where(),
             inputs_ > 0 ? fmt::format("vectors of {} numbers", inputs_) : "a text",
             inputs > 0 ? fmt::format("vectors of {}", inputs) : "a text");
-    if (numbers_) {
+    if (answers_ && numbers_) {
       e.numbers = numbers_of(line);
       const auto width = static_cast<int64_t>(e.numbers.size());
       if (all_.empty()) outputs_ = width;
       require(width == outputs_,
               "{}: expected a target of {} numbers, as in the first line, got {}", line.where(),
               outputs_, width);
-    } else {
+    } else if (answers_) {
       answers.push_back(read_answer(line));
     }
+    where_.push_back(line.where());
     cut_ += finish(e, format);
     all_.push_back(std::move(e));
   };
   for (const std::string& source : sources) {
     require(fs::path(source).extension() == ".jsonl",
             "{}: expected a .jsonl with a sequence in each line (\"text\", \"tokens\" or "
-            "\"values\") and "
-            "its \"{}\"",
-            source, numbers_ ? "target" : "label");
+            "\"values\"){}",
+            source,
+            !answers_  ? ""
+            : numbers_ ? " and its \"target\""
+                       : " and its \"label\"");
     const fs::path folder = fs::path(source).parent_path();
     read_json_lines(read_file(source), source,
                     [&](const JsonView& line) { read_line(line, folder); });
   }
   require(!all_.empty(), "no sequences in {}", fmt::join(sources, ", "));
-  if (numbers_) return;
+  if (numbers_ || !answers_) return;
   const std::vector<int32_t> classes = classes_of(answers, names_);
   for (size_t i = 0; i < classes.size(); ++i) all_[i].label = classes[i];
   outputs_ = std::max(int64_t{1} + *std::max_element(classes.begin(), classes.end()),
@@ -151,6 +155,7 @@ void SequenceExamples::require_kind(int64_t inputs, int64_t outputs) const {
     return n > 0 ? fmt::format("series of vectors of {} numbers", n) : std::string("texts");
   };
   require(inputs == inputs_, "the model reads {}, the data has {}", what(inputs), what(inputs_));
+  if (!answers_) return;
   require(numbers_ ? outputs == outputs_ : outputs >= outputs_,
           "the model says {} {}, the data has {}", outputs,
           numbers_ ? "numbers of a sequence" : "classes", outputs_);

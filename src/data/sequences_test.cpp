@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "krait/base/file.h"
 #include "krait/io/npy.h"
 #include "krait/testing/files.h"
@@ -41,6 +43,19 @@ TEST_F(Sequences, TextsAndIdsWithClasses) {
   EXPECT_EQ(b.targets, (std::vector<int32_t>{0, 1}));
 }
 
+TEST_F(Sequences, WhoseAnswersAreToBeFoundOut) {
+  SequenceFormat format = kNumbers;
+  format.answers = false;
+  const SequenceExamples s =
+      read("{\"text\": \"hi\"}\n\n{\"text\": \"x\", \"target\": \"?\"}\n", format);
+  ASSERT_EQ(s.size(), 2);
+  EXPECT_EQ(s.read(1).tokens, (std::vector<int32_t>{'x'}));
+  EXPECT_TRUE(s.read(1).numbers.empty());
+  EXPECT_TRUE(s.name(1).ends_with("data.jsonl:3")) << s.name(1);
+  s.require_kind(0, 9);
+  EXPECT_THROW(s.require_kind(2, 9), Error);
+}
+
 TEST_F(Sequences, LongOnesAreCutAndPlacesStandBehind) {
   SequenceFormat format = kClasses;
   format.longest = 2;
@@ -71,6 +86,15 @@ TEST_F(Sequences, SeriesWithNumbers) {
   EXPECT_EQ(b.begin, (std::vector<int64_t>{0, 3, 5}));
   // A list of numbers is a series of vectors of one.
   EXPECT_EQ(read("{\"values\": [1, 2, 3], \"target\": 1}", kNumbers).read(0).shape, (Shape{3, 1}));
+}
+
+TEST_F(Sequences, SeriesWithNumbersThatAreNotFiniteAreRefused) {
+  std::vector<float> stored = {5, 6, INFINITY, 8};
+  write_npy(dir_ / "x.npy", Tensor(stored.data(), DType::f32, {2, 2}));
+  const std::string message =
+      error_of([&] { read("{\"values\": \"x.npy\", \"target\": 1}", kNumbers); });
+  EXPECT_TRUE(message.ends_with("x.npy: expected finite numbers, got inf at place 2 of (2, 2)"))
+      << message;
 }
 
 TEST_F(Sequences, WrongLinesAreRefusedByTheirNumber) {

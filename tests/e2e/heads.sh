@@ -64,6 +64,14 @@ done >list.jsonl
 "$KRAIT" eval whole/best --data list.jsonl --json >list.json
 same "$(key list.json loss)" "$(key eval.json loss)" "loss of a list"
 
+# the same images without a word about their classes
+"$KRAIT" predict whole/best --data images/valid/bright/a.npy images/valid --json >said.jsonl
+same "$(sed -E 's/.*"example":"([^"]*)","label":"([^"]*)".*/\1 \2/' said.jsonl)" \
+  "images/valid/bright/a.npy bright
+images/valid/bright/a.npy bright
+images/valid/dark/a.npy dark" "what a model says of images"
+refuse 'vim.json: expected images: PNG' predict whole/best --data vim.json
+
 # a preset takes the number of classes from the data; PNG and JPEG of any size
 mkdir -p pictures/png pictures/jpeg
 cp "$corpus"/picture/*.png pictures/png
@@ -95,6 +103,10 @@ for pooling in last mean token; do
   "$KRAIT" eval $pooling/best --data texts.jsonl --json >$pooling.json
   same "$(key $pooling.json accuracy)" 1.0 "accuracy of texts by $pooling"
 done
+sed -E 's/, "label": "[^"]*"//' texts.jsonl >asked.jsonl
+"$KRAIT" predict token/best --data asked.jsonl >said.txt
+same "$(cut -f 1,2 said.txt)" \
+  "$(sed -E 's/.*"label": "([^"]*)".*/\1/' texts.jsonl | awk '{ print "asked.jsonl:" NR "\t" $0 }')" "what a model says of texts"
 "$KRAIT" train --model byte-tiny --task classification --pooling token "${texts[@]}" --steps 6 --out again >/dev/null
 "$KRAIT" train --resume again --steps 16 --quiet >/dev/null
 same "$(losses again)" "$(losses token)" "losses of a resumed run over texts"
@@ -130,6 +142,10 @@ done >series.jsonl
 if grep -q accuracy series/log.jsonl; then die "accuracy of numbers"; fi
 "$KRAIT" eval series/last --data series.jsonl --json >r.json
 [[ $(key r.json r2) == 0.9* ]] || die "R² of series: $(cat r.json)"
+echo '{"values": [[0, 1], [0.4, 0], [0.5, 0.5]]}' >ask.jsonl
+"$KRAIT" predict series/last --data ask.jsonl --json >said.json
+[[ $(key said.json target) =~ ^(0\.[89]|1\.[012]) ]] || die "what a model says of a series: $(cat said.json)"
+refuse 'krait generate goes on' predict lm/last --data asked.jsonl
 printf '\0\0\0\0\0\0\200?\0\0\0?\0\0\0?' | array '<f4' '(1, 2, 2)' >x.npy
 "$KRAIT" logits series/last --input x.npy --out y.npy
 same "$(stat -c %s y.npy)" 132 "size of a number"
