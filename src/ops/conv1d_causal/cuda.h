@@ -36,8 +36,6 @@ struct ConvBackward {
   float* dhistory;   // (n, W-1, E) scratch, with dstate_in
   float* dstate_in;  // added to
   float* sums;       // (tokens / conv_backward_tokens rounded up, W+1, E) scratch, with dk or dbias
-  float* parts;      // (parts_of_sum of those pieces, W+1, E) scratch
-  float* totals;     // (W+1, E) scratch
   float* dk;         // (E, W)
   bool dk_add;
   float* dbias;  // (E)

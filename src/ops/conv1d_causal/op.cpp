@@ -7,7 +7,6 @@
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
 #include "krait/ops/conv1d_causal/cuda.h"
 #include "krait/ops/conv1d_causal/kernels.h"
-#include "krait/tensor/cuda/rows.h"
 #include "krait/tensor/memory.h"
 
 namespace krait::ops {
@@ -331,11 +330,8 @@ void add_into_states(const Call& q, const Cut& cut, const Tensor& dhistory,
   });
 }
 
-void run_backward_on_gpu(Context& b, const Call& q, const ConvProblem& p, cuda::ConvBackward to,
-                         int64_t pieces) {
-  const Tensor parts = b.scratch({cuda::parts_of_sum(pieces), q.W + 1, q.E}, DType::f32);
-  if (b.planning()) return;
-  to.parts = floats(parts);
+void run_backward_on_gpu(Context& b, const Call& q, const ConvProblem& p,
+                         const cuda::ConvBackward& to) {
   const int64_t state_rows = q.state_in ? q.state_in.size(0) : 0;
   KRAIT_WITH_CUDA(cuda::conv_backward(p, sequences_on_gpu(q), to, state_rows, b.stream));
 }
@@ -354,8 +350,7 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
   const int64_t pieces = (q.B * q.L + grain - 1) / grain;
   const bool want_sums = dk.grad || dbias.grad;
   Scratch scratch(b);
-  const Tensor taps =
-      b.scratch({q.W + (gpu ? 1 : 0), q.E}, DType::f32);  // on the GPU dk, dbias in all
+  const Tensor taps = gpu ? Tensor() : b.scratch({q.W, q.E}, DType::f32);
   const Tensor sums = want_sums ? b.scratch({pieces, q.W + 1, q.E}, DType::f32) : Tensor();
   const Tensor dhistory =
       dstate_in.grad ? b.scratch({q.sequences(), q.W - 1, q.E}, DType::f32) : Tensor();
@@ -367,22 +362,20 @@ void backward(Context& b, const Call& q, const Tensor& y, const Tensor& state) {
   p.dx = dx.grad.data;
   p.dx_stride = dx.grad ? dx.grad.row_stride() : 0;
   p.dx_add = dx.add;
+  if (b.planning()) return;
   if (gpu) {
-    if (!b.planning() && dstate_in.grad && !dstate_in.add) fill(b, dstate_in.grad, 0.0f);
+    if (dstate_in.grad && !dstate_in.add) fill(b, dstate_in.grad, 0.0f);
     return run_backward_on_gpu(b, q, p,
                                {.state_in = floats(q.state_in),
                                 .dstate_out = floats(dstate),
                                 .dhistory = floats(dhistory),
                                 .dstate_in = floats(dstate_in.grad),
                                 .sums = floats(sums),
-                                .totals = floats(taps),
                                 .dk = floats(dk.grad),
                                 .dk_add = dk.add,
                                 .dbias = floats(dbias.grad),
-                                .dbias_add = dbias.add},
-                               pieces);
+                                .dbias_add = dbias.add});
   }
-  if (b.planning()) return;
   const Cut cut = q.cut();
   transpose_taps(q, taps);
   p.taps = taps.as<float>();
