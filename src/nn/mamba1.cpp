@@ -86,11 +86,10 @@ static Tensor part(const std::vector<Tensor>& v, size_t i) {
 SelectiveBranch::Inputs SelectiveBranch::inputs(Context& c, const Tensor& xz,
                                                 const BlockCall& call) const {
   const int64_t E = config_.d_inner, N = config_.d_state, R = config_.dt_rank, W = config_.d_conv;
-  const ops::ConvResult conv = ops::conv1d_causal(
-      c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_), true, call.packing,
-      part(call.state.in, 0), part(call.state.out, 0), backward_);
-  const Tensor u = conv.y;                                                    // (B, L, E)
-  const Tensor dt_B_C = ops::linear(c, u, x_proj_->value, {}, c.activation);  // (B, L, R+2N)
+  const ops::ConvProjection conv = ops::conv1d_projected(
+      c, xz.slice(-1, 0, E), conv_->value.reshape({E, W}), value(conv_bias_), x_proj_->value,
+      call.packing, part(call.state.in, 0), part(call.state.out, 0), backward_);
+  const Tensor u = conv.y, dt_B_C = conv.p;  // (B, L, E), (B, L, R+2N)
   const auto inner = [&](const Norm& norm, int64_t begin, int64_t end) {
     const Tensor t = dt_B_C.slice(-1, begin, end);
     return config_.inner_norm == InnerNorm::none ? t : norm(c, t, DType::f32);
