@@ -92,6 +92,25 @@ __device__ inline void copy_run(void* to, const void* from, unsigned bytes, uint
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
+// What becomes of a copy's lines in the second-level cache: they stay longest, or are given up first.
+__device__ inline uint64_t kept_longest() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline uint64_t given_up_first() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline void copy_run(void* to, const void* from, unsigned bytes, uint64_t* barrier,
+                                uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
 __device__ inline void fence_for_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -99,6 +118,13 @@ __device__ inline void send_run(void* to, const void* from, unsigned bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
                "r"(shared_address(from)), "r"(bytes)
                : "memory");
+}
+__device__ inline void send_run(void* to, const void* from, unsigned bytes, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint "
+      "[%0], [%1], %2, %3;" ::"l"(to),
+      "r"(shared_address(from)), "r"(bytes), "l"(policy)
+      : "memory");
 }
 __device__ inline void commit_sent() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until shared memory has been read for all but the last `kOpen` groups.
