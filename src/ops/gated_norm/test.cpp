@@ -184,7 +184,7 @@ std::vector<Values> gradients_of_layer(int64_t E, GateOrder order, DType dtype, 
 TEST(GatedNorm, ALayerThatWritesYAgainHasTheSameGradients) {
   for (const DType dtype : {DType::f32, DType::bf16})
     for (const GateOrder order : {GateOrder::gate_first, GateOrder::norm_first})
-      for (const int64_t E : {96, 130, 3072, 10400}) {  // the last has no place in registers
+      for (const int64_t E : {96, 130, 3072, 4608, 10400}) {  // the last has no place in registers
         const auto run = [&](Recompute recompute, bool remake_y) {
           return gradients_of_layer(E, order, dtype, recompute, remake_y);
         };
