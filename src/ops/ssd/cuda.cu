@@ -193,7 +193,7 @@ void ssd_forward(const CudaForward& w, void* stream) {
   if (w.p.matrix_units) {
     const auto s = static_cast<cudaStream_t>(stream);
     auto* const steps = reinterpret_cast<float2*>(parts.steps);
-    matrix_parts(w.p, {steps, nullptr}, parts.pairs, s);
+    matrix_parts(w.p, {steps, nullptr}, parts.pairs, decays_of_pieces(w.p, parts.of_walk), s);
     forwards.steps = steps, forwards.pairs = parts.pairs;
   }
   walk(walks, parts.of_walk, stream);
@@ -209,7 +209,8 @@ void ssd_backward(const CudaBackward& w, void* stream) {
   const bool want_sums = w.dA.to || w.ddt_bias.to || w.dD.to;
 
   auto* const steps = reinterpret_cast<float2*>(parts.steps);
-  if (p.matrix_units && chunks > 0 && p.H > 0) matrix_parts(p, {steps, parts.slopes}, nullptr, s);
+  if (p.matrix_units && chunks > 0 && p.H > 0)
+    matrix_parts(p, {steps, parts.slopes}, nullptr, {}, s);
   Walks walks;
   walks.count = 2;
   Walk &forwards = walks.walk[0], &backwards = walks.walk[1];

@@ -92,9 +92,14 @@ __device__ inline void pairs_of(const CudaProblem& p, float* pairs, const Place&
 // Of a chunk the pairs of a group, where wanted, or the steps of some heads.
 template <int NT>
 __global__ void __launch_bounds__(kPartThreads)
-    parts_kernel(const CudaProblem p, const MatrixSteps steps, float* const pairs) {
+    parts_kernel(const CudaProblem p, const MatrixSteps steps, float* const pairs,
+                 const Decays decays) {
   extern __shared__ __align__(16) unsigned char memory[];
   cuda::let_next_start();
+  if (blockIdx.y == 0)
+    for (int64_t i = int64_t{blockIdx.x} * kPartThreads + threadIdx.x; i < decays.count;
+         i += int64_t{gridDim.x} * kPartThreads)
+      decays.data[i] = kNoDecay;
   const Place chunk = place_of(p, blockIdx.x, kQ);
   if (!chunk.there) return;
   const int of_pairs = pairs ? static_cast<int>(p.G) : 0, i = static_cast<int>(blockIdx.y);
@@ -105,7 +110,8 @@ __global__ void __launch_bounds__(kPartThreads)
 }
 
 template <int NT>
-void launch(const CudaProblem& p, const MatrixSteps& steps, float* pairs, cudaStream_t stream) {
+void launch(const CudaProblem& p, const MatrixSteps& steps, float* pairs, const Decays& decays,
+            cudaStream_t stream) {
   const auto kernel = parts_kernel<NT>;
   constexpr size_t kBytes = 2 * kQ * kLdN<NT> * sizeof(bf16);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -113,7 +119,7 @@ void launch(const CudaProblem& p, const MatrixSteps& steps, float* pairs, cudaSt
   const dim3 grid(static_cast<unsigned>(slots(p, kQ)),
                   static_cast<unsigned>((pairs ? p.G : 0) +
                                         ceil_div(p.H, int64_t{kPartThreads / 32 * kHeads})));
-  kernel<<<grid, kPartThreads, pairs ? kBytes : 0, stream>>>(p, steps, pairs);
+  kernel<<<grid, kPartThreads, pairs ? kBytes : 0, stream>>>(p, steps, pairs, decays);
   cuda::check_launch("ssd steps");
 }
 
@@ -122,13 +128,13 @@ void launch(const CudaProblem& p, const MatrixSteps& steps, float* pairs, cudaSt
 int64_t matrix_steps_size(const CudaProblem& p) { return slots(p, kQ) * p.H * kQ; }
 
 void matrix_parts(const CudaProblem& p, const MatrixSteps& steps, float* pairs,
-                  cudaStream_t stream) {
+                  const Decays& decays, cudaStream_t stream) {
   if (p.N <= 64) {
-    launch<1>(p, steps, pairs, stream);
+    launch<1>(p, steps, pairs, decays, stream);
   } else if (p.N <= 128) {
-    launch<2>(p, steps, pairs, stream);
+    launch<2>(p, steps, pairs, decays, stream);
   } else {
-    launch<4>(p, steps, pairs, stream);
+    launch<4>(p, steps, pairs, decays, stream);
   }
 }
 

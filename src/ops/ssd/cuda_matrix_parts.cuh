@@ -23,8 +23,15 @@ constexpr int64_t matrix_pairs_size(const CudaProblem& p) {
   return slots(p, chunk_of(true)) * p.G * kPairsSize;
 }
 
-// Both in one launch; `pairs` null: not wanted.
+// The decays over pieces of sequences, where a walk's blocks wait for each other's: none yet.
+constexpr float kNoDecay = -1;
+struct Decays {
+  float* data = nullptr;
+  int64_t count = 0;
+};
+
+// All in one launch; `pairs` null: not wanted.
 void matrix_parts(const CudaProblem& p, const MatrixSteps& steps, float* pairs,
-                  cudaStream_t stream);
+                  const Decays& decays, cudaStream_t stream);
 
 }  // namespace krait::ops::ssd_gpu

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kBlock, (NT <= 2 ? 2 : 1) + (kY ? 0 : 1))
 
   bring_chunk(0);
   if (kY) bring_C(0);
-  WalkSteps steps(at, room.steps);
+  WalkSteps steps(at, room.steps, {0, at.chunks});
   for (int c = 0; c < at.chunks; ++c) {
     cuda::wait_for_copies<0>();
     __syncthreads();

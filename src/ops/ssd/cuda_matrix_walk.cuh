@@ -47,6 +47,16 @@ __device__ inline void make_scores(const ChunkSteps& steps, int m, int k, const 
   }
 }
 
+// What a block goes through, turn by turn: the chunks of its piece, with a first pass before them those of that, from the
+// last to the first, as what a token weighs behind the piece is then known at once.
+struct Turns {
+  int first_pass, all;
+
+  __device__ int chunk(int turn) const {
+    return turn < first_pass ? first_pass - 1 - turn : turn - first_pass;
+  }
+};
+
 // Where a block's slice is in a walk, as a thread of it sees it.
 struct Course {
   const Walk& w;
@@ -102,15 +112,9 @@ struct Course {
     const int lane = lane_of();
     return ((row * w.p.H + h) * w.p.P + channel() + lane / 4) * w.p.N + lane % 4 * 2;
   }
-  template <int kTiles>
-  __device__ void begin_state(bool first_pass, float (&S)[kTiles][4]) const {
-    const float* from = nullptr;
-    if (!first_pass && w.pieces) {
-      from = w.pieces + of_lane(blockIdx.x);
-    } else if (!first_pass && first && w.start) {
-      const int64_t row = w.start_row ? w.start_row[piece.s] : piece.s;
-      if (row >= 0) from = w.start + of_lane(row);
-    }
+  // What is there, or with kAdd decay S and what is there.
+  template <bool kAdd, int kTiles>
+  __device__ void take_state(const float* from, float decay, float (&S)[kTiles][4]) const {
     if (!from || !mine()) return;
     const int N = static_cast<int>(w.p.N);
 #pragma unroll
@@ -119,9 +123,31 @@ struct Course {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float2 v = __ldcg(reinterpret_cast<const float2*>(from + 8 * r * N + 8 * j));
-        S[j][2 * r] = v.x, S[j][2 * r + 1] = v.y;
+        S[j][2 * r] = kAdd ? fmaf(decay, S[j][2 * r], v.x) : v.x;
+        S[j][2 * r + 1] = kAdd ? fmaf(decay, S[j][2 * r + 1], v.y) : v.y;
       }
     }
+  }
+  // Null: zeros.
+  __device__ const float* begin_of_sequence() const {
+    if (!w.start) return nullptr;
+    const int64_t row = w.start_row ? w.start_row[piece.s] : piece.s;
+    return row >= 0 ? w.start + of_lane(row) : nullptr;
+  }
+  template <int kTiles>
+  __device__ void begin_state(bool first_pass, float (&S)[kTiles][4]) const {
+    const float* from = nullptr;
+    if (!first_pass && w.pieces) {
+      from = w.pieces + of_lane(blockIdx.x);
+    } else if (!first_pass && first) {
+      from = begin_of_sequence();
+    }
+    take_state<false>(from, 0, S);
+  }
+  // In a walk forwards that joins its pieces: what they have left before this one.
+  template <int kTiles>
+  __device__ void add_piece(int i, float decay, float (&S)[kTiles][4]) const {
+    take_state<true>(w.pieces + of_lane(blockIdx.x - i), decay, S);
   }
   template <int kTiles>
   __device__ void end_state(bool first_pass, const float (&S)[kTiles][4]) const {
@@ -144,6 +170,11 @@ struct Course {
     }
   }
 
+  // The decay of this slice over the piece `i` before this one.
+  __device__ float* decay(int i) const {
+    const int64_t tiles = ceil_div(w.p.P, kP);
+    return w.kept + ((int64_t{blockIdx.x} - i) * w.p.H + h) * tiles + p0 / kP;
+  }
   // Of a first pass, by a thread that has it: the decay over the piece.
   __device__ void end_decay(float kept) const {
     if (mine() && t == 0 && p0 == 0) w.kept[blockIdx.x * w.p.H + h] = kept;
@@ -169,33 +200,40 @@ struct Course {
 // The steps of a slice's chunks: half of its threads have a token each. Ready a chunk ahead, in registers two.
 class WalkSteps {
  public:
-  // Into two[0] for even chunks, two[1] for odd ones, in shared memory.
-  __device__ WalkSteps(const Course& at, ChunkSteps* two)
+  // Into two[0] for even turns, two[1] for odd ones, in shared memory.
+  __device__ WalkSteps(const Course& at, ChunkSteps* two, const Turns& turns)
       : at_(at),
         two_(two),
-        from_(at.w.steps + (int64_t{at.slot + at.number(0)} * at.w.p.H + at.h) * kQ),
-        further_((at.w.backwards ? -kQ : kQ) * at.w.p.H) {
+        turns_(turns),
+        from_(at.w.steps + (int64_t{at.slot + at.number(turns.chunk(0))} * at.w.p.H + at.h) * kQ),
+        further_((at.w.backwards != (turns.first_pass > 0) ? -kQ : kQ) * at.w.p.H) {
     if (at.t >= kQ) return;
-    load();
+    load(0);
     take(0);
   }
-  __device__ void take(int c) {
-    if (at_.t >= kQ || c >= at_.chunks) return;
-    ChunkSteps& to = two_[c % 2];
+  __device__ void take(int turn) {
+    if (at_.t >= kQ || turn >= turns_.all) return;
+    ChunkSteps& to = two_[turn % 2];
     const float before = cuda::exp2_fast(next_.y), through = cuda::exp2_fast(next_all_);
     to.log2[at_.t] = next_.y;
     to.from[at_.t] = next_.y - __log2f(next_.x);
     to.before[at_.t] = before;
-    to.weight[at_.t] = at_.w.backwards ? before : next_.x * cuda::exp2_fast(next_all_ - next_.y);
+    float weight = at_.w.backwards ? before : next_.x * cuda::exp2_fast(next_all_ - next_.y);
+    if (turn < turns_.first_pass) weight *= kept_;
+    to.weight[at_.t] = weight;
     kept_ *= through;
     if (at_.t == 0) to.through = through;
-    if (c + 1 < at_.chunks) load();
+    if (turn + 1 < turns_.all) load(turn + 1);
   }
   // The decay over all that was taken, where a thread has tokens.
   __device__ float kept() const { return kept_; }
 
  private:
-  __device__ void load() {
+  __device__ void load(int turn) {
+    if (turn > 0 && turn == turns_.first_pass) {  // at its end is the first chunk of all
+      from_ -= further_;
+      further_ = -further_;
+    }
     next_ = __ldcg(from_ + at_.t);
     next_all_ = __ldcg(&from_[kQ - 1].y);
     from_ += further_;
@@ -203,6 +241,7 @@ class WalkSteps {
 
   const Course& at_;
   ChunkSteps* two_;
+  const Turns turns_;
   const float2* from_;
   int64_t further_;
   float2 next_ = {};

@@ -244,13 +244,23 @@ int64_t span_of(const CudaProblem& p) {
 }
 
 int64_t pieces_scratch(const CudaProblem& p, int64_t span) {
-  return p.longest <= span ? 0 : ceil_div(slots(p, span) * p.H * (p.P * p.N + 1), 4) * 4;
+  const int64_t of_head = p.P * p.N + ceil_div(p.P, kP);
+  return p.longest <= span ? 0 : ceil_div(slots(p, span) * p.H * of_head, 4) * 4;
+}
+float* kept_of(const CudaProblem& p, int64_t span, float* pieces) {
+  return pieces + slots(p, span) * p.H * p.P * p.N;
 }
 
 }  // namespace
 
 int64_t walk_scratch(const CudaProblem& p, int walks) {
   return walks * pieces_scratch(p, span_of(p));
+}
+
+Decays decays_of_pieces(const CudaProblem& p, float* scratch) {
+  const int64_t span = span_of(p);
+  if (pieces_scratch(p, span) == 0) return {};
+  return {kept_of(p, span, scratch), slots(p, span) * p.H * ceil_div(p.P, kP)};
 }
 
 void walk(Walks w, float* scratch, void* stream) {
@@ -261,9 +271,9 @@ void walk(Walks w, float* scratch, void* stream) {
   for (int i = 0; i < w.count; ++i) {
     if (size == 0) break;
     w.walk[i].pieces = scratch + i * size;
-    w.walk[i].kept = w.walk[i].pieces + slots(p, span) * p.H * p.P * p.N;
+    w.walk[i].kept = kept_of(p, span, w.walk[i].pieces);
   }
-  if (size > 0) {
+  if (size > 0 && !(p.matrix_units && warpgroups_join(w))) {
     pass(w, span, true, s);
     bool fours = p.P * p.N % 4 == 0;
     for (int i = 0; i < w.count; ++i) fours = fours && cuda::in_runs(w.walk[i].start, 4, 4, 4);

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include "krait/ops/ssd/cuda.h"
+#include "krait/ops/ssd/cuda_matrix_parts.cuh"
 
 namespace krait::ops::ssd_gpu {
 
@@ -21,7 +22,8 @@ struct Walk {
   void* states = nullptr;
   bool skip_short = false;
   // Where sequences are walked in pieces: (slots of pieces, H, P, N), first what a piece leaves that begins with
-  // zero, then what it begins with; and (slots of pieces, H), the decay over it.
+  // zero, then, where a kernel of its own joins them, what it begins with; and (slots of pieces, H), the decay over it, of
+  // walks that join pieces themselves (slots of pieces, H, tiles of P).
   float *pieces = nullptr, *kept = nullptr;
   // On matrix units: see cuda_matrix_parts.cuh; pairs with y alone.
   const float2* steps = nullptr;
@@ -36,12 +38,16 @@ struct Walks {
 
 // Floats of pieces and kept: `scratch` of walk.
 int64_t walk_scratch(const CudaProblem& p, int walks);
+// Those of the first walk in its scratch, which are to be none before a walk with y.
+Decays decays_of_pieces(const CudaProblem& p, float* scratch);
 void walk(Walks w, float* scratch, void* stream);
 
 // One pass of a walk on matrix units.
 void matrix_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
-// The same by warpgroups where the device and N let it; whether it did.
+// The same by warpgroups where the device and N let it; whether it did, and whether it does the first pass in the same
+// launch.
 bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
+bool warpgroups_join(const Walks& w);
 // Of those, the pass with y and the first pass.
 void warpgroup_walk_y(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
 

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   float S[NT][8][4] = {};
   auto& all_of_S = reinterpret_cast<float(&)[8 * NT][4]>(S);
   at.begin_state(false, all_of_S);
-  WalkSteps steps(at, room.steps);
+  WalkSteps steps(at, room.steps, {0, at.chunks});
   for (int c = 0; c < at.chunks; ++c) {
     cuda::wait_for_copies<0>();
     cuda::show_to_products();
@@ -142,13 +142,20 @@ void launch(const Walks& w, int64_t span, cudaStream_t stream) {
 
 }  // namespace
 
-bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream) {
-  const CudaProblem& p = w.walk[0].p;
+static bool warpgroups_fit(const Walks& w) {
   for (int i = 0; i < w.count; ++i) {
     const Walk& of = w.walk[i];
     if (!warpgroups_fit(of.p) || (of.y.data && !of.y.runs)) return false;
-    if (of.states && !states_are_tiles(p)) return false;
+    if (of.states && !states_are_tiles(of.p)) return false;
   }
+  return true;
+}
+
+bool warpgroups_join(const Walks& w) { return w.walk[0].y.data && warpgroups_fit(w); }
+
+bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream) {
+  const CudaProblem& p = w.walk[0].p;
+  if (!warpgroups_fit(w)) return false;
   if (first_pass || w.walk[0].y.data) {
     warpgroup_walk_y(w, span, first_pass, stream);
   } else {

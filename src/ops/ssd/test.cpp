@@ -79,6 +79,11 @@ std::vector<SsdCase> cases() {
     k.dtype = k.dtype_BC = DType::bf16, k.states = true, k.P = 32, k.G = 2, k.H = 4;
     k.L = 150, k.B = 2, k.lengths = {5, 0, 130, 1, 63, 101}, k.D_per_channel = true;
   });
+  // Longer than what a block of a GPU walks through, with heads of two slices.
+  add("bf16_matrices_packed_in_pieces", [](SsdCase& k) {
+    k.dtype = k.dtype_BC = DType::bf16, k.states = true, k.P = 80, k.N = 32;
+    k.lengths = {700, 5, 0, 1100, 64}, k.L = 1869;
+  });
   // So many chunks that a block takes nine heads one after the other.
   add("bf16_matrices_nine_heads_a_block", [](SsdCase& k) {
     k.dtype = k.dtype_BC = DType::bf16, k.H = 17, k.P = k.N = 16;
