@@ -18,8 +18,9 @@ build:
 demo:
 	@tools/demo
 
+# Threads of one test that wait leave the cores to another.
 test: lint build
-	ctest --test-dir build --output-on-failure
+	OMP_WAIT_POLICY=passive ctest --test-dir build -j $(JOBS) --output-on-failure
 
 bench: build
 	for bench in build/*_bench; do $$bench || exit 1; done

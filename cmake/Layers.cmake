@@ -1,4 +1,4 @@
-# krait_layer(NAME NEEDS layer... LINKS library...): the object library krait_NAME of all sources in
+# krait_layer(NAME NEEDS layer... LINKS library... [FUZZES source...]): the object library krait_NAME of all sources in
 # src/NAME. Its headers are reached as "krait/NAME/...", through a folder that holds a link to this
 # layer alone; whoever does not name the layer under NEEDS cannot include from it.
 #
@@ -10,10 +10,13 @@
 #   main.cpp      the program's main; not part of the library
 #   *.cu, cuda/*  compiled where KRAIT_CUDA is on; the only files that see a CUDA header
 #   no_cuda.cpp   compiled in their place where it is off
+# FUZZES source...: all of this layer that its fuzz targets link, with base; without it, all that a program does.
 set(KRAIT_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-missing-field-initializers)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   list(APPEND KRAIT_WARNINGS -Wno-psabi)
 endif()
+
+set(KRAIT_TEST_OPTIMIZATION $<$<CONFIG:Release>:-O1>) # tests take longer to compile than to run
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(KRAIT_ISAS baseline avx2 avx512)
@@ -26,7 +29,7 @@ else()
 endif()
 
 function(krait_layer name)
-  cmake_parse_arguments(L "" "" "NEEDS;LINKS" ${ARGN})
+  cmake_parse_arguments(L "" "" "NEEDS;LINKS;FUZZES" ${ARGN})
   set(dir ${CMAKE_CURRENT_SOURCE_DIR}/src/${name})
   set(gate ${CMAKE_BINARY_DIR}/layers/${name})
   file(MAKE_DIRECTORY ${gate}/krait)
@@ -77,8 +80,8 @@ function(krait_layer name)
       add_library(${target}_${isa} OBJECT ${simd})
       target_compile_options(${target}_${isa} PRIVATE ${KRAIT_WARNINGS} -O3 -fno-math-errno
         -fno-trapping-math -ffp-contract=fast ${KRAIT_ISA_FLAGS_${isa}})
-      if(KRAIT_FUZZ) # the parsers are what is tested; these loops take clang minutes with sanitizers
-        target_compile_options(${target}_${isa} PRIVATE -O1 -fno-sanitize=all)
+      if(KRAIT_FUZZ) # the parsers are what is tested; these loops take clang minutes to optimize
+        target_compile_options(${target}_${isa} PRIVATE -O0 -g0 -fno-sanitize=all)
       elseif(CMAKE_CXX_FLAGS MATCHES "-fsanitize") # -O3 of instrumented loops takes minutes a file
         target_compile_options(${target}_${isa} PRIVATE -O1 -fno-sanitize=undefined)
       endif()
@@ -111,7 +114,7 @@ function(krait_layer name)
   get_property(so_far GLOBAL PROPERTY KRAIT_OBJECTS)
   if(tests AND KRAIT_TESTS)
     add_executable(${name}_test ${tests})
-    target_compile_options(${name}_test PRIVATE ${KRAIT_WARNINGS})
+    target_compile_options(${name}_test PRIVATE ${KRAIT_WARNINGS} ${KRAIT_TEST_OPTIMIZATION})
     target_sources(${name}_test PRIVATE ${so_far})
     target_link_libraries(${name}_test PRIVATE ${target} krait_testing GTest::gtest_main)
     set_property(GLOBAL APPEND PROPERTY KRAIT_TEST_PROGRAMS ${name}_test)
@@ -129,8 +132,16 @@ function(krait_layer name)
     foreach(fuzzer ${fuzzers})
       get_filename_component(what ${fuzzer} NAME_WE)
       string(REGEX REPLACE "_?fuzz$" "" what ${what})
-      add_executable(fuzz_${what} ${fuzzer} ${so_far})
-      target_link_libraries(fuzz_${what} PRIVATE ${target} krait_testing)
+      add_executable(fuzz_${what} ${fuzzer})
+      if(L_FUZZES)
+        list(TRANSFORM L_FUZZES PREPEND ${dir}/ OUTPUT_VARIABLE fuzzed)
+        target_sources(fuzz_${what} PRIVATE ${fuzzed})
+        target_include_directories(fuzz_${what} PRIVATE $<TARGET_PROPERTY:${target},INTERFACE_INCLUDE_DIRECTORIES>)
+        target_link_libraries(fuzz_${what} PRIVATE krait_base krait_testing ${L_LINKS})
+      else()
+        target_sources(fuzz_${what} PRIVATE ${so_far})
+        target_link_libraries(fuzz_${what} PRIVATE ${target} krait_testing)
+      endif()
       target_link_options(fuzz_${what} PRIVATE -fsanitize=fuzzer)
       add_dependencies(fuzzers fuzz_${what})
     endforeach()

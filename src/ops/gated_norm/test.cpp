@@ -97,13 +97,26 @@ TEST(GatedNorm, T6_T7_GradientsAreTheComplexStep) {
     const std::vector<Values> values = n.doubles();
     for (size_t i = 0; i < values.size(); ++i) {
       if (!n.inputs()[i]) continue;
-      std::vector<ComplexValues> z;
-      for (const Values& v : values) z.push_back(to_complex(v));
-      const auto loss = [&](const ComplexValues& v) {
-        z[i] = v;
-        return dot(n.reference(z), dy);
+      // A row of dx and dz comes from that row alone.
+      const int64_t pieces = i < 2 ? k.rows : 1;
+      const auto piece = [&](const Values& v, int64_t r) {
+        const auto begin = v.begin() + (v.empty() ? 0 : r * k.E);
+        return i < 2 && !v.empty() ? Values(begin, begin + k.E) : v;
       };
-      const Values numeric = complex_step_gradient(loss, values[i]);
+      Values numeric;
+      for (int64_t r = 0; r < pieces; ++r) {
+        const Values dy_piece = piece(dy, r);
+        std::vector<ComplexValues> z;
+        for (size_t j = 0; j < values.size(); ++j)
+          z.push_back(to_complex(j < 2 ? piece(values[j], r) : values[j]));
+        const auto loss = [&](const ComplexValues& v) {
+          z[i] = v;
+          return dot(n.reference(z), dy_piece);
+        };
+        const Values of_piece =
+            complex_step_gradient(loss, i < 2 ? piece(values[i], r) : values[i]);
+        numeric.insert(numeric.end(), of_piece.begin(), of_piece.end());
+      }
       const double tolerance =
           8 * rounding(DType::f32) * std::sqrt(static_cast<double>(k.rows) + 1) +
           rounding(n.inputs()[i].dtype);
