@@ -81,6 +81,10 @@ void check(const Config& c) {
   c.body->check(c);
 }
 
+nn::Norm make_norm(nn::ParamSet& params, const std::string& name, const Config& c) {
+  return nn::Norm::make(params, name, c.norm, c.d_model, c.norm_eps);
+}
+
 template <class T>
 static void follow(const char* what, T& value, T found, std::vector<std::string>& notes) {
   if (value == found) return;
@@ -124,6 +128,31 @@ void read_shell(const JsonView& j, Config& c) {
   c.norm_eps = static_cast<float>(j.number("rms_norm_eps", double{c.norm_eps}));
   c.tie_embeddings = j.boolean("tie_word_embeddings", c.tie_embeddings);
   c.eos_ids = eos_ids(j);
+}
+
+OrderedJson huggingface_json(const Config& c, Layout layout, const char* title,
+                             const char* transformers_class) {
+  require(layout == Layout::huggingface, "{} has the Hugging Face layout only", title);
+  OrderedJson j;
+  j["architectures"] = OrderedJson::array({transformers_class});
+  write_shell(j, c);
+  return j;
+}
+
+void expect_text(const JsonView& j, const char* key, const char* text) {
+  if (j.text(key, text) != text) j.wrong(key, fmt::format("\"{}\"", text));
+}
+
+std::vector<int64_t> layer_list(const JsonView& j, const char* key) {
+  std::vector<int64_t> layers;
+  const Json* list = j.find(key);
+  if (!list) return layers;
+  if (!list->is_array()) j.wrong(key, "a list of layers");
+  for (const Json& i : *list) {
+    if (!i.is_number_integer()) j.wrong(key, "a list of layers");
+    layers.push_back(i.get<int64_t>());
+  }
+  return layers;
 }
 
 std::vector<std::string> read_labels(const JsonView& j) {

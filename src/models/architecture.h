@@ -67,6 +67,9 @@ extern const Architecture kZamba2;
 const std::vector<const Architecture*>& architectures();
 const Architecture& architecture(const std::string& name);
 
+// A norm over the residual stream, of the kind that the config names.
+nn::Norm make_norm(nn::ParamSet& params, const std::string& name, const Config& config);
+
 // value = found, with a note where they differ.
 void follow_weights(const char* what, int64_t& value, int64_t found,
                     std::vector<std::string>& notes);
@@ -80,6 +83,14 @@ void write_eos(OrderedJson& json, const Config& config);  // and "bos_token_id",
 void read_shell(const JsonView& json, Config& config);
 // "model_type", which is the architecture's name, and the sizes of the shell.
 void write_shell(OrderedJson& json, const Config& config);
+// A config.json with these and the class of transformers, "architectures", for what has no other layout: Error,
+// which says `title`, where another one is asked for.
+OrderedJson huggingface_json(const Config& config, Layout layout, const char* title,
+                             const char* transformers_class);
+// Error where the key is there and says anything but `text`.
+void expect_text(const JsonView& config, const char* key, const char* text);
+// The numbers of layers in a list; none: no such key.
+std::vector<int64_t> layer_list(const JsonView& config, const char* key);
 // As many numbers as the fallback has, which may be infinite.
 std::vector<double> numbers(const JsonView& config, const char* key, std::vector<double> fallback);
 // "id2label": {"0": "cat", "1": "dog"}, the names of classes; none: no such key.

@@ -80,7 +80,7 @@ class BlocksBody : public Body {
     auto block = std::make_unique<nn::PreNorm>();
     for (const std::string& kind : sizes_.layers[static_cast<size_t>(i) % sizes_.layers.size()]) {
       const std::string name = fmt::format("backbone.layers.{}.{}", i, kind);
-      const nn::Norm norm = nn::Norm::make(params, name + "_norm", c.norm, c.d_model, c.norm_eps);
+      const nn::Norm norm = make_norm(params, name + "_norm", c);
       block->add(norm, mixer(params, name, kind));
     }
     return block;

@@ -4,24 +4,20 @@
 #include <cmath>
 
 #include "krait/base/error.h"
-#include "krait/models/architecture.h"
 #include "krait/models/mamba_keys.h"
 #include "krait/models/presets.h"
 #include "krait/models/rotary_keys.h"
-#include "krait/nn/attention.h"
-#include "krait/nn/mlp.h"
+#include "krait/models/transformer_keys.h"
 
 namespace krait::models {
 
 namespace {
 
-struct Sizes {
+struct Sizes : TransformerKeys {
+  Sizes() { longest = 8192; }
+
   nn::Mamba2Config mamba;
-  nn::AttentionConfig attention;
-  nn::MlpConfig mlp;
-  float key_factor = 1;     // of keys, that is of scores
-  double deviation = 0.02;  // of initial values
-  int64_t longest = 8192;
+  float key_factor = 1;  // of keys, that is of scores
 };
 
 class FalconBody : public Body {
@@ -30,17 +26,14 @@ class FalconBody : public Body {
 
   void check(const Config&) const override {
     nn::check(sizes_.mamba);
-    nn::check(sizes_.attention);
-    check_size("intermediate_size", sizes_.mlp.d_inner, 1, 1 << 22);
+    sizes_.TransformerKeys::check();
   }
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
     const std::string name = fmt::format("model.layers.{}.", i);
     auto block = std::make_unique<nn::PreNorm>();
-    const auto norm = [&](const char* which) {
-      return nn::Norm::make(params, name + which, c.norm, c.d_model, c.norm_eps);
-    };
+    const auto norm = [&](const char* which) { return make_norm(params, name + which, c); };
     block->add(norm("input_layernorm"),
                std::make_unique<nn::Mamba2>(params, name + "mamba", sizes_.mamba));
     block->add_beside(
@@ -51,22 +44,14 @@ class FalconBody : public Body {
   }
 
   OrderedJson json(const Config& c, Layout layout) const override {
-    require(layout == Layout::huggingface, "Falcon-H1 has the Hugging Face layout only");
     const Sizes& s = sizes_;
-    OrderedJson j;
-    j["architectures"] = OrderedJson::array({"FalconH1ForCausalLM"});
-    write_shell(j, c);
-    j["intermediate_size"] = s.mlp.d_inner;
-    j["num_attention_heads"] = s.attention.heads;
-    j["num_key_value_heads"] = s.attention.key_heads;
+    OrderedJson j = huggingface_json(c, layout, "Falcon-H1", "FalconH1ForCausalLM");
+    write_transformer(j, s);
     j["head_dim"] = s.attention.head_dim;
-    j["attention_bias"] = s.attention.qkv_bias;
-    j["mlp_bias"] = s.mlp.bias;
+    write_biases(j, s);
     j["projectors_bias"] = s.mamba.out_bias;
     j["hidden_act"] = "silu";
-    j["initializer_range"] = s.deviation;
     j["rms_norm_eps"] = shortest(c.norm_eps);
-    j["max_position_embeddings"] = s.longest;
     j["rope_theta"] = s.attention.rotation.base;
     write_mamba_keys(j, s.mamba);
     j["mamba_d_ssm"] = s.mamba.d_ssm;
@@ -96,13 +81,12 @@ Config finish(Config c, Sizes s) {
   c.architecture = kFalconH1.name;
   c.embedding = {"model.embed_tokens.weight", ""};
   c.norm_f = "model.final_layernorm";
-  s.mamba.d_model = s.attention.d_model = s.mlp.d_model = c.d_model;
+  s.mamba.d_model = c.d_model;
   s.mamba.norm_eps = c.norm_eps;
+  s.settle(c);
   nn::AttentionConfig& a = s.attention;
-  a.out = "o_proj";
   a.rotation.R = a.head_dim;
   a.scale = s.key_factor / std::sqrt(static_cast<float>(std::max<int64_t>(1, a.head_dim)));
-  a.deviation = s.mlp.deviation = s.deviation;
   c.body = std::make_shared<FalconBody>(s);
   return c;
 }
@@ -131,19 +115,15 @@ void read_factors(const JsonView& j, Config& c, Sizes& s) {
 Config read(const JsonView& j, Layout) {
   Config c;
   Sizes s;
-  if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
+  expect_text(j, "hidden_act", "silu");
   c.vocab_size = 128000, c.d_model = 4096, c.n_layer = 32;
   c.norm_eps = 1e-5f, c.tie_embeddings = false;
   read_shell(j, c);
-  s.deviation = j.number("initializer_range", s.deviation);
-  s.longest = j.integer("max_position_embeddings", s.longest);
-  s.mlp.d_inner = j.integer("intermediate_size", 14336);
-  s.mlp.bias = j.boolean("mlp_bias", false);
   nn::AttentionConfig& a = s.attention;
-  a.heads = j.integer("num_attention_heads", 32);
-  a.key_heads = j.integer("num_key_value_heads", 8);
+  s.mlp.d_inner = 14336, a.heads = 32, a.key_heads = 8;
+  read_transformer(j, s);
+  read_biases(j, s);
   a.head_dim = j.integer("head_dim", a.heads > 0 ? c.d_model / a.heads : 0);
-  a.qkv_bias = a.out_bias = j.boolean("attention_bias", false);
   a.rotation.base = rotary_keys(j, {100000, 1}).base;
   s.mamba = mamba_keys(j, c.d_model);
   s.mamba.out_bias = j.boolean("projectors_bias", false);
@@ -163,94 +143,18 @@ struct Preset {
   double head, key, attention_out, ssm_in, ssm_out, B, gate, down;
 };
 
-constexpr Preset kPresets[] = {{"falcon-h1-0.5b",
-                                1024,
-                                36,
-                                2048,
-                                32784,
-                                16384,
-                                8,
-                                2,
-                                64,
-                                24,
-                                64,
-                                128,
-                                1,
-                                false,
-                                0.0390625,
-                                0.390625,
-                                0.9375,
-                                1.25,
-                                0.23570226,
-                                0.35355339,
-                                0.88388348,
-                                0.5859375},
-                               {"falcon-h1-1.5b-deep",
-                                1280,
-                                66,
-                                3072,
-                                65537,
-                                131072,
-                                6,
-                                2,
-                                128,
-                                24,
-                                64,
-                                256,
-                                1,
-                                true,
-                                0.03125,
-                                0.1767767,
-                                0.5,
-                                1,
-                                0.23570226,
-                                0.1767767,
-                                0.70710678,
-                                0.3125},
-                               {"falcon-h1-7b",
-                                3072,
-                                44,
-                                12288,
-                                130049,
-                                262144,
-                                12,
-                                2,
-                                128,
-                                24,
-                                128,
-                                256,
-                                1,
-                                true,
-                                0.0130208333,
-                                0.0306903985,
-                                0.104166667,
-                                0.416666667,
-                                0.11785113,
-                                0.1767767,
-                                0.294627825,
-                                0.0325520833},
-                               {"falcon-h1-34b",
-                                5120,
-                                72,
-                                21504,
-                                261120,
-                                262144,
-                                20,
-                                4,
-                                128,
-                                32,
-                                128,
-                                256,
-                                2,
-                                true,
-                                0.0078125,
-                                0.0110485435,
-                                0.0375,
-                                0.25,
-                                0.0883883476,
-                                0.1767767,
-                                0.176776695,
-                                0.0111607143}};
+// clang-format off
+constexpr Preset kPresets[] = {
+    {"falcon-h1-0.5b", 1024, 36, 2048, 32784, 16384, 8, 2, 64, 24, 64, 128, 1,
+     false, 0.0390625, 0.390625, 0.9375, 1.25, 0.23570226, 0.35355339, 0.88388348, 0.5859375},
+    {"falcon-h1-1.5b-deep", 1280, 66, 3072, 65537, 131072, 6, 2, 128, 24, 64, 256, 1,
+     true, 0.03125, 0.1767767, 0.5, 1, 0.23570226, 0.1767767, 0.70710678, 0.3125},
+    {"falcon-h1-7b", 3072, 44, 12288, 130049, 262144, 12, 2, 128, 24, 128, 256, 1,
+     true, 0.0130208333, 0.0306903985, 0.104166667, 0.416666667, 0.11785113, 0.1767767, 0.294627825, 0.0325520833},
+    {"falcon-h1-34b", 5120, 72, 21504, 261120, 262144, 20, 4, 128, 32, 128, 256, 2,
+     true, 0.0078125, 0.0110485435, 0.0375, 0.25, 0.0883883476, 0.1767767, 0.176776695, 0.0111607143},
+};
+// clang-format on
 
 std::vector<std::string> presets() { return names_of(kPresets); }
 

@@ -48,9 +48,7 @@ class GptNeoxBody : public Body {
     m.bias = true;
     m.up = "dense_h_to_4h";
     m.down = "dense_4h_to_h";
-    const auto norm = [&](const char* which) {
-      return nn::Norm::make(params, name + which, c.norm, c.d_model, c.norm_eps);
-    };
+    const auto norm = [&](const char* which) { return make_norm(params, name + which, c); };
     auto block = std::make_unique<nn::PreNorm>(sizes_.parallel);
     const nn::Norm first = norm(".input_layernorm");
     const nn::Norm second = norm(".post_attention_layernorm");
@@ -60,11 +58,8 @@ class GptNeoxBody : public Body {
   }
 
   OrderedJson json(const Config& c, Layout layout) const override {
-    require(layout == Layout::huggingface, "GPT-NeoX has the Hugging Face layout only");
     const nn::AttentionConfig& a = sizes_.attention;
-    OrderedJson j;
-    j["architectures"] = OrderedJson::array({"GPTNeoXForCausalLM"});
-    write_shell(j, c);
+    OrderedJson j = huggingface_json(c, layout, "GPT-NeoX", "GPTNeoXForCausalLM");
     j["intermediate_size"] = sizes_.mlp.d_inner;
     j["num_attention_heads"] = a.heads;
     j["attention_bias"] = a.qkv_bias;

@@ -1,11 +1,9 @@
 // Jamba (Lieber et al. 2024): Mamba-1 layers with norms of dt, B and C, attention without positions in every
 // attn_layer_period-th, and experts in place of the MLP in every expert_layer_period-th. Hugging Face layout.
 #include "krait/base/error.h"
-#include "krait/models/architecture.h"
 #include "krait/models/mamba1.h"
-#include "krait/nn/attention.h"
+#include "krait/models/transformer_keys.h"
 #include "krait/nn/mamba1.h"
-#include "krait/nn/mlp.h"
 #include "krait/nn/moe.h"
 
 namespace krait::models {
@@ -18,14 +16,12 @@ struct Every {
   bool operator()(int64_t i) const { return i % period == offset; }
 };
 
-struct Sizes {
+struct Sizes : TransformerKeys {
+  Sizes() { longest = 262144; }
+
   nn::Mamba1Config mamba;
-  nn::AttentionConfig attention;
-  nn::MlpConfig mlp;
   nn::MoeConfig moe;
   Every attends, routes;
-  double deviation = 0.02;  // of initial values
-  int64_t longest = 262144;
   double balance = 0.001;  // "router_aux_loss_coef", in use where output_router_logits says so
   bool balanced = false;
 };
@@ -40,8 +36,7 @@ class JambaBody : public Body {
     check_size("mamba_d_conv", s.mamba.d_conv, 2, 8);
     check_size("mamba_dt_rank", s.mamba.dt_rank, 1, 1 << 20);
     check_size("mamba_expand", s.mamba.d_inner, 1, 1 << 22);
-    check_size("intermediate_size", s.mlp.d_inner, 1, 1 << 22);
-    nn::check(s.attention);
+    s.TransformerKeys::check();
     check_size("num_experts", s.moe.n_experts, 1, 1 << 12);
     check_size("num_experts_per_tok", s.moe.k, 1, s.moe.n_experts);
     for (const Every& e : {s.attends, s.routes}) {
@@ -54,9 +49,7 @@ class JambaBody : public Body {
                                    int64_t i) const override {
     const std::string name = fmt::format("model.layers.{}.", i);
     auto block = std::make_unique<nn::PreNorm>();
-    const auto norm = [&](const char* which) {
-      return nn::Norm::make(params, name + which, c.norm, c.d_model, c.norm_eps);
-    };
+    const auto norm = [&](const char* which) { return make_norm(params, name + which, c); };
     const nn::Norm first = norm("input_layernorm");
     if (sizes_.attends(i)) {
       block->add(first,
@@ -74,18 +67,11 @@ class JambaBody : public Body {
   }
 
   OrderedJson json(const Config& c, Layout layout) const override {
-    require(layout == Layout::huggingface, "Jamba has the Hugging Face layout only");
     const Sizes& s = sizes_;
-    OrderedJson j;
-    j["architectures"] = OrderedJson::array({"JambaForCausalLM"});
-    write_shell(j, c);
-    j["intermediate_size"] = s.mlp.d_inner;
-    j["num_attention_heads"] = s.attention.heads;
-    j["num_key_value_heads"] = s.attention.key_heads;
+    OrderedJson j = huggingface_json(c, layout, "Jamba", "JambaForCausalLM");
+    write_transformer(j, s);
     j["hidden_act"] = "silu";
-    j["initializer_range"] = s.deviation;
     j["rms_norm_eps"] = shortest(c.norm_eps);
-    j["max_position_embeddings"] = s.longest;
     j["attn_layer_period"] = s.attends.period;
     j["attn_layer_offset"] = s.attends.offset;
     j["expert_layer_period"] = s.routes.period;
@@ -114,12 +100,11 @@ Config finish(Config c, Sizes s) {
   c.architecture = kJamba.name;
   c.embedding = {"model.embed_tokens.weight", ""};
   c.norm_f = "model.final_layernorm";
-  s.mamba.d_model = s.attention.d_model = s.mlp.d_model = s.moe.d_model = c.d_model;
+  s.mamba.d_model = s.moe.d_model = c.d_model;
   s.mamba.inner_norm = nn::InnerNorm::learned;
   s.mamba.inner_eps = c.norm_eps;
+  s.settle(c);
   s.attention.head_dim = s.attention.heads > 0 ? c.d_model / s.attention.heads : 0;
-  s.attention.out = "o_proj";
-  s.attention.deviation = s.mlp.deviation = s.deviation;
   s.moe.init = nn::normal(s.deviation);
   s.moe.d_inner = s.mlp.d_inner;
   s.moe.balance = s.balanced ? static_cast<float>(s.balance) : 0;
@@ -134,15 +119,12 @@ bool claims(const JsonView& j, Layout layout) {
 Config read(const JsonView& j, Layout) {
   Config c;
   Sizes s;
-  if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
+  expect_text(j, "hidden_act", "silu");
   c.vocab_size = 65536, c.d_model = 4096, c.n_layer = 32;
   c.norm_eps = 1e-6f, c.tie_embeddings = false;
   read_shell(j, c);
-  s.deviation = j.number("initializer_range", s.deviation);
-  s.longest = j.integer("max_position_embeddings", s.longest);
-  s.mlp.d_inner = j.integer("intermediate_size", 14336);
-  s.attention.heads = j.integer("num_attention_heads", 32);
-  s.attention.key_heads = j.integer("num_key_value_heads", 8);
+  s.mlp.d_inner = 14336, s.attention.heads = 32, s.attention.key_heads = 8;
+  read_transformer(j, s);
   s.attends = {j.integer("attn_layer_period", 8), j.integer("attn_layer_offset", 4)};
   s.routes = {j.integer("expert_layer_period", 2), j.integer("expert_layer_offset", 1)};
   s.moe.n_experts = j.integer("num_experts", 16);

@@ -2,72 +2,49 @@
 // sliding window. Hugging Face layout.
 #include "krait/base/error.h"
 #include "krait/models/rotary_keys.h"
-#include "krait/nn/attention.h"
-#include "krait/nn/mlp.h"
+#include "krait/models/transformer_keys.h"
 
 namespace krait::models {
 
 namespace {
 
-struct Sizes {
-  nn::AttentionConfig attention;
-  nn::MlpConfig mlp;
-  double deviation = 0.02;  // of initial values
-  int64_t longest = 2048;   // "max_position_embeddings": kept, not enforced
-};
-
 class LlamaBody : public Body {
  public:
-  explicit LlamaBody(const Sizes& s) : sizes_(s) {}
+  explicit LlamaBody(const TransformerKeys& s) : sizes_(s) {}
 
   void check(const Config&) const override {
-    const nn::AttentionConfig& a = sizes_.attention;
-    check_size("intermediate_size", sizes_.mlp.d_inner, 1, 1 << 22);
-    nn::check(a);
-    check_size("sliding_window", a.window, 0, 1 << 24);
+    sizes_.check();
+    check_size("sliding_window", sizes_.attention.window, 0, 1 << 24);
   }
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
     const std::string name = fmt::format("model.layers.{}", i);
-    nn::AttentionConfig a = sizes_.attention;
-    nn::MlpConfig m = sizes_.mlp;
-    a.d_model = m.d_model = c.d_model;
-    a.deviation = m.deviation = sizes_.deviation;
-    a.out = "o_proj";
-    const auto norm = [&](const char* which) {
-      return nn::Norm::make(params, name + which, c.norm, c.d_model, c.norm_eps);
-    };
+    const auto norm = [&](const char* which) { return make_norm(params, name + which, c); };
     auto block = std::make_unique<nn::PreNorm>();
     const nn::Norm first = norm(".input_layernorm");
-    block->add(first, std::make_unique<nn::Attention>(params, name + ".self_attn", a));
+    block->add(first,
+               std::make_unique<nn::Attention>(params, name + ".self_attn", sizes_.attention));
     const nn::Norm second = norm(".post_attention_layernorm");
-    block->add(second, std::make_unique<nn::Mlp>(params, name + ".mlp", m));
+    block->add(second, std::make_unique<nn::Mlp>(params, name + ".mlp", sizes_.mlp));
     return block;
   }
 
   OrderedJson json(const Config& c, Layout layout) const override {
-    require(layout == Layout::huggingface, "Llama has the Hugging Face layout only");
     const nn::AttentionConfig& a = sizes_.attention;
     const bool mistral = a.window > 0;
-    OrderedJson j;
-    j["architectures"] = OrderedJson::array({mistral ? "MistralForCausalLM" : "LlamaForCausalLM"});
-    write_shell(j, c);
+    OrderedJson j =
+        huggingface_json(c, layout, "Llama", mistral ? "MistralForCausalLM" : "LlamaForCausalLM");
     if (mistral) j["model_type"] = "mistral";
-    j["intermediate_size"] = sizes_.mlp.d_inner;
-    j["num_attention_heads"] = a.heads;
-    j["num_key_value_heads"] = a.key_heads;
+    write_transformer(j, sizes_);
     j["head_dim"] = a.head_dim;
     j["hidden_act"] = "silu";
-    j["max_position_embeddings"] = sizes_.longest;
-    j["initializer_range"] = sizes_.deviation;
     j["rms_norm_eps"] = shortest(c.norm_eps);
     j["rope_theta"] = a.rotation.base;
     if (mistral) {
       j["sliding_window"] = a.window;
     } else {
-      j["attention_bias"] = a.qkv_bias;
-      j["mlp_bias"] = sizes_.mlp.bias;
+      write_biases(j, sizes_);
     }
     j["tie_word_embeddings"] = c.tie_embeddings;
     write_eos(j, c);
@@ -75,7 +52,7 @@ class LlamaBody : public Body {
   }
 
  private:
-  const Sizes sizes_;
+  const TransformerKeys sizes_;
 };
 
 bool claims(const JsonView& j, Layout layout) {
@@ -86,7 +63,7 @@ bool claims(const JsonView& j, Layout layout) {
 
 Config read(const JsonView& j, Layout) {
   Config c;
-  if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
+  expect_text(j, "hidden_act", "silu");
   c.architecture = kLlama.name;
   c.vocab_size = j.integer("vocab_size");
   c.d_model = j.integer("hidden_size");
@@ -96,18 +73,14 @@ Config read(const JsonView& j, Layout) {
   c.eos_ids = eos_ids(j);
   c.embedding = {"model.embed_tokens.weight", ""};
   c.norm_f = "model.norm";
-  Sizes s;
+  TransformerKeys s;
   nn::AttentionConfig& a = s.attention;
-  a.heads = j.integer("num_attention_heads");
-  a.key_heads = j.integer("num_key_value_heads", a.heads);
+  read_transformer(j, s);
+  read_biases(j, s);
   a.head_dim = j.integer("head_dim", a.heads > 0 ? c.d_model / a.heads : 0);
   a.rotation = {a.head_dim, rotary_keys(j, {}).base, false};
-  a.qkv_bias = a.out_bias = j.boolean("attention_bias", false);
   if (j.text("model_type") == "mistral") a.window = j.integer("sliding_window", 0);
-  s.mlp.d_inner = j.integer("intermediate_size");
-  s.mlp.bias = j.boolean("mlp_bias", false);
-  s.deviation = j.number("initializer_range", s.deviation);
-  s.longest = j.integer("max_position_embeddings", s.longest);
+  s.settle(c);
   c.body = std::make_shared<LlamaBody>(s);
   return c;
 }

@@ -58,7 +58,7 @@ bool is_constant(const JsonView& j, const std::string& key) {
 Config read_huggingface(const JsonView& j) {
   Config c;
   const bool falcon = j.text("model_type") == kFalconMamba.name;
-  if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
+  expect_text(j, "hidden_act", "silu");
   c.vocab_size = j.integer("vocab_size", 50280);
   c.d_model = j.integer("hidden_size", falcon ? 4096 : 768);
   c.n_layer = j.integer("num_hidden_layers", 32);

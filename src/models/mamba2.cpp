@@ -40,7 +40,7 @@ class Mamba2Body : public Body {
 
 Config read_huggingface(const JsonView& j) {
   Config c;
-  if (j.text("hidden_act", "silu") != "silu") j.wrong("hidden_act", "\"silu\"");
+  expect_text(j, "hidden_act", "silu");
   c.vocab_size = j.integer("vocab_size", 32768);
   c.d_model = j.integer("hidden_size", 4096);
   c.n_layer = j.integer("num_hidden_layers", 64);

@@ -32,9 +32,7 @@ struct MoeMambaBody : Body {
     const std::string name = fmt::format("backbone.layers.{}", i);
     const size_t before = params.size();
     auto block = std::make_unique<nn::PreNorm>();
-    const auto norm = [&](const char* part) {
-      return nn::Norm::make(params, name + part, c.norm, c.d_model, c.norm_eps);
-    };
+    const auto norm = [&](const char* part) { return make_norm(params, name + part, c); };
     const nn::Norm first = norm(".norm");
     block->add(first, std::make_unique<nn::Mamba1>(params, name + ".mixer", mamba));
     const nn::Norm second = norm(".norm2");

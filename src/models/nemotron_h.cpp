@@ -1,22 +1,18 @@
 // Nemotron-H (NVIDIA 2025): a string says what each layer is: M Mamba-2, * attention without positions, - an
 // MLP with a squared ReLU. Hugging Face layout.
 #include "krait/base/error.h"
-#include "krait/models/architecture.h"
 #include "krait/models/mamba2.h"
-#include "krait/nn/attention.h"
-#include "krait/nn/mlp.h"
+#include "krait/models/transformer_keys.h"
 
 namespace krait::models {
 
 namespace {
 
-struct Sizes {
+struct Sizes : TransformerKeys {
+  Sizes() { longest = 4096; }
+
   nn::Mamba2Config mamba;
-  nn::AttentionConfig attention;
-  nn::MlpConfig mlp;
   std::string pattern;
-  double deviation = 0.02;  // of initial values
-  int64_t longest = 4096;
 };
 
 class NemotronBody : public Body {
@@ -26,8 +22,7 @@ class NemotronBody : public Body {
   void check(const Config& c) const override {
     const Sizes& s = sizes_;
     nn::check(s.mamba);
-    check_size("intermediate_size", s.mlp.d_inner, 1, 1 << 22);
-    nn::check(s.attention);
+    s.TransformerKeys::check();
     require(s.pattern.find_first_not_of("M*-") == std::string::npos &&
                 static_cast<int64_t>(s.pattern.size()) == c.n_layer,
             "config: hybrid_override_pattern: expected {} of M, * and -, got \"{}\"", c.n_layer,
@@ -38,29 +33,21 @@ class NemotronBody : public Body {
                                    int64_t i) const override {
     const std::string name = fmt::format("backbone.layers.{}.", i);
     auto block = std::make_unique<nn::PreNorm>();
-    const nn::Norm norm = nn::Norm::make(params, name + "norm", c.norm, c.d_model, c.norm_eps);
+    const nn::Norm norm = make_norm(params, name + "norm", c);
     block->add(norm, mixer(params, name + "mixer", sizes_.pattern[static_cast<size_t>(i)]));
     return block;
   }
 
   OrderedJson json(const Config& c, Layout layout) const override {
-    require(layout == Layout::huggingface, "Nemotron-H has the Hugging Face layout only");
     const Sizes& s = sizes_;
-    OrderedJson j;
-    j["architectures"] = OrderedJson::array({"NemotronHForCausalLM"});
-    write_shell(j, c);
-    j["intermediate_size"] = s.mlp.d_inner;
+    OrderedJson j = huggingface_json(c, layout, "Nemotron-H", "NemotronHForCausalLM");
+    write_transformer(j, s);
     j["hybrid_override_pattern"] = s.pattern;
-    j["num_attention_heads"] = s.attention.heads;
-    j["num_key_value_heads"] = s.attention.key_heads;
     j["head_dim"] = s.attention.head_dim;
-    j["attention_bias"] = s.attention.qkv_bias;
-    j["mlp_bias"] = s.mlp.bias;
+    write_biases(j, s);
     j["mlp_hidden_act"] = "relu2";
     j["mamba_hidden_act"] = "silu";
-    j["initializer_range"] = s.deviation;
     j["layer_norm_epsilon"] = shortest(c.norm_eps);
-    j["max_position_embeddings"] = s.longest;
     j["mamba_num_heads"] = s.mamba.heads();
     j["mamba_head_dim"] = s.mamba.headdim;
     j["ssm_state_size"] = s.mamba.d_state;
@@ -90,12 +77,11 @@ class NemotronBody : public Body {
 Config finish(Config c, Sizes s) {
   c.architecture = kNemotronH.name;
   c.embedding = {"backbone.embeddings.weight", ""};
-  s.mamba.d_model = s.attention.d_model = s.mlp.d_model = c.d_model;
+  s.mamba.d_model = c.d_model;
   s.mamba.norm_eps = c.norm_eps;
-  s.attention.out = "o_proj";
+  s.settle(c);
   s.mlp.layout = nn::MlpLayout::plain;
   s.mlp.gate_kind = ops::Gate::relu2;
-  s.attention.deviation = s.mlp.deviation = s.deviation;
   c.body = std::make_shared<NemotronBody>(s);
   return c;
 }
@@ -128,8 +114,8 @@ std::string pattern_of(const JsonView& j) {
 Config read(const JsonView& j, Layout) {
   Config c;
   Sizes s;
-  if (j.text("mlp_hidden_act", "relu2") != "relu2") j.wrong("mlp_hidden_act", "\"relu2\"");
-  if (j.text("mamba_hidden_act", "silu") != "silu") j.wrong("mamba_hidden_act", "\"silu\"");
+  expect_text(j, "mlp_hidden_act", "relu2");
+  expect_text(j, "mamba_hidden_act", "silu");
   c.vocab_size = j.integer("vocab_size", 131072);
   c.d_model = j.integer("hidden_size", 4096);
   c.norm_eps = static_cast<float>(j.number("layer_norm_epsilon", 1e-5));
@@ -137,14 +123,10 @@ Config read(const JsonView& j, Layout) {
   c.eos_ids = eos_ids(j);
   s.pattern = pattern_of(j);
   c.n_layer = j.integer("num_hidden_layers", static_cast<int64_t>(s.pattern.size()));
-  s.deviation = j.number("initializer_range", s.deviation);
-  s.longest = j.integer("max_position_embeddings", s.longest);
-  s.mlp.d_inner = j.integer("intermediate_size", 21504);
-  s.mlp.bias = j.boolean("mlp_bias", false);
-  s.attention.heads = j.integer("num_attention_heads", 32);
-  s.attention.key_heads = j.integer("num_key_value_heads", 8);
+  s.mlp.d_inner = 21504, s.attention.heads = 32, s.attention.key_heads = 8;
+  read_transformer(j, s);
+  read_biases(j, s);
   s.attention.head_dim = j.integer("head_dim", 128);
-  s.attention.qkv_bias = s.attention.out_bias = j.boolean("attention_bias", false);
   nn::Mamba2Config& m = s.mamba;
   const int64_t heads = j.integer("mamba_num_heads", 128);
   m.headdim = j.integer("mamba_head_dim", 64);

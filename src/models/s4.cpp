@@ -29,7 +29,7 @@ class S4Body : public Body {
     const std::string name = fmt::format("backbone.layers.{}", i);
     nn::S4Config s = mixer;
     s.d_model = c.d_model;
-    const nn::Norm norm = nn::Norm::make(params, name + ".norm", c.norm, c.d_model, c.norm_eps);
+    const nn::Norm norm = make_norm(params, name + ".norm", c);
     auto layer = std::make_unique<nn::S4>(params, name + ".mixer", s);
     if (!prenorm) return std::make_unique<nn::PostNorm>(norm, std::move(layer));
     auto block = std::make_unique<nn::PreNorm>();

@@ -5,12 +5,10 @@
 #include <utility>
 
 #include "krait/base/error.h"
-#include "krait/models/architecture.h"
 #include "krait/models/mamba2.h"
 #include "krait/models/presets.h"
 #include "krait/models/rotary_keys.h"
-#include "krait/nn/attention.h"
-#include "krait/nn/mlp.h"
+#include "krait/models/transformer_keys.h"
 #include "krait/ops/add/add.h"
 #include "krait/ops/concat/concat.h"
 #include "krait/ops/linear/linear.h"
@@ -19,17 +17,15 @@ namespace krait::models {
 
 namespace {
 
-struct Sizes {
+struct Sizes : TransformerKeys {
+  Sizes() { longest = 4096; }
+
   nn::Mamba2Config mamba;
-  nn::AttentionConfig attention;
-  nn::MlpConfig mlp;
   std::vector<int64_t> hybrid;  // layers that have the transformer in front
   int64_t shared = 1;           // transformer blocks, used in turn
   int64_t rank = 128;           // of the adapters
   bool attention_adapters = false, mlp_adapters = true;
   bool rotates = false;
-  double deviation = 0.02;  // of initial values
-  int64_t longest = 4096;
 };
 
 struct Transformer {
@@ -82,8 +78,7 @@ class ZambaBody : public Body {
   void check(const Config& c) const override {
     const Sizes& s = sizes_;
     nn::check(s.mamba);
-    nn::check(s.attention);
-    check_size("intermediate_size", s.mlp.d_inner, 1, 1 << 22);
+    s.TransformerKeys::check();
     check_size("num_mem_blocks", s.shared, 1, 1 << 10);
     check_size("adapter_rank", s.rank, 1, 1 << 16);
     for (const int64_t i : s.hybrid) check_size("layers_block_type", i, 0, c.n_layer - 1);
@@ -100,7 +95,7 @@ class ZambaBody : public Body {
       const std::string name = fmt::format("model.layers.{}.", i);
       if (std::find(s.hybrid.begin(), s.hybrid.end(), i) == s.hybrid.end()) {
         auto block = std::make_unique<nn::PreNorm>();
-        block->add(norm(params, c, name + "input_layernorm", c.d_model),
+        block->add(make_norm(params, name + "input_layernorm", c),
                    std::make_unique<nn::Mamba2>(params, name + "mamba", s.mamba));
         all.push_back(std::move(block));
         continue;
@@ -114,7 +109,7 @@ class ZambaBody : public Body {
           params.add(name + "linear.weight", {c.d_model, c.d_model}, nn::normal(s.deviation));
       linear.decay = true;
       const std::string decoder = name + "mamba_decoder.";
-      const nn::Norm before = norm(params, c, decoder + "input_layernorm", c.d_model);
+      const nn::Norm before = make_norm(params, decoder + "input_layernorm", c);
       all.push_back(std::make_unique<HybridBlock>(
           adapted(params, c, transformers[k], names[k], use), linear, before,
           std::make_unique<nn::Mamba2>(params, decoder + "mamba", s.mamba)));
@@ -128,15 +123,11 @@ class ZambaBody : public Body {
   const Sizes& sizes() const { return sizes_; }
 
  private:
-  static nn::Norm norm(nn::ParamSet& params, const Config& c, const std::string& name,
-                       int64_t width) {
-    return nn::Norm::make(params, name, c.norm, width, c.norm_eps);
-  }
-
   Transformer transformer(nn::ParamSet& params, const Config& c, const std::string& name) const {
-    const nn::Norm first = norm(params, c, name + "input_layernorm", 2 * c.d_model);
+    const nn::Norm first =
+        nn::Norm::make(params, name + "input_layernorm", c.norm, 2 * c.d_model, c.norm_eps);
     nn::Attention attention(params, name + "self_attn", sizes_.attention);
-    const nn::Norm second = norm(params, c, name + "pre_ff_layernorm", c.d_model);
+    const nn::Norm second = make_norm(params, name + "pre_ff_layernorm", c);
     return {first, attention, second, nn::Mlp(params, name + "feed_forward", sizes_.mlp)};
   }
 
@@ -163,12 +154,9 @@ class ZambaBody : public Body {
 };
 
 OrderedJson ZambaBody::json(const Config& c, Layout layout) const {
-  require(layout == Layout::huggingface, "Zamba2 has the Hugging Face layout only");
   const Sizes& s = sizes_;
-  OrderedJson j;
-  j["architectures"] = OrderedJson::array({"Zamba2ForCausalLM"});
-  write_shell(j, c);
-  j["intermediate_size"] = s.mlp.d_inner;
+  OrderedJson j = huggingface_json(c, layout, "Zamba2", "Zamba2ForCausalLM");
+  write_transformer(j, s);
   std::vector<std::string> kinds(static_cast<size_t>(c.n_layer), "mamba");
   for (const int64_t i : s.hybrid) kinds[static_cast<size_t>(i)] = "hybrid";
   j["layers_block_type"] = kinds;
@@ -177,17 +165,13 @@ OrderedJson ZambaBody::json(const Config& c, Layout layout) const {
   j["adapter_rank"] = s.rank;
   j["use_shared_attention_adapter"] = s.attention_adapters;
   j["use_shared_mlp_adapter"] = s.mlp_adapters;
-  j["num_attention_heads"] = s.attention.heads;
-  j["num_key_value_heads"] = s.attention.key_heads;
   j["attention_hidden_size"] = s.attention.d_in;
   j["attention_head_dim"] = s.attention.head_dim;
   j["use_mem_rope"] = s.rotates;
   j["rope_theta"] = s.attention.rotation.base;
   j["add_bias_linear"] = s.mlp.bias;
   j["hidden_act"] = "gelu";
-  j["initializer_range"] = s.deviation;
   j["rms_norm_eps"] = shortest(c.norm_eps);
-  j["max_position_embeddings"] = s.longest;
   j["n_mamba_heads"] = s.mamba.heads();
   j["mamba_headdim"] = s.mamba.headdim;
   j["mamba_d_state"] = s.mamba.d_state;
@@ -207,18 +191,17 @@ Config finish(Config c, Sizes s) {
   c.architecture = kZamba2.name;
   c.embedding = {"model.embed_tokens.weight", ""};
   c.norm_f = "model.final_layernorm";
-  s.mamba.d_model = s.attention.d_model = s.mlp.d_model = c.d_model;
+  s.mamba.d_model = c.d_model;
   s.mamba.dt_low =
       static_cast<float>(s.mamba.dt_min);  // Δ is clamped there: systems.md, section 15
   nn::AttentionConfig& a = s.attention;
+  s.settle(c);
   a.d_in = 2 * c.d_model;
-  a.out = "o_proj";
   a.scale = std::sqrt(2 / static_cast<float>(std::max<int64_t>(1, a.head_dim)));
   a.rotation.R = s.rotates ? a.head_dim : 0;
   s.mlp.layout = nn::MlpLayout::gate_first;
   s.mlp.gate_kind = ops::Gate::gelu;
   s.mlp.up = "gate_up_proj";
-  a.deviation = s.mlp.deviation = s.deviation;
   c.body = std::make_shared<ZambaBody>(s);
   return c;
 }
@@ -245,22 +228,19 @@ std::vector<int64_t> hybrid_layers(const JsonView& j, int64_t n_layer) {
 Config read(const JsonView& j, Layout) {
   Config c;
   Sizes s;
-  if (j.text("hidden_act", "gelu") != "gelu") j.wrong("hidden_act", "\"gelu\"");
+  expect_text(j, "hidden_act", "gelu");
   c.vocab_size = 32000, c.d_model = 2560, c.n_layer = 54;
   c.norm_eps = 1e-5f, c.tie_embeddings = true;
   read_shell(j, c);
-  s.deviation = j.number("initializer_range", s.deviation);
-  s.longest = j.integer("max_position_embeddings", s.longest);
   s.hybrid = hybrid_layers(j, c.n_layer);
   s.shared = j.integer("num_mem_blocks", 1);
   s.rank = j.integer("adapter_rank", 128);
   s.attention_adapters = j.boolean("use_shared_attention_adapter", false);
   s.mlp_adapters = j.boolean("use_shared_mlp_adapter", true);
-  s.mlp.d_inner = j.integer("intermediate_size", 4 * c.d_model);
   s.mlp.bias = j.boolean("add_bias_linear", false);
   nn::AttentionConfig& a = s.attention;
-  a.heads = j.integer("num_attention_heads", 32);
-  a.key_heads = j.integer("num_key_value_heads", a.heads);
+  s.mlp.d_inner = 4 * c.d_model, a.heads = 32;
+  read_transformer(j, s);
   a.head_dim = j.integer("attention_head_dim", a.heads > 0 ? 2 * c.d_model / a.heads : 0);
   if (j.integer("attention_hidden_size", 2 * c.d_model) != 2 * c.d_model)
     j.wrong("attention_hidden_size", fmt::format("2 hidden_size = {}", 2 * c.d_model));
