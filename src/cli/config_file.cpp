@@ -19,6 +19,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "krait/base/error.h"
 #include "krait/base/file.h"
@@ -72,7 +73,10 @@ void add_config_text(const CLI::App& app, std::string_view text, const std::stri
     const CLI::Option* option = app.get_option_no_throw("--" + name);
     require(option && name != "config" && name != "help", "{}: `krait {}` has no such option{}",
             where, app.get_name(), option ? "" : did_you_mean(name, option_names(app)));
-    if (is_typed(*option, args)) continue;
+    std::set<const CLI::Option*> rivals = {option};
+    for (const CLI::Option* o : option->get_excludes()) rivals.insert(o);
+    if (std::any_of(rivals.begin(), rivals.end(), [&](auto* o) { return is_typed(*o, args); }))
+      continue;
     std::vector<std::string> values;
     if (const toml::array* list = node.as_array()) {
       for (const toml::node& item : *list) values.push_back(scalar_text(item, where));

@@ -1,6 +1,7 @@
 // --config FILE.toml: any option of the command as a key. What the file says is put behind the words of
-// the command line as if typed there, except for options that were typed: the command line wins. A command
-// with an option --resume RUN reads RUN/config.toml the same way, after the one that --config names.
+// the command line as if typed there, except for options that were typed and those that these exclude: the command
+// line wins. A command with an option --resume RUN reads RUN/config.toml the same way, after the one that --config
+// names.
 #pragma once
 #include <string>
 #include <string_view>

@@ -49,6 +49,13 @@ TEST_F(ConfigFile, TheCommandLineWins) {
   EXPECT_EQ(added("steps = 12\n", {"--steps", "3"}), Words{});
 }
 
+TEST_F(ConfigFile, WhatIsTypedWinsOverWhatItExcludes) {
+  double epochs = 0;
+  app.add_option("--epochs", epochs)->excludes("--steps");
+  EXPECT_EQ(added("epochs = 2\n", {"--steps=3"}), Words{});
+  EXPECT_EQ(added("steps = 3\n", {"--epochs=2"}), Words{});
+}
+
 TEST_F(ConfigFile, RefusesWhatIsNoOptionByName) {
   EXPECT_NE(testing::error_of([&] {
               added("stepz = 1\n");

@@ -76,12 +76,13 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->group(batches);
 
   const auto optimisation = "Optimisation";
-  app.add_option("--steps", t.steps, "steps in all")
-      ->check(positive)
-      ->capture_default_str()
-      ->group(optimisation);
-  app.add_option("--epochs", r.epochs, "passes over the data; goes before --steps")
+  CLI::Option* const steps = app.add_option("--steps", t.steps, "steps in all")
+                                 ->check(positive)
+                                 ->capture_default_str()
+                                 ->group(optimisation);
+  app.add_option("--epochs", r.epochs, "passes over the data, in place of --steps")
       ->check(above_zero)
+      ->excludes(steps)
       ->group(optimisation);
   app.add_option("--optimizer", a.optimizer, "adamw")
       ->check(CLI::IsMember({"adamw"}))

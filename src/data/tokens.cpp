@@ -70,9 +70,13 @@ void append_npy(const std::string& path, TokenStream& stream) {
   const Tensor& array = file.tensors().front().view;
   require(array.dtype == DType::i32 || array.dtype == DType::i64,
           "{}: expected token ids as int32 or int64, got {}", path, name_of(array.dtype));
+  require(array.rank() > 0, "{}: expected rows of token ids, got one number", path);
+  const int64_t L = array.size(-1);
   std::vector<int32_t> ids;
-  for (int64_t i = 0; i < array.numel(); i += static_cast<int64_t>(kPiece)) {
-    const int64_t n = std::min<int64_t>(kPiece, array.numel() - i);
+  int64_t n = 0;
+  for (int64_t i = 0; i < array.numel(); i += n) {
+    if (i % L == 0) stream.start_document();
+    n = std::min<int64_t>(kPiece, L - i % L);
     ids.resize(static_cast<size_t>(n));
     for (int64_t j = 0; j < n; ++j)
       ids[static_cast<size_t>(j)] =
@@ -90,7 +94,6 @@ TokenStream read_tokens(const std::vector<std::string>& sources, const Encode& e
   TokenStream stream(vocab_size);
   for (const std::string& source : sources) {
     if (std::filesystem::path(source).extension() == ".npy") {
-      stream.start_document();
       append_npy(source, stream);
       continue;
     }

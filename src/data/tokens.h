@@ -41,7 +41,7 @@ class TokenStream {
 // Text to ids. An empty function: the ids are the bytes.
 using Encode = std::function<std::vector<int32_t>(std::string_view)>;
 
-// Reads sources one after the other: .npy (int32 or int64 of any shape, read row by row, one document),
+// Reads sources one after the other: .npy (int32 or int64 of any shape, each row along the last axis a document),
 // or text as read_documents knows it. Error where nothing was read, or an id is outside the vocabulary.
 TokenStream read_tokens(const std::vector<std::string>& sources, const Encode& encode,
                         int64_t vocab_size);

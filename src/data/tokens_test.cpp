@@ -76,14 +76,14 @@ TEST_F(Sources, AFolderIsReadInNameOrderWithoutBinaryAndHiddenFiles) {
   EXPECT_EQ(s.starts(), (Positions{0, 5, 11, 12}));
 }
 
-TEST_F(Sources, NpyIsReadRowByRow) {
+TEST_F(Sources, EachRowOfANpyIsADocument) {
   std::vector<int64_t> ids = {1, 2, 3, 4, 5, 299};
   write_npy(folder_ / "a.npy", Tensor(ids.data(), DType::i64, {2, 3}));
   const TokenStream s = read_tokens({(folder_ / "a.npy").string()}, {}, 300);
   std::vector<int32_t> got(6);
   s.read(0, 6, got.data());
   EXPECT_EQ(got, (std::vector<int32_t>{1, 2, 3, 4, 5, 299}));
-  EXPECT_EQ(s.starts(), (Positions{0}));
+  EXPECT_EQ(s.starts(), (Positions{0, 3}));  // each row a document
 }
 
 TEST_F(Sources, IdsOutsideTheVocabularyAreNamedByFileAndPosition) {

@@ -55,6 +55,23 @@ if ((done_steps < 12)); then
 fi
 diff <(losses whole) <(losses parts | head -12) || fail "resumed losses differ"
 
+# A terminal that goes away is a signal, too.
+env --default-signal=HUP "$K" train "${common[@]}" --out hung --steps 100000 --quiet >/dev/null 2>err &
+pid=$!
+for _ in $(seq 300); do
+  [[ -s hung/log.jsonl ]] && break
+  sleep 0.1
+done
+kill -HUP $pid
+rc=0; wait $pid || rc=$?
+[[ $rc == 130 && -s hung/last/model.safetensors ]] || fail "SIGHUP: exit code $rc: $(cat err)"
+
+# What is typed goes before what the file says of the same thing; a file or a command line cannot say both.
+sed 's/^steps = .*/epochs = 2.0/' whole/config.toml >epochs.toml
+[[ $(code "$K" train --config epochs.toml --steps 3 --out typed --json) == 0 ]] || fail "--steps over epochs: $(cat err)"
+grep -q '"steps":3,' out || fail "--steps over epochs: $(cat out)"
+refused 2 "--steps excludes --epochs" "$K" train "${common[@]}" --steps 3 --epochs 1 --out both
+
 # Where no step is left there is no loss of one.
 [[ $(code "$K" train --resume whole --json) == 0 ]] || fail "resume of a run that is done: $(cat err)"
 grep -q '"steps":12,"loss":null,.*"tokens":null,' out || fail "resume of a run that is done: $(cat out)"
