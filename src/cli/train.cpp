@@ -25,11 +25,8 @@ struct TrainArguments {
   CLI::App* app = nullptr;
 };
 
-void add_options(CLI::App& app, TrainArguments& a) {
+void add_start_options(CLI::App& app, TrainArguments& a) {
   RunOptions& r = a.run;
-  TrainOptions& t = r.train;
-  const CLI::Validator from_zero = number_from_zero(), above_zero = number_above_zero(),
-                       below_one = number_in(0, 0.999);
   const auto start = "What is trained, on what";
   app.add_option("--model", r.model, "a fresh model: a preset's name, or a config.json")
       ->group(start);
@@ -53,19 +50,23 @@ void add_options(CLI::App& app, TrainArguments& a) {
   app.add_option("--valid", r.valid, "validation data, read like the training data")->group(start);
   app.add_option("--out", r.out, "directory of the run")->group(start);
   app.add_option("--tokenizer", r.tokenizer, "a tokenizer.json, or \"bytes\"")->group(start);
+}
 
+const CLI::Range kPositive(int64_t{1}, int64_t{1} << 40);
+
+void add_batch_options(CLI::App& app, TrainArguments& a) {
+  TrainOptions& t = a.run.train;
   const auto batches = "Batches";
-  const CLI::Range positive(int64_t{1}, int64_t{1} << 40);
   app.add_option("--batch-size", t.batch_size, "sequences at once")
-      ->check(positive)
+      ->check(kPositive)
       ->capture_default_str()
       ->group(batches);
   app.add_option("--seq-len", t.seq_len, "tokens of a sequence")
-      ->check(positive)
+      ->check(kPositive)
       ->capture_default_str()
       ->group(batches);
   app.add_option("--grad-accum", t.grad_accum, "batches whose gradients make one step")
-      ->check(positive)
+      ->check(kPositive)
       ->capture_default_str()
       ->group(batches);
   app.add_option("--order", a.order, "shuffle (windows in random order, default) or sequential")
@@ -74,13 +75,18 @@ void add_options(CLI::App& app, TrainArguments& a) {
   app.add_flag("--carry-state", t.carry_state,
                "the state of each row goes on into the next batch (sequential order)")
       ->group(batches);
+}
 
+void add_optimisation_options(CLI::App& app, TrainArguments& a) {
+  TrainOptions& t = a.run.train;
+  const CLI::Validator from_zero = number_from_zero(), above_zero = number_above_zero(),
+                       below_one = number_in(0, 0.999);
   const auto optimisation = "Optimisation";
   CLI::Option* const steps = app.add_option("--steps", t.steps, "steps in all")
-                                 ->check(positive)
+                                 ->check(kPositive)
                                  ->capture_default_str()
                                  ->group(optimisation);
-  app.add_option("--epochs", r.epochs, "passes over the data, in place of --steps")
+  app.add_option("--epochs", a.run.epochs, "passes over the data, in place of --steps")
       ->check(above_zero)
       ->excludes(steps)
       ->group(optimisation);
@@ -142,7 +148,10 @@ void add_options(CLI::App& app, TrainArguments& a) {
       ->capture_default_str()
       ->group(optimisation);
   add_recompute(app, t.recompute)->group(optimisation);
+}
 
+void add_output_options(CLI::App& app, RunOptions& r) {
+  const CLI::Validator from_zero = number_from_zero();
   const auto output = "While it runs (every N steps; 0: at the end only)";
   app.add_option("--eval-every", r.eval_every, "measure the validation loss")
       ->check(from_zero)
@@ -277,7 +286,10 @@ int work(TrainArguments& a, const Common& common) {
 Work add_train(CLI::App& app) {
   const auto a = std::make_shared<TrainArguments>();
   a->app = &app;
-  add_options(app, *a);
+  add_start_options(app, *a);
+  add_batch_options(app, *a);
+  add_optimisation_options(app, *a);
+  add_output_options(app, a->run);
   return [a](const Common& common) { return work(*a, common); };
 }
 

@@ -50,8 +50,6 @@ nn::State checked_state(const models::LanguageModel& model, const SessionOptions
 
 }  // namespace
 
-Snapshot copy_of(const Snapshot& s) { return {s.state.clone(), s.logits, s.tokens}; }
-
 SessionPlan plan_session(const models::LanguageModel& model, const SessionOptions& given) {
   const SessionOptions options = complete(model, given);
   SessionPlan p;

@@ -17,8 +17,6 @@ struct Snapshot {
   int64_t tokens = 0;         // read so far
 };
 
-Snapshot copy_of(const Snapshot& s);
-
 struct SessionOptions {
   int64_t batch = 1;  // B
   DType activation = DType::f32;
@@ -73,7 +71,6 @@ class Session {
 
   Context& context() { return runner_.context(); }
   const models::LanguageModel& model() const { return model_; }
-  size_t working_bytes() const { return runner_.bytes(); }
 
  private:
   void take_logits(Context& c, const Tensor& hidden);

@@ -44,12 +44,4 @@ void Sequences::check_packing(const Context& c, const char* op, int64_t rows_in,
   }
 }
 
-Sequence Sequences::operator[](int64_t s) const {
-  if (!packed_) return {s * L_, L_, has_in_ ? s : -1, has_out_ ? s : -1};
-  const int64_t* begin = static_cast<const int64_t*>(packing_.begin.data);
-  const auto row = [s](const Tensor& t) { return int64_t{static_cast<const int32_t*>(t.data)[s]}; };
-  return {begin[s], begin[s + 1] - begin[s], has_in_ ? row(packing_.state_in) : -1,
-          has_out_ ? row(packing_.state_out) : -1};
-}
-
 }  // namespace krait::ops

@@ -10,13 +10,14 @@
 #include "krait/io/npy.h"
 #include "krait/testing/files.h"
 #include "krait/testing/op_test.h"
-#include "krait/train/run.h"
+#include "krait/train/run_fixture.h"
 #include "krait/train/trainer.h"
 
 namespace krait {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::losses;
 
 constexpr int64_t kSize = 12;
 
@@ -71,12 +72,6 @@ class ImageRuns : public ::testing::Test {
     return o;
   }
 
-  static std::vector<double> losses(const std::string& run) {
-    std::vector<double> out;
-    for (const LogRecord& r : read_log(fs::path(run) / "log.jsonl")) out.push_back(r.loss);
-    return out;
-  }
-
   testing::TempDir dir_;
 };
 
@@ -100,18 +95,7 @@ TEST_F(ImageRuns, ResumedIsTheRunThatWasNeverStopped) {
   RunOptions o = options("whole");
   o.train.drop_path = 0.3f;
   o.train.label_smoothing = 0.1f;
-  run_training(o, false, {});
-  RunOptions p = o;
-  p.out = o.out + "-parts";
-  int64_t done = 0;
-  RunWatcher stop;
-  stop.step = [&](const LogRecord& r, int64_t) { done = r.step; };
-  stop.stop = [&] { return done >= 3; };
-  EXPECT_TRUE(run_training(p, false, stop).interrupted);
-  EXPECT_EQ(run_training(p, true, {}).steps, 10);
-  EXPECT_EQ(losses(p.out), losses(o.out));
-  EXPECT_EQ(read_file(fs::path(p.out) / "last" / "model.safetensors"),
-            read_file(fs::path(o.out) / "last" / "model.safetensors"));
+  testing::expect_resumed_is_whole(o, 3);
 }
 
 TEST_F(ImageRuns, NeitherRecomputingNorThreadsChangeAnything) {

@@ -12,11 +12,15 @@
 #include "krait/testing/files.h"
 #include "krait/train/checkpoint.h"
 #include "krait/train/fixture.h"
+#include "krait/train/run_fixture.h"
 
 namespace krait {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::losses;
+using testing::stop_after;
+using testing::weights_of;
 
 class Runs : public ::testing::Test {
  protected:
@@ -35,26 +39,10 @@ class Runs : public ::testing::Test {
     o.save_every = 5;
     return o;
   }
-  static std::vector<double> losses(const fs::path& run) {
-    std::vector<double> out;
-    for (const LogRecord& r : read_log(run / "log.jsonl")) out.push_back(r.loss);
-    return out;
-  }
   static std::vector<std::optional<double>> valid_losses(const fs::path& run) {
     std::vector<std::optional<double>> out;
     for (const LogRecord& r : read_log(run / "log.jsonl")) out.push_back(r.valid_loss);
     return out;
-  }
-  static std::string weights_of(const fs::path& checkpoint) {
-    return read_file(checkpoint / "model.safetensors");
-  }
-  // A watcher that stops the run after this step.
-  static RunWatcher stop_after(int64_t step) {
-    const auto reached = std::make_shared<bool>(false);
-    RunWatcher w;
-    w.step = [=](const LogRecord& r, int64_t) { *reached = r.step >= step; };
-    w.stop = [=] { return *reached; };
-    return w;
   }
 
   testing::TempDir folder_;

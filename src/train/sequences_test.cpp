@@ -9,13 +9,14 @@
 #include "krait/io/any_model.h"
 #include "krait/testing/files.h"
 #include "krait/testing/op_test.h"
-#include "krait/train/run.h"
+#include "krait/train/run_fixture.h"
 #include "krait/train/trainer.h"
 
 namespace krait {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::losses;
 
 constexpr const char* kFamilies[] = {
     R"({"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 256,
@@ -74,11 +75,6 @@ class SequenceRuns : public ::testing::Test {
     o.data = o.valid = {(dir_ / "data.jsonl").string()};
     o.out = (dir_ / name).string();
     return o;
-  }
-  static std::vector<double> losses(const std::string& run) {
-    std::vector<double> out;
-    for (const LogRecord& r : read_log(fs::path(run) / "log.jsonl")) out.push_back(r.loss);
-    return out;
   }
   testing::TempDir dir_;
 };
@@ -150,18 +146,7 @@ TEST_F(SequenceRuns, ResumedIsTheRunThatWasNeverStopped) {
   o.pooling = "token";
   o.train.steps = 10;
   o.train.dropout = 0.1f;
-  run_training(o, false, {});
-  RunOptions p = o;
-  p.out = o.out + "-parts";
-  int64_t done = 0;
-  RunWatcher stop;
-  stop.step = [&](const LogRecord& r, int64_t) { done = r.step; };
-  stop.stop = [&] { return done >= 4; };
-  EXPECT_TRUE(run_training(p, false, stop).interrupted);
-  EXPECT_EQ(run_training(p, true, {}).steps, 10);
-  EXPECT_EQ(losses(p.out), losses(o.out));
-  EXPECT_EQ(read_file(fs::path(p.out) / "last" / "model.safetensors"),
-            read_file(fs::path(o.out) / "last" / "model.safetensors"));
+  testing::expect_resumed_is_whole(o, 4);
 }
 
 TEST_F(SequenceRuns, WhatCannotBeIsRefused) {

@@ -245,6 +245,16 @@ inline double rounding(DType t) {
   return t == DType::bf16 ? 0x1p-8 : t == DType::f16 ? 0x1p-11 : 0x1p-24;
 }
 
+// The largest errors of one tensor over the trials of a case.
+struct Errors {
+  double got = 0, plain = 0, largest = 0;
+  void add(const Values& got_values, const Values& exact, const Values& plain_values) {
+    got = std::max(got, max_abs_error(got_values, exact));
+    plain = std::max(plain, max_abs_error(plain_values, exact));
+    largest = std::max(largest, max_abs(exact));
+  }
+};
+
 // The house bound: the largest error is at most twice that of `plain`, a naive run of the same formula
 // in float32, plus one rounding of the largest value to the dtype of the result (a lucky plain run, or
 // one value, can be exact; a bfloat16 result is rounded once more than `plain`).
@@ -288,15 +298,6 @@ inline Values complex_step_gradient(const std::function<Complex(const ComplexVal
     z[i] = x[i];
   }
   return gradient;
-}
-
-// The derivative of f along `direction`, in one run: for inputs too large to step through one by one.
-inline double complex_step_directional(const std::function<Complex(const ComplexValues&)>& f,
-                                       const Values& x, const Values& direction) {
-  constexpr double h = 1e-100;
-  ComplexValues z(x.size());
-  for (size_t i = 0; i < x.size(); ++i) z[i] = {x[i], h * direction[i]};
-  return f(z).imag() / h;
 }
 
 template <class T>

@@ -6,7 +6,7 @@
 
 #include "krait/ops/attention/attention.h"
 #include "krait/ops/attention/reference.h"
-#include "krait/testing/op_test.h"
+#include "krait/testing/packing.h"
 
 namespace krait::ops {
 
@@ -58,19 +58,7 @@ struct AttentionSetup {
     packed = !k.lengths.empty();
     S = packed ? static_cast<int64_t>(k.lengths.size()) : k.B;
     if (packed) {
-      packing.n = S;
-      packing.begin = t.tensor({S + 1}, DType::i64);
-      packing.state_in = t.tensor({S}, DType::i32);
-      packing.state_out = t.tensor({S}, DType::i32);
-      set(packing.begin, 0, 0);
-      for (int64_t s = 0; s < S; ++s) {
-        const int64_t length = k.lengths[static_cast<size_t>(s)];
-        set(packing.begin, s + 1, get(packing.begin, s) + static_cast<double>(length));
-        // Rows in another order than the sequences; one starts from zero, two from one row; one is dropped.
-        set(packing.state_in, s, s == 1 ? -1 : s == 2 ? 0 : static_cast<double>(s));
-        set(packing.state_out, s, s == 3 ? -1 : static_cast<double>(S - 1 - s));
-        packing.longest = std::max(packing.longest, length);
-      }
+      packing = testing::packing_of(t, k.lengths);
     }
     const int64_t width = k.Hkv * k.P;
     if (k.C > 0) {  // rows without a token stay NaN

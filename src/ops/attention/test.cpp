@@ -8,6 +8,7 @@ namespace {
 
 using testing::Complex;
 using testing::ComplexValues;
+using testing::Errors;
 using testing::Values;
 
 std::vector<AttentionCase> cases() {
@@ -114,16 +115,6 @@ std::vector<AttentionCase> cases() {
 }
 
 class Attention : public ::testing::TestWithParam<AttentionCase> {};
-
-// The largest errors of one tensor over the trials of a case.
-struct Errors {
-  double got = 0, plain = 0, largest = 0;
-  void add(const Values& got_values, const Values& exact, const Values& plain_values) {
-    got = std::max(got, testing::max_abs_error(got_values, exact));
-    plain = std::max(plain, testing::max_abs_error(plain_values, exact));
-    largest = std::max(largest, testing::max_abs(exact));
-  }
-};
 
 // Values, caches and all gradients from random cotangents on all results, with and without a tape. Errors of
 // a handful of elements are a matter of luck: small cases are tried several times, and the worst error is held

@@ -81,7 +81,7 @@ struct Adjoint {
 };
 
 // The gates, and where there is no norm dy: it then does not depend on y.
-static void gate_rows(const m3::Head& h, const m3::Rows& dout, int64_t t0, const Chunk& c,
+static void gate_rows(const m3::Head& h, const ops::Rows& dout, int64_t t0, const Chunk& c,
                       const Adjoint& a) {
   const auto& n = c.n;
   for (int64_t t = 1; t <= c.tokens; ++t) {
@@ -99,7 +99,7 @@ static void gate_rows(const m3::Head& h, const m3::Rows& dout, int64_t t0, const
 
 // Back through the sum over ranks, the gate and the norm: dz, the sums of mimo_o, mimo_z and norm, and dy
 // where there is a norm.
-static void output_gradients(const m3::Head& h, const m3::HeadGrads& g, const m3::Rows& dout,
+static void output_gradients(const m3::Head& h, const m3::HeadGrads& g, const ops::Rows& dout,
                              int64_t t0, const Chunk& c, const Adjoint& a) {
   const auto& n = c.n;
   for (int64_t t = 1; t <= c.tokens; ++t) {

@@ -23,7 +23,7 @@ static CudaCall call_of(const Problem& p, const Tensor& saved) {
   c.size = p.size;
   c.H = p.H, c.G = p.G, c.tokens = p.tokens, c.L = p.L;
   c.longest = p.packed ? p.packing.longest : p.L;
-  c.sequences = p.sequences();
+  c.sequences = p.sequences.size();
   if (p.packed) {
     c.begin = p.packing.begin.as<int64_t>();
     c.row_in = p.packing.state_in.as<int32_t>();

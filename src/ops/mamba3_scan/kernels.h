@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "krait/base/isa.h"
+#include "krait/ops/rows.h"
 
 namespace krait::ops::mamba3 {
 
@@ -17,20 +18,6 @@ static constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad
 
 struct Sizes {
   int64_t P = 0, N = 0, R = 1, T = 0;  // T: angles
-};
-
-// Rows over time of a tensor of float32 or bfloat16.
-struct Rows {
-  const void* data = nullptr;
-  int64_t stride = 0;  // elements from token to token
-  bool bf16 = false;
-};
-
-struct GradRows {
-  void* data = nullptr;  // null: not wanted
-  int64_t stride = 0;
-  bool bf16 = false;
-  bool add = false;
 };
 
 // The state of one head of one sequence; all null: zero, or not wanted.

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "krait/autograd/segment.h"
-#include "krait/base/threads.h"
+#include "krait/ops/kernel_memory.h"
 #include "krait/ops/mamba3_scan/gpu.h"
 #include "krait/ops/mamba3_scan/kernels.h"
 #include "krait/ops/mamba3_scan/problem.h"
@@ -13,23 +13,6 @@ namespace krait::ops {
 namespace mamba3 {
 
 static const Kernels& kernels() { return KRAIT_PICK_ISA(mamba3_scan_kernels); }
-
-// Scratch of the kernels, one part a thread.
-class ThreadScratch {
- public:
-  ThreadScratch(Context& c, int64_t floats)
-      : nested_(omp_in_parallel()),
-        floats_(floats),
-        all_(c.scratch({nested_ ? 1 : threads(), floats}, DType::f32)) {}
-  float* mine() const {
-    return static_cast<float*>(all_.data) + (nested_ ? 0 : omp_get_thread_num()) * floats_;
-  }
-
- private:
-  bool nested_;
-  int64_t floats_;
-  Tensor all_;
-};
 
 static float* floats_at(const Tensor& t, int64_t i) {
   return t ? static_cast<float*>(t.data) + i : nullptr;
@@ -41,22 +24,17 @@ static float* saved_at(const Problem& p, const Tensor& saved, const Sequence& s,
   return floats_at(saved, ((s.begin / kChunk) * p.H + h) * saved_size(p.size));
 }
 
-static GradRows grad_rows(const Tensor& t, bool add, int64_t token, int64_t column) {
-  const Rows r = rows_at(t, token, column);
-  return {const_cast<void*>(r.data), r.stride, r.bf16, add};
-}
-
 static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
   if (c.device.type == Device::cuda) return forward_on_gpu(c, p, y, saved);
   Scratch scratch(c);
   const ThreadScratch areas(c, forward_scratch(p.size));
   if (c.planning()) return;
-  parallel_for(p.sequences() * p.H, [&](int64_t item) {
+  parallel_for(p.sequences.size() * p.H, [&](int64_t item) {
     const int64_t h = item % p.H;
-    const Sequence s = p.sequence(item / p.H);
+    const Sequence s = p.sequences[item / p.H];
     Forward w;
     w.head = p.head(h, s);
-    w.y = grad_rows(y, false, s.begin, h * p.size.P);
+    w.y = to_write(rows_at(y, s.begin, h * p.size.P), false);
     w.to = state_at<float>(p.to, s.out, h, p);
     w.saved = saved_at(p, saved, s, h);
     w.saved_stride = p.H * saved_size(p.size);
@@ -112,8 +90,8 @@ static void sum_states(const Problem& p, const Tensor& of_sequences, const GradT
   const int64_t size = of_sequences.numel() / std::max<int64_t>(1, of_sequences.size(0));
   auto* to = static_cast<float*>(g.grad.data);
   if (!g.add) std::fill_n(to, g.grad.numel(), 0.0f);
-  for (int64_t s = 0; s < p.sequences(); ++s) {
-    const int64_t row = p.sequence(s).in;
+  for (int64_t s = 0; s < p.sequences.size(); ++s) {
+    const int64_t row = p.sequences[s].in;
     if (row < 0) continue;
     const float* part = floats_at(of_sequences, s * size);
     for (int64_t i = 0; i < size; ++i) to[row * size + i] += part[i];
@@ -136,7 +114,7 @@ static void backward(Context& c, const Problem& p, const Mamba3Result& result,
                        into(p.from.ssm),  into(p.from.k),    into(p.from.v)};
   if (c.device.type == Device::cuda) return backward_on_gpu(c, p, dy, dto, saved, g);
   const int64_t P = p.size.P, N = p.size.N, R = p.size.R, T = p.size.T;
-  const int64_t n = p.sequences(), sets = p.sets();
+  const int64_t n = p.sequences.size(), sets = p.sets();
   const int64_t pieces = std::clamp<int64_t>(32 / sets, 1, std::max<int64_t>(n, 1));
 
   Scratch scratch(c);
@@ -162,7 +140,7 @@ static void backward(Context& c, const Problem& p, const Mamba3Result& result,
     w.saved_stride = p.H * saved_size(p.size);
     w.scratch = areas.mine();
     for (int64_t i = 0; i < n; ++i) {
-      const Sequence s = p.sequence(i);
+      const Sequence s = p.sequences[i];
       // A sequence belongs to the piece of the tokens that holds its first.
       if (std::min(s.begin * pieces / std::max<int64_t>(p.tokens, 1), pieces - 1) != piece)
         continue;
@@ -175,7 +153,7 @@ static void backward(Context& c, const Problem& p, const Mamba3Result& result,
       for (int k = 0; k < w.heads; ++k) {
         const int64_t h = first + k;
         const auto rows = [&](const GradTarget& t, int64_t column) {
-          return grad_rows(t.grad, t.add, s.begin, column);
+          return to_write(rows_at(t.grad, s.begin, column), t.add);
         };
         w.head[k] = p.head(h, s);
         w.dy[k] = rows_at(dy, s.begin, h * P);

@@ -91,42 +91,7 @@ Problem::Problem(const Context& c, const Mamba3Inputs& inputs, const Packing* pa
   require(!record || !from.ssm || from.ssm.data != to.ssm.data,
           "[mamba3_scan] the states out are the memory of those in: recording for backward needs "
           "both");
-  // What a packing holds is not known on the host of a GPU.
-  if (packed && !c.planning() && c.device.type == Device::cpu) check_packing();
-}
-
-void Problem::check_packing() const {
-  require(packing.begin.shape == Shape{packing.n + 1} &&
-              packing.state_in.shape == Shape{packing.n} &&
-              packing.state_out.shape == Shape{packing.n},
-          "[mamba3_scan] packing of {} sequences: expected begin ({},) and states ({},), got {}, "
-          "{}, {}",
-          packing.n, packing.n + 1, packing.n, packing.begin.shape, packing.state_in.shape,
-          packing.state_out.shape);
-  const int64_t* begin = packing.begin.as<int64_t>();
-  require(begin[0] == 0 && begin[packing.n] == tokens,
-          "[mamba3_scan] packing: expected to go from 0 to B*L = {}, goes from {} to {}", tokens,
-          begin[0], begin[packing.n]);
-  for (int64_t s = 0; s < packing.n; ++s) {
-    require(begin[s] <= begin[s + 1],
-            "[mamba3_scan] packing: sequence {} ends at {}, before it begins at {}", s,
-            begin[s + 1], begin[s]);
-    const Sequence q = sequence(s);
-    require(!from.ssm || q.in < from.ssm.size(0),
-            "[mamba3_scan] packing: sequence {} starts from row {} of {} states", s, q.in,
-            from.ssm ? from.ssm.size(0) : 0);
-    require(!to.ssm || q.out < to.ssm.size(0),
-            "[mamba3_scan] packing: sequence {} ends in row {} of {} states", s, q.out,
-            to.ssm ? to.ssm.size(0) : 0);
-  }
-}
-
-Sequence Problem::sequence(int64_t s) const {
-  if (!packed) return {s * L, L, from.ssm ? s : -1, to.ssm ? s : -1};
-  const int64_t* begin = static_cast<const int64_t*>(packing.begin.data);
-  const auto row = [s](const Tensor& t) { return int64_t{static_cast<const int32_t*>(t.data)[s]}; };
-  return {begin[s], begin[s + 1] - begin[s], from.ssm ? row(packing.state_in) : -1,
-          to.ssm ? row(packing.state_out) : -1};
+  sequences = Sequences(c, "mamba3_scan", B, L, pack, from.ssm, to.ssm);
 }
 
 Rows rows_at(const Tensor& t, int64_t token, int64_t column) {

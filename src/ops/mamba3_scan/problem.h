@@ -2,13 +2,9 @@
 #pragma once
 #include "krait/ops/mamba3_scan/kernels.h"
 #include "krait/ops/mamba3_scan/mamba3_scan.h"
+#include "krait/ops/sequences.h"
 
 namespace krait::ops::mamba3 {
-
-struct Sequence {
-  int64_t begin = 0, tokens = 0;
-  int64_t in = -1, out = -1;  // rows of the states, -1: none
-};
 
 struct Problem {
   // Throws Error where shapes, types or the packing do not fit.
@@ -21,10 +17,9 @@ struct Problem {
   Sizes size;
   bool packed;
   Packing packing;
+  Sequences sequences;
 
   bool shared_angle() const { return in.angle.rank() == 3; }
-  int64_t sequences() const { return packed ? packing.n : B; }
-  Sequence sequence(int64_t s) const;
   // Sets of neighbouring heads of one group, numbered group by group; as even as can be.
   int64_t sets_of_group() const { return (H / G + kHeadsOfSet - 1) / kHeadsOfSet; }
   int64_t sets() const { return G * sets_of_group(); }
@@ -39,9 +34,6 @@ struct Problem {
 
   // Head h of a sequence.
   Head head(int64_t h, const Sequence& s) const;
-
- private:
-  void check_packing() const;
 };
 
 // Element (token, column) on of a tensor whose tokens lie at one distance.

@@ -134,8 +134,8 @@ struct Chunk {
 
  private:
   void set_numbers(const m3::Head& h, int64_t t0);
-  void turn(const m3::Rows& in, const float* bias, const m3::Head& h, int64_t token, int64_t at_row,
-            float* to);
+  void turn(const ops::Rows& in, const float* bias, const m3::Head& h, int64_t token,
+            int64_t at_row, float* to);
 };
 
 inline void Chunk::set_numbers(const m3::Head& h, int64_t t0) {
@@ -164,7 +164,7 @@ inline void Chunk::set_numbers(const m3::Head& h, int64_t t0) {
 }
 
 // A row (R, N) of B or C with its bias, turned.
-inline void Chunk::turn(const m3::Rows& in, const float* bias, const m3::Head& h, int64_t token,
+inline void Chunk::turn(const ops::Rows& in, const float* bias, const m3::Head& h, int64_t token,
                         int64_t at_row, float* to) {
   for (int64_t r = 0; r < n.R; ++r) {
     load_row(in, token, r * h.rank_stride, h.size.N, row);

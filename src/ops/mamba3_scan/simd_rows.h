@@ -51,7 +51,7 @@ static HWY_INLINE void load_typed(const T* p, int64_t n, float* out) {
 }
 
 // `n` columns of token t from `column` on, zeros beyond.
-static HWY_INLINE void load_row(const m3::Rows& in, int64_t t, int64_t column, int64_t n,
+static HWY_INLINE void load_row(const ops::Rows& in, int64_t t, int64_t column, int64_t n,
                                 float* out) {
   const int64_t i = t * in.stride + column;
   if (!in.data) {
@@ -76,7 +76,7 @@ static HWY_INLINE void store_typed(T* p, bool add, int64_t n, const float* in) {
   });
 }
 
-static HWY_INLINE void store_row(const m3::GradRows& out, int64_t t, int64_t n, const float* in) {
+static HWY_INLINE void store_row(const ops::GradRows& out, int64_t t, int64_t n, const float* in) {
   const int64_t i = t * out.stride;
   if (!out.data) return;
   if (out.bf16) {
@@ -86,11 +86,11 @@ static HWY_INLINE void store_row(const m3::GradRows& out, int64_t t, int64_t n, 
   }
 }
 
-static HWY_INLINE float number(const m3::Rows& in, int64_t t) {
+static HWY_INLINE float number(const ops::Rows& in, int64_t t) {
   return static_cast<const float*>(in.data)[t * in.stride];
 }
 
-static HWY_INLINE void put_number(const m3::GradRows& out, int64_t t, float value) {
+static HWY_INLINE void put_number(const ops::GradRows& out, int64_t t, float value) {
   if (!out.data) return;
   float& to = static_cast<float*>(out.data)[t * out.stride];
   to = out.add ? to + value : value;

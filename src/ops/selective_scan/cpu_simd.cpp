@@ -182,14 +182,14 @@ static void reduce_rows(const float* in, int64_t n, float* out) {
   }
 }
 
-static scan::Rows beside(const scan::Rows& r, int64_t column) {
-  scan::Rows s = r;
+static ops::Rows beside(const ops::Rows& r, int64_t column) {
+  ops::Rows s = r;
   if (s.data) s.data = static_cast<const char*>(r.data) + column * (r.bf16 ? 2 : 4);
   return s;
 }
 
-static scan::GradRows beside(const scan::GradRows& r, int64_t column) {
-  scan::GradRows s = r;
+static ops::GradRows beside(const ops::GradRows& r, int64_t column) {
+  ops::GradRows s = r;
   if (s.data) s.data = static_cast<char*>(r.data) + column * (r.bf16 ? 2 : 4);
   return s;
 }

@@ -9,7 +9,7 @@
 #include "krait/ops/selective_scan/reference.h"
 #include "krait/ops/selective_scan/selective_scan.h"
 #include "krait/tensor/memory.h"
-#include "krait/testing/op_test.h"
+#include "krait/testing/packing.h"
 
 namespace krait::ops {
 
@@ -66,19 +66,7 @@ struct ScanSetup {
     packed = !k.lengths.empty();
     if (packed) {
       S = static_cast<int64_t>(k.lengths.size());
-      packing.n = S;
-      packing.begin = t.tensor({S + 1}, DType::i64);
-      packing.state_in = t.tensor({S}, DType::i32);
-      packing.state_out = t.tensor({S}, DType::i32);
-      set(packing.begin, 0, 0);
-      for (int64_t s = 0; s < S; ++s) {
-        const int64_t length = k.lengths[static_cast<size_t>(s)];
-        set(packing.begin, s + 1, get(packing.begin, s) + static_cast<double>(length));
-        // Rows in another order than the sequences; one starts from zero, two from one row; one is dropped.
-        set(packing.state_in, s, s == 1 ? -1 : s == 2 ? 0 : static_cast<double>(s));
-        set(packing.state_out, s, s == 3 ? -1 : static_cast<double>(S - 1 - s));
-        packing.longest = std::max(packing.longest, length);
-      }
+      packing = testing::packing_of(t, k.lengths);
     }
     if (k.states) {
       state_in = t.random({S, k.E, k.N}, DType::f32, 100 * k.seed + 9);

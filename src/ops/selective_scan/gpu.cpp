@@ -40,7 +40,7 @@ static CudaSum gradient_sum(const GradTarget& g) { return {floats_at(g.grad, 0),
 static CudaProblem gpu_problem(const Problem& p) {
   CudaProblem q;
   q.tokens = p.tokens, q.L = p.L, q.E = p.E, q.N = p.N, q.G = p.G;
-  q.sequences = p.sequences();
+  q.sequences = p.sequences.size();
   if (p.packed) {
     q.begin = p.packing.begin.as<int64_t>();
     q.row_in = p.packing.state_in.as<int32_t>();

@@ -6,26 +6,13 @@
 #include <cstdint>
 
 #include "krait/base/isa.h"
+#include "krait/ops/rows.h"
 
 namespace krait::ops::scan {
 
 constexpr int kBlock = 16;      // channels of a block
 constexpr int64_t kChunk = 64;  // time steps between two saved states; see selective_scan.h
 constexpr int64_t kShort = 8;   // sequences up to here run vectorised over n (scan_step)
-
-// Rows over time of a tensor of float32 or bfloat16, at the first step and column of interest.
-struct Rows {
-  const void* data = nullptr;
-  int64_t stride = 0;  // elements from step to step
-  bool bf16 = false;
-};
-
-struct GradRows {
-  void* data = nullptr;  // null: not wanted
-  int64_t stride = 0;
-  bool bf16 = false;
-  bool add = false;
-};
 
 // One block of channels of one sequence; for backward its first block, with the others beside it.
 struct Block {

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "krait/autograd/segment.h"
-#include "krait/base/threads.h"
 #include "krait/ops/selective_scan/gpu.h"
 #include "krait/ops/selective_scan/kernels.h"
 #include "krait/ops/selective_scan/problem.h"
@@ -13,23 +12,6 @@ namespace krait::ops {
 namespace scan {
 
 static const Kernels& kernels() { return KRAIT_PICK_ISA(selective_scan_kernels); }
-
-// Scratch of the kernels, one part a thread.
-class ThreadScratch {
- public:
-  ThreadScratch(Context& c, int64_t floats)
-      : nested_(omp_in_parallel()),
-        floats_(floats),
-        all_(c.scratch({nested_ ? 1 : threads(), floats}, DType::f32)) {}
-  float* mine() const {
-    return static_cast<float*>(all_.data) + (nested_ ? 0 : omp_get_thread_num()) * floats_;
-  }
-
- private:
-  bool nested_;
-  int64_t floats_;
-  Tensor all_;
-};
 
 // The block of channels `b` of the tokens of `s`; A2: of its channels.
 static Block block_at(const Problem& p, const float* A2, int64_t b, const Sequence& s) {
@@ -77,12 +59,12 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
   Scratch scratch(c);
   const ThreadScratch areas(c, forward_scratch(p.N) + p.N * kBlock);
   if (c.planning()) return;
-  const int64_t n = p.sequences(), items = p.blocks() * n;
+  const int64_t n = p.sequences.size(), items = p.blocks() * n;
   const auto run = [&](int64_t item, bool new_block, float* A2) {
     const int64_t b = item / n;
     const auto [group, first, channels] = p.block(b);
     if (new_block) scale_A(p, first * p.N, channels * p.N, A2);
-    const Sequence s = p.sequence(item % n);
+    const Sequence s = p.sequences[item % n];
     Forward w;
     w.block = block_at(p, A2, b, s);
     const Rows to = p.rows(y, s, first);
@@ -108,8 +90,7 @@ static void forward(Context& c, const Problem& p, const Tensor& y, const Tensor&
 
 static GradRows grad_rows(const Problem& p, const GradTarget& g, const Sequence& s,
                           int64_t channel) {
-  const Rows r = p.rows(g.grad, s, channel);
-  return {const_cast<void*>(r.data), r.stride, r.bf16, g.add};
+  return to_write(p.rows(g.grad, s, channel), g.add);
 }
 
 // Writes or adds `value` as element i of a contiguous float32 gradient.
@@ -175,8 +156,8 @@ static void sum_states(const Problem& p, const float* of_sequence, const GradTar
   const int64_t size = p.E * p.N;
   auto* to = static_cast<float*>(g.grad.data);
   if (!g.add) std::fill_n(to, g.grad.numel(), 0.0f);
-  for (int64_t s = 0; s < p.sequences(); ++s) {
-    const int64_t row = p.sequence(s).in;
+  for (int64_t s = 0; s < p.sequences.size(); ++s) {
+    const int64_t row = p.sequences[s].in;
     if (row < 0) continue;
     for (int64_t i = 0; i < size; ++i) to[row * size + i] += of_sequence[s * size + i];
   }
@@ -198,8 +179,9 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
       std::clamp<int64_t>(p.N / 2, 8, 64);  // blocks; keeps the sums below the size of u
   const int64_t sets_of_group = (p.blocks_of_group() + in_set - 1) / in_set,
                 sets = p.G * sets_of_group;
-  const int64_t n = p.sequences(), pieces = std::clamp<int64_t>(32 / std::max<int64_t>(sets, 1), 1,
-                                                                std::max<int64_t>(n, 1));
+  const int64_t n = p.sequences.size(),
+                pieces = std::clamp<int64_t>(32 / std::max<int64_t>(sets, 1), 1,
+                                             std::max<int64_t>(n, 1));
   const int64_t states = p.N * kBlock;
 
   Scratch scratch(c);
@@ -226,7 +208,7 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
     w.saved_stride = p.blocks() * states;
     w.scratch = areas.mine();
     for (int64_t i = 0; i < n; ++i) {
-      const Sequence s = p.sequence(i);
+      const Sequence s = p.sequences[i];
       // A sequence belongs to the piece of the tokens that holds its first.
       if (std::min(s.begin * pieces / std::max<int64_t>(p.tokens, 1), pieces - 1) != piece)
         continue;

@@ -94,44 +94,13 @@ Problem::Problem(const Context& c, const ScanInputs& inputs, const Packing* pack
   const auto check_state = [&](const char* name, const Tensor& t) {
     require(t.rank() == 3, "[selective_scan] {}: expected (S, E, N), got {}", name, t.shape);
     check_parameter(name, t, {t.size(0), E, N}, "(S, E, N)");
-    require(packed || t.size(0) == B,
-            "[selective_scan] {}: expected {} rows, one a batch row, got {}", name, B, t.size(0));
   };
   if (state_in) check_state("state_in", state_in);
   if (state_out) check_state("state_out", state_out);
   require(
       !record || !state_in || state_in.data != state_out.data,
       "[selective_scan] state_out is the memory of state_in: recording for backward needs both");
-  if (packed && !c.planning()) check_packing(c);
-}
-
-void Problem::check_packing(const Context& c) const {
-  require(packing.begin.shape == Shape{packing.n + 1} &&
-              packing.state_in.shape == Shape{packing.n} &&
-              packing.state_out.shape == Shape{packing.n},
-          "[selective_scan] packing of {} sequences: expected begin ({},) and states ({},), got "
-          "{}, {}, {}",
-          packing.n, packing.n + 1, packing.n, packing.begin.shape, packing.state_in.shape,
-          packing.state_out.shape);
-  if (c.device.type == Device::cuda) return;  // what is in it is not known on the host
-  const int64_t* begin = packing.begin.as<int64_t>();
-  require(begin[0] == 0 && begin[packing.n] == tokens,
-          "[selective_scan] packing: expected to go from 0 to B*L = {}, goes from {} to {}", tokens,
-          begin[0], begin[packing.n]);
-  const int64_t rows_in = state_in ? state_in.size(0) : 0,
-                rows_out = state_out ? state_out.size(0) : 0;
-  for (int64_t s = 0; s < packing.n; ++s) {
-    require(begin[s] <= begin[s + 1],
-            "[selective_scan] packing: sequence {} ends at {}, before it begins at {}", s,
-            begin[s + 1], begin[s]);
-    const Sequence q = sequence(s);
-    require(q.in < rows_in || !state_in,
-            "[selective_scan] packing: sequence {} starts from row {} of {} states", s, q.in,
-            rows_in);
-    require(q.out < rows_out || !state_out,
-            "[selective_scan] packing: sequence {} ends in row {} of {} states", s, q.out,
-            rows_out);
-  }
+  sequences = Sequences(c, "selective_scan", B, L, pack, state_in, state_out);
 }
 
 int64_t Problem::place(int64_t t) const {

@@ -75,7 +75,7 @@ static void zero_floats(float* p, int64_t n) {
 }
 
 // `rows` steps from step t0 on of `columns` <= kBlock values, as rows of kBlock floats, zero beyond.
-static void load_rows(const scan::Rows& in, int64_t t0, int64_t rows, int columns, float* out) {
+static void load_rows(const ops::Rows& in, int64_t t0, int64_t rows, int columns, float* out) {
   if (!in.data) {
     zero_floats(out, rows * kBlock);
   } else if (in.bf16) {
@@ -87,7 +87,7 @@ static void load_rows(const scan::Rows& in, int64_t t0, int64_t rows, int column
 
 // Asks for the rows of a chunk ahead of their use: each lies in another page, where no hardware
 // prefetcher follows. Into the second level: in the first, rows at such distances share a few sets.
-static void prefetch_rows(const scan::Rows& in, int64_t t0, int64_t tokens) {
+static void prefetch_rows(const ops::Rows& in, int64_t t0, int64_t tokens) {
   if (!in.data) return;
   const int64_t end = tokens < t0 + kChunk ? tokens : t0 + kChunk,
                 step = in.stride * (in.bf16 ? 2 : 4);
@@ -111,7 +111,7 @@ static void store_typed(T* p, int64_t stride, bool add, int64_t rows, int column
   }
 }
 
-static void store_rows(const scan::GradRows& out, int64_t t0, int64_t rows, int columns,
+static void store_rows(const ops::GradRows& out, int64_t t0, int64_t rows, int columns,
                        const float* in) {
   if (!out.data) return;
   if (out.bf16) {

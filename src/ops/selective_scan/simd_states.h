@@ -15,7 +15,7 @@ struct Operand {
 };
 
 // The float32 values of steps t0.. of B or C, N a step; converted into `buffer` where they are bfloat16.
-static Operand varying(const scan::Rows& in, int64_t t0, int64_t rows, int64_t N, float* buffer) {
+static Operand varying(const ops::Rows& in, int64_t t0, int64_t rows, int64_t N, float* buffer) {
   if (!in.bf16) return {static_cast<const float*>(in.data) + t0 * in.stride, in.stride, 1};
   const bf16* p = static_cast<const bf16*>(in.data) + t0 * in.stride;
   for (int64_t t = 0; t < rows; ++t)

@@ -8,6 +8,7 @@ namespace {
 
 using testing::Complex;
 using testing::ComplexValues;
+using testing::Errors;
 using testing::Values;
 
 std::vector<ScanCase> cases() {
@@ -140,16 +141,6 @@ double bound(double plain, double largest, DType dtype, DType of_rows, bool of_p
   if (fast && of_products && dtype == DType::bf16) own += 0x1p-10;
   return 2 * plain + (own + (fast ? 0x1p-19 : 4 * testing::rounding(DType::f32))) * largest;
 }
-
-// The largest errors of one tensor over the trials of a case.
-struct Errors {
-  double got = 0, plain = 0, largest = 0;
-  void add(const Values& got_values, const Values& exact, const Values& plain_values) {
-    got = std::max(got, testing::max_abs_error(got_values, exact));
-    plain = std::max(plain, testing::max_abs_error(plain_values, exact));
-    largest = std::max(largest, testing::max_abs(exact));
-  }
-};
 
 // Values, last states and all gradients from random cotangents on both, with and without a tape. The error
 // of a plain run over a handful of elements is a matter of luck: small cases are tried several times, and

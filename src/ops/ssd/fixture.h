@@ -6,7 +6,7 @@
 
 #include "krait/ops/ssd/reference.h"
 #include "krait/ops/ssd/ssd.h"
-#include "krait/testing/op_test.h"
+#include "krait/testing/packing.h"
 
 namespace krait::ops {
 
@@ -58,7 +58,7 @@ struct SsdSetup {
     in.dt_min = k.dt_min, in.dt_max = k.dt_max;
     packed = !k.lengths.empty();
     const auto S = packed ? static_cast<int64_t>(k.lengths.size()) : k.B;
-    if (packed) pack(t, k);
+    if (packed) packing = testing::packing_of(t, k.lengths);
     if (!k.states) return;
     state_in = t.random({S, k.H, k.P, k.N}, DType::f32, 100 * k.seed + 9);
     state_out = t.tensor(state_in.shape, DType::f32);
@@ -93,24 +93,6 @@ struct SsdSetup {
     }
     r.rows_out = k.states ? S : 0;
     return r;
-  }
-
- private:
-  // States in another order than the sequences; one starts from zero, two from one row; one is dropped.
-  void pack(testing::TestContext& t, const SsdCase& k) {
-    const auto S = static_cast<int64_t>(k.lengths.size());
-    packing.n = S;
-    packing.begin = t.tensor({S + 1}, DType::i64);
-    packing.state_in = t.tensor({S}, DType::i32);
-    packing.state_out = t.tensor({S}, DType::i32);
-    set(packing.begin, 0, 0);
-    for (int64_t s = 0; s < S; ++s) {
-      const int64_t length = k.lengths[static_cast<size_t>(s)];
-      set(packing.begin, s + 1, get(packing.begin, s) + static_cast<double>(length));
-      set(packing.state_in, s, s == 1 ? -1 : s == 2 ? 0 : static_cast<double>(s));
-      set(packing.state_out, s, s == 3 ? -1 : static_cast<double>(S - 1 - s));
-      packing.longest = std::max(packing.longest, length);
-    }
   }
 };
 

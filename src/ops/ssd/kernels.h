@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "krait/base/isa.h"
+#include "krait/ops/rows.h"
 
 namespace krait::ops::ssd_cpu {
 
@@ -13,20 +14,6 @@ constexpr int64_t kChunk = 64;    // tokens of a chunk; see ssd.h
 constexpr int64_t kShort = 8;     // sequences up to here are stepped
 constexpr int64_t kHeadSet = 6;   // heads of a piece of work at most
 constexpr int64_t kPadding = 16;  // floats; a multiple of every instruction set's vector
-
-// Rows over time of a tensor of float32 or bfloat16, at the first token and column of interest.
-struct Rows {
-  const void* data = nullptr;
-  int64_t stride = 0;  // elements from token to token
-  bool bf16 = false;
-};
-
-struct GradRows {
-  void* data = nullptr;  // null: not wanted
-  int64_t stride = 0;
-  bool bf16 = false;
-  bool add = false;
-};
 
 // `heads` heads of one sequence. Pointers are those of the first head.
 struct Piece {

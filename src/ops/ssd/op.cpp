@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "krait/autograd/segment.h"
-#include "krait/base/threads.h"
+#include "krait/ops/kernel_memory.h"
 #include "krait/ops/ssd/gpu.h"
 
 namespace krait::ops {
@@ -18,46 +18,13 @@ using ssd_cpu::Backward;
 using ssd_cpu::backward_scratch;
 using ssd_cpu::Forward;
 using ssd_cpu::forward_scratch;
-using ssd_cpu::GradRows;
 using ssd_cpu::kChunk;
 using ssd_cpu::Kernels;
 using ssd_cpu::kShort;
 using ssd_cpu::Piece;
-using ssd_cpu::Rows;
 using ssd_cpu::sums_size;
 
 const Kernels& kernels() { return KRAIT_PICK_ISA(ssd_kernels); }
-
-// Column `column` on of the rows from `row` on.
-Rows rows_at(const Tensor& t, int64_t row, int64_t column) {
-  if (!t) return {};
-  const int64_t stride = t.row_stride();
-  return {static_cast<const std::byte*>(t.data) +
-              (row * stride + column) * static_cast<int64_t>(size_of(t.dtype)),
-          stride, t.dtype == DType::bf16};
-}
-
-GradRows grad_rows(const GradTarget& g, int64_t row, int64_t column) {
-  const Rows r = rows_at(g.grad, row, column);
-  return {const_cast<void*>(r.data), r.stride, r.bf16, g.add};
-}
-
-// Scratch of the kernels, one part a thread.
-class ThreadScratch {
- public:
-  ThreadScratch(Context& c, int64_t floats)
-      : nested_(omp_in_parallel()),
-        floats_(padded(floats)),
-        all_(c.scratch({nested_ ? 1 : threads(), floats_}, DType::f32)) {}
-  float* mine() const {
-    return static_cast<float*>(all_.data) + (nested_ ? 0 : omp_get_thread_num()) * floats_;
-  }
-
- private:
-  bool nested_;
-  int64_t floats_;
-  Tensor all_;
-};
 
 // A itself, negative, from its logarithm where that is what was given.
 Tensor rates(Context& c, const Problem& p) {
@@ -104,7 +71,7 @@ void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved)
   if (c.device.type == Device::cuda) return ssd_call::forward_on_gpu(c, p, y);
   Scratch scratch(c);
   const Tensor A = rates(c, p);
-  const ThreadScratch areas(c, forward_scratch(p.P, p.N));
+  const ThreadScratch areas(c, padded(forward_scratch(p.P, p.N)));
   if (c.planning()) return;
   const int64_t n = p.sequences.size();
   parallel_for(p.sets() * n, [&](int64_t item) {
@@ -113,7 +80,7 @@ void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved)
     const int64_t at_set = set.first * p.state_size();
     Forward w;
     w.piece = piece_of(p, A, set, s);
-    w.y = grad_rows({y, false}, s.begin, set.first * p.P);
+    w.y = to_write(rows_at(y, s.begin, set.first * p.P), false);
     if (s.out >= 0) w.state_out = floats_at(p.state_out, s.out * p.H * p.state_size() + at_set);
     w.saved_stride = p.H * p.saved_size();
     w.saved = saved_at(p, saved, s, set);
@@ -161,7 +128,7 @@ void sum_sets(const Problem& p, const Tensor& parts, const GradTarget& g) {
                           .distance = p.tokens * p.N,
                           .tokens = end - begin,
                           .N = p.N,
-                          .to = grad_rows(g, begin, group * p.N)});
+                          .to = to_write(rows_at(g.grad, begin, group * p.N), g.add)});
   });
 }
 
@@ -189,7 +156,7 @@ void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state
   const int64_t n = p.sequences.size();
   Scratch scratch(c);
   const Tensor A = rates(c, p);
-  const ThreadScratch areas(c, backward_scratch(p.P, p.N));
+  const ThreadScratch areas(c, padded(backward_scratch(p.P, p.N)));
   const Tensor sums = c.scratch({n, p.H, sums_size(p.P)}, DType::f32);
   Tensor parts_dB, parts_dC, dstates;
   if (g.B.grad) parts_dB = c.scratch({p.sets(), p.tokens, p.N}, DType::f32);
@@ -205,8 +172,8 @@ void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state
     Backward w;
     w.piece = piece_of(p, A, set, s);
     w.dy = rows_at(dy, s.begin, set.first * p.P);
-    w.dx = grad_rows(g.x, s.begin, set.first * p.P);
-    w.ddt = grad_rows(g.dt, s.begin, set.first);
+    w.dx = to_write(rows_at(g.x.grad, s.begin, set.first * p.P), g.x.add);
+    w.ddt = to_write(rows_at(g.dt.grad, s.begin, set.first), g.dt.add);
     w.part_dB = floats_at(parts_dB, (i * p.tokens + s.begin) * p.N);
     w.part_dC = floats_at(parts_dC, (i * p.tokens + s.begin) * p.N);
     w.dstate_out = s.out < 0 ? nullptr : floats_at(dstate, s.out * state_row + at_set);

@@ -100,7 +100,7 @@ static void finish_head(const ssd::Backward& w, const BackwardArea& a, int64_t h
   }
   store_rows(w.dx, t, rows, head * p.P, p.P, a.dX);
   for (int64_t i = 0; i < rows; ++i) {
-    ssd::GradRows to = w.ddt;
+    ops::GradRows to = w.ddt;
     if (!to.data) break;
     const int64_t k = (t + i) * to.stride + head;
     if (to.bf16) {

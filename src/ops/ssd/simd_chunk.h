@@ -46,7 +46,7 @@ static void load_typed(const T* p, int64_t stride, int64_t rows, int64_t columns
 }
 
 // Columns [column, column + columns) of `rows` tokens from t0 on, as rows of padded(columns) floats.
-static void load_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t column,
+static void load_rows(const ops::Rows& in, int64_t t0, int64_t rows, int64_t column,
                       int64_t columns, float* out) {
   const int64_t first = t0 * in.stride + column;
   if (!in.data) {
@@ -60,7 +60,7 @@ static void load_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t col
 
 // Asks for rows ahead of their use: each lies in another page, where no hardware prefetcher follows. None before
 // token 0 or behind the last.
-static void prefetch_rows(const ssd::Piece& p, const ssd::Rows& in, int64_t t0, int64_t column,
+static void prefetch_rows(const ssd::Piece& p, const ops::Rows& in, int64_t t0, int64_t column,
                           int64_t columns) {
   constexpr int64_t kLine = 64;
   if (!in.data || t0 < 0) return;
@@ -88,7 +88,7 @@ static void store_typed(T* p, int64_t stride, bool add, int64_t rows, int64_t co
     });
 }
 
-static void store_rows(const ssd::GradRows& out, int64_t t0, int64_t rows, int64_t column,
+static void store_rows(const ops::GradRows& out, int64_t t0, int64_t rows, int64_t column,
                        int64_t columns, const float* in) {
   const int64_t first = t0 * out.stride + column;
   if (!out.data) return;

@@ -149,7 +149,7 @@ KRAIT_PAIRS static void pair_up(const uint16_t* in, int64_t rows, int64_t width,
 }
 
 // load_rows of what is bfloat16, as it is.
-static void copy_rows(const ssd::Rows& in, int64_t t0, int64_t rows, int64_t column,
+static void copy_rows(const ops::Rows& in, int64_t t0, int64_t rows, int64_t column,
                       int64_t columns, uint16_t* out) {
   const int64_t width = padded(columns);
   if (!in.data) {

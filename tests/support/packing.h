@@ -1,0 +1,31 @@
+// A packing for tests of ops over time.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "krait/ops/packing.h"
+#include "krait/testing/op_test.h"
+
+namespace krait::testing {
+
+// Sequences of these lengths, their states in other rows than their own: the second starts from zero, the third from
+// the row of the first, the fourth leaves no state.
+inline ops::Packing packing_of(TestContext& t, const std::vector<int64_t>& lengths) {
+  const auto S = static_cast<int64_t>(lengths.size());
+  ops::Packing p;
+  p.n = S;
+  p.begin = t.tensor({S + 1}, DType::i64);
+  p.state_in = t.tensor({S}, DType::i32);
+  p.state_out = t.tensor({S}, DType::i32);
+  set(p.begin, 0, 0);
+  for (int64_t s = 0; s < S; ++s) {
+    const int64_t length = lengths[static_cast<size_t>(s)];
+    set(p.begin, s + 1, get(p.begin, s) + static_cast<double>(length));
+    set(p.state_in, s, s == 1 ? -1 : s == 2 ? 0 : static_cast<double>(s));
+    set(p.state_out, s, s == 3 ? -1 : static_cast<double>(S - 1 - s));
+    p.longest = std::max(p.longest, length);
+  }
+  return p;
+}
+
+}  // namespace krait::testing
