@@ -178,11 +178,7 @@ __device__ void multiply(const Course& at, const Room<NT, kY>& room, const Turns
       const ChunkSteps& now = room.steps[n % 2];
       uint32_t of_S[4 * NT][4];
 #pragma unroll
-      for (int k = 0; k < 4 * NT; ++k) {
-        cuda::pack_a(of_S[k], S[2 * k], S[2 * k + 1]);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) S[2 * k][e] *= now.through, S[2 * k + 1][e] *= now.through;
-      }
+      for (int k = 0; k < 4 * NT; ++k) cuda::pack_a(of_S[k], S[2 * k], S[2 * k + 1]);
       float y[8][4];
       const uint64_t C = cuda::tile_at(room.C(n));
       cuda::begin_products();
@@ -191,6 +187,12 @@ __device__ void multiply(const Course& at, const Room<NT, kY>& room, const Turns
       for (int k = 1; k < 4 * NT; ++k)
         cuda::product<true, false>(y, of_S[k], cuda::further(C, k / 4 * kTileBytes + k % 4 * 32));
       cuda::commit_products();
+      // Read only here, so that no product waits behind what it multiplies.
+      const float through = *const_cast<const volatile float*>(&now.through);
+#pragma unroll
+      for (auto& sums : S)
+#pragma unroll
+        for (float& sum : sums) sum *= through;
       uint32_t x[4][4];
       cuda::wait_for_products<0>(y);
       load_channels(x, room.x(n), warp);
