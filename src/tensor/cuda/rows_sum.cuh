@@ -155,9 +155,7 @@ template <class Factors>
 bool rows_added(const RowsSum& p, const Factors& of, void* stream) {
   const auto launch = [&]<int kN>(std::integral_constant<int, kN>) {
     if (ceil_div(p.N, kN) > kMostClustersOfFour) return false;
-    // Of few rows with less memory than there is: they come while blocks of the scan before still run (H200, 64 rows: a layer
-    // of mamba-1.4b takes 34.7 us, 35.0 with all).
-    p.M <= 64 ? launch_rows_sum<SumOfRowsTile<kN, 1, 4, 130 << 10>, true>(p, of, stream)
+    p.M <= 64 ? launch_rows_sum<SumOfRowsTile<kN, 1, 4, 216 << 10>, true>(p, of, stream)
               : launch_rows_sum<SumOfRowsTile<kN, 2, 4, 216 << 10>, true>(p, of, stream);
     return true;
   };
