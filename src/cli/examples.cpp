@@ -20,6 +20,7 @@ std::unique_ptr<Examples> open_examples(const models::Model& model, const ModelA
   format.vocab_size = c.vocab_size;
   format.numbers = c.task.kind == models::Task::regression;
   format.answers = answers;
+  format.inputs = c.inputs;
   format.place = c.task.pooling == models::Task::token;
   std::unique_ptr<Tokenizer> tokenizer;
   const Encode encode = [&](std::string_view text) {

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 
 #include "krait/base/file.h"
 #include "krait/data/labels.h"
 #include "krait/io/npy.h"
+#include "krait/io/wav.h"
 
 namespace krait {
 
@@ -51,10 +53,28 @@ void read_array(const fs::path& file, Example& e) {
   require_finite(e, file.string());
 }
 
-void read_series(const JsonView& line, const fs::path& folder, Example& e) {
+// (L, F), silence behind the last sample.
+void read_sound(const fs::path& file, int64_t F, Example& e) {
+  const Sound sound = parse_wav(MappedFile(file).bytes(), file.string());
+  const auto C = static_cast<size_t>(sound.channels);
+  for (size_t i = 0; i < sound.samples.size(); i += C)
+    e.values.push_back(std::accumulate(&sound.samples[i], &sound.samples[i] + C, 0.0f) /
+                       static_cast<float>(C));
+  const int64_t L = (static_cast<int64_t>(e.values.size()) + F - 1) / F;
+  e.values.resize(static_cast<size_t>(L * F), 0.0f);
+  e.shape = {L, F};
+  require_finite(e, file.string());
+}
+
+void read_series(const JsonView& line, const fs::path& folder, const SequenceFormat& format,
+                 Example& e) {
   const Json& values = line.at("values");
-  if (values.is_string()) return read_array(folder / values.get<std::string>(), e);
-  if (!values.is_array()) line.wrong("values", "a list of vectors, or the name of a .npy");
+  if (values.is_string()) {
+    const fs::path file = folder / values.get<std::string>();
+    return file.extension() == ".wav" ? read_sound(file, std::max<int64_t>(1, format.inputs), e)
+                                      : read_array(file, e);
+  }
+  if (!values.is_array()) line.wrong("values", "a list of vectors, or the name of a .npy or .wav");
   size_t F = 1;
   for (const Json& v : values) {
     const Json vector = v.is_array() ? v : Json::array({v});
@@ -101,7 +121,7 @@ SequenceExamples::SequenceExamples(const std::vector<std::string>& sources,
   const auto read_line = [&](const JsonView& line, const fs::path& folder) {
     Example e;
     if (line.has("values")) {
-      read_series(line, folder, e);
+      read_series(line, folder, format, e);
     } else {
       e.tokens = ids_of(line, format, encode);
     }

@@ -2,8 +2,8 @@
 //
 // A source is a .jsonl with one object a line:
 //   "text", a string; or "tokens", a list of ids; or "values", the vectors of a series one after the other, a
-//     list of lists of numbers (a list of numbers: vectors of one), or a file beside the .jsonl, .npy float32
-//     (L, F)
+//     list of lists of numbers (a list of numbers: vectors of one), or a file beside the .jsonl: .npy float32
+//     (L, F), or .wav, the mean of its channels cut into vectors of as many samples as the model reads
 //   "label", the name or number of a class; or "target", a number or a list of numbers; neither is looked at where
 //     answers are to be found out
 #pragma once
@@ -20,7 +20,9 @@ struct SequenceFormat {
   int64_t vocab_size = 0;
   bool numbers = false;  // "target" is read, not "label"
   bool answers = true;   // false: neither of them
-  bool place = false;   // one more token or vector, zero, behind each: the place of a learned token
+  bool place = false;  // one more token or vector, zero, behind each: the place of a learned token
+  int64_t inputs =
+      0;  // numbers of a vector that the model reads; 0: not known, a sound's are of one sample
   int64_t longest = 0;  // of longer ones only so many tokens are read, the first; 0: all
 };
 

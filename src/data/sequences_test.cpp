@@ -88,6 +88,21 @@ TEST_F(Sequences, SeriesWithNumbers) {
   EXPECT_EQ(read("{\"values\": [1, 2, 3], \"target\": 1}", kNumbers).read(0).shape, (Shape{3, 1}));
 }
 
+// Eight bits, two channels: means -1, 0, 0.5, in vectors of two.
+TEST_F(Sequences, SoundsAreCutIntoVectorsOfTheModel) {
+  const std::string samples = {'\0', '\0', '\x80', '\x80', '\xe0', '\xa0'};
+  write_file(dir_ / "x.wav",
+             std::string("RIFF....WAVEfmt \x10\0\0\0\1\0\2\0\x40\x1f\0\0\0\0\0\0\2\0\x08\0", 36) +
+                 std::string("data\6\0\0\0", 8) + samples);
+  const std::string line = "{\"values\": \"x.wav\", \"label\": 1}";
+  SequenceFormat format = kClasses;
+  EXPECT_EQ(read(line, format).read(0).shape, (Shape{3, 1}));
+  format.inputs = 2;
+  const Example e = read(line, format).read(0);
+  EXPECT_EQ(e.shape, (Shape{2, 2}));
+  EXPECT_EQ(e.values, (std::vector<float>{-1, 0, 0.5f, 0}));
+}
+
 TEST_F(Sequences, SeriesWithNumbersThatAreNotFiniteAreRefused) {
   std::vector<float> stored = {5, 6, INFINITY, 8};
   write_npy(dir_ / "x.npy", Tensor(stored.data(), DType::f32, {2, 2}));

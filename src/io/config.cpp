@@ -33,7 +33,10 @@ void read_task(const JsonView& j, models::Config& c) {
   if (const Json* names = j.find("architectures"); names && names->is_array() && !names->empty())
     judges = judges || (names->front().is_string() &&
                         names->front().get<std::string>().ends_with(kJudgeSuffix));
-  if (!judges) return;
+  if (!judges) {
+    if (j.has("input_size")) j.wrong("input_size", "a \"problem_type\" beside it");
+    return;
+  }
   models::Task& t = c.task;
   t.labels = models::read_labels(j);
   const std::string fallback =

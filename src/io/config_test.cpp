@@ -162,6 +162,7 @@ TEST(Config, WrongValuesNameTheKey) {
   has(R"({"model_type": "bert"})", "bert");
   has(R"({"model_type": "mamba", "hidden_act": "gelu"})", "hidden_act");
   has(R"({"model_type": "mamba", "time_step_rank": "many"})", "time_step_rank");
+  has(R"({"d_model": 64, "n_layer": 2, "vocab_size": 300, "input_size": 40})", "problem_type");
   has("[]", "config.json");
   has("{", "config.json");
 }

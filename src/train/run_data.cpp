@@ -77,6 +77,7 @@ void RunData::read_sequences(const RunOptions& o, bool fresh, models::Config& co
   format.vocab_size = vocab_size_;
   format.numbers = task.kind == models::Task::regression;
   format.place = task.pooling == models::Task::token;
+  format.inputs = config.inputs;
   format.longest = o.train.seq_len;
   const Encode encode = encoder(tokenizer_);
   auto train = std::make_unique<SequenceExamples>(o.data, format, encode, task.labels);
