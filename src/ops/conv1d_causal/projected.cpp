@@ -35,8 +35,8 @@ bool joins(const Context& c, const Tensor& x, const Tensor& k, const Tensor& bia
   };
   if (!c.tape || !x.var || c.device.type != Device::cuda || c.activation != DType::bf16 ||
       x.dtype != DType::bf16 || x.rank() != 3 || !x.row_strided() || w.rank() != 2 ||
-      !fits(w, DType::bf16, {w.size(0), x.size(2)}) || !fits(k, DType::f32, {x.size(2), 4}) ||
-      (bias && !fits(bias, DType::f32, {x.size(2)})))
+      !fits(w, DType::bf16, {w.size(0), x.size(2)}) || !w.var || w.var->grad_dtype != DType::f32 ||
+      !fits(k, DType::f32, {x.size(2), 4}) || (bias && !fits(bias, DType::f32, {x.size(2)})))
     return false;
   bool here = false;
   KRAIT_WITH_CUDA(here = cuda::fits_conv_projected(problem(x, k, bias, w)));

@@ -10,6 +10,7 @@ using namespace krait::testing;
 struct Case {
   int64_t B = 1, L = 1, E = 1, J = 1;
   DType dtype = DType::bf16;
+  bool of_parameter = true;       // w, whose gradient is float32 then
   bool of_y = true, of_p = true;  // what has a gradient
   int uses = 1;
 };
@@ -59,6 +60,7 @@ void expect_as_defined(const Case& q) {
                k = t.random({q.E, 4}, DType::f32, 2, {.scale = 0.5}),
                bias = t.random({q.E}, DType::f32, 3),
                w = t.random({q.J, q.E}, q.dtype, 4, {.scale = 0.05});
+  if (q.of_parameter) w.var->grad_dtype = DType::f32;
   const auto rounded = [&](Values v) {
     if (q.dtype == DType::bf16)
       for (double& e : v) e = static_cast<float>(bf16(static_cast<float>(e)));
@@ -109,7 +111,8 @@ TEST(Conv1dProjected, T14_GradientsAsDefined) {
 TEST(Conv1dProjected, GradientsAddUpAndMayBeMissing) {
   for (const Case& q : {Case{.B = 2, .L = 1100, .E = 128, .J = 80, .uses = 2},
                         {.B = 1, .L = 2048, .E = 128, .J = 80, .of_y = false},
-                        {.B = 1, .L = 2048, .E = 128, .J = 80, .of_p = false}})
+                        {.B = 1, .L = 2048, .E = 128, .J = 80, .of_p = false},
+                        {.B = 1, .L = 2048, .E = 128, .J = 80, .of_parameter = false}})
     expect_as_defined(q);
 }
 
