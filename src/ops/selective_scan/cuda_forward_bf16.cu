@@ -156,7 +156,7 @@ struct Scanner {
   float A[NS], h[NS];          // A: A log2(e)
 
   __device__ Scanner(int role, int lane_)
-      : lane(lane_), l(lane_ / 8), channel(role * 8 + lane_ % 8) {}
+      : lane(lane_), l(states_of(lane_)), channel(role * 8 + channel_of(lane_)) {}
 
   // Calls before(i) with the states before tile i.
   template <class F>
@@ -199,9 +199,12 @@ struct Scanner {
         y[s] = n == 0 ? c[s][n] * h[n] : fmaf(c[s][n], h[n], y[s]);
       }
   }
+  // Sums over a channel's lanes, of which lane l is left with that of step l.
   __device__ void put(Tile<S>& at, int t0, float (&y)[kSteps]) const {
-    sum_transposed<S::LPC, 8>(y, lane);
-    at.y[t0 + l][channel] = y[0];
+    sum_transposed<2, 16>(y, lane);
+    float half[2] = {y[0], y[1]};
+    sum_transposed<2, 2>(half, lane);
+    at.y[t0 + l][channel] = half[0];
   }
 };
 

@@ -5,6 +5,12 @@
 namespace krait::ops::scan {
 namespace {
 
+// Which fourth of a channel's states a scanning lane has, and of which of its warp's eight channels. Lanes i and i ^ 1
+// have the same states, i and i ^ 2 the same channel: shared memory gives either their 16 bytes in two passes, not in
+// four.
+__device__ inline int states_of(int lane) { return lane / 2 % 2 + lane / 16 * 2; }
+__device__ inline int channel_of(int lane) { return lane % 2 + lane / 4 % 4 * 2; }
+
 struct Work {
   CudaForward w;
   int64_t segments, segment;

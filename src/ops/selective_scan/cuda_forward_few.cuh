@@ -217,10 +217,7 @@ struct Scanner {
   const int l, channel;  // which of a channel's lanes; of the block
   float A[4], h[4];      // A: A log2(e)
 
-  // Lanes i and i ^ 1 have the same states, i and i ^ 2 the same channel: shared memory gives either their 16 bytes in
-  // two passes, not in four.
-  __device__ Scanner(int role, int lane)
-      : l(lane / 2 % 2 + lane / 16 * 2), channel(role * 8 + lane % 2 + lane / 4 % 4 * 2) {}
+  __device__ Scanner(int role, int lane) : l(states_of(lane)), channel(role * 8 + channel_of(lane)) {}
 
   // Calls before(i) with the states before tile i.
   template <class F>
