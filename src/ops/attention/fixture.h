@@ -21,7 +21,8 @@ struct AttentionCase {
   // A cache comes in where C > 0, which holds cached[row] tokens; one goes out where C_out > 0.
   int64_t C = 0, C_out = 0;
   std::vector<int64_t> cached;
-  double size = 1;  // of q and k
+  DType cache = DType::f32;  // of the keys and values in both; only float32 for gradients
+  double size = 1;           // of q and k
   uint64_t seed = 0;
 };
 inline std::ostream& operator<<(std::ostream& out, const AttentionCase& k) { return out << k.name; }
@@ -69,8 +70,8 @@ struct AttentionSetup {
         set(from.length, s, static_cast<double>(k.cached[static_cast<size_t>(s)]));
     }
     if (k.C_out > 0) {
-      to.k = t.tensor({S, k.C_out, width}, DType::f32);
-      to.v = t.tensor({S, k.C_out, width}, DType::f32);
+      to.k = t.tensor({S, k.C_out, width}, k.cache);
+      to.v = t.tensor({S, k.C_out, width}, k.cache);
       to.length = t.tensor({S, 1}, DType::f32);
     }
   }
@@ -108,7 +109,7 @@ struct AttentionSetup {
   // The rows that hold a token are random, the others NaN.
   static Tensor filled(testing::TestContext& t, const AttentionCase& k, uint64_t seed) {
     const auto S = static_cast<int64_t>(k.cached.size()), width = k.Hkv * k.P;
-    Tensor cache = t.tensor({S, k.C, width}, DType::f32);
+    Tensor cache = t.tensor({S, k.C, width}, k.cache);
     if (t.c.tape) t.tape.watch(cache);
     const testing::Values values = testing::random_values(S * k.C * width, 100 * k.seed + seed);
     for (int64_t i = 0; i < cache.numel(); ++i) {
