@@ -8,7 +8,7 @@
 #include "krait/base/file.h"
 #include "krait/data/labels.h"
 #include "krait/io/npy.h"
-#include "krait/io/wav.h"
+#include "krait/io/sound_file.h"
 
 namespace krait {
 
@@ -54,8 +54,8 @@ void read_array(const fs::path& file, Example& e) {
 }
 
 // (L, F), silence behind the last sample.
-void read_sound(const fs::path& file, int64_t F, Example& e) {
-  const Sound sound = parse_wav(MappedFile(file).bytes(), file.string());
+void cut_sound(const fs::path& file, int64_t F, Example& e) {
+  const Sound sound = read_sound(file);
   const auto C = static_cast<size_t>(sound.channels);
   for (size_t i = 0; i < sound.samples.size(); i += C)
     e.values.push_back(std::accumulate(&sound.samples[i], &sound.samples[i] + C, 0.0f) /
@@ -71,10 +71,11 @@ void read_series(const JsonView& line, const fs::path& folder, const SequenceFor
   const Json& values = line.at("values");
   if (values.is_string()) {
     const fs::path file = folder / values.get<std::string>();
-    return file.extension() == ".wav" ? read_sound(file, std::max<int64_t>(1, format.inputs), e)
-                                      : read_array(file, e);
+    return is_sound(file) ? cut_sound(file, std::max<int64_t>(1, format.inputs), e)
+                          : read_array(file, e);
   }
-  if (!values.is_array()) line.wrong("values", "a list of vectors, or the name of a .npy or .wav");
+  if (!values.is_array())
+    line.wrong("values", "a list of vectors, or the name of a .npy or a sound");
   size_t F = 1;
   for (const Json& v : values) {
     const Json vector = v.is_array() ? v : Json::array({v});

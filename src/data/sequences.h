@@ -3,7 +3,7 @@
 // A source is a .jsonl with one object a line:
 //   "text", a string; or "tokens", a list of ids; or "values", the vectors of a series one after the other, a
 //     list of lists of numbers (a list of numbers: vectors of one), or a file beside the .jsonl: .npy float32
-//     (L, F), or .wav, the mean of its channels cut into vectors of as many samples as the model reads
+//     (L, F), or .wav, .flac or .ogg, the mean of its channels cut into vectors of as many samples as the model reads
 //   "label", the name or number of a class; or "target", a number or a list of numbers; neither is looked at where
 //     answers are to be found out
 #pragma once

@@ -1,0 +1,38 @@
+#include "krait/io/sound_file.h"
+
+#include <sndfile.h>
+
+#include <memory>
+
+#include "krait/base/error.h"
+
+namespace krait {
+
+bool is_sound(const std::filesystem::path& file) {
+  const std::filesystem::path extension = file.extension();
+  return extension == ".wav" || extension == ".flac" || extension == ".ogg";
+}
+
+Sound read_sound(const std::filesystem::path& file) {
+  constexpr sf_count_t kFrames =
+      1 << 14;  // at a time: how many a damaged file says it has may be anything
+  require(std::filesystem::exists(file), "{}: no such file", file.string());
+  SF_INFO info = {};
+  const std::unique_ptr<SNDFILE, decltype(&sf_close)> sound(sf_open(file.c_str(), SFM_READ, &info),
+                                                            sf_close);
+  require(sound != nullptr, "{}: not a sound that can be read: {}", file.string(),
+          sf_strerror(nullptr));
+  Sound s{info.channels, info.samplerate, {}};
+  const auto C = static_cast<size_t>(info.channels);
+  for (sf_count_t got = kFrames; got == kFrames;) {
+    const size_t before = s.samples.size();
+    s.samples.resize(before + C * kFrames);
+    got = sf_readf_float(sound.get(), s.samples.data() + before, kFrames);
+    s.samples.resize(before + C * static_cast<size_t>(got));
+  }
+  require(sf_error(sound.get()) == SF_ERR_NO_ERROR, "{}: a damaged sound: {}", file.string(),
+          sf_strerror(sound.get()));
+  return s;
+}
+
+}  // namespace krait
