@@ -137,10 +137,6 @@ __device__ inline void wait_for_sent_reads() {
 
 #if KRAIT_HOPPER
 
-__device__ inline void prefetch_map(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-
 // A box of a matrix, its first element in `column` of `row`. Outside of the matrix it is zeros.
 __device__ inline void copy_box(void* to, const CUtensorMap& map, int column, int row,
                                 uint64_t* barrier) {
