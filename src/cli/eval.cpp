@@ -135,11 +135,7 @@ int run_likelihood(const Args& a, const Common& common) {
 
 // Images, or texts and series as a whole.
 int run_examples(const Args& a, const Common& common) {
-  LoadOptions options;
-  options.device = common.resolved_device();
-  options.dtype = common.chosen_dtype();
-  const LoadedAny m = load_any_model(a.model.model, options, a.average);
-  for (const std::string& note : m.notes) spdlog::warn("{}: {}", a.model.model, note);
+  const LoadedAny m = a.model.load_any(common, a.average);
   const std::unique_ptr<Examples> examples = open_examples(*m.model, a.model, a.data, true);
   Progress progress("examples", examples->size(), common.quiet);
   const auto start = std::chrono::steady_clock::now();

@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 
 #include "krait/autograd/plan.h"
-#include "krait/base/log.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
 #include "krait/cli/progress.h"
@@ -91,21 +90,18 @@ int run_judge(const Args& a, const Common& common, const AnyConfig& config) {
           tokens ? "--input" : "--tokens");
   const std::string& where = tokens ? a.tokens : a.input;
   const TensorFile file = read_npy(where);
-  LoadOptions options;
-  options.device = common.resolved_device();
-  options.dtype = common.chosen_dtype();
-  const LoadedAny loaded = load_any_model(a.model.model, options, a.average);
-  for (const std::string& note : loaded.notes) spdlog::warn("{}: {}", a.model.model, note);
+  const LoadedAny loaded = a.model.load_any(common, a.average);
   const models::Model& model = *loaded.model;
   Tensor all = file.tensors()[0].view;
   if (tokens && all.rank() == 1) all = all.reshape({1, all.size(0)});
   Rows rows(model, all, where);
   const int64_t B = all.size(0);
   const models::Feed some = rows.feed(0, std::min(B, kRows));
-  const OwnStream stream(options.device);
+  const Device device = model.params().device();
+  const OwnStream stream(device);
   Staging staging;
   Context c;
-  c.device = options.device;
+  c.device = device;
   c.stream = stream;
   c.activation = loaded.dtype;
   Arena none(0);

@@ -21,17 +21,31 @@ AnyConfig ModelArgs::config() const {
   return read_any_config(model);
 }
 
+static LoadOptions options_of(const Common& common) {
+  LoadOptions options;
+  options.device = common.resolved_device();
+  options.dtype = common.chosen_dtype();
+  return options;
+}
+
+static void warn(const std::string& model, const std::vector<std::string>& notes) {
+  for (const std::string& note : notes) spdlog::warn("{}: {}", model, note);
+}
+
 LoadedModel ModelArgs::load(const Common& common) const {
   require(
       !std::filesystem::exists(model) || !judges_examples(read_any_config(model)),
       "{}: this model judges images or sequences as a whole and predicts no tokens; krait eval and "
       "krait logits say what it makes of them",
       model);
-  LoadOptions options;
-  options.device = common.resolved_device();
-  options.dtype = common.chosen_dtype();
-  LoadedModel loaded = load_model(model, options);
-  for (const std::string& note : loaded.notes) spdlog::warn("{}: {}", model, note);
+  LoadedModel loaded = load_model(model, options_of(common));
+  warn(model, loaded.notes);
+  return loaded;
+}
+
+LoadedAny ModelArgs::load_any(const Common& common, bool average) const {
+  LoadedAny loaded = load_any_model(model, options_of(common), average);
+  warn(model, loaded.notes);
   return loaded;
 }
 

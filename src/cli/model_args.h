@@ -26,8 +26,9 @@ struct ModelArgs {
   void add(CLI::App& app);
   // Of a model that is there, whatever it reads.
   AnyConfig config() const;
-  // For inference; what the loader has noticed goes to the log.
+  // For inference; what the loader has noticed goes to the log. `average`: see load_any_model.
   LoadedModel load(const Common& common) const;
+  LoadedAny load_any(const Common& common, bool average) const;
 };
 
 // --state-dtype: what a session keeps states of scans in.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "krait/base/log.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/examples.h"
 #include "krait/cli/progress.h"
@@ -73,11 +72,7 @@ int run_predict(const Args& a, const Common& common) {
         "{}: this is a language model: krait generate goes on with a text, krait eval says how "
         "likely it is",
         a.model.model);
-  LoadOptions options;
-  options.device = common.resolved_device();
-  options.dtype = common.chosen_dtype();
-  const LoadedAny m = load_any_model(a.model.model, options, a.average);
-  for (const std::string& note : m.notes) spdlog::warn("{}: {}", a.model.model, note);
+  const LoadedAny m = a.model.load_any(common, a.average);
   const std::unique_ptr<Examples> examples = open_examples(*m.model, a.model, a.data, false);
   const Answers answers(*m.model);
   Progress progress("examples", examples->size(), common.quiet);
