@@ -10,6 +10,7 @@
 #include "krait/tensor/cuda/exponentials.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
+#include "krait/tensor/cuda/sum_slices.cuh"
 
 namespace krait::cuda {
 
@@ -445,33 +446,17 @@ __global__ void __launch_bounds__(32 * kSlices, kBackwardBlocks<T, W>)
   }
 }
 
-// dk (E, W) and dbias (E) from the sums of the pieces, in slices of them as sum_rows adds up: of a block's columns of
-// (W+1, E) each warp sums a slice, then the slices in their order.
-constexpr int kSumSlices = 16;
-
+// dk (E, W) and dbias (E) from the sums of the pieces (pieces, W+1, E).
 __global__ void __launch_bounds__(32 * kSumSlices)
     add_up_kernel(const __grid_constant__ ConvBackward b, int width, int64_t E, int64_t pieces) {
-  __shared__ float of_slice[kSumSlices][32];
-  const int64_t n = (width + 1) * E, i = int64_t{blockIdx.x} * 32 + threadIdx.x,
-                slice = (pieces + kSumSlices - 1) / kSumSlices, begin = threadIdx.y * slice,
-                end = min(pieces, begin + slice);
-  wait_for_previous();
-  float sum = 0;
-  if (i < n) {
-#pragma unroll 16
-    for (int64_t piece = begin; piece < end; ++piece) sum += __ldcg(b.sums + piece * n + i);
-  }
-  of_slice[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || i >= n) return;
-  const int64_t w = i / E, e = i % E;
-  float* const to = w < width ? b.dk ? b.dk + e * width + w : nullptr
-                    : b.dbias ? b.dbias + e
-                              : nullptr;
-  if (!to) return;
-  float total = 0;
-  for (int k = 0; k < kSumSlices; ++k) total += of_slice[k][threadIdx.x];
-  *to = (w < width ? b.dk_add : b.dbias_add) ? *to + total : total;
+  const int64_t n = (width + 1) * E, i = int64_t{blockIdx.x} * 32 + threadIdx.x;
+  sum_column<16>(b.sums, n, 0, pieces, i, n, [&](float total) {
+    const int64_t w = i / E, e = i % E;
+    float* const to = w < width ? b.dk ? b.dk + e * width + w : nullptr
+                      : b.dbias ? b.dbias + e
+                                : nullptr;
+    if (to) *to = (w < width ? b.dk_add : b.dbias_add) ? *to + total : total;
+  });
 }
 
 // d(state_in) of one row: from the gradients of the inputs before each sequence that started there, and

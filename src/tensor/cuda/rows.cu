@@ -6,13 +6,13 @@
 
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
+#include "krait/tensor/cuda/sum_slices.cuh"
 
 namespace krait::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSlices = 16;  // of the rows of one block of a sum, each summed by a warp
 
 // A thread converts runs of V elements.
 template <class From, class To, int V>
@@ -33,28 +33,16 @@ __global__ void convert_kernel(const RowsToConvert r) {
   }
 }
 
-// A warp has 32 columns and a slice of the block's rows; the slices are added in their order.
+// Of a part of the rows.
 template <class T>
 __global__ void sum_kernel(const T* rows, int64_t step, int64_t count, int64_t n,
                            int64_t rows_a_part, float* out, bool add) {
-  __shared__ float of_slice[kSlices][32];
   const int64_t col = int64_t{blockIdx.x} * 32 + threadIdx.x;
-  const int64_t from = blockIdx.y * rows_a_part, to = min(count, from + rows_a_part);
-  const int64_t slice = (to - from + kSlices - 1) / kSlices;
-  const int64_t begin = from + threadIdx.y * slice, end = min(to, begin + slice);
-  wait_for_previous();
-  float sum = 0;
-  if (col < n) {
-#pragma unroll 32
-    for (int64_t r = begin; r < end; ++r) sum += static_cast<float>(__ldcg(rows + r * step + col));
-  }
-  of_slice[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || col >= n) return;
-  float total = 0;
-  for (int s = 0; s < kSlices; ++s) total += of_slice[s][threadIdx.x];
-  float* const to_write = out + blockIdx.y * n + col;
-  *to_write = add ? __ldcg(to_write) + total : total;
+  const int64_t from = blockIdx.y * rows_a_part;
+  sum_column<32>(rows, step, from, min(count, from + rows_a_part), col, n, [&](float total) {
+    float* const to_write = out + blockIdx.y * n + col;
+    *to_write = add ? __ldcg(to_write) + total : total;
+  });
 }
 
 template <class T>
@@ -62,7 +50,7 @@ void launch_sum(const T* rows, int64_t step, int64_t count, int64_t n, int64_t r
                 float* out, bool add, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(n, 32)),
                   static_cast<unsigned>(std::max<int64_t>(1, ceil_div(count, rows_a_part))));
-  launch_dependent("sum_rows", sum_kernel<T>, grid, dim3(32, kSlices), 0, 1, stream, rows, step,
+  launch_dependent("sum_rows", sum_kernel<T>, grid, dim3(32, kSumSlices), 0, 1, stream, rows, step,
                    count, n, rows_a_part, out, add);
 }
 
