@@ -1,20 +1,7 @@
 #!/usr/bin/env bash
 # The command line from the outside: train, resume, generate, states, eval, convert, tokenize; then what must
 # be refused, each with one message, its exit code, and nothing half-written.
-set -euo pipefail
-: "${KRAIT:?the program to test}"
-ops=$(realpath "$(dirname "$0")/../../src/ops")
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-
-die() {
-  echo "FAILED: $*" >&2
-  exit 1
-}
-same() { [[ $1 == "$2" ]] || die "$3: expected '$2', got '$1'"; }
-# key FILE NAME: the value of a key in one line of JSON.
-key() { sed -E "s/.*\"$2\":(\"([^\"]*)\"|[^,}]*).*/\1/" "$1"; }
+source "$(dirname "$0")/../support/e2e.sh"
 
 # ---- data: two documents of words
 for i in $(seq 1 400); do echo "the snake $((i % 7)) sleeps under the old tree number $((i % 13))"; done >train.txt
@@ -39,7 +26,7 @@ same "$("$KRAIT" --version | sed -n 2p)" "$devices" "devices that --version name
 
 # ---- bench: every op with its passes, and sizes in a list
 "$KRAIT" bench op --preset byte-tiny --length 24 --repeat 1 --json >ops.jsonl
-for op in layer mixer $(cd "$ops" && ls -d -- */ | tr -d /); do
+for op in layer mixer $(cd "$tests/../src/ops" && ls -d -- */ | tr -d /); do
   grep "\"op\":\"$op\"" ops.jsonl | grep -q '"median_s":[0-9.e-]*,' || die "bench op leaves $op out"
 done
 same "$(grep -c '"pass":"backward"' ops.jsonl)" 26 "ops with a backward pass"
@@ -128,76 +115,67 @@ same "$(tokens c.json | tr ',' '\n' | wc -l)" 5 "--max-new over the config file"
 "$KRAIT" train --model byte-tiny --out half "${common[@]}" --steps 12 --save-every 6 >/dev/null
 cmp <(sed -E 's/,"tokens_per_s.*//' run/log.jsonl) <(sed -E 's/,"tokens_per_s.*//' half/log.jsonl) || die "the same run twice"
 
-# ---- refused: refuse CODE "part of the message" command...
-refuse() {
-  local code=$1 part=$2 got=0
-  shift 2
-  "$KRAIT" "$@" >out.txt 2>err.txt </dev/null || got=$?
-  same "$got" "$code" "exit code of: $*"
-  same "$(grep -c . err.txt)" 1 "lines on stderr of: $* ($(cat err.txt))"
-  grep -qiF -- "$part" err.txt || die "$*: '$part' is not in: $(cat err.txt)"
-  [[ ! -s out.txt ]] || die "$*: wrote to stdout"
-}
+# ---- refused
 printf a >one.txt
 printf 'a\xff\xfe' >latin.txt
 echo 'tempo = 3' >tempo.toml
 echo 'a = = 3' >broken.toml
-refuse 2 'no command "fly"; ' fly
-refuse 2 'no command "generat", did you mean generate?' generat "$model" --prompt a
-refuse 2 'subcommand' --json
-refuse 2 '--selftest stands alone' --selftest --json
-refuse 2 'MODEL' generate
-refuse 2 'krait generate has no option --promt, did you mean --prompt?' generate "$model" --promt a
-refuse 2 'krait generate has no option --length (see' generate "$model" --prompt a --length 3
-refuse 2 '"more" is not expected' generate "$model" more --prompt a
-refuse 2 'temperature' generate "$model" --prompt a --temperature hot
-refuse 2 '--temperature: expected a number from 0' generate "$model" --prompt a --temperature nan
-refuse 2 '--top-p: expected a number above 0' generate "$model" --prompt a --top-p nan
-refuse 2 '--repetition-penalty' generate "$model" --prompt a --repetition-penalty nan
-refuse 2 'dtype' generate "$model" --prompt a --dtype float64
-refuse 2 'state-dtype' generate "$model" --prompt a --state-dtype float64
-refuse 2 'device' generate "$model" --prompt a --device tpu
-refuse 1 'without CUDA' generate "$model" --prompt a --device cuda
-refuse 1 'nothing to continue' generate "$model"
-refuse 1 'empty' generate "$model" --prompt ''
-refuse 1 'nowhere' generate nowhere --prompt a
-refuse 1 'nowhere.txt' generate "$model" --prompt-file nowhere.txt
-refuse 1 '256' generate "$model" --prompt-tokens 1,2,256
-refuse 1 '-1' generate "$model" --prompt-tokens=-1
-refuse 1 '1,x' generate "$model" --prompt-tokens 1,x
-refuse 1 '99999999999999999999 is outside' generate "$model" --prompt-tokens 99999999999999999999
-refuse 1 'expected a model directory' generate "$model/model.safetensors" --prompt a
-refuse 1 'expected a model directory' inspect train.txt
-refuse 1 'but in run/last' inspect run
-refuse 1 'no such option' generate "$model" --config tempo.toml
-refuse 1 'line 1' generate "$model" --config broken.toml
-refuse 1 'nowhere.toml' generate "$model" --config nowhere.toml
-refuse 1 'safetensors' generate "$model" --state-in ids.npy
-refuse 1 '/nowhere/s' generate "$model" --prompt a --max-new 1 --json --temperature 0 --quiet --state-out /nowhere/s
-refuse 1 'nothing to predict' eval "$model" --data one.txt
-refuse 1 'nowhere: expected a model directory' eval nowhere --data one.txt
-refuse 1 'nowhere: expected a model directory' logits nowhere --tokens ids.npy --out x.npy
-refuse 1 'nowhere.txt' eval "$model" --data nowhere.txt
-refuse 1 'UTF-8' eval "$model" --data latin.txt
-refuse 1 'eval.json' logits "$model" --tokens eval.json --out x.npy
-refuse 1 'float32' logits "$model" --tokens nll.npy --out x.npy
+refused 2 'no command "fly"; ' "$KRAIT" fly
+refused 2 'no command "generat", did you mean generate?' "$KRAIT" generat "$model" --prompt a
+refused 2 'subcommand' "$KRAIT" --json
+refused 2 '--selftest stands alone' "$KRAIT" --selftest --json
+refused 2 'MODEL' "$KRAIT" generate
+refused 2 'krait generate has no option --promt, did you mean --prompt?' "$KRAIT" generate "$model" --promt a
+refused 2 'krait generate has no option --length (see' "$KRAIT" generate "$model" --prompt a --length 3
+refused 2 '"more" is not expected' "$KRAIT" generate "$model" more --prompt a
+refused 2 'temperature' "$KRAIT" generate "$model" --prompt a --temperature hot
+refused 2 '--temperature: expected a number from 0' "$KRAIT" generate "$model" --prompt a --temperature nan
+refused 2 '--top-p: expected a number above 0' "$KRAIT" generate "$model" --prompt a --top-p nan
+refused 2 '--repetition-penalty' "$KRAIT" generate "$model" --prompt a --repetition-penalty nan
+refused 2 'dtype' "$KRAIT" generate "$model" --prompt a --dtype float64
+refused 2 'state-dtype' "$KRAIT" generate "$model" --prompt a --state-dtype float64
+refused 2 'device' "$KRAIT" generate "$model" --prompt a --device tpu
+refused 1 'without CUDA' "$KRAIT" generate "$model" --prompt a --device cuda
+refused 1 'nothing to continue' "$KRAIT" generate "$model"
+refused 1 'empty' "$KRAIT" generate "$model" --prompt ''
+refused 1 'nowhere' "$KRAIT" generate nowhere --prompt a
+refused 1 'nowhere.txt' "$KRAIT" generate "$model" --prompt-file nowhere.txt
+refused 1 '256' "$KRAIT" generate "$model" --prompt-tokens 1,2,256
+refused 1 '-1' "$KRAIT" generate "$model" --prompt-tokens=-1
+refused 1 '1,x' "$KRAIT" generate "$model" --prompt-tokens 1,x
+refused 1 '99999999999999999999 is outside' "$KRAIT" generate "$model" --prompt-tokens 99999999999999999999
+refused 1 'expected a model directory' "$KRAIT" generate "$model/model.safetensors" --prompt a
+refused 1 'expected a model directory' "$KRAIT" inspect train.txt
+refused 1 'but in run/last' "$KRAIT" inspect run
+refused 1 'no such option' "$KRAIT" generate "$model" --config tempo.toml
+refused 1 'line 1' "$KRAIT" generate "$model" --config broken.toml
+refused 1 'nowhere.toml' "$KRAIT" generate "$model" --config nowhere.toml
+refused 1 'safetensors' "$KRAIT" generate "$model" --state-in ids.npy
+refused 1 '/nowhere/s' "$KRAIT" generate "$model" --prompt a --max-new 1 --json --temperature 0 --quiet --state-out /nowhere/s
+refused 1 'nothing to predict' "$KRAIT" eval "$model" --data one.txt
+refused 1 'nowhere: expected a model directory' "$KRAIT" eval nowhere --data one.txt
+refused 1 'nowhere: expected a model directory' "$KRAIT" logits nowhere --tokens ids.npy --out x.npy
+refused 1 'nowhere.txt' "$KRAIT" eval "$model" --data nowhere.txt
+refused 1 'UTF-8' "$KRAIT" eval "$model" --data latin.txt
+refused 1 'eval.json' "$KRAIT" logits "$model" --tokens eval.json --out x.npy
+refused 1 'float32' "$KRAIT" logits "$model" --tokens nll.npy --out x.npy
 printf "\x93NUMPY\x01\x00\x76\x00%-117s\n\x05\x00\x00\x00" "{'descr': '<i4', 'fortran_order': False, 'shape': (), }" >number.npy
-refuse 1 'number.npy: expected rows of token ids' eval "$model" --data number.npy
-refuse 1 '/nowhere' logits "$model" --tokens ids.npy --out /nowhere/x.npy
-refuse 1 'already there' convert "$model" back
-refuse 1 'expected token ids' tokenize eval.json --tokenizer bytes --decode
-refuse 1 'preset' inspect mamba-9000b
-refuse 2 '0' bench prefill --preset byte-tiny --length 16,0
-refuse 1 'no step can have that many tokens' bench train --preset byte-tiny --batch 1073741824 --length 1073741824
-refuse 1 'no machine remembers that many' inspect "$model" --batch 1073741824 --length 1099511627776
-refuse 1 'no machine remembers that many' bench decode --preset byte-hybrid-tiny --batch 1073741824 --context 1073741824
-refuse 1 'memory' bench decode --preset byte-tiny --batch 1000000000
+refused 1 'number.npy: expected rows of token ids' "$KRAIT" eval "$model" --data number.npy
+refused 1 '/nowhere' "$KRAIT" logits "$model" --tokens ids.npy --out /nowhere/x.npy
+refused 1 'already there' "$KRAIT" convert "$model" back
+refused 1 'expected token ids' "$KRAIT" tokenize eval.json --tokenizer bytes --decode
+refused 1 'preset' "$KRAIT" inspect mamba-9000b
+refused 2 '0' "$KRAIT" bench prefill --preset byte-tiny --length 16,0
+refused 1 'no step can have that many tokens' "$KRAIT" bench train --preset byte-tiny --batch 1073741824 --length 1073741824
+refused 1 'no machine remembers that many' "$KRAIT" inspect "$model" --batch 1073741824 --length 1099511627776
+refused 1 'no machine remembers that many' "$KRAIT" bench decode --preset byte-hybrid-tiny --batch 1073741824 --context 1073741824
+refused 1 'memory' "$KRAIT" bench decode --preset byte-tiny --batch 1000000000
 [[ ! -e x.npy ]] || die "a refused command left a file"
 "$KRAIT" generate "$model" --prompt a --max-new 1 --state-out s2.safetensors --json >/dev/null
 "$KRAIT" convert "$model" bf --dtype bfloat16
-refuse 1 'mamba-' generate bf --state-in s2.safetensors
+refused 1 'mamba-' "$KRAIT" generate bf --state-in s2.safetensors
 head -c 1000 s2.safetensors >cut.safetensors
-refuse 1 'cut.safetensors' generate "$model" --state-in cut.safetensors
+refused 1 'cut.safetensors' "$KRAIT" generate "$model" --state-in cut.safetensors
 
 # ---- a reader that has gone, and a full disk
 "$KRAIT" generate "$model" --prompt a --max-new 2000 2>err.txt | head -c 1 >/dev/null || true
@@ -209,9 +187,12 @@ if [[ -w /dev/full ]]; then
 fi
 
 # ---- interrupted: 130, and the state is saved
-"$KRAIT" generate "$model" --prompt a --max-new 100000000 --state-out int.safetensors >/dev/null &
+"$KRAIT" generate "$model" --prompt a --max-new 100000000 --state-out int.safetensors >said.txt &
 pid=$!
-sleep 1
+for _ in $(seq 300); do
+  [[ -s said.txt ]] && break
+  sleep 0.1
+done
 kill -INT "$pid"
 code=0
 wait "$pid" || code=$?

@@ -2,23 +2,12 @@
 # Every architecture through the whole command line: train and resume, generate with a state that goes on, eval,
 # logits, inspect, convert. One tiny config each in tests/family, over bytes. With names: those only. With
 # KRAIT_TEST_DEVICE=cuda on the GPU, and what was trained there goes on on the CPU.
-set -euo pipefail
-: "${KRAIT:?the program to test}"
+source "$(dirname "$0")/../support/e2e.sh"
 device=${KRAIT_TEST_DEVICE:-cpu}
 export OMP_NUM_THREADS=1  # models this small only wait for threads
-configs=$(cd "$(dirname "$0")/../family" && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
+configs=$tests/family
 
-die() {
-  echo "FAILED: $*" >&2
-  exit 1
-}
-same() { [[ $1 == "$2" ]] || die "$3: expected '$2', got '$1'"; }
-key() { sed -E "s/.*\"$2\":(\"([^\"]*)\"|[^,}]*).*/\1/" "$1"; }
 tokens() { sed -E 's/.*"tokens":\[([^]]*)\].*/\1/' "$1"; }
-losses() { sed -E 's/.*"loss":([^,]*),.*/\1/' "$1/log.jsonl"; }
 
 krait() {
   case $1 in

@@ -1,26 +1,9 @@
 #!/usr/bin/env bash
 # Models that judge images, texts and series as a whole, from the outside: train, resume, eval, logits, inspect,
 # convert; and what must be refused.
-set -euo pipefail
-: "${KRAIT:?the program to test}"
-corpus=$(realpath "$(dirname "$0")/../corpus")
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
+source "$(dirname "$0")/../support/e2e.sh"
+corpus=$tests/corpus
 
-die() {
-  echo "FAILED: $*" >&2
-  exit 1
-}
-same() { [[ $1 == "$2" ]] || die "$3: expected '$2', got '$1'"; }
-key() { sed -E "s/.*\"$2\":(\"([^\"]*)\"|[^,}]*).*/\1/" "$1"; }
-losses() { sed -E 's/.*"loss":([^,]*).*/\1/' "$1/log.jsonl"; }
-refuse() {
-  local what=$1
-  shift
-  if "$KRAIT" "$@" >out 2>err; then die "accepted: $*"; fi
-  grep -q -- "$what" err || die "$*: no '$what' in: $(cat err)"
-}
 # array TYPE SHAPE: the header of a .npy; the numbers follow on stdin.
 array() {
   printf '\x93NUMPY\x01\x00\x76\x00%-117s\n' "{'descr': '$1', 'fortran_order': False, 'shape': $2, }"
@@ -70,7 +53,7 @@ same "$(sed -E 's/.*"example":"([^"]*)","label":"([^"]*)".*/\1 \2/' said.jsonl)"
   "images/valid/bright/a.npy bright
 images/valid/bright/a.npy bright
 images/valid/dark/a.npy dark" "what a model says of images"
-refuse 'vim.json: expected images: PNG' predict whole/best --data vim.json
+refused 1 'vim.json: expected images: PNG' "$KRAIT" predict whole/best --data vim.json
 
 # a preset takes the number of classes from the data; PNG and JPEG of any size
 mkdir -p pictures/png pictures/jpeg
@@ -81,14 +64,14 @@ cp "$corpus"/picture/*.jpg pictures/jpeg
 same "$(key tiny.json classes)" 2 "classes of a preset"
 "$KRAIT" eval tiny/last --data pictures --json >pictures.json
 same "$(key pictures.json examples)" "$(find pictures -type f | wc -l)" "pictures judged"
-refuse 'no class "jpeg"' eval whole/best --data pictures
+refused 1 'no class "jpeg"' "$KRAIT" eval whole/best --data pictures
 head -c 100 "$corpus/picture/colours.png" >pictures/png/cut.png
-refuse 'cut.png: not a whole PNG' eval tiny/last --data pictures
-refuse 'a folder for each class' train --model vim-tiny --data vim.json --out no
-refuse 'drop-path' train "${train[@]}" --out no --dropout 0.1
-refuse 'crop-scale' train --model byte-tiny --data vim.json --out no --crop-scale 0.5
-refuse 'cannot go on with' train --resume parts --steps 31 --hflip 0.1
-refuse 'no images in it' train --model vim-tiny --data images/train/dark --out no
+refused 1 'cut.png: not a whole PNG' "$KRAIT" eval tiny/last --data pictures
+refused 1 'a folder for each class' "$KRAIT" train --model vim-tiny --data vim.json --out no
+refused 1 'drop-path' "$KRAIT" train "${train[@]}" --out no --dropout 0.1
+refused 1 'crop-scale' "$KRAIT" train --model byte-tiny --data vim.json --out no --crop-scale 0.5
+refused 1 'cannot go on with' "$KRAIT" train --resume parts --steps 31 --hflip 0.1
+refused 1 'no images in it' "$KRAIT" train --model vim-tiny --data images/train/dark --out no
 [[ ! -e no/last ]] || die "a refused run left a checkpoint"
 
 # ---- texts of two classes
@@ -121,11 +104,11 @@ cmp a.npy row-out.npy || die "outputs of one row without a batch"
 cmp a.npy b.npy || die "outputs after convert"
 "$KRAIT" inspect mean/best --batch 2 --length 16 --json >head.json
 same "$(key head.json task),$(key head.json pooling),$(key head.json classes)" '"classification","mean",2' "what the head is"
-refuse 'sequences as a whole and predicts no tokens' generate mean/best --prompt x
+refused 1 'sequences as a whole and predicts no tokens' "$KRAIT" generate mean/best --prompt x
 echo '{"text": "x", "label": "odd"}' >odd.jsonl
-refuse 'no class "odd"' eval mean/best --data odd.jsonl
+refused 1 'no class "odd"' "$KRAIT" eval mean/best --data odd.jsonl
 echo '{"text": "x", "label": 7}' >seventh.jsonl
-refuse 'the model says 2 classes, the data has 8' eval mean/best --data seventh.jsonl
+refused 1 'the model says 2 classes, the data has 8' "$KRAIT" eval mean/best --data seventh.jsonl
 
 # from a language model's weights, with a new head
 "$KRAIT" train --model byte-tiny --data texts.jsonl --steps 2 --batch-size 1 --seq-len 32 --out lm --quiet >/dev/null
@@ -145,13 +128,13 @@ if grep -q accuracy series/log.jsonl; then die "accuracy of numbers"; fi
 echo '{"values": [[0, 1], [0.4, 0], [0.5, 0.5]]}' >ask.jsonl
 "$KRAIT" predict series/last --data ask.jsonl --json >said.json
 [[ $(key said.json target) =~ ^(0\.[89]|1\.[012]) ]] || die "what a model says of a series: $(cat said.json)"
-refuse 'krait generate goes on' predict lm/last --data asked.jsonl
+refused 1 'krait generate goes on' "$KRAIT" predict lm/last --data asked.jsonl
 printf '\0\0\0\0\0\0\200?\0\0\0?\0\0\0?' | array '<f4' '(1, 2, 2)' >x.npy
 "$KRAIT" logits series/last --input x.npy --out y.npy
 same "$(stat -c %s y.npy)" 132 "size of a number"
-refuse 'predicts no tokens' generate series/last --prompt x
-refuse 'predicts no tokens' generate whole/best --prompt x
-refuse 'carry-state' train --model vim.json --data images/train --out no --carry-state
-refuse 'reads --input' logits series/last --tokens ids.npy --out z.npy
+refused 1 'predicts no tokens' "$KRAIT" generate series/last --prompt x
+refused 1 'predicts no tokens' "$KRAIT" generate whole/best --prompt x
+refused 1 'carry-state' "$KRAIT" train --model vim.json --data images/train --out no --carry-state
+refused 1 'reads --input' "$KRAIT" logits series/last --tokens ids.npy --out z.npy
 echo '{"values": [[1, 2, 3]], "target": 1}' >wide.jsonl
-refuse 'vectors of 2 numbers, the data has series of vectors of 3' eval series/last --data wide.jsonl
+refused 1 'vectors of 2 numbers, the data has series of vectors of 3' "$KRAIT" eval series/last --data wide.jsonl

@@ -1,33 +1,15 @@
 #!/usr/bin/env bash
 # Whatever happens around a run, what was saved stays: a kill in the middle, a full disk, a folder that may
 # not be written. And what is too short: documents and prompts of no token and of one.
-set -euo pipefail
-: "${KRAIT:?the program to test}"
-work=$(mktemp -d)
+source "$(dirname "$0")/../support/e2e.sh"
 pid=
 trap 'kill -KILL $pid 2>/dev/null || true; chmod -R u+w "$work"; rm -rf "$work"' EXIT
 chmod 755 "$work"
-cd "$work"
 cp "$KRAIT" krait # where any user can run it
 K=$work/krait
 
-die() {
-  echo "FAILED: $*" >&2
-  exit 1
-}
-losses() { sed -E 's/.*"loss":([^,]*),.*/\1/' "$1/log.jsonl"; }
 steps() { if [[ -f $1/log.jsonl ]]; then wc -l <"$1/log.jsonl"; else echo 0; fi; }
 sums() { (cd "$1" && find . -type f -exec cksum {} + | sort -k3); }
-# refused CODE "part of the message" command...: one message, nothing on stdout.
-refused() {
-  local want=$1 part=$2 got=0
-  shift 2
-  "$@" >out 2>err </dev/null || got=$?
-  [[ $got == "$want" ]] || die "$* exited $got instead of $want: $(cat err)"
-  [[ $(grep -c . err) == 1 ]] || die "$* gave more than one line: $(cat err)"
-  grep -qF -- "$part" err || die "$*: '$part' is not in: $(cat err)"
-  [[ ! -s out ]] || die "$* wrote to stdout"
-}
 
 for i in $(seq 300); do echo "line $((i * i % 97)): the cat sat on the mat, the dog on the log."; done >text.txt
 common=(--model byte-tiny --data text.txt --batch-size 2 --seq-len 32 --lr 3e-3 --seed 5 --threads 1 --quiet)

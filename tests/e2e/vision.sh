@@ -1,7 +1,5 @@
 #!/usr/bin/env bash
 # Models of images from the outside, with the golden checkpoint of Vision Mamba: inspect, convert, logits.
-set -euo pipefail
-: "${KRAIT:?the program to test}"
 golden=${KRAIT_GOLDEN:-$(dirname "$0")/../../../shared/golden}
 checkpoint=$golden/vim/model/checkpoint.pth
 if [[ ! -f $checkpoint ]]; then
@@ -9,16 +7,8 @@ if [[ ! -f $checkpoint ]]; then
   exit 77
 fi
 checkpoint=$(realpath "$checkpoint")
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
+source "$(dirname "$0")/../support/e2e.sh"
 
-die() {
-  echo "FAILED: $*" >&2
-  exit 1
-}
-# key FILE NAME: its first value, which is that of the object itself.
-key() { grep -oE "\"$2\":(\"[^\"]*\"|[^,}]*)" "$1" | head -1 | sed 's/^[^:]*://'; }
 # images SHAPE BYTES: a .npy of float32 zeros on stdout.
 images() {
   local header="{'descr': '<f4', 'fortran_order': False, 'shape': $1, }"
@@ -48,14 +38,10 @@ images '(1, 3, 48, 48)' $((3 * 48 * 48 * 4)) >larger.npy
 "$KRAIT" inspect larger --json >larger.json
 [[ $(key larger.json image_size) == 48 ]] || die "the size of resized positions"
 
-refuse() {
-  local what=$1
-  shift
-  if "$KRAIT" "$@" >out 2>err; then die "accepted: $*"; fi
-  grep -q -- "$what" err || die "$*: no '$what' in: $(cat err)"
-}
-refuse 'no preset is named "vim-tin"; known: .*vim-tiny' inspect vim-tin
+refused 1 'no preset is named "vim-tin"; known: ' "$KRAIT" inspect vim-tin
+grep -q vim-tiny err || die "the presets that are known: $(cat err)"
 images '(1, 3, 16, 32)' $((3 * 16 * 32 * 4)) >small.npy
-refuse '32, 32.*krait convert makes a model of another --image-size' logits "$checkpoint" --input small.npy --out x.npy
-refuse 'float32' logits "$checkpoint" --input a.npy --out x.npy
+refused 1 'krait convert makes a model of another --image-size' "$KRAIT" logits "$checkpoint" --input small.npy --out x.npy
+grep -q '32, 32' err || die "the size that was expected: $(cat err)"
+refused 1 'float32' "$KRAIT" logits "$checkpoint" --input a.npy --out x.npy
 [[ ! -e x.npy ]] || die "a refused call left a file"
