@@ -59,6 +59,22 @@ TEST(Likelihood, IsTheSumOverEveryTokenButTheFirst) {
   EXPECT_NEAR(each[2], q.nll, 1e-4);
 }
 
+// The loss takes the rows of a pass in blocks of about one size: a shorter pass may have the larger block.
+TEST(Likelihood, TakesDocumentsOfAnyLengthWhereTheVocabularyIsLarge) {
+  models::LanguageModel model(models::mamba_config(16, 1, 50280, 8));
+  model.params().allocate(nn::Purpose::inference, DType::f32, false, testing::test_device());
+  model.params().initialize(7);
+  for (const size_t n : {100, 134, 160, 161, 512 + 150}) {
+    Likelihood likelihood(model, DType::f32);
+    likelihood.begin();
+    likelihood.add(random_ids(n, 1));
+    likelihood.end();
+    likelihood.finish();
+    EXPECT_EQ(likelihood.predicted(), static_cast<int64_t>(n) - 1);
+    EXPECT_NEAR(likelihood.total() / static_cast<double>(n - 1), std::log(50280.0), 1);
+  }
+}
+
 TEST(Likelihood, GoesOnFromZeroWherePositionsRunOut) {
   constexpr int64_t kPositions = 7;
   const auto model = testing::small_model(kPositions);

@@ -17,13 +17,15 @@ namespace {
 // Memory for the logits of a block of rows. Larger blocks read w and update dw fewer times.
 constexpr int64_t kBlockBytes = int64_t{32} << 20, kBlockBytesOnGpu = int64_t{832} << 20;
 
-// Blocks of about one size, on a GPU of whole tiles of the products but for the last one.
-int64_t rows_of_block(Device device, int64_t M, int64_t V) {
-  const bool gpu = device.type == Device::cuda;
+// Blocks of about one size, on a GPU of whole tiles of the products but for the last one. Where nothing is differentiated
+// fewer rows may follow in memory planned for these, and be one block larger than these have: that one is planned.
+int64_t rows_of_block(const Context& c, int64_t M, int64_t V) {
+  const bool gpu = c.device.type == Device::cuda;
   const int64_t bytes = gpu ? kBlockBytesOnGpu : kBlockBytes, unit = gpu ? 128 : 16;
   const int64_t most = std::max<int64_t>(bytes / (4 * V) / unit * unit, unit);
   const int64_t blocks = (M + most - 1) / most;
   if (blocks <= 1) return M;
+  if (c.planning() && !c.tape) return most;
   const int64_t each = (M + blocks - 1) / blocks;
   return gpu ? (each + unit - 1) / unit * unit : each;
 }
@@ -107,7 +109,7 @@ CrossEntropyResult linear_cross_entropy(Context& c, const Tensor& h, const Tenso
                                                    : LogitsGrad::f32;
 
   Scratch block_scratch(c);
-  const int64_t rows = rows_of_block(c.device, M, V);
+  const int64_t rows = rows_of_block(c, M, V);
   const Tensor logits = c.scratch({rows, V}, DType::f32);
   const Tensor flat = h.detach().reshape({M, D});
   if (!c.planning() && c.device.type == Device::cpu) check_targets(targets.as<int32_t>(), M, V);
