@@ -84,7 +84,7 @@ Work add_convert(CLI::App& app) {
   app.add_option("OUT", a->out, "folder to write; must not be there yet")->required();
   app.add_option("--layout", a->layout, "huggingface or original; default: as MODEL")
       ->check(CLI::IsMember({"huggingface", "original"}));
-  app.add_flag("--ema", a->average, "the moving average of the weights in a .pth of Vision Mamba");
+  add_ema(app, a->average);
   app.add_option("--image-size", a->size.image,
                  "of models of images: the learned positions are resized for images of this size")
       ->check(CLI::Range(1, 1 << 15));

@@ -219,7 +219,7 @@ Work add_eval(CLI::App& app) {
                  "write the nll of each predicted token, in order: .npy float32");
   app.add_option("--task", a->task, "lambada: last-word accuracy and perplexity of a .jsonl")
       ->check(CLI::IsMember({"lambada"}));
-  app.add_flag("--ema", a->average, "the moving average of the weights in a .pth of Vision Mamba");
+  add_ema(app, a->average);
   return [a](const Common& common) {
     if (!a->task.empty() && !a->per_token.empty())
       throw Usage("--per-token does not go with --task");

@@ -187,7 +187,7 @@ Work add_logits(CLI::App& app) {
          "images or sequences: .npy")
       ->required();
   app.add_flag("--last", a->last, "only the logits of the last tokens: (B, V)");
-  app.add_flag("--ema", a->average, "the moving average of the weights in a .pth of Vision Mamba");
+  add_ema(app, a->average);
   return [a](const Common& common) { return run_logits(*a, common); };
 }
 

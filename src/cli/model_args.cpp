@@ -49,6 +49,10 @@ LoadedAny ModelArgs::load_any(const Common& common, bool average) const {
   return loaded;
 }
 
+void add_ema(CLI::App& app, bool& average) {
+  app.add_flag("--ema", average, "the moving average of the weights in a .pth of Vision Mamba");
+}
+
 void add_state_dtype(CLI::App& app, DType& scan_state) {
   app.add_option_function<std::string>(
          "--state-dtype",

@@ -31,6 +31,9 @@ struct ModelArgs {
   LoadedAny load_any(const Common& common, bool average) const;
 };
 
+// --ema: see load_any_model.
+void add_ema(CLI::App& app, bool& average);
+
 // --state-dtype: what a session keeps states of scans in.
 void add_state_dtype(CLI::App& app, DType& scan_state);
 

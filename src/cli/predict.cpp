@@ -95,7 +95,7 @@ Work add_predict(CLI::App& app) {
                  "images, folders of them, or .jsonl files with an \"image\" a line; of sequences "
                  ".jsonl files with a \"text\", \"tokens\" or \"values\" a line")
       ->required();
-  app.add_flag("--ema", a->average, "the moving average of the weights in a .pth of Vision Mamba");
+  add_ema(app, a->average);
   return [a](const Common& common) { return run_predict(*a, common); };
 }
 

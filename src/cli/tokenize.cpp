@@ -8,6 +8,7 @@
 #include "krait/base/quote.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
+#include "krait/data/text.h"
 #include "krait/io/npy.h"
 
 namespace krait::cli {
@@ -55,7 +56,9 @@ int run_tokenize(const Args& a, const Common& common) {
     }
     return kDone;
   }
-  std::vector<int32_t> ids = tokenizer->encode(read_input(a.file), a.special);
+  const std::string text = read_input(a.file);
+  if (a.tokenizer != "bytes") check_utf8(text, a.file == "-" ? "stdin" : a.file);
+  std::vector<int32_t> ids = tokenizer->encode(text, a.special);
   if (!a.out.empty()) {
     write_npy(a.out, Tensor(ids.data(), DType::i32, {static_cast<int64_t>(ids.size())}));
     if (common.json) print_json({{"out", a.out}, {"tokens", ids.size()}});
