@@ -47,6 +47,7 @@ class Batches {
   virtual int64_t rows() const = 0;             // of all batches of one epoch
   virtual int64_t inputs() const = 0;           // of a batch: tokens, or things judged as a whole
   virtual std::string description() const = 0;  // of the data, "5000 tokens in 3 documents"
+  virtual uint64_t checksum() const = 0;        // of the data
 };
 
 enum class Order { shuffle, sequential };

@@ -45,6 +45,7 @@ class Batcher : public Batches {
   int64_t inputs() const override { return o_.B * o_.L; }
   Batch at(int64_t m) override;
   std::string description() const override;
+  uint64_t checksum() const override { return stream_.checksum(); }
 
  private:
   const TokenStream& stream_;

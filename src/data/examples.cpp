@@ -81,7 +81,11 @@ Batch read_batch(const Examples& examples, std::span<const int64_t> which) {
 }
 
 ExampleBatcher::ExampleBatcher(const Examples& examples, int64_t B, Order order, uint64_t seed)
-    : examples_(examples), B_(B), seed_(seed), example_(examples.size(), order, seed) {
+    : examples_(examples),
+      B_(B),
+      seed_(seed),
+      checksum_(examples.checksum()),
+      example_(examples.size(), order, seed) {
   require(examples.size() > 0, "the data has no examples");
 }
 

@@ -37,6 +37,8 @@ class Examples {
   // The same as training reads it, where that changes it at random.
   virtual Example read_for_training(int64_t i, const Philox& /*random*/) const { return read(i); }
   virtual std::string description() const = 0;  // "1200 images of 10 classes"
+  // Of all of them and their answers, but of what is read when it is asked for only the names.
+  virtual uint64_t checksum() const = 0;
 };
 
 // A batch of them: images stacked, sequences side by side in one row, packed. Error where they do not fit
@@ -54,11 +56,12 @@ class ExampleBatcher : public Batches {
   int64_t inputs() const override { return B_; }
   Batch at(int64_t m) override;
   std::string description() const override { return examples_.description(); }
+  uint64_t checksum() const override { return checksum_; }
 
  private:
   const Examples& examples_;
   int64_t B_;
-  uint64_t seed_;
+  uint64_t seed_, checksum_;
   Reading example_;
 };
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "krait/base/file.h"
+#include "krait/base/hash.h"
 #include "krait/data/labels.h"
 #include "krait/data/text.h"
 #include "krait/io/npy.h"
@@ -148,6 +149,16 @@ std::string ImageExamples::description() const {
     text += fmt::format(", crops of {} of the area or more", augmentation_.crop_scale);
   if (augmentation_.hflip > 0) text += fmt::format(", {} of them flipped", augmentation_.hflip);
   return text;
+}
+
+uint64_t ImageExamples::checksum() const {
+  Hash sum;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    const std::string file = fs::path(files_[i]).filename().string();
+    sum.add(file.data(), file.size());
+    sum.add_word(static_cast<uint32_t>(labels_[i]));
+  }
+  return sum.h;
 }
 
 int64_t ImageExamples::classes() const {

@@ -36,6 +36,7 @@ class ImageExamples : public Examples {
   // Error where crops are asked for of an array that is not one of pixels.
   Example read_for_training(int64_t i, const Philox& random) const override;
   std::string description() const override;
+  uint64_t checksum() const override;
 
   const std::vector<std::string>& names() const { return names_; }
   int64_t classes() const;                // names, or numbers up to the largest

@@ -28,6 +28,7 @@ class Given : public Examples {
   Example read(int64_t i) const override { return all_[static_cast<size_t>(i)]; }
   std::string name(int64_t i) const override { return std::to_string(i); }
   std::string description() const override { return "what is given"; }
+  uint64_t checksum() const override { return 0; }
 
  private:
   std::vector<Example> all_;

@@ -50,4 +50,11 @@ std::vector<int32_t> classes_of(const std::vector<Answer>& answers,
   return classes;
 }
 
+std::vector<std::string> names_of_all(std::vector<std::string> names, int64_t classes) {
+  if (names.empty()) return names;
+  for (auto i = static_cast<int64_t>(names.size()); i < classes; ++i)
+    names.push_back(fmt::format("LABEL_{}", i));
+  return names;
+}
+
 }  // namespace krait

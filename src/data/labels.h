@@ -24,4 +24,8 @@ Answer read_answer(const JsonView& line);
 std::vector<int32_t> classes_of(const std::vector<Answer>& answers,
                                 std::vector<std::string>& names);
 
+// Names for all classes of a model, of which the data has the first ones: "LABEL_7" for others, as Hugging Face. None where
+// classes are numbered.
+std::vector<std::string> names_of_all(std::vector<std::string> names, int64_t classes);
+
 }  // namespace krait

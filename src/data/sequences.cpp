@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "krait/base/file.h"
+#include "krait/base/hash.h"
 #include "krait/data/labels.h"
 #include "krait/io/npy.h"
 #include "krait/io/sound_file.h"
@@ -169,6 +170,21 @@ SequenceExamples::SequenceExamples(const std::vector<std::string>& sources,
 std::string SequenceExamples::description() const {
   return numbers_ ? fmt::format("{} sequences with {} numbers", size(), outputs_)
                   : fmt::format("{} sequences of {} classes", size(), outputs_);
+}
+
+uint64_t SequenceExamples::checksum() const {
+  Hash sum;
+  const auto add = [&](const auto& list) {
+    sum.add_word(list.size());
+    sum.add(list.data(), list.size() * sizeof list[0]);
+  };
+  for (const Example& e : all_) {
+    add(e.tokens);
+    add(e.values);
+    add(e.numbers);
+    sum.add_word(static_cast<uint32_t>(e.label));
+  }
+  return sum.h;
 }
 
 void SequenceExamples::require_kind(int64_t inputs, int64_t outputs) const {

@@ -37,6 +37,7 @@ class SequenceExamples : public Examples {
   Example read(int64_t i) const override { return all_[static_cast<size_t>(i)]; }
   std::string name(int64_t i) const override { return where_[static_cast<size_t>(i)]; }
   std::string description() const override;
+  uint64_t checksum() const override;
 
   int64_t inputs() const { return inputs_; }    // numbers of a vector; 0: these are tokens
   int64_t outputs() const { return outputs_; }  // classes, or numbers of a target

@@ -23,8 +23,12 @@ void TokenStream::append(std::span<const int32_t> ids, const std::string& where,
     require(ids[i] >= 0 && ids[i] < vocab_size_,
             "{}: token {}: expected an id from 0 to {}, got {}", where,
             offset + static_cast<int64_t>(i), vocab_size_ - 1, ids[i]);
-  if (starts_next_) starts_.push_back(size_);
+  if (starts_next_) {
+    starts_.push_back(size_);
+    sum_.add_word(~uint64_t{0});  // no id
+  }
   starts_next_ = false;
+  for (const int32_t id : ids) sum_.add_word(static_cast<uint32_t>(id));
   std::visit(
       [&](auto& kept) {
         for (const int32_t id : ids)

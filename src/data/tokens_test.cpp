@@ -76,6 +76,17 @@ TEST_F(Sources, AFolderIsReadInNameOrderWithoutBinaryAndHiddenFiles) {
   EXPECT_EQ(s.starts(), (Positions{0, 5, 11, 12}));
 }
 
+TEST_F(Sources, TheChecksumIsThatOfTokensAndBorders) {
+  const auto sum = [&](const std::string& text, int64_t vocab = 256) {
+    return read_tokens({write("a.jsonl", text)}, {}, vocab).checksum();
+  };
+  const uint64_t one = sum("{\"text\": \"abcd\"}");
+  EXPECT_EQ(sum("{\"text\":   \"abcd\", \"id\": 1}"), one);
+  EXPECT_EQ(sum("{\"text\": \"abcd\"}", 70000), one);  // kept in other bytes
+  EXPECT_NE(sum("{\"text\": \"abdc\"}"), one);
+  EXPECT_NE(sum("{\"text\": \"ab\"}\n{\"text\": \"cd\"}"), one);
+}
+
 TEST_F(Sources, EachRowOfANpyIsADocument) {
   std::vector<int64_t> ids = {1, 2, 3, 4, 5, 299};
   write_npy(folder_ / "a.npy", Tensor(ids.data(), DType::i64, {2, 3}));

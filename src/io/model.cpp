@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "krait/base/hash.h"
 #include "krait/io/host_copy.h"
 #include "krait/io/safetensors.h"
 #include "krait/io/torch_archive.h"
@@ -114,14 +115,6 @@ bool usable_in_place(const Tensor& t, DType wanted) {
 bool is_float(DType t) {
   return t == DType::f32 || t == DType::f16 || t == DType::bf16 || t == DType::f64;
 }
-
-// FNV-1a, 64 bits.
-struct Hash {
-  uint64_t h = 0xcbf29ce484222325ull;
-  void add(const void* p, size_t n) {
-    for (size_t i = 0; i < n; ++i) h = (h ^ static_cast<const uint8_t*>(p)[i]) * 0x100000001b3ull;
-  }
-};
 
 // Enough to tell models apart without reading them whole: names, shapes and 16 values of each tensor, as
 // float64 so that it does not depend on the layout.

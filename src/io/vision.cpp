@@ -93,8 +93,9 @@ models::VisionConfig parse_vision_config(const std::string& json_text, const std
   if (type != "v1" && type != "v2") j.wrong("bimamba_type", "\"v1\" or \"v2\"");
   c.shared = type == "v1";
   c.labels = models::read_labels(j);
-  c.classes = j.integer("num_classes",
-                        c.labels.empty() ? c.classes : static_cast<int64_t>(c.labels.size()));
+  c.classes_open = c.labels.empty() && !j.has("num_classes") && !j.has("num_labels");
+  if (!c.labels.empty()) c.classes = static_cast<int64_t>(c.labels.size());
+  c.classes = j.integer("num_classes", j.integer("num_labels", c.classes));
   try {
     check(c);
   } catch (const Error& e) {

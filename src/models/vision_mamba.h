@@ -15,6 +15,7 @@ struct VisionConfig {
   int64_t channels = 3;
   int64_t patch = 16, stride = 16;
   int64_t classes = 1000;
+  bool classes_open = true;  // nobody has said how many: a fresh model has those of its data
   int64_t n_layer = 24;
   float norm_eps = 1e-5f;
   nn::Mamba1Config mixer;  // d_model and what follows from it

@@ -91,6 +91,36 @@ TEST_F(ImageRuns, LearnToTellTwoClassesApart) {
   EXPECT_EQ(config.labels, (std::vector<std::string>{"lying", "upright"}));
 }
 
+// Where a config does not say how many classes there are, the data does; where it says more than the data has, the names
+// that are known are kept, so that other data is judged by them.
+TEST_F(ImageRuns, TheModelKnowsTheClassesOfTheDataByName) {
+  const auto labels = [&](const std::string& name, const std::string& classes) {
+    RunOptions o = options(name);
+    o.model = (dir_ / (name + ".json")).string();
+    o.train.steps = 1;
+    write_file(o.model,
+               R"({"model_type": "vim", "image_size": 12, "patch_size": 4, "hidden_size": 16,
+                            "num_hidden_layers": 1)" +
+                   classes + "}");
+    run_training(o, false, {});
+    const LoadedAny last = load_any_model(fs::path(o.out) / "last", {});
+    return dynamic_cast<const models::VisionMamba&>(*last.model).config().labels;
+  };
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(labels("open", ""), (Names{"lying", "upright"}));
+  EXPECT_EQ(labels("hugging-face", R"(, "num_labels": 2)"), (Names{"lying", "upright"}));
+  EXPECT_EQ(labels("more", R"(, "num_classes": 3)"), (Names{"lying", "upright", "LABEL_2"}));
+}
+
+TEST_F(ImageRuns, OtherDataThanBeforeIsRefused) {
+  const RunOptions o = options("run");
+  run_training(o, false, {});
+  run_training(o, true, {});
+  fs::rename(dir_ / "train/lying/05.npy",
+             dir_ / "train/lying/98.npy");  // another place in the order
+  testing::expect_other_data_refused(o);
+}
+
 TEST_F(ImageRuns, ResumedIsTheRunThatWasNeverStopped) {
   RunOptions o = options("whole");
   o.train.drop_path = 0.3f;

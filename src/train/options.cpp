@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "krait/base/error.h"
+#include "krait/data/text.h"
 
 namespace krait {
 
@@ -98,6 +99,7 @@ void check(const RunOptions& o) {
               1,
           "stdin can only be read once");
   require(!o.out.empty(), "no directory for the run was given");
+  check_utf8(to_toml(o), "config.toml of the run");  // a name of a file may be anything
 }
 
 namespace {

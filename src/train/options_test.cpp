@@ -82,6 +82,11 @@ TEST(RunOptions, WhatNoRunCanHaveIsNamed) {
   EXPECT_TRUE(starts(message([](RunOptions& o) { o.train.min_lr = 1; }), "min-lr"));
   EXPECT_TRUE(starts(message([](RunOptions& o) { o.train.carry_state = true; }), "carry-state"));
   EXPECT_TRUE(starts(message([](RunOptions& o) { o.train.dtype = DType::f16; }), "dtype"));
+  // A run could not go on from such a config.toml.
+  EXPECT_NE(message([](RunOptions& o) {
+              o.data = {"caf\xe9.txt"};
+            }).find("UTF-8 text, got the byte 0xe9"),
+            std::string::npos);
   EXPECT_NE(message([](RunOptions& o) { o.data.clear(); }), "");
   EXPECT_NE(message([](RunOptions& o) { o.valid = o.data = {"-"}; }), "");
 }

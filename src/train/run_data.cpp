@@ -3,6 +3,7 @@
 #include "krait/base/file.h"
 #include "krait/base/log.h"
 #include "krait/data/images.h"
+#include "krait/data/labels.h"
 #include "krait/data/sequences.h"
 
 namespace krait {
@@ -85,8 +86,7 @@ void RunData::read_sequences(const RunOptions& o, bool fresh, models::Config& co
     task.outputs = train->outputs();
     if (fresh) config.inputs = train->inputs();
   }
-  if (fresh || new_head)
-    if (static_cast<int64_t>(train->names().size()) == task.outputs) task.labels = train->names();
+  if (fresh || new_head) task.labels = names_of_all(train->names(), task.outputs);
   train->require_kind(config.inputs, task.outputs);
   if (train->cut() > 0)
     spdlog::warn("{} of {} sequences are longer than seq-len {}: only their start is read",
@@ -105,9 +105,8 @@ void RunData::list_images(const RunOptions& o, bool fresh, models::VisionConfig&
   const ImageShape shape{config.channels, config.image};
   auto train = std::make_unique<ImageExamples>(o.data, shape, config.labels,
                                                Augmentation{o.train.crop_scale, o.train.hflip});
-  if (fresh && !fs::exists(o.model)) config.classes = train->classes();
-  if (fresh && static_cast<int64_t>(train->names().size()) == config.classes)
-    config.labels = train->names();
+  if (fresh && config.classes_open) config.classes = train->classes();
+  if (fresh) config.labels = names_of_all(train->names(), config.classes);
   train->require_classes(config.classes);
   if (!o.valid.empty()) {
     auto valid = std::make_unique<ImageExamples>(o.valid, shape, train->names());

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "krait/base/file.h"
+#include "krait/testing/files.h"
 #include "krait/train/run.h"
 
 namespace krait::testing {
@@ -41,6 +42,16 @@ inline void expect_resumed_is_whole(const RunOptions& whole, int64_t stopped_aft
   EXPECT_EQ(losses(parts.out), losses(whole.out));
   EXPECT_EQ(weights_of(std::filesystem::path(parts.out) / "last"),
             weights_of(std::filesystem::path(whole.out) / "last"));
+}
+
+// The run does not go on with what lies where its data was.
+inline void expect_other_data_refused(const RunOptions& o) {
+  const std::string before = weights_of(std::filesystem::path(o.out) / "last");
+  RunOptions more = o;
+  more.train.steps += 1;
+  const std::string message = error_of([&] { run_training(more, true, {}); });
+  EXPECT_NE(message.find("other data than the run was started with"), std::string::npos) << message;
+  EXPECT_TRUE(weights_of(std::filesystem::path(o.out) / "last") == before);
 }
 
 }  // namespace krait::testing

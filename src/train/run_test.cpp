@@ -212,6 +212,20 @@ TEST_F(Runs, OlderCheckpointsAreKeptAsAsked) {
   EXPECT_DOUBLE_EQ(r.best_loss, (l[8] + l[9]) / 2);
 }
 
+TEST_F(Runs, OtherDataThanBeforeIsRefused) {
+  const RunOptions o = options("run");
+  run_training(o, false, {});
+  std::string text = testing::nursery_text(60);
+  write_file(folder_ / "elsewhere.txt", text);
+  RunOptions moved = o;
+  moved.data = {(folder_ / "elsewhere.txt").string()};
+  run_training(moved, true, {});  // the same tokens
+  std::swap(text[1000], text[1001]);
+  ASSERT_NE(text, testing::nursery_text(60));
+  write_file(o.data[0], text);
+  testing::expect_other_data_refused(o);
+}
+
 TEST_F(Runs, ARunIsNotOverwritten) {
   const RunOptions o = options("run");
   run_training(o, false, {});

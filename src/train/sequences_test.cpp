@@ -149,6 +149,32 @@ TEST_F(SequenceRuns, ResumedIsTheRunThatWasNeverStopped) {
   testing::expect_resumed_is_whole(o, 4);
 }
 
+TEST_F(SequenceRuns, OtherDataThanBeforeIsRefused) {
+  const auto expect_refused = [&](const RunOptions& o, std::string_view part,
+                                  std::string_view other) {
+    const std::string before = read_file(o.data[0]);
+    std::string text = before;
+    text.replace(text.find(part, text.size() / 2), part.size(), other);
+    write_file(o.data[0], text);
+    testing::expect_other_data_refused(o);
+    write_file(o.data[0], before);
+  };
+  write_texts();
+  RunOptions o = options("texts", kFamilies[0], "");
+  o.task = "classification";
+  o.train.steps = 2;
+  run_training(o, false, {});
+  expect_refused(o, "X", "Y");
+  expect_refused(o, "\"why\"", "\"ex\"");
+  write_series();
+  o = options("series", kFamilies[0], "");
+  o.task = "regression";
+  o.train.steps = 2;
+  run_training(o, false, {});
+  expect_refused(o, ", 1]", ", 2]");
+  expect_refused(o, "\"target\": ", "\"target\": 0.5, \"before\": ");
+}
+
 TEST_F(SequenceRuns, WhatCannotBeIsRefused) {
   write_texts();
   const auto message = [&](const std::function<void(RunOptions&)>& change) {

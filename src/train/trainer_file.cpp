@@ -60,7 +60,9 @@ void Trainer::save(const std::filesystem::path& directory) const {
                                          : here});
   });
   write_safetensors(directory / kFile, tensors,
-                    {{"step", std::to_string(steps_done_)}, {"run", signature()}});
+                    {{"step", std::to_string(steps_done_)},
+                     {"run", signature()},
+                     {"data", std::to_string(batches_->checksum())}});
 }
 
 void Trainer::load(const std::filesystem::path& directory) {
@@ -72,6 +74,12 @@ void Trainer::load(const std::filesystem::path& directory) {
   };
   require(text("run") == signature(), "{}: the run was started with {}; it cannot go on with {}",
           file.path(), text("run"), signature());
+  // Files of older versions do not have it.
+  require(!file.metadata.contains("data") || text("data") == std::to_string(batches_->checksum()),
+          "{}: the data is other data than the run was started with, if as much of it: go on with "
+          "that, "
+          "or start another run --from this one",
+          file.path());
   const std::string step = text("step");
   require(!step.empty() && step.size() < 16 &&
               step.find_first_not_of("0123456789") == std::string::npos,
