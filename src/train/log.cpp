@@ -75,9 +75,10 @@ RunLog::RunLog(std::filesystem::path path, int64_t step) : path_(std::move(path)
 void RunLog::append(const LogRecord& record) {
   const std::string line = line_of(record);
   const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen(path_.c_str(), "a"), std::fclose);
-  require(file && std::fwrite(line.data(), 1, line.size(), file.get()) == line.size() &&
-              std::fflush(file.get()) == 0,
-          "cannot write {}: {}", path_.string(), std::strerror(errno));
+  const bool written = file &&
+                       std::fwrite(line.data(), 1, line.size(), file.get()) == line.size() &&
+                       std::fflush(file.get()) == 0;
+  require(written, "cannot write {}: {}", path_.string(), std::strerror(errno));
 }
 
 }  // namespace krait

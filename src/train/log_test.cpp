@@ -64,6 +64,13 @@ TEST(RunLog, MalformedLinesAreNamedAndACutEndIsNone) {
   EXPECT_NE(testing::error_of([&] { read_log(folder / "typed"); }), "");
 }
 
+TEST(RunLog, AFullDiskIsNamed) {
+  if (!std::filesystem::exists("/dev/full")) GTEST_SKIP() << "there is no /dev/full";
+  RunLog log("/dev/full", 0);
+  EXPECT_EQ(testing::error_of([&] { log.append(record(1)); }),
+            "cannot write /dev/full: No space left on device");
+}
+
 TEST(Status, OneLineSaysHowItGoes) {
   EXPECT_EQ(clock_text(130), "2:10");
   EXPECT_EQ(clock_text(3723), "1:02:03");
