@@ -30,7 +30,8 @@ static void scale_A(const float* A, int64_t n, bool is_log, float* A2) {
     const auto s = hn::MulAdd(hn::Mul(r, r), p, r);
     const auto value = hn::Add(high, hn::MulAdd(s, high, low));
     const auto scaled = hn::Add(hn::BitCast(di, value), hn::ShiftLeft<23>(m));
-    hn::StoreU(hn::Neg(hn::BitCast(tag, scaled)), tag, A2 + i);
+    // The shifted power of two of a NaN turns it into a number.
+    hn::StoreU(hn::IfThenElse(hn::IsNaN(a), a, hn::Neg(hn::BitCast(tag, scaled))), tag, A2 + i);
   });
 }
 

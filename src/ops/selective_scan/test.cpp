@@ -232,6 +232,24 @@ TEST(SelectiveScanAlgebra, BackwardMakesTheBitsOfYAgain) {
   }
 }
 
+// What is not finite in A must not look like a state that is forgotten.
+TEST(SelectiveScanAlgebra, T33_AChannelWithoutANumberForAGivesNone) {
+  KRAIT_ONLY_ON_CPU("exponents are clamped there");
+  for (const bool is_log : {true, false})
+    for (const int64_t L : {2, 97}) {
+      ScanCase k;
+      k.L = L, k.a_is_log = is_log;
+      testing::TestContext t;
+      const ScanSetup s(t, k);
+      set(s.in.A, 3 * k.N + 1, std::nan(""));
+      const Values y = testing::to_double(s.run(t).y);
+      for (int64_t i = 1; i < L; ++i)
+        for (int64_t e = 0; e < k.E; ++e)
+          EXPECT_EQ(std::isnan(y[static_cast<size_t>(i * k.E + e)]), e == 3)
+              << "token " << i << " of " << L << ", channel " << e;
+    }
+}
+
 TEST(SelectiveScanErrors, SayWhatWasExpected) {
   ScanCase k;
   k.B = 2, k.L = 8;

@@ -230,7 +230,7 @@ static HWY_INLINE void next_decays(float decay, int64_t i, float* to) {
   const V a = hn::Set(d, decay), tiny = hn::Set(d, 0x1p-126f);
   for (int64_t j = 0; j < i; j += kLanes) {
     const V e = hn::Mul(a, at(to + j));
-    hn::StoreU(hn::IfThenElseZero(hn::Ge(e, tiny), e), d, to + j);
+    hn::StoreU(hn::IfThenZeroElse(hn::Lt(e, tiny), e), d, to + j);  // a NaN stays one
   }
   to[i] = 1.0f;
 }

@@ -256,6 +256,23 @@ TEST(SsdReference, AdjointIsTheComplexStep) {
   }
 }
 
+// What is not finite in A must not look like a state that is forgotten.
+TEST(SsdAlgebra, T33_AHeadWithoutANumberForAGivesNone) {
+  KRAIT_ONLY_ON_CPU("exponents are clamped there");
+  for (const int64_t L : {2, 97}) {
+    SsdCase k;
+    k.L = L;
+    testing::TestContext t;
+    const SsdSetup s(t, k);
+    set(s.in.A, 1, std::nan(""));
+    const testing::Values y = testing::to_double(s.run(t).y);
+    for (int64_t i = 1; i < L; ++i)
+      for (int64_t h = 0; h < k.H; ++h)
+        EXPECT_EQ(std::isnan(y[static_cast<size_t>((i * k.H + h) * k.P)]), h == 1)
+            << "token " << i << " of " << L << ", head " << h;
+  }
+}
+
 TEST(SsdErrors, SayWhatWasExpected) {
   SsdCase k;
   k.B = 2, k.L = 8;
