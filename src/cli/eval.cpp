@@ -29,8 +29,25 @@ struct Args {
 
 struct Totals {
   int64_t documents = 0, bytes = 0;
-  bool bytes_known = true;  // not where ids come from a file
+  bool bytes_known = true;   // not where ids come from a file
+  double bytes_a_token = 1;  // of what is being read
 };
+
+// What the sources take on the disk, as far as they are regular files.
+int64_t bytes_of(const std::vector<std::string>& sources) {
+  namespace fs = std::filesystem;
+  int64_t bytes = 0;
+  std::error_code ec;
+  const auto add = [&](const fs::path& file) {
+    if (fs::is_regular_file(file, ec)) bytes += static_cast<int64_t>(fs::file_size(file, ec));
+  };
+  for (const std::string& source : sources) {
+    add(source);
+    for (fs::directory_iterator it(source, ec), end; !ec && it != end; it.increment(ec))
+      add(it->path());
+  }
+  return bytes;
+}
 
 bool is_npy(const std::string& source) {
   return std::filesystem::path(source).extension() == ".npy";
@@ -44,6 +61,7 @@ void read_array(const std::string& path, int64_t vocab_size, Likelihood& likelih
   require(all.rank() > 0, "{}: expected rows of token ids, got one number", path);
   const int64_t rows = all.shape.rows(), L = rows == 0 ? 0 : all.size(-1);
   const Tensor table = all.reshape({rows, L});
+  totals.bytes_a_token = static_cast<double>(size_of(all.dtype));
   constexpr int64_t kPiece = 1 << 16;
   for (int64_t r = 0; r < rows; ++r) {
     likelihood.begin();
@@ -64,8 +82,13 @@ void read_text(const Args& a, int64_t vocab_size, Likelihood& likelihood, Totals
                            : std::string::npos;
   read_documents(source, [&](std::string_view text, const std::string&) {
     likelihood.begin();
-    for (size_t i = 0; i < text.size(); i += std::min(piece, text.size()))
-      likelihood.add(tokenizer.encode(text.substr(i, piece), false));
+    for (size_t i = 0; i < text.size(); i += std::min(piece, text.size())) {
+      const std::string_view part = text.substr(i, piece);
+      const std::vector<int32_t> ids = tokenizer.encode(part, false);
+      totals.bytes_a_token =
+          static_cast<double>(part.size()) / static_cast<double>(std::max<size_t>(1, ids.size()));
+      likelihood.add(ids);
+    }
     likelihood.end();
     ++totals.documents;
     totals.bytes += static_cast<int64_t>(text.size());
@@ -84,13 +107,14 @@ int run_likelihood(const Args& a, const Common& common) {
   const LoadedModel loaded = a.model.load(common);
   const int64_t vocab = loaded.model->config().vocab_size;
   std::vector<float> nll;
-  Progress progress("tokens", 0, common.quiet);  // how many there are shows when they are read
+  Totals totals;
+  // How many tokens there are shows when they are read.
+  Progress progress("bytes", bytes_of(a.data), common.quiet);
   Likelihood likelihood(*loaded.model, loaded.dtype, [&](std::span<const float> piece) {
     check_interrupt();
-    progress.add(static_cast<int64_t>(piece.size()));
+    progress.add(std::llround(static_cast<double>(piece.size()) * totals.bytes_a_token));
     if (!a.per_token.empty()) nll.insert(nll.end(), piece.begin(), piece.end());
   });
-  Totals totals;
   std::unique_ptr<Tokenizer> tokenizer;
   const auto start = std::chrono::steady_clock::now();
   for (const std::string& source : a.data) {
@@ -167,7 +191,7 @@ int run_lambada(const Args& a, const Common& common) {
   const int64_t vocab = loaded.model->config().vocab_size;
   const auto tokenizer = need_tokenizer(a.model.tokenizer, a.model.model, vocab);
   LastWord task(*loaded.model, loaded.dtype);
-  Progress progress("passages", 0, common.quiet);
+  Progress progress("bytes", bytes_of(a.data), common.quiet);
   const auto start = std::chrono::steady_clock::now();
   for (const std::string& source : a.data)
     read_documents(source, [&](std::string_view text, const std::string& where) {
@@ -186,7 +210,7 @@ int run_lambada(const Args& a, const Common& common) {
       }
       loaded.model->check_tokens(before.data(), static_cast<int64_t>(before.size()));
       task.add(before, word);
-      progress.add(1);
+      progress.add(static_cast<int64_t>(text.size()));
     });
   task.finish();
   require(task.passages() > 0, "--data: no passage in it");

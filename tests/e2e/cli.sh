@@ -87,6 +87,10 @@ same "$(key eval.json bytes)" "$bytes" bytes
 same "$(wc -c <nll.npy)" $((128 + 4 * (bytes - 1))) "size of nll.npy"
 "$KRAIT" eval "$model" --data <(cat valid.txt) --json >piped.json
 same "$(key piped.json nll)" "$(key eval.json nll)" "eval of a pipe"
+# On a terminal work of more than a second says how far it is.
+for _ in $(seq 1000); do cat train.txt; done >long.txt
+script -qec "timeout -s INT 3 '$KRAIT' eval $model --data long.txt" /dev/null >bar.txt </dev/null || true
+grep -qE "\[[#.]+\] [0-9]+/$(wc -c <long.txt) bytes, [0-9]+/s, [0-9]+ s left" bar.txt || die "no bar: $(head -c 500 bar.txt)"
 "$KRAIT" eval "$model" --data words.jsonl --task lambada --json >lambada.json
 grep -q '"accuracy"' lambada.json || die lambada
 
