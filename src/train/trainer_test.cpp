@@ -450,6 +450,28 @@ TEST(Trainer, T33_NotFiniteStopsWithStepLayerAndTensorAndChangesNoWeight) {
   EXPECT_TRUE(std::isfinite(trainer.step().loss));
 }
 
+// y is near the largest number and multiplied by 0: the loss does not see it, out_proj's gradient does.
+TEST(Trainer, T33_AGradientThatIsNotFiniteStopsThoughTheLossIsFinite) {
+  const TokenStream data = byte_stream({nursery_text(10)});
+  const auto model = small_model();
+  Trainer trainer(*model, data, small_options());
+  const auto fill = [&](const char* name, double value) {
+    const Tensor& t = model->params().find(name)->value;
+    testing::set_values(t, testing::Values(static_cast<size_t>(t.numel()), value));
+  };
+  fill("backbone.layers.1.mixer.D", 1e37);
+  fill("backbone.layers.1.mixer.out_proj.weight", 0);
+  fill("backbone.norm_f.weight", 1e7);
+  const std::vector<float> before = testing::weights(*model);
+  const std::string message = error_of([&] { trainer.step(); });
+  EXPECT_NE(message.find("layer 1, backbone.layers.1.mixer.out_proj.weight"), std::string::npos)
+      << message;
+  EXPECT_EQ(message.find("loss nan"), std::string::npos) << message;
+  EXPECT_EQ(message.find("loss inf"), std::string::npos) << message;
+  EXPECT_TRUE(testing::weights(*model) == before);
+  EXPECT_EQ(trainer.steps_done(), 0);
+}
+
 TEST(Trainer, ParametersTakeTwelveBytesInEitherType) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     models::LanguageModel sketch(models::preset("mamba-130m"));
