@@ -20,8 +20,9 @@ struct AttentionCall {
   const int64_t* begin = nullptr;  // as in a Packing, or null: L tokens each
   const int32_t *row_in = nullptr, *row_out = nullptr;
   HeadRows q, k, v;
-  void* y = nullptr;      // (tokens, H, P)
-  float* norm = nullptr;  // (tokens, H, 2): the largest score, 1 / Σ exp(score - largest); or null
+  void* y = nullptr;  // (tokens, H, P)
+  // (tokens, H, 2): the largest score, or one little below it, and 1 / Σ exp(score - it); or null
+  float* norm = nullptr;
   // Caches (rows, C, Hkv·P), lengths (rows); null: none
   bool cache_bf16 = false;  // k and v of both; only where bf16, and not for backward
   const void *from_k = nullptr, *from_v = nullptr;
@@ -35,8 +36,9 @@ struct AttentionCall {
   constexpr int64_t group() const { return H / Hkv; }
 };
 
-// Any number of tokens a sequence.
-void attention_forward(const AttentionCall& c, void* stream);
+// Any number of tokens a sequence. `scratch` has attention_forward_floats.
+int64_t attention_forward_floats(const AttentionCall& c);
+void attention_forward(const AttentionCall& c, float* scratch, void* stream);
 // After it: keys, values and lengths into the caches handed out.
 void attention_append(const AttentionCall& c, void* stream);
 

@@ -2,13 +2,11 @@
 // one piece for a head, or for some heads that share a head of keys, so that keys and values are read once; warps
 // beside each other have the heads beside each other, whose rows lie side by side in the cache. A row takes as few
 // lanes as 16 bytes each allow, and a warp has as many keys at once as that leaves room for; rows on their way lie in
-// shared memory, each lane's own part of them. And the cache: what is appended to it.
+// shared memory, each lane's own part of them. Then the pieces come together (cuda_join.cu).
 #include <algorithm>
 #include <type_traits>
 
-#include "krait/ops/attention/cuda_plain.cuh"
-#include "krait/ops/attention/cuda_tensor.cuh"
-#include "krait/ops/attention/cuda_warpgroup.cuh"
+#include "krait/ops/attention/cuda_step.cuh"
 #include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/mma.h"
 
@@ -34,12 +32,6 @@ int64_t positions_of_a_piece(const AttentionCall& c) {
 int64_t pieces_of(const AttentionCall& c) {
   return ceil_div(most_positions(c), positions_of_a_piece(c));
 }
-
-// What a piece says of a head: the largest score, Σ exp(score - largest), and the values weighted so (P).
-struct Parts {
-  float *largest, *sum, *y;  // (sequences, pieces, H) twice, (sequences, pieces, H, P)
-  int64_t pieces;
-};
 
 Parts parts_at(const AttentionCall& c, float* at) {
   const int64_t n = c.sequences * pieces_of(c) * c.H;
@@ -150,6 +142,24 @@ struct Running {
   }
 };
 
+// What becomes of lines in the second-level cache: given up first where nobody reads them again.
+__device__ inline uint64_t policy_of(bool read_once) {
+  uint64_t policy;
+  if (read_once) {
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  } else {
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  }
+  return policy;
+}
+
+__device__ inline void copy_async(void* shared, const void* global, bool there, uint64_t policy) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(at),
+               "l"(global), "r"(there ? 16 : 0), "l"(policy)
+               : "memory");
+}
+
 // Keys and values of a lane that are on their way: kStages times kKeys of each, the lane's 16 bytes of every pass.
 template <class Row, class S>
 struct Ring {
@@ -158,9 +168,10 @@ struct Ring {
   using Raw = typename Row::template Raw<S>;
   static_assert(sizeof(Run<Row::kWidth, S>) == 16);
   uint4* mine;
+  uint64_t policy;
 
-  __device__ explicit Ring(uint4* all)
-      : mine(all + threadIdx.x / 32 * kOfWarp + threadIdx.x % 32) {}
+  __device__ Ring(uint4* all, bool read_once)
+      : mine(all + threadIdx.x / 32 * kOfWarp + threadIdx.x % 32), policy(policy_of(read_once)) {}
   __device__ uint4* slot(int stage, int key, int value, int pass) const {
     return mine + (((stage * kKeys + key) * 2 + value) * kPasses + pass) * 32;
   }
@@ -169,7 +180,7 @@ struct Ring {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass)
       copy_async(slot(stage, key, value, pass), from + (row.at(pass) < P ? row.at(pass) : 0),
-                 row.at(pass) < P);
+                 row.at(pass) < P, policy);
   }
   __device__ void read(int stage, int key, int value, Raw& to) const {
 #pragma unroll
@@ -231,7 +242,7 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1
       return min(begin + int64_t{run} * kRun + j * Row::kSides + row.side, cached_end - 1);
     };
     if constexpr (kWidth > 1) {
-      const Ring<Row, S> ring(shared);
+      const Ring<Row, S> ring(shared, c.group() <= kHeads);
       constexpr int kStages = Ring<Row, S>::kStages;
       const auto fetch = [&](int run) {
         if (run < runs) {
@@ -287,190 +298,6 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1
       parts.sum[at] = running.sum[h];
     }
     row.write(running.y[h], c.P, parts.y + at * c.P);
-  }
-}
-
-constexpr int kCacheRun = 8;  // bfloat16 elements in 16 bytes
-
-// Whether what a token appends lies in the cache's type, dense, in runs of 16 bytes.
-__device__ bool in_runs_of_cache(const AttentionCall& c) {
-  const auto fits = [&](const HeadRows& r) {
-    return r.head == c.P && r.row % kCacheRun == 0 && reinterpret_cast<uintptr_t>(r.data) % 16 == 0;
-  };
-  return c.bf16 && c.cache_bf16 && c.Hkv * c.P % kCacheRun == 0 && fits(c.k) && fits(c.v) &&
-         reinterpret_cast<uintptr_t>(c.to_k) % 16 == 0 &&
-         reinterpret_cast<uintptr_t>(c.to_v) % 16 == 0;
-}
-
-// One position of a sequence, of those that the cache handed out is to get: the i-th.
-__device__ void append_row(const AttentionCall& c, const Sequence& s, int64_t i) {
-  if (s.out < 0) return;
-  const int64_t oldest = max(int64_t{0}, s.total() - c.to_C);
-  const int64_t first =
-      c.in_place ? max(oldest, s.first) : max(oldest, c.from_k ? s.first - c.from_C : int64_t{0});
-  const int64_t position = first + i, width = c.Hkv * c.P;
-  if (position >= s.total()) return;
-  const int64_t to = (s.out * c.to_C + position % c.to_C) * width;
-  const auto value = [](const void* p, bool bf16, int64_t i) {
-    return bf16 ? static_cast<float>(static_cast<const bfloat16*>(p)[i])
-                : static_cast<const float*>(p)[i];
-  };
-  const auto put = [&](void* p, int64_t i, float v) {
-    if (c.cache_bf16) {
-      static_cast<bfloat16*>(p)[i] = static_cast<bfloat16>(v);
-    } else {
-      static_cast<float*>(p)[i] = v;
-    }
-  };
-  if (position >= s.first && in_runs_of_cache(c)) {  // as it is
-    const int64_t token = s.begin + position - s.first;
-    const int runs = static_cast<int>(width / kCacheRun);
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < runs; i += static_cast<int>(blockDim.x)) {
-      const auto copy = [&](void* p, const HeadRows& from) {
-        reinterpret_cast<uint4*>(static_cast<bfloat16*>(p) + to)[i] =
-            __ldcg(reinterpret_cast<const uint4*>(static_cast<const bfloat16*>(from.data) +
-                                                  token * from.row) +
-                   i);
-      };
-      copy(c.to_k, c.k);
-      copy(c.to_v, c.v);
-    }
-    return;
-  }
-#pragma unroll 4
-  for (int64_t at = threadIdx.x; at < width; at += blockDim.x) {
-    if (position < s.first) {
-      const int64_t from = (s.in * c.from_C + position % c.from_C) * width + at;
-      put(c.to_k, to + at, value(c.from_k, c.cache_bf16, from));
-      put(c.to_v, to + at, value(c.from_v, c.cache_bf16, from));
-    } else {
-      const int64_t token = s.begin + position - s.first, head = at / c.P, e = at % c.P;
-      put(c.to_k, to + at, value(c.k.data, c.bf16, token * c.k.row + head * c.k.head + e));
-      put(c.to_v, to + at, value(c.v.data, c.bf16, token * c.v.row + head * c.v.head + e));
-    }
-  }
-}
-
-__global__ void append_kernel(const AttentionCall c, int64_t rows) {
-  append_row(c, sequence(c, blockIdx.x / rows), blockIdx.x % rows);
-}
-
-// After the rows: nobody reads the old lengths any more.
-__global__ void lengths_kernel(const AttentionCall c) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= c.sequences) return;
-  const Sequence s = sequence(c, i);
-  if (s.out >= 0) c.to_length[s.out] = static_cast<float>(s.total());
-}
-
-constexpr int kJoinThreads = 512;  // at most
-
-// Enough to read the pieces of a head side by side, at least one an element.
-int join_threads(const AttentionCall& c) {
-  const int64_t wanted = ceil_div(c.P, 32) * 32 * ceil_div(pieces_of(c), 8);
-  return static_cast<int>(std::clamp<int64_t>(wanted, 128, kJoinThreads));
-}
-
-// Appends what a step's sequence read to the cache in place.
-__device__ void append_in_place(const AttentionCall& c, int64_t index) {
-  const Sequence s = sequence(c, index);
-  append_row(c, s, 0);
-  __syncthreads();
-  if (threadIdx.x == 0 && s.out >= 0) c.to_length[s.out] = static_cast<float>(s.total());
-}
-
-bool appends(const AttentionCall& c) { return c.to_k && c.in_place; }
-
-// The pieces of a head together, at most 32 of them: a warp a head. The first block of a sequence appends to the cache
-// where there is one to be appended to.
-__global__ void __launch_bounds__(32 * kWarps)
-    join_few_kernel(const AttentionCall c, const Parts parts, const int appending) {
-  wait_for_previous();
-  const int64_t index = blockIdx.x;
-  const int block = static_cast<int>(blockIdx.y) - appending;
-  if (block < 0) return append_in_place(c, index);
-  const int64_t h = int64_t{block} * kWarps + threadIdx.x / 32;
-  const int64_t token = c.begin ? c.begin[index] : index;
-  if (h >= c.H || (c.begin && c.begin[index + 1] == token)) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32, pieces = static_cast<int>(parts.pieces);
-  const int64_t first = index * parts.pieces * c.H + h;  // of its pieces, c.H apart
-  float largest = -INFINITY, sum = 0;
-  if (lane < pieces) {
-    largest = __ldcg(parts.largest + first + lane * c.H);
-    sum = __ldcg(parts.sum + first + lane * c.H);
-  }
-  float most = largest;
-#pragma unroll
-  for (int other = 16; other > 0; other /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, other));
-  const float weight = lane < pieces ? expf(largest - most) : 0.0f;
-  sum *= weight;
-#pragma unroll
-  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
-  const float over = 1.0f / sum;
-  for (int e0 = 0; e0 < c.P; e0 += 32) {
-    const int e = e0 + lane;
-    float y = 0;
-#pragma unroll 4
-    for (int i = 0; i < pieces; ++i) {
-      const float w = __shfl_sync(~0u, weight, i);
-      if (e < c.P) y = fmaf(w, __ldcg(parts.y + (first + i * c.H) * c.P + e), y);
-    }
-    const int64_t to = (token * c.H + h) * c.P + e;
-    if (e >= c.P) continue;
-    if (c.bf16) {
-      static_cast<bfloat16*>(c.y)[to] = static_cast<bfloat16>(y * over);
-    } else {
-      static_cast<float*>(c.y)[to] = y * over;
-    }
-  }
-  if (c.norm && lane == 0) {
-    c.norm[2 * (token * c.H + h)] = most;
-    c.norm[2 * (token * c.H + h) + 1] = over;
-  }
-}
-
-// A block: the pieces of a head together, an element of y a thread, and as many threads an element as there
-// are. The first block of a sequence appends as above.
-__global__ void __launch_bounds__(kJoinThreads)
-    join_kernel(const AttentionCall c, const Parts parts, const int appending) {
-  extern __shared__ float weights[];  // (pieces), then one a thread
-  wait_for_previous();
-  const int64_t index = blockIdx.x, h = int64_t{blockIdx.y} - appending;
-  if (h < 0) return append_in_place(c, index);
-  const int64_t token = c.begin ? c.begin[index] : index;
-  if (c.begin && c.begin[index + 1] == token) return;
-  const auto place = [&](int64_t piece) { return (index * parts.pieces + piece) * c.H + h; };
-  float most = -INFINITY, sum = 0;
-  for (int64_t i = threadIdx.x; i < parts.pieces; i += blockDim.x)
-    most = fmaxf(most, __ldcg(parts.largest + place(i)));
-  most = block_max(most);
-  for (int64_t i = threadIdx.x; i < parts.pieces; i += blockDim.x) {
-    weights[i] = expf(__ldcg(parts.largest + place(i)) - most);
-    sum += weights[i] * __ldcg(parts.sum + place(i));
-  }
-  const float over = 1.0f / block_sum(sum);  // with a barrier: the weights are there
-  float* const shares = weights + parts.pieces;
-  const int width = static_cast<int>(c.P), of_element = static_cast<int>(blockDim.x) / width;
-  const int e = static_cast<int>(threadIdx.x) % width, part = static_cast<int>(threadIdx.x) / width;
-  float y = 0;
-#pragma unroll 4
-  for (int64_t i = part; part < of_element && i < parts.pieces; i += of_element)
-    y = fmaf(weights[i], __ldcg(parts.y + place(i) * c.P + e), y);
-  shares[threadIdx.x] = y;
-  __syncthreads();
-  if (part == 0) {
-    for (int i = 1; i < of_element; ++i) y += shares[i * width + e];
-    const int64_t to = (token * c.H + h) * c.P + e;
-    if (c.bf16) {
-      static_cast<bfloat16*>(c.y)[to] = static_cast<bfloat16>(y * over);
-    } else {
-      static_cast<float*>(c.y)[to] = y * over;
-    }
-  }
-  if (c.norm && threadIdx.x == 0) {
-    c.norm[2 * (token * c.H + h)] = most;
-    c.norm[2 * (token * c.H + h) + 1] = over;
   }
 }
 
@@ -536,65 +363,7 @@ void attention_step(const AttentionCall& c, float* parts, void* stream) {
     c.bf16 ? step(__nv_bfloat16(), 0.0f) : step(0.0f, 0.0f);
   }
   check_launch("attention step");
-  const int appending = attention::appends(c) ? 1 : 0;
-  const auto join = [&](auto kernel, int64_t blocks, int threads, int64_t floats) {
-    launch_dependent(
-        "attention step, pieces together", kernel,
-        dim3(static_cast<unsigned>(c.sequences), static_cast<unsigned>(blocks + appending)),
-        static_cast<unsigned>(threads), static_cast<size_t>(floats) * sizeof(float), 1, s, c, at,
-        appending);
-  };
-  if (at.pieces <= 32) {
-    join(attention::join_few_kernel, ceil_div(c.H, attention::kWarps), 32 * attention::kWarps, 0);
-  } else {
-    const int threads = attention::join_threads(c);
-    join(attention::join_kernel, c.H, threads, at.pieces + threads);
-  }
-}
-
-void attention_append(const AttentionCall& c, void* stream) {
-  if (c.sequences == 0) return;
-  const auto s = static_cast<cudaStream_t>(stream);
-  const int64_t rows =
-      std::min(c.to_C, c.longest + (c.in_place || !c.from_k ? int64_t{0} : c.from_C));
-  const auto width = static_cast<unsigned>(std::min<int64_t>(256, c.Hkv * c.P));
-  if (rows > 0)
-    attention::append_kernel<<<static_cast<unsigned>(c.sequences * rows), width, 0, s>>>(c, rows);
-  attention::lengths_kernel<<<static_cast<unsigned>(ceil_div(c.sequences, 128)), 128, 0, s>>>(c);
-  check_launch("attention cache");
-}
-
-// Warpgroups read cached keys at half the speed of tensor cores alone, and new ones at twice it (H200: 65,536 tokens of
-// transformerpp-125m, 4,096 at a time, 791 ms against 419). Cached are at most as many as the call hands on, or has room for.
-static bool has_mostly_new_keys(const AttentionCall& c) {
-  const int64_t cached = !c.from_k ? 0 : c.to_k && c.window == 0 ? c.to_C - c.longest : c.from_C;
-  return 4 * cached <= c.longest;
-}
-
-void attention_forward(const AttentionCall& c, void* stream) {
-  if (c.tokens == 0 || c.sequences == 0) return;
-  const bool by_warpgroups = attention::fits_warpgroups(c) && has_mostly_new_keys(c);
-  by_warpgroups                     ? attention::warpgroup_forward(c, stream)
-  : attention::fits_tensor_cores(c) ? attention::tensor_forward(c, stream)
-                                    : attention::plain_forward(c, stream);
-}
-
-int64_t attention_backward_floats(const AttentionCall& c) {
-  return attention::may_fit_warpgroups(c) && !c.from_k ? attention::warpgroup_backward_floats(c)
-                                                       : c.tokens * c.H;
-}
-
-void attention_backward(AttentionBackward b, float* scratch, void* stream) {
-  const AttentionCall& c = b.c;
-  b.delta = scratch;
-  if (b.dy && !c.from_k && c.tokens > 0 && attention::fits_warpgroups(c)) {
-    attention::warpgroup_backward(b, scratch, stream);
-  } else if (c.sequences > 0 && c.tokens > 0) {
-    if (b.dy) attention::add_up_dy_y(b, stream);
-    attention::fits_tensor_cores(c) ? attention::tensor_backward(b, stream)
-                                    : attention::plain_backward(b, stream);
-  }
-  if ((b.dk_in || b.dv_in) && c.from_rows > 0) attention::cache_backward(b, stream);
+  attention::join_pieces(c, at, stream);
 }
 
 }  // namespace krait::cuda

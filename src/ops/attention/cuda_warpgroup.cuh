@@ -8,7 +8,8 @@ namespace krait::cuda::attention {
 bool may_fit_warpgroups(const AttentionCall& c);
 bool fits_warpgroups(const AttentionCall& c);
 
-void warpgroup_forward(const AttentionCall& c, void* stream);
+// A cache is in bfloat16. `scratch` has one float.
+void warpgroup_forward(const AttentionCall& c, float* scratch, void* stream);
 
 // As tensor_backward, without a cache handed in, and with dy. `scratch` has so many floats.
 int64_t warpgroup_backward_floats(const AttentionCall& c);

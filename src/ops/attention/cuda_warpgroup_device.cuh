@@ -68,5 +68,19 @@ CUtensorMap map_of_heads(const AttentionCall& c, const HeadRows& r, int64_t head
   return map_of_parts(r.data, c.tokens, heads, c.P, r.row, rows, r.head);
 }
 
+#if KRAIT_HOPPER
+
+// copy_box of one of several such matrices: map_of_matrices (tensor_map.h).
+__device__ inline void copy_cached_box(void* to, const CUtensorMap& map, int column, int part,
+                                       int row, int matrix, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3, %4, %5}], [%6];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(column), "r"(part), "r"(row), "r"(matrix), "r"(shared_address(barrier))
+      : "memory");
+}
+
+#endif
+
 }  // namespace
 }  // namespace krait::cuda::attention

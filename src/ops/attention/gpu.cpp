@@ -63,19 +63,18 @@ cuda::AttentionCall call_of(const GpuAttention& q) {
 
 void forward_on_gpu([[maybe_unused]] Context& c, const GpuAttention& q) {
   const cuda::AttentionCall call = call_of(q);
-  if (call.longest == 1) {
-    int64_t floats = 0;
-    KRAIT_WITH_CUDA(floats = cuda::attention_step_floats(call));
-    Scratch scratch(c);
-    const Tensor parts = c.scratch({floats}, DType::f32);
-    if (c.planning()) return;
-    KRAIT_WITH_CUDA(cuda::attention_step(call, parts.as<float>(), c.stream));
-    if (call.to_k && !call.in_place) KRAIT_WITH_CUDA(cuda::attention_append(call, c.stream));
-    return;
-  }
+  const bool step = call.longest == 1;
+  int64_t floats = 0;
+  KRAIT_WITH_CUDA(floats = step ? cuda::attention_step_floats(call)
+                                : cuda::attention_forward_floats(call));
+  Scratch scratch(c);
+  const Tensor parts = c.scratch({floats}, DType::f32);
   if (c.planning()) return;
-  KRAIT_WITH_CUDA(cuda::attention_forward(call, c.stream));
-  if (call.to_k) KRAIT_WITH_CUDA(cuda::attention_append(call, c.stream));
+  KRAIT_WITH_CUDA(step ? cuda::attention_step(call, parts.as<float>(), c.stream)
+                       : cuda::attention_forward(call, parts.as<float>(), c.stream));
+  // A step appends to its cache in place itself.
+  if (call.to_k && !(step && call.in_place))
+    KRAIT_WITH_CUDA(cuda::attention_append(call, c.stream));
 }
 
 void backward_on_gpu(Context& c, const GpuAttention& q, const GpuAttentionGradients& g) {

@@ -104,6 +104,8 @@ std::vector<AttentionCase> cases() {
       k.B = 3, k.L = 200, k.C = 300, k.C_out = 500, k.cached = {300, 0, 129};
     });
     add_of("cache_out", [](AttentionCase& k) { k.C_out = 310; });
+    // More tiles of queries than a GPU has multiprocessors.
+    add_of("many", [](AttentionCase& k) { k.B = 8, k.L = 70, k.H = 24; });
     add_of("ring", [](AttentionCase& k) {
       k.B = 3, k.window = 150, k.C = k.C_out = 160, k.cached = {500, 12, 160};
     });
@@ -129,6 +131,10 @@ std::vector<AttentionCase> cases() {
     });
     add_of("packed", [](AttentionCase& k) {
       k.L = 260, k.C = 140, k.lengths = {40, 70, 0, 1, 149}, k.cached = {140, 9, 0, 65, 131};
+    });
+    add_of("many", [](AttentionCase& k) {
+      k.B = 8, k.L = 30, k.H = 24, k.C = 300;
+      k.cached = {300, 0, 129, 7, 128, 1, 200, 255};
     });
     add_of("packed_rings", [](AttentionCase& k) {
       k.L = 260, k.window = 90, k.C = 100, k.lengths = {40, 70, 0, 1, 149};
@@ -317,6 +323,8 @@ TEST(Attention, Bfloat16CachesAreExact) {
         }
         all.push_back(without_nan(testing::to_double(cache.k)));
         all.push_back(without_nan(testing::to_double(cache.v)));
+        if (testing::test_device().type != Device::cpu)  // other kernels: the table compares them
+          all.erase(all.begin(), all.end() - 2);
         if (first.empty()) first = all;
         for (size_t i = 0; i < all.size(); ++i)
           testing::expect_same_bits(all[i], first[i], fmt::format("{} of P={}", i, P));

@@ -56,4 +56,12 @@ CUtensorMap map_of_parts(const void* p, int64_t rows, int64_t parts, int64_t col
                    {kBoxColumns, 1, static_cast<cuuint32_t>(box_rows)});
 }
 
+CUtensorMap map_of_matrices(const void* p, int64_t count, int64_t rows, int64_t parts,
+                            int64_t columns, int box_rows) {
+  const int64_t row = 2 * parts * columns;
+  return map_of<4>(p, {size(columns), size(parts), size(rows), size(count)},
+                   {size(2 * columns), size(row), size(rows * row)},
+                   {kBoxColumns, 1, static_cast<cuuint32_t>(box_rows), 1});
+}
+
 }  // namespace krait::cuda

@@ -15,4 +15,8 @@ CUtensorMap map_of_rows(const void* p, int64_t rows, int64_t columns, int64_t st
 CUtensorMap map_of_parts(const void* p, int64_t rows, int64_t parts, int64_t columns, int64_t step,
                          int box_rows, int64_t part_step = 0);
 
+// The same of `count` such matrices, all dense.
+CUtensorMap map_of_matrices(const void* p, int64_t count, int64_t rows, int64_t parts,
+                            int64_t columns, int box_rows);
+
 }  // namespace krait::cuda
