@@ -1,7 +1,6 @@
 #include "krait/base/system.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <fstream>
 #include <limits>
 #include <string>

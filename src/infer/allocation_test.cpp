@@ -2,7 +2,6 @@
 // before the next; never memory of a tensor, which was planned and taken before the first token.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <new>

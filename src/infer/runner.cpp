@@ -1,7 +1,6 @@
 #include "krait/infer/runner.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "krait/autograd/plan.h"
 #include "krait/tensor/memory.h"

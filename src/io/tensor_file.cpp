@@ -1,7 +1,6 @@
 #include "krait/io/tensor_file.h"
 
 #include <cstring>
-#include <limits>
 #include <unordered_set>
 
 #include "krait/base/error.h"

@@ -1,7 +1,6 @@
 #include "krait/train/log.h"
 
 #include <cerrno>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>

@@ -1,6 +1,5 @@
 // The plain definition of long_conv, for tests. Sequences are tokens [begin, end).
 #pragma once
-#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>

@@ -73,7 +73,6 @@ __global__ void __launch_bounds__(kThreads) product_kernel(const MoeProduct p) {
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       if (row + i >= end || col + j >= p.N) continue;
-      const int64_t at = (row + i) * p.c.row + col + j;
       put(p.c, (row + i) * p.c.row + col + j, sums[i][j]);
     }
 }

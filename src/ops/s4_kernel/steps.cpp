@@ -1,5 +1,4 @@
 // The recurrent form, and attuning C: off the hot path, in float64.
-#include <algorithm>
 
 #include "krait/base/threads.h"
 #include "krait/ops/s4_kernel/dplr_step.h"
