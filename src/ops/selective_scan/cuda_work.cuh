@@ -110,27 +110,43 @@ __global__ void sum_states(const __grid_constant__ Work k) {
   }
 }
 
-// dB and dC of the tokens of a launch over the sets of channels: of a (token, group, n), B and C.
+// Neighbouring columns of dB or dC that a thread sums.
+template <int NS>
+constexpr int kColumns = NS < 4 ? NS : 4;
+
+// dB and dC of the tokens of a launch over the sets of channels: of some columns of a token, B or C.
 template <int NS>
 __device__ inline void sum_sets(const Work& k, int row, int64_t i) {
+  constexpr int V = kColumns<NS>;
   const CudaBackward& w = k.w;
-  const int64_t part_row = i / row;
-  const int column = static_cast<int>(i % row), n = column / (2 * NS) * NS + column % NS;
+  const int64_t part_row = i * V / row;
+  const int column = static_cast<int>(i * V - part_row * row), n = column / (2 * NS) * NS + column % NS;
   const CudaRows& to = column % (2 * NS) < NS ? w.dB : w.dC;
   if (part_row >= k.part_rows || n >= w.p.N || !to.data) return;
-  const int64_t in_sequence = k.from + part_row % k.span;
-  const int64_t t = w.p.begin ? part_row : part_row / k.span * w.p.L + in_sequence;
-  if (!w.p.begin && in_sequence >= w.p.L) return;
+  const int64_t sequence = w.p.begin ? 0 : part_row / k.span, t = part_row - sequence * k.span;
+  if (!w.p.begin && k.from + t >= w.p.L) return;
+  const int64_t token = w.p.begin ? part_row : sequence * w.p.L + k.from + t;
   for (int64_t group = 0; group < w.p.G; ++group) {
-    const float* part = k.parts + (group * k.blocks * k.part_rows + part_row) * row + column;
-    const float sum = sum_of(part, k.blocks, k.part_rows * row);
-    const int64_t at = t * to.stride + group * to.group + n;
-    if (to.bf16) {
-      auto* x = static_cast<__nv_bfloat16*>(to.data) + at;
-      *x = __float2bfloat16_rn(to.add ? __bfloat162float(*x) + sum : sum);
-    } else {
-      auto* x = static_cast<float*>(to.data) + at;
-      *x = to.add ? *x + sum : sum;
+    const float* const parts = k.parts + (group * k.blocks * k.part_rows + part_row) * row + column;
+    float sum[V] = {};
+#pragma unroll 8
+    for (int64_t block = 0; block < k.blocks; ++block) {
+      float part[V];
+      cuda::load<V>(parts + block * k.part_rows * row, part);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] += part[v];
+    }
+    const int64_t at = token * to.stride + group * to.group + n;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (n + v >= w.p.N) break;
+      if (to.bf16) {
+        auto* x = static_cast<__nv_bfloat16*>(to.data) + at + v;
+        *x = __float2bfloat16_rn(to.add ? __bfloat162float(*x) + sum[v] : sum[v]);
+      } else {
+        auto* x = static_cast<float*>(to.data) + at + v;
+        *x = to.add ? *x + sum[v] : sum[v];
+      }
     }
   }
 }
@@ -191,7 +207,7 @@ void launch_sums(const Work& k, int row, cudaStream_t queue) {
   const int64_t states = w.p.E * w.p.N;
   const bool to_run = k.from > 0;
   const unsigned of_pieces = to_run ? 0 : blocks(states + w.p.E),
-                 of_sets = k.parts && w.p.tokens > 0 ? blocks(k.part_rows * row) : 0;
+                 of_sets = k.parts && w.p.tokens > 0 ? blocks(k.part_rows * (row / kColumns<NS>)) : 0;
   if (of_pieces + of_sets > 0)
     sum_over_blocks<NS><<<of_pieces + of_sets, 256, 0, queue>>>(k, row, of_pieces);
   if (!to_run && w.dstate_in.to) sum_states<<<blocks(states), 256, 0, queue>>>(k);
