@@ -47,6 +47,9 @@ struct Room {
   }
 };
 
+using Scores = Tile<kQ, kQ>;
+using Columns = Tile<kQ, 64>;
+
 // Brings a head's states (channels, N) at `from` to `to`, zeros beyond. Returns this thread's part of their
 // product with what stood there, where `with_product`.
 template <int NT>
@@ -97,13 +100,94 @@ __device__ void finish_head(const Gradient& w, const Room<NT>& room, const Steps
   if (lane == 0 && sums) sums[0] = dA, sums[1] = dbias;
 }
 
+// From the state before the chunk: dC, and of each token dy·S C.
+template <int NT>
+__device__ void add_dC(Columns (&dC)[NT], const Room<NT>& room, const Steps& steps, bool again) {
+  using R = Room<NT>;
+  constexpr int Q = kQ;
+  float start[Q / 16] = {};
+#pragma unroll
+  for (int j = 0; j < NT; ++j) {
+    Columns d;
+    clear(d);
+    product<false, true>(d, room.dy, R::ldP, room.state + 64 * j, R::ldN, kP);
+    for_both(d, dC[j], [&](int t, int n, const float* from_start, float* sum, int i) {
+      const float* const C = room.C + t * R::ldN + 64 * j + n;
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        const float value = steps.before[t] * from_start[v];
+        start[i] = fmaf(value, C[v], start[i]);
+        sum[v] += value;
+      }
+    });
+  }
+  sum_rows<Q>(start, room.start, again);
+}
+
+// u, its dot products with x, and dx, of channels of head h from p0 on.
+template <int NT>
+__device__ void put_dx(const Gradient& w, const Room<NT>& room, const Steps& steps, int64_t h,
+                       int64_t p0, int64_t row, int valid, int channels) {
+  using R = Room<NT>;
+  constexpr int Q = kQ, NP = 64 * NT;
+  const CudaProblem& p = w.p;
+  const bool again = p0 > 0;
+  Columns u;
+  float part[Q / 16] = {};
+  const auto times_x = [&](int s, int i, float& a, float& b, int r) {
+    const float* const x = room.x + s * R::ldP + i;
+    part[r] = fmaf(a, x[0], part[r]);
+    part[r] = fmaf(b, x[1], part[r]);
+  };
+  clear(u);
+  product<false, false>(u, room.B, R::ldN, room.state, R::ldN, NP);
+  for_pairs(u, [&](int s, int i, float& a, float& b, int r) {
+    a *= steps.after[s], b *= steps.after[s];
+    times_x(s, i, a, b, r);
+  });
+  sum_rows<Q>(part, room.end, again);
+  product<true, true>(u, room.for_x, R::ldQ, room.dy, R::ldP, Q);
+#pragma unroll
+  for (float& sum : part) sum = 0;
+  for_pairs(u, [&](int s, int i, float& a, float& b, int r) {
+    times_x(s, i, a, b, r);
+    if (!w.dx.data || s >= valid || i >= channels) return;
+    const bool two = i + 1 < channels;
+    const float* const dy = room.dy + s * R::ldP + i;
+    const float* const D = p.D ? p.D + (p.D_per_channel ? h * p.P + p0 + i : h) : nullptr;
+    const float D0 = D ? D[0] : 0.0f, D1 = D && two ? D[p.D_per_channel ? 1 : 0] : 0.0f;
+    put_pair(w.dx, row + s, h * p.P + p0 + i, two ? 2 : 1, fmaf(steps.delta[s], a, D0 * dy[0]),
+             fmaf(steps.delta[s], b, D1 * dy[1]));
+  });
+  sum_rows<Q>(part, room.u, again);
+}
+
+// To the state behind the chunk: dB. By pairs within it: dB and dC.
+template <int NT>
+__device__ void add_dB_dC(Columns (&dB)[NT], Columns (&dC)[NT], const Room<NT>& room,
+                          const Steps& steps) {
+  using R = Room<NT>;
+  constexpr int Q = kQ;
+#pragma unroll
+  for (int j = 0; j < NT; ++j) {
+    Columns d;
+    clear(d);
+    product<false, true>(d, room.x, R::ldP, room.state + 64 * j, R::ldN, kP);
+    for_both(d, dB[j], [&](int s, int, const float* to_end, float* sum, int) {
+      const float weight = steps.delta[s] * steps.after[s];
+#pragma unroll
+      for (int v = 0; v < 2; ++v) sum[v] = fmaf(weight, to_end[v], sum[v]);
+    });
+    product<true, true>(dB[j], room.for_BC, R::ldQ, room.C + 64 * j, R::ldN, Q);
+    product<false, true>(dC[j], room.for_BC, R::ldQ, room.B + 64 * j, R::ldN, Q);
+  }
+}
+
 template <int NT>
 __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(const Gradient w) {
   extern __shared__ __align__(16) unsigned char memory[];
   using R = Room<NT>;
-  constexpr int Q = kQ, NP = 64 * NT, kRows = Q / 16;
-  using Scores = Tile<Q, Q>;
-  using Columns = Tile<Q, 64>;
+  constexpr int Q = kQ, NP = 64 * NT;
   const CudaProblem& p = w.p;
   const R room(memory);
   Steps& steps = *room.steps;
@@ -161,69 +245,14 @@ __global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) gradient_kernel(con
         store_pair(room.for_x + t * R::ldQ + s, DG[0], DG[1], 2);
         store_pair(room.for_BC + t * R::ldQ + s, DK[0], DK[1], 2);
       });
-      float start[kRows] = {};
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        Columns d;
-        clear(d);
-        product<false, true>(d, room.dy, R::ldP, room.state + 64 * j, R::ldN, kP);
-        for_both(d, dC[j], [&](int t, int n, const float* from_start, float* sum, int i) {
-          const float* const C = room.C + t * R::ldN + 64 * j + n;
-#pragma unroll
-          for (int v = 0; v < 2; ++v) {
-            const float value = steps.before[t] * from_start[v];
-            start[i] = fmaf(value, C[v], start[i]);
-            sum[v] += value;
-          }
-        });
-      }
-      sum_rows<Q>(start, room.start, again);
+      add_dC<NT>(dC, room, steps, again);
       __syncthreads();
       across += bring_states<NT>(room.state, static_cast<const float*>(w.dstates) + at_state,
                                  channels, N, true);
       __syncthreads();
 
-      Columns u;
-      float part[kRows] = {};
-      const auto times_x = [&](int s, int i, float& a, float& b, int r) {
-        const float* const x = room.x + s * R::ldP + i;
-        part[r] = fmaf(a, x[0], part[r]);
-        part[r] = fmaf(b, x[1], part[r]);
-      };
-      clear(u);
-      product<false, false>(u, room.B, R::ldN, room.state, R::ldN, NP);
-      for_pairs(u, [&](int s, int i, float& a, float& b, int r) {
-        a *= steps.after[s], b *= steps.after[s];
-        times_x(s, i, a, b, r);
-      });
-      sum_rows<Q>(part, room.end, again);
-      product<true, true>(u, room.for_x, R::ldQ, room.dy, R::ldP, Q);
-#pragma unroll
-      for (float& sum : part) sum = 0;
-      for_pairs(u, [&](int s, int i, float& a, float& b, int r) {
-        times_x(s, i, a, b, r);
-        if (!w.dx.data || s >= valid || i >= channels) return;
-        const bool two = i + 1 < channels;
-        const float* const dy = room.dy + s * R::ldP + i;
-        const float* const D = p.D ? p.D + (p.D_per_channel ? h * p.P + p0 + i : h) : nullptr;
-        const float D0 = D ? D[0] : 0.0f, D1 = D && two ? D[p.D_per_channel ? 1 : 0] : 0.0f;
-        put_pair(w.dx, row + s, h * p.P + p0 + i, two ? 2 : 1, fmaf(steps.delta[s], a, D0 * dy[0]),
-                 fmaf(steps.delta[s], b, D1 * dy[1]));
-      });
-      sum_rows<Q>(part, room.u, again);
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        Columns d;
-        clear(d);
-        product<false, true>(d, room.x, R::ldP, room.state + 64 * j, R::ldN, kP);
-        for_both(d, dB[j], [&](int s, int, const float* to_end, float* sum, int) {
-          const float weight = steps.delta[s] * steps.after[s];
-#pragma unroll
-          for (int v = 0; v < 2; ++v) sum[v] = fmaf(weight, to_end[v], sum[v]);
-        });
-        product<true, true>(dB[j], room.for_BC, R::ldQ, room.C + 64 * j, R::ldN, Q);
-        product<false, true>(dC[j], room.for_BC, R::ldQ, room.B + 64 * j, R::ldN, Q);
-      }
+      put_dx<NT>(w, room, steps, h, p0, row, valid, channels);
+      add_dB_dC<NT>(dB, dC, room, steps);
       if (sums && thread >= kThreads - kP && thread - (kThreads - kP) < channels) {  // dD
         const int i = thread - (kThreads - kP);
         float sum = 0;
