@@ -199,8 +199,8 @@ template <int kTiles>
 __device__ inline void put_sums(const Gradient& w, const CudaRows& to, int64_t set, int64_t row,
                                 int valid, int t0, int n0, const float (&tiles)[kTiles][4]) {
   if (to.data)
-    put_rows(to, row_of_set(w, set, row), valid, t0,
-             static_cast<int>(column_of_set(w, set)) + n0, static_cast<int>(w.p.N) - n0, tiles);
+    put_rows(to, row_of_set(w, set, row), valid, t0, static_cast<int>(column_of_set(w, set)) + n0,
+             static_cast<int>(w.p.N) - n0, tiles);
 }
 
 // dΔ of a head and what follows from it, by one warp.

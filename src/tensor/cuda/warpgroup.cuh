@@ -35,14 +35,10 @@ __device__ inline void sync_warpgroup(int i) {
   asm volatile("bar.sync %0, 128;" ::"r"(i + 1) : "memory");
 }
 
-// Of kCount warps, or warpgroups, by a number `i` of their own.
+// Of kCount warps, by a number `i` of their own.
 template <int kCount>
 __device__ inline void sync_warps(int i) {
   asm volatile("bar.sync %0, %1;" ::"r"(i + 1), "n"(32 * kCount) : "memory");
-}
-template <int kCount>
-__device__ inline void sync_warpgroups(int i) {
-  sync_warps<4 * kCount>(i);
 }
 
 // Registers of each thread of a warpgroup from here on, more or fewer than before: where the kernel branches by what a
