@@ -167,7 +167,8 @@ TEST_F(ModelFiles, T11_AMissingOrMisshapenTensorIsAnErrorThatNamesIt) {
        {"backbone.layers.1.mixer.A_log", "backbone.layers.0.mixer.conv1d.bias"}) {
     const std::string message =
         message_with([&](auto& t) { std::erase_if(t, [&](auto& n) { return n.name == name; }); });
-    EXPECT_NE(message.find("\"" + name + "\" is missing, though"), std::string::npos) << message;
+    EXPECT_NE(message.find("\"" + name + "\""), std::string::npos) << message;
+    EXPECT_NE(message.find(" is missing"), std::string::npos) << message;
   }
   const std::string shape = message_with([](auto& t) {
     for (NamedTensor& n : t)

@@ -14,16 +14,19 @@ namespace {
 
 class Mamba1Body : public Body {
  public:
-  explicit Mamba1Body(const nn::Mamba1Config& m) : mixer(m) {}
+  Mamba1Body(const nn::Mamba1Config& m, const OriginalLayers& o) : mixer(m), layers(o) {}
 
-  void check(const Config&) const override { models::check(mixer); }
+  void check(const Config& c) const override {
+    models::check(mixer);
+    layers.check(c);
+  }
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
     nn::Mamba1Config m = mixer;
     m.d_model = c.d_model;
     m.out_rescale = std::sqrt(static_cast<double>(c.n_layer));
-    return original_layer(params, c, i, {}, [&](nn::ParamSet& p, const std::string& name) {
+    return original_layer(params, c, i, layers, [&](nn::ParamSet& p, const std::string& name) {
       return std::make_unique<nn::Mamba1>(p, name, m);
     });
   }
@@ -33,11 +36,20 @@ class Mamba1Body : public Body {
   }
 
   const nn::Mamba1Config mixer;  // d_model and out_rescale follow from the shell
+  const OriginalLayers layers;
 
  private:
   OrderedJson huggingface(const Config& c) const;
   OrderedJson original(const Config& c) const;
 };
+
+Config with_layers(Config c, const nn::Mamba1Config& mixer, const OriginalLayers& layers) {
+  c.architecture = (mixer.inner_norm == nn::InnerNorm::plain ? kFalconMamba : kMamba1).name;
+  nn::Mamba1Config m = mixer;
+  m.d_model = c.d_model;
+  c.body = std::make_shared<Mamba1Body>(m, layers);
+  return c;
+}
 
 int64_t default_rank(int64_t D) { return (D + 15) / 16; }
 
@@ -82,14 +94,12 @@ Config read_huggingface(const JsonView& j) {
 
 Config read_original(const JsonView& j) {
   const Config c = read_original_shell(j);
-  if (j.integer("d_intermediate", 0) != 0)
-    j.wrong("d_intermediate", "0: Mamba-1 has no MLP layers");
-  if (const Json* attention = j.find("attn_layer_idx"); attention && !attention->empty())
-    j.wrong("attn_layer_idx", "an empty list: Mamba-1 has no attention layers");
   const Json usual = Json::object();
-  return with_mamba1(
-      c, read_original_mamba1(j.has("ssm_cfg") ? j.object("ssm_cfg") : JsonView(usual, "ssm_cfg"),
-                              c.d_model));
+  return with_layers(
+      c,
+      read_original_mamba1(j.has("ssm_cfg") ? j.object("ssm_cfg") : JsonView(usual, "ssm_cfg"),
+                           c.d_model),
+      read_original_layers(j, c));
 }
 
 OrderedJson Mamba1Body::huggingface(const Config& c) const {
@@ -97,6 +107,9 @@ OrderedJson Mamba1Body::huggingface(const Config& c) const {
   require(c.norm == ops::NormKind::rms,
           "the Hugging Face layout of Mamba has root-mean-square norms only; this model has layer "
           "norms: write the original layout");
+  require(layers.attention_at.empty() && layers.d_intermediate == 0,
+          "the Hugging Face layout of Mamba has no attention or MLP layers: write the original "
+          "layout");
   OrderedJson j;
   const bool falcon = m.inner_norm == nn::InnerNorm::plain;
   j["architectures"] = OrderedJson::array({falcon ? "FalconMambaForCausalLM" : "MambaForCausalLM"});
@@ -142,13 +155,14 @@ OrderedJson Mamba1Body::original(const Config& c) const {
   if (m.dt_scale != usual.dt_scale) s["dt_scale"] = m.dt_scale;
   if (m.dt_floor != usual.dt_floor) s["dt_init_floor"] = m.dt_floor;
   if (m.dt_constant) s["dt_init"] = "constant";
-  return write_original(c, {}, s);
+  return write_original(c, layers, s);
 }
 
 bool claims(const JsonView& j, Layout layout) {
   if (layout == Layout::huggingface) return j.text("model_type") == "mamba";
-  if (const Json* attention = j.find("attn_layer_idx"); attention && !attention->empty())
-    return false;
+  if (const Json* attention = j.find("attn_layer_idx");
+      attention && static_cast<int64_t>(attention->size()) >= j.integer("n_layer", 1))
+    return false;  // Transformer++
   return !j.has("ssm_cfg") || j.object("ssm_cfg").text("layer", "Mamba1") == "Mamba1";
 }
 
@@ -159,7 +173,10 @@ Config read(const JsonView& j, Layout layout) {
 // What can be read off the weights' shapes: hub configs are wrong now and then.
 void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
   nn::Mamba1Config m = mamba1_of(c);
-  const std::string layer = "backbone.layers.0.mixer.";
+  const OriginalLayers layers = static_cast<const Mamba1Body&>(*c.body).layers;
+  int64_t first = 0;
+  while (layers.is_attention(first)) ++first;
+  const std::string layer = fmt::format("backbone.layers.{}.mixer.", first);
   if (const Shape* s = shape_of(layer + "A_log"); s && s->rank == 2) {
     follow_weights("d_inner", m.d_inner, (*s)[0], notes);
     follow_weights("d_state", m.d_state, (*s)[1], notes);
@@ -170,13 +187,8 @@ void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes)
     follow_weights("d_conv", m.d_conv, (*s)[2], notes);
   follow_weights("conv_bias", m.conv_bias, shape_of(layer + "conv1d.bias") != nullptr, notes);
   follow_weights("bias", m.proj_bias, shape_of(layer + "in_proj.bias") != nullptr, notes);
-  bool rms = c.norm == ops::NormKind::rms;
-  follow_weights("rms_norm", rms, shape_of("backbone.norm_f.bias") == nullptr, notes);
-  c.norm = rms ? ops::NormKind::rms : ops::NormKind::layer;
-  int64_t layers = 0;
-  while (shape_of(fmt::format("backbone.layers.{}.mixer.A_log", layers))) ++layers;
-  if (layers > 0) follow_weights("n_layer", c.n_layer, layers, notes);
-  c = with_mamba1(c, m);
+  follow_original(c, shape_of, notes);
+  c = with_layers(c, m, layers);
 }
 
 struct Preset {
@@ -271,11 +283,7 @@ int64_t read_dt_rank(const JsonView& j, const std::string& key, int64_t D) {
 }
 
 Config with_mamba1(Config config, const nn::Mamba1Config& mixer) {
-  config.architecture = (mixer.inner_norm == nn::InnerNorm::plain ? kFalconMamba : kMamba1).name;
-  nn::Mamba1Config m = mixer;
-  m.d_model = config.d_model;
-  config.body = std::make_shared<Mamba1Body>(m);
-  return config;
+  return with_layers(std::move(config), mixer, {});
 }
 
 }  // namespace krait::models
