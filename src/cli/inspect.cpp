@@ -146,10 +146,12 @@ OrderedJson describe_vision(Args a, const models::VisionConfig& config,
   const bool stored = std::filesystem::exists(a.model) && is_vision_model(a.model);
   if (stored) {
     LoadOptions options;
+    options.dtype = dtype;
     options.sizes_only = true;
     loaded = load_vision_model(a.model, options);
   } else {
     loaded.model = std::make_unique<models::VisionMamba>(config);
+    loaded.dtype = dtype.value_or(DType::f32);
   }
   const models::VisionConfig& c = loaded.model->config();
   OrderedJson j = {{"architecture", "vim"},
@@ -166,8 +168,7 @@ OrderedJson describe_vision(Args a, const models::VisionConfig& config,
                    {"tensors", loaded.model->params().size()},
                    {"state_bytes", 0}};
   a.length = c.patches() + 1;
-  j["memory"] = memory_plan([&] { return models::VisionMamba(c); }, dtype.value_or(loaded.stored),
-                            a, OrderedJson());
+  j["memory"] = memory_plan([&] { return models::VisionMamba(c); }, loaded.dtype, a, OrderedJson());
   j["notes"] = loaded.notes;
   if (a.tensors) j["tensor_list"] = tensor_list(loaded.model->params());
   return j;

@@ -50,6 +50,7 @@ models::VisionConfig config_from_shapes(const TensorFile& file) {
   c.mixer.d_conv = shape_of(file, "layers.0.mixer.conv1d.weight", 3)[2];
   c.mixer.dt_rank = shape_of(file, "layers.0.mixer.dt_proj.weight", 2)[1];
   c.shared = !file.find("layers.0.mixer.conv1d_b.weight");
+  if (file.find("norm_f.bias")) c.norm = ops::NormKind::layer;
   c.classes = shape_of(file, "head.weight", 2)[0];
   c.n_layer = 0;
   while (file.find(fmt::format("layers.{}.mixer.A_log", c.n_layer))) ++c.n_layer;
@@ -83,6 +84,7 @@ models::VisionConfig parse_vision_config(const std::string& json_text, const std
   c.patch = j.integer("patch_size", c.patch);
   c.stride = j.integer("stride", c.patch);
   c.n_layer = j.integer("num_hidden_layers", c.n_layer);
+  c.norm = j.boolean("rms_norm", true) ? ops::NormKind::rms : ops::NormKind::layer;
   c.norm_eps = static_cast<float>(j.number("norm_epsilon", c.norm_eps));
   m.d_model = j.integer("hidden_size");
   m.d_inner = j.integer("intermediate_size", 2 * m.d_model);
@@ -164,11 +166,16 @@ LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options,
             p.shape, name_of(t.dtype), t.shape);
     if (!options.sizes_only) nn::write_numbers(p, [&](const Tensor& to) { store(t, to); });
   }
-  for (const NamedTensor& t : file)
-    if (!known.count(t.name))
-      loaded.notes.push_back(
-          fmt::format("tensor \"{}\" {} is not part of this architecture and is not used", t.name,
-                      t.view.shape));
+  for (const NamedTensor& t : file) {
+    if (known.count(t.name)) continue;
+    require(!t.name.starts_with("layers.") && !t.name.starts_with("rope."),
+            "{}: tensor \"{}\" {}: expected nothing in a layer but a norm and a mixer without "
+            "biases in "
+            "its projections, and no rotary positions",
+            file.path(), t.name, t.view.shape);
+    loaded.notes.push_back(fmt::format(
+        "tensor \"{}\" {} is not part of this architecture and is not used", t.name, t.view.shape));
+  }
   return loaded;
 }
 
@@ -195,6 +202,7 @@ void save_vision_model(const models::VisionMamba& model, const fs::path& directo
   j["bimamba_type"] = c.shared ? "v1" : "v2";
   j["num_classes"] = c.classes;
   models::write_labels(j, c.labels);
+  j["rms_norm"] = c.norm == ops::NormKind::rms;
   j["norm_epsilon"] = std::stod(fmt::format("{}", c.norm_eps));
   j["torch_dtype"] = std::string(name_of(dtype));
   write_file(directory / "config.json", j.dump(2) + "\n");

@@ -130,12 +130,11 @@ VisionMamba::VisionMamba(const VisionConfig& config) : config_(config) {
   for (int64_t i = 0; i < config.n_layer; ++i) {
     const std::string name = fmt::format("layers.{}", i);
     auto block = std::make_unique<nn::PreNorm>();
-    const nn::Norm norm =
-        nn::Norm::make(params_, name + ".norm", ops::NormKind::rms, D, config.norm_eps);
+    const nn::Norm norm = nn::Norm::make(params_, name + ".norm", config.norm, D, config.norm_eps);
     block->add(norm, std::make_unique<nn::BiMamba>(params_, name + ".mixer", mixer, config.shared));
     blocks_.push_back(std::move(block));
   }
-  norm_f_ = nn::Norm::make(params_, "norm_f", ops::NormKind::rms, D, config.norm_eps);
+  norm_f_ = nn::Norm::make(params_, "norm_f", config.norm, D, config.norm_eps);
   head_ = matrix("head.weight", {config.classes, D}, nn::normal(0.02));
   head_bias_ = vector("head.bias", {config.classes}, nn::constant(0.0f));
 }

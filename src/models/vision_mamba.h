@@ -17,6 +17,7 @@ struct VisionConfig {
   int64_t classes = 1000;
   bool classes_open = true;  // nobody has said how many: a fresh model has those of its data
   int64_t n_layer = 24;
+  ops::NormKind norm = ops::NormKind::rms;  // or layer
   float norm_eps = 1e-5f;
   nn::Mamba1Config mixer;  // d_model and what follows from it
   bool shared = false;     // both directions of time share their parameters but A: see nn::BiMamba
