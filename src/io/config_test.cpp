@@ -147,6 +147,33 @@ TEST(Config, WhatALayoutCannotSayIsRefused) {
   EXPECT_THROW(config_json(c, Layout::original, DType::f32), Error);
 }
 
+// llm-random's arguments as its script stores them: the expansion is a float there, and what would be another
+// model is refused.
+TEST(Config, ArgumentsOfMoeMambasScript) {
+  Json j = {{"n_blocks", 2},
+            {"dmodel", 8},
+            {"vocab_size", 5},
+            {"cutoff", 16},
+            {"n_experts", 3},
+            {"expert_size", 4},
+            {"ff_mode", "token_choice"},
+            {"mamba_expansion", 1.5},
+            {"moe_values_exp", "1.0"},
+            {"activation_type", "relu"}};
+  const models::Config c = parse(j.dump(), Layout::original);
+  const Json own = Json::parse(config_json(c, Layout::huggingface, DType::f32));
+  EXPECT_EQ(own.at("intermediate_size"), 12);
+  const std::pair<const char*, Json> others[] = {
+      {"activation_type", "gelu"}, {"block_modules", {"feedforward", "mamba"}},
+      {"mamba_mode", "conv"},      {"parallel_blocks", true},
+      {"moe_values_exp", "2.0"},   {"get_router_values_from", "lin1_weight"}};
+  for (const auto& [key, value] : others) {
+    Json other = j;
+    other[key] = value;
+    EXPECT_NE(message_of(other.dump()).find(key), std::string::npos) << key;
+  }
+}
+
 TEST(Config, WrongValuesNameTheKey) {
   const auto has = [](const std::string& text, const char* part) {
     EXPECT_NE(message_of(text).find(part), std::string::npos) << message_of(text);

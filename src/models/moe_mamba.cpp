@@ -159,18 +159,35 @@ Config read_own(const JsonView& j) {
   return finish(c, body);
 }
 
-Config read_original(const JsonView& j) {
-  const auto only = [&](const char* key, const std::string& value) {
+// Arguments that choose another model than the one here.
+void check_original(const JsonView& j) {
+  constexpr std::array<std::pair<const char*, const char*>, 7> kTexts = {{
+      {"ff_mode", "token_choice"},
+      {"moe_inner_expert", "ff"},
+      {"residual_mode", "pre_norm"},
+      {"norm_class", "layer_norm"},
+      {"activation_type", "relu"},
+      {"mamba_mode", "vanilla"},
+      {"get_router_values_from", "weights"},
+  }};
+  for (const auto& [key, value] : kTexts)
     if (j.text(key, value) != value) j.wrong(key, fmt::format("\"{}\"", value));
-  };
-  only("ff_mode", "token_choice");
-  only("moe_inner_expert", "ff");
-  only("residual_mode", "pre_norm");
-  only("norm_class", "layer_norm");
+  if (j.boolean("parallel_blocks", false)) j.wrong("parallel_blocks", "false");
+  const Json order = {"mamba", "feedforward"};
+  if (const Json* given = j.find("block_modules"); given && *given != order)
+    j.wrong("block_modules", order.dump());
+  if (const Json* power = j.find("moe_values_exp");
+      power && *power != Json("1.0") && *power != Json(1.0))
+    j.wrong("moe_values_exp", "1.0");
+}
+
+Config read_original(const JsonView& j) {
+  check_original(j);
   const bool positions = !j.boolean("no_positional_embedding", false);
   auto [c, body] = begin(j.integer("dmodel"), j.integer("n_blocks"), j.integer("vocab_size"),
                          positions ? j.integer("cutoff") : 0);
-  body->mamba.d_inner = j.integer("mamba_expansion", 2) * c.d_model;
+  const double E = j.number("mamba_expansion", 2) * static_cast<double>(c.d_model);
+  body->mamba.d_inner = E >= 1 && E < 1e12 ? static_cast<int64_t>(E) : 0;  // 0: see check()
   nn::MoeConfig& moe = body->moe;
   moe.n_experts = j.integer("n_experts");
   moe.k = j.integer("routing_top_k", 1);
