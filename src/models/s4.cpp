@@ -136,8 +136,9 @@ nn::S4Config read_s4(const JsonView& j) {
   s.d_state = j.integer("state_size", s.d_state);
   s.n_ssm = j.integer("n_ssm", s.n_ssm);
   s.dplr = one_of(j, "mode", "s4d", {"s4d", "dplr"}) == "dplr";
-  s.init = one_of(j, "init", "legs", {"legs", "lin", "inv", "real"});
-  if (s.dplr && s.init != "legs") j.wrong("init", "\"legs\", with the mode dplr");
+  s.init = one_of(j, "init", "legs",
+                  s.dplr ? std::vector<std::string>{"legs", "fout"}
+                         : std::vector<std::string>{"legs", "lin", "inv", "inv2", "quad", "real"});
   s.bilinear = one_of(j, "disc", "zoh", {"zoh", "bilinear"}) == "bilinear";
   s.length = s.dplr ? j.integer("l_kernel") : 0;
   s.dt_min = j.number("dt_min", s.dt_min);

@@ -3,6 +3,7 @@
 
 #include "krait/autograd/plan.h"
 #include "krait/models/language_model.h"
+#include "krait/nn/hippo.h"
 #include "krait/nn/s4.h"
 #include "krait/testing/op_test.h"
 
@@ -137,6 +138,27 @@ TEST(S4Parameters, RatesAndDecayAreThePublishedOnes) {
     own += system ? 1 : 0;
   }
   EXPECT_EQ(own, 6 * 5);
+}
+
+// As state-spaces/s4 prints them for d_state 6; golden cases have the others.
+TEST(S4Parameters, InitialSystemsAreThoseOfThePublishedCode) {
+  const auto expect = [](const nn::InitialSystem& s, double real, const Values& imag) {
+    ASSERT_EQ(s.A.size(), imag.size());
+    for (size_t n = 0; n < imag.size(); ++n) {
+      EXPECT_EQ(s.A[n].real(), real);
+      EXPECT_NEAR(s.A[n].imag(), imag[n], 1e-4);
+    }
+  };
+  expect(nn::s4d_initial("inv2", 3), -0.5, {-9.5493, -3.8197, -1.9099});
+  expect(nn::s4d_initial("quad", 3), -0.5, {-0.3183, -2.8648, -7.9577});
+  const nn::InitialSystem fout = nn::hippo_fout(3);
+  expect(fout, 0, {-6.2832, -3.1416, 0});
+  const Values size = {1, 1, 0.7071};
+  for (size_t n = 0; n < 3; ++n) {
+    EXPECT_NEAR(fout.P[n].real(), size[n], 1e-4);
+    EXPECT_EQ(fout.P[n].imag(), 0);
+    EXPECT_EQ(fout.B[n], fout.P[n]);
+  }
 }
 
 }  // namespace

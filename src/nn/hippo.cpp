@@ -39,6 +39,18 @@ InitialSystem hippo_legs(int64_t N) {
   return s;
 }
 
+// A = S - P Pᵀ with B = P = (1, 0, √2, 0, √2, ...) and S of blocks (0, -πk; πk, 0): its eigenvectors are (1, i)/√2.
+InitialSystem hippo_fout(int64_t N) {
+  InitialSystem s;
+  for (int64_t k = N - 1; k >= 0; --k) {  // ascending, as legs
+    const double b = k > 0 ? 1 : std::numbers::sqrt2 / 2;
+    s.A.emplace_back(0, -std::numbers::pi * static_cast<double>(k));
+    s.P.emplace_back(b, 0);
+    s.B.emplace_back(b, 0);
+  }
+  return s;
+}
+
 InitialSystem s4d_initial(const std::string& kind, int64_t N) {
   if (kind == "legs") {
     InitialSystem s = hippo_legs(N);
@@ -53,10 +65,14 @@ InitialSystem s4d_initial(const std::string& kind, int64_t N) {
       s.A.emplace_back(-0.5, -std::numbers::pi * n);
     } else if (kind == "inv") {
       s.A.emplace_back(-0.5, -d / std::numbers::pi * (d / (2 * n + 1) - 1));
+    } else if (kind == "inv2") {
+      s.A.emplace_back(-0.5, -d / std::numbers::pi * (d / (n + 1) - 1));
+    } else if (kind == "quad") {
+      s.A.emplace_back(-0.5, -(2 * n + 1) * (2 * n + 1) / std::numbers::pi);
     } else if (kind == "real") {
       s.A.emplace_back(-(n + 1), 0);
     } else {
-      fail("no initial system of S4D is named \"{}\"; known: legs, lin, inv, real", kind);
+      fail("no initial system of S4D is named \"{}\"", kind);
     }
     s.B.emplace_back(1, 0);
   }

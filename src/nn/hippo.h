@@ -18,7 +18,11 @@ struct InitialSystem {
 // every published model; P is not.
 InitialSystem hippo_legs(int64_t N);
 
-// "lin", "inv", "real" (S4D, section 4): B = 1. "legs": hippo_legs without P.
+// HiPPO-FouT (Gu et al. 2022, "How to Train Your HiPPO"), likewise: waves of whole and half periods, which do not
+// decay but for P.
+InitialSystem hippo_fout(int64_t N);
+
+// "lin", "inv", "real" (S4D, section 4), and "inv2" and "quad" of its ablations: B = 1. "legs": hippo_legs without P.
 InitialSystem s4d_initial(const std::string& kind, int64_t N);
 
 }  // namespace krait::nn

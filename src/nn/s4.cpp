@@ -62,7 +62,9 @@ S4::S4(ParamSet& params, const std::string& name, const S4Config& g) : config_(g
   const int64_t H = g.d_model, N = g.d_state / 2, S = g.n_ssm, channels = g.bidirectional ? 2 : 1;
   options_.bilinear = g.bilinear;
   options_.length = g.length;
-  const InitialSystem system = g.dplr ? hippo_legs(N) : s4d_initial(g.init, N);
+  const InitialSystem system = !g.dplr            ? s4d_initial(g.init, N)
+                               : g.init == "fout" ? hippo_fout(N)
+                                                  : hippo_legs(N);
   std::vector<float> A_real, A_imag;
   for (const std::complex<double>& a : system.A) {  // the published code keeps both above 1e-4
     A_real.push_back(static_cast<float>(std::log(std::max(-a.real(), 1e-4))));

@@ -23,7 +23,7 @@ struct S4Config {
   bool dplr = false;     // S4; else S4D
   bool bilinear = false;
   bool bidirectional = false;  // then there are no states and no steps
-  std::string init = "legs";   // see nn/hippo.h; DPLR has legs only
+  std::string init = "legs";   // see nn/hippo.h; DPLR has legs and fout
   // DPLR: the length that C is attuned to; no longer sequences can be trained on.
   int64_t length = 0;
   double dt_min = 1e-3, dt_max = 0.1;
