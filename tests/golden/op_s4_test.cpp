@@ -18,12 +18,14 @@ struct S4Golden {
   TensorFile data = read_safetensors(folder / "case.safetensors");
 };
 
-std::vector<S4Golden> cases(const std::filesystem::path& golden, const std::string& system) {
+// Layers, of whatever name, or initial values.
+std::vector<S4Golden> cases(const std::filesystem::path& golden, bool layers) {
   std::vector<S4Golden> found;
-  for (const auto& entry : std::filesystem::directory_iterator(golden))
-    if (std::filesystem::exists(entry.path() / "case.json") &&
-        read_json(entry.path() / "case.json").at("system") == system)
-      found.push_back({entry.path()});
+  for (const auto& entry : std::filesystem::directory_iterator(golden)) {
+    if (!std::filesystem::exists(entry.path() / "case.json")) continue;
+    const std::string system = read_json(entry.path() / "case.json").at("system");
+    if (layers ? is_s4_layer(system) : system == kS4InitialValues) found.push_back({entry.path()});
+  }
   return found;
 }
 
@@ -101,17 +103,24 @@ struct Layer {
 
   void whole() {
     const Tensor u = input("input");
-    const Tensor K = ops::s4_kernel(test.c, p, options, u.size(1));
-    const Values kernel = to_double(g.data.at("kernel"));
-    EXPECT_LE(max_abs_error(to_double(K), kernel), 0x1p-22 * max_abs(kernel));
+    const Tensor& stored = g.data.at("kernel");  // shorter than the sequence where l_max is
+    const Values kernel = to_double(stored);
+    const Tensor K = ops::s4_kernel(test.c, p, options, stored.size(-1));
+    EXPECT_LE(max_abs_error(to_double(K), kernel), 0x1p-22 * max_abs(kernel)) << "kernel";
     const Tensor y = out(ops::long_conv(test.c, u, K, D));
     expect_output(y, "output");
     test.seed_grad(y, to_double(g.data.at("cotangent")));
     test.tape.backward(test.c);
     named.emplace_back("input", u);
-    for (const auto& [name, t] : named)
-      expect_relative(to_double(test.tape.grad(t)), to_double(g.data.at("grad." + name)),
-                      bound("grad_f32_max_rel_err"), name);
+    for (const auto& [name, t] : named) {
+      const Tensor* exact = g.data.find("grad." + name);
+      if (exact) {
+        expect_relative(to_double(test.tape.grad(t)), to_double(*exact),
+                        bound("grad_f32_max_rel_err"), name);
+      } else {  // a learning rate of 0 makes a parameter a buffer
+        EXPECT_TRUE(name.starts_with("layer.kernel.")) << name;
+      }
+    }
   }
   // The states of a DPLR layer hold both of each conjugate pair there, here the first.
   Tensor state(const std::string& name) {
@@ -164,32 +173,29 @@ struct Layer {
   }
 };
 
-class S4Layers : public ::testing::TestWithParam<const char*> {};
-
-TEST_P(S4Layers, GoldenWholeSteppedAttuned) {
+TEST(Golden, S4LayersWholeSteppedAttuned) {
   KRAIT_GOLDEN_OR_SKIP(folder);
-  const std::vector<S4Golden> found = cases(folder, GetParam());
-  KRAIT_GOLDEN_FOUND(found.size(), GetParam());
+  const std::vector<S4Golden> found = cases(folder, true);
+  KRAIT_GOLDEN_FOUND(found.size(), "s4");
   for (const S4Golden& g : found) {
+    SCOPED_TRACE(g.folder.filename().string());
     Layer(g, true).whole();
     Layer(g).stepped();
     Layer(g).attuned();
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, S4Layers,
-                         ::testing::Values("s4-dplr", "s4-dplr-bidirectional", "s4d",
-                                           "s4d-minimal"));
-
-// Both within 1e-6: the file is float32; a sign of each entry of P and B is free, the same for both.
+// The published class computes the diagonal ones in float32, with errors that grow with their size. A sign of each
+// entry of P and B is free, the same for both.
 void expect_system(const TensorFile& data, const std::string& prefix, const nn::InitialSystem& s,
                    const std::string& B_name) {
   const Tensor &A = data.at(prefix + ".A"), &B = data.at(prefix + B_name);
   ASSERT_EQ(static_cast<int64_t>(s.A.size()), A.size(0)) << prefix;
+  const double size = std::max(1.0, static_cast<double>(s.A.size()) / 32);
   for (size_t n = 0; n < s.A.size(); ++n) {
     const auto i = static_cast<int64_t>(2 * n);
     const auto at = [&](const Tensor& t) { return std::complex<double>(get(t, i), get(t, i + 1)); };
-    EXPECT_LE(std::abs(s.A[n] - at(A)), 3e-6 * std::abs(at(A))) << prefix << " A " << n;
+    EXPECT_LE(std::abs(s.A[n] - at(A)), 3e-6 * size * std::abs(at(A))) << prefix << " A " << n;
     double sign = 1;
     if (!s.P.empty()) {
       const std::complex<double> P = at(data.at(prefix + ".P"));
@@ -198,14 +204,15 @@ void expect_system(const TensorFile& data, const std::string& prefix, const nn::
     } else {
       sign = std::abs(s.B[n] - at(B)) < std::abs(s.B[n] + at(B)) ? 1 : -1;
     }
-    EXPECT_LE(std::abs(sign * s.B[n] - at(B)), 4e-6 * std::abs(at(B))) << prefix << " B " << n;
+    EXPECT_LE(std::abs(sign * s.B[n] - at(B)), 4e-6 * size * std::abs(at(B)))
+        << prefix << " B " << n;
   }
 }
 
 TEST(Golden, S4InitialSystems) {
   KRAIT_GOLDEN_OR_SKIP(folder);
-  const std::vector<S4Golden> found = cases(folder, "s4 initial values");
-  KRAIT_GOLDEN_FOUND(found.size(), "s4 initial values");
+  const std::vector<S4Golden> found = cases(folder, false);
+  KRAIT_GOLDEN_FOUND(found.size(), kS4InitialValues);
   for (const S4Golden& g : found)
     for (const NamedTensor& t : g.data) {  // "legs.8.A": kind, and twice the states kept
       const size_t dot = t.name.find('.'), end = t.name.rfind('.');
