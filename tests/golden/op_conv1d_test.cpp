@@ -12,7 +12,7 @@ constexpr double kGradientTolerance = 40 * 0x1p-24;
 
 struct Golden {
   const GoldenVariant& v;
-  TestContext test{true};
+  TestContext test{true, kGoldenMemory};
   Tensor x, k, bias, state_in, state_out;
   ops::Packing packing;
   bool packed = false;

@@ -13,7 +13,7 @@ constexpr double kGradientTolerance = 100 * 0x1p-24;
 
 struct GoldenMamba3 {
   const GoldenVariant& v;
-  TestContext test{true};
+  TestContext test{true, kGoldenMemory};
   int64_t B, L, H, P, N, R;
   ops::Mamba3Inputs in;
   ops::Mamba3State from, to;

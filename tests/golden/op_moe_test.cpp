@@ -11,7 +11,8 @@ using namespace krait::testing;
 namespace fs = std::filesystem;
 
 struct SwitchLayer {
-  SwitchLayer(const TensorFile& file, const Json& options, double capacity_factor) : t(true) {
+  SwitchLayer(const TensorFile& file, const Json& options, double capacity_factor)
+      : t(true, kGoldenMemory) {
     const auto input = [&](const std::string& name) {
       Tensor copy = copied(t, file.at(name));
       t.tape.watch(copy);

@@ -13,7 +13,7 @@ using namespace krait::testing;
 constexpr double kGradientTolerance = 24 * 0x1p-24;
 
 void run(const GoldenVariant& v) {
-  TestContext test(true);
+  TestContext test(true, kGoldenMemory);
   const auto input = [&](const std::string& name) {
     const Tensor* t = v.find("in." + name);
     if (!t) return Tensor();
@@ -54,7 +54,7 @@ TEST(Golden, Norm) {
 }
 
 void run_gated(const GoldenVariant& v) {
-  TestContext test(true);
+  TestContext test(true, kGoldenMemory);
   ops::GatedNormInputs in;
   const std::pair<const char*, Tensor*> inputs[] = {
       {"x", &in.x}, {"z", &in.z}, {"weight", &in.w}, {"bias", &in.b}};

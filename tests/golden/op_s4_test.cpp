@@ -41,7 +41,7 @@ struct Layer {
   explicit Layer(const S4Golden& golden, bool record = false)
       : g(golden),
         minimal(golden.data.find("param.kernel.log_dt") != nullptr),
-        test(record, size_t{64} << 20) {
+        test(record, kGoldenMemory) {
     if (minimal) {
       p.inv_dt = param("kernel.log_dt");
       p.A_real = param("kernel.log_A_real");

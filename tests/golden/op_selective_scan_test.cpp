@@ -17,7 +17,7 @@ constexpr const char* kUpdateNames[] = {"x", "dt", "A", "B", "C", "D", "z", "dt_
 struct GoldenScan {
   const GoldenVariant& v;
   const bool update;  // one step onto a state
-  TestContext test{true};
+  TestContext test{true, kGoldenMemory};
   int64_t B = 0, L = 0, E = 0, N = 0, G = 1;
   ops::ScanInputs in;
   Tensor state_in;

@@ -13,7 +13,7 @@ constexpr const char* kNames[] = {"x", "dt", "A", "B", "C", "D", "dt_bias", "ini
 
 struct GoldenSsd {
   const GoldenVariant& v;
-  TestContext test{true};
+  TestContext test{true, kGoldenMemory};
   int64_t B, L, H, P, N;
   ops::SsdInputs in;
   Tensor state_in;

@@ -39,6 +39,9 @@ inline bool is_language_model(const std::string& system) {
   return known.count(system) > 0;
 }
 
+// Of a test over a case whose sizes it does not choose.
+constexpr size_t kGoldenMemory = size_t{64} << 20;
+
 constexpr const char* kS4InitialValues = "s4 initial values";
 
 // A layer of S4 or S4D alone, in whatever variant.
