@@ -2,7 +2,7 @@
 
 #include "krait/cli/command.h"
 #include "krait/io/torch_archive.h"
-#include "krait/models/vision_mamba.h"
+#include "krait/io/vision.h"
 #include "krait/testing/files.h"
 
 namespace krait::cli {
@@ -10,15 +10,10 @@ namespace {
 
 // It is computed in float32, and so are the plans of memory.
 TEST(Inspect, ReadsAHalfPrecisionCheckpointOfVisionMamba) {
-  models::VisionConfig c;
-  c.image = 6;
-  c.patch = c.stride = 3;
-  c.classes = 2;
-  c.n_layer = 1;
-  c.mixer.d_model = 4;
-  c.mixer.d_inner = 8;
-  c.mixer.dt_rank = 1;
-  const models::VisionMamba model(c);
+  const models::VisionMamba model(parse_vision_config(
+      R"({"model_type": "vim", "image_size": 6, "patch_size": 3, "num_classes": 2,
+          "num_hidden_layers": 1, "hidden_size": 4})",
+      "tiny"));
   std::vector<std::byte> zeros(4096);
   std::vector<NamedTensor> tensors;
   for (const nn::Param& p : model.params())

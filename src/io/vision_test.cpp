@@ -12,15 +12,11 @@ using testing::error_of;
 using testing::TempDir;
 
 models::VisionConfig tiny(ops::NormKind norm) {
-  models::VisionConfig c;
-  c.image = 6;
-  c.patch = c.stride = 3;
-  c.classes = 2;
-  c.n_layer = 1;
+  models::VisionConfig c = parse_vision_config(
+      R"({"model_type": "vim", "image_size": 6, "patch_size": 3, "num_classes": 2,
+          "num_hidden_layers": 1, "hidden_size": 4})",
+      "tiny");
   c.norm = norm;
-  c.mixer.d_model = 4;
-  c.mixer.d_inner = 8;
-  c.mixer.dt_rank = 1;
   return c;
 }
 
