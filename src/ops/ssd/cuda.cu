@@ -43,18 +43,38 @@ struct ForwardParts {
   }
 };
 
+// What forward leaves to backward.
+struct KeptParts {
+  float *steps, *slopes, *states;
+  int64_t used;
+
+  KeptParts(const CudaProblem& p, float* memory) {
+    Parts parts(memory);
+    const int64_t steps_size = matrix_steps_size(p);
+    steps = parts.take(2 * steps_size), slopes = parts.take(steps_size);
+    states = parts.take(steps_size * p.P * p.N / chunk_of(true) / 2);
+    used = parts.used();
+  }
+};
+
 struct BackwardParts {
   float *steps, *slopes, *states, *dstates, *dB, *dC, *sums, *totals, *of_totals, *of_sequences,
       *of_walk;
   int64_t used;
 
-  BackwardParts(const CudaProblem& p, float* scratch) {
+  BackwardParts(const CudaProblem& p, float* kept, float* scratch) {
     Parts parts(scratch);
     const int64_t Q = chunk_of(p.matrix_units), chunks = slots(p, Q), of_head = p.P * p.N;
     const int64_t states_size = ceil_div(chunks * p.H * of_head, p.matrix_units ? 2 : 1);
     const int64_t steps_size = p.matrix_units ? matrix_steps_size(p) : 0;
-    steps = parts.take(2 * steps_size), slopes = parts.take(steps_size);
-    states = parts.take(states_size), dstates = parts.take(states_size);
+    if (kept) {
+      const KeptParts of(p, kept);
+      steps = of.steps, slopes = of.slopes, states = of.states;
+    } else {
+      steps = parts.take(2 * steps_size), slopes = parts.take(steps_size);
+      states = parts.take(states_size);
+    }
+    dstates = parts.take(states_size);
     const int64_t sets = sets_of_group(p), of_rows = sets > 1 ? p.G * sets * p.tokens * p.N : 0;
     dB = parts.take(of_rows), dC = parts.take(of_rows);
     sums = parts.take(chunks * p.H * sums_size(p));
@@ -192,28 +212,38 @@ void ssd_forward(const CudaForward& w, void* stream) {
   forwards.skip_short = true;
   if (w.p.matrix_units) {
     const auto s = static_cast<cudaStream_t>(stream);
-    auto* const steps = reinterpret_cast<float2*>(parts.steps);
-    matrix_parts(w.p, {steps, nullptr}, parts.pairs, decays_of_pieces(w.p, parts.of_walk), s);
+    const KeptParts kept(w.p, w.kept);
+    auto* const steps = reinterpret_cast<float2*>(w.kept ? kept.steps : parts.steps);
+    if (w.kept) forwards.states = kept.states;
+    matrix_parts(w.p, {steps, kept.slopes}, parts.pairs, decays_of_pieces(w.p, parts.of_walk), s);
     forwards.steps = steps, forwards.pairs = parts.pairs;
   }
   walk(walks, parts.of_walk, stream);
 }
 
-int64_t backward_scratch(const CudaProblem& p) { return BackwardParts(p, nullptr).used; }
+int64_t kept_size(const CudaProblem& p) {
+  return warpgroups_leave_states(p) ? KeptParts(p, nullptr).used : 0;
+}
+
+// What forward has left, where the gradients read such states.
+static float* kept_of(const CudaBackward& w) { return w.dy.runs ? w.kept : nullptr; }
+
+int64_t backward_scratch(const CudaBackward& w) {
+  return BackwardParts(w.p, kept_of(w), nullptr).used;
+}
 
 void ssd_backward(const CudaBackward& w, void* stream) {
   const CudaProblem& p = w.p;
-  const BackwardParts parts(p, w.scratch);
+  float* const kept = kept_of(w);
+  const BackwardParts parts(p, kept, w.scratch);
   const auto s = static_cast<cudaStream_t>(stream);
   const int64_t chunks = slots(p, chunk_of(p.matrix_units));
   const bool want_sums = w.dA.to || w.ddt_bias.to || w.dD.to;
 
   auto* const steps = reinterpret_cast<float2*>(parts.steps);
-  if (p.matrix_units && chunks > 0 && p.H > 0)
+  if (p.matrix_units && chunks > 0 && p.H > 0 && !kept)
     matrix_parts(p, {steps, parts.slopes}, nullptr, {}, s);
-  Walks walks;
-  walks.count = 2;
-  Walk &forwards = walks.walk[0], &backwards = walks.walk[1];
+  Walk forwards, backwards;
   forwards.p = p, forwards.steps = steps;
   forwards.start = p.state_in, forwards.start_row = p.row_in;
   forwards.states = parts.states;
@@ -222,7 +252,7 @@ void ssd_backward(const CudaBackward& w, void* stream) {
   backwards.start = w.dstate_out, backwards.start_row = p.row_out;
   if (w.dstate_in.to) backwards.end = parts.of_sequences;
   backwards.states = parts.dstates;
-  walk(walks, parts.of_walk, stream);
+  walk(kept ? Walks{{backwards}, 1, true} : Walks{{forwards, backwards}, 2}, parts.of_walk, stream);
 
   if (chunks > 0) {
     Gradient g;

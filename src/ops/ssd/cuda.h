@@ -43,9 +43,13 @@ struct CudaSum {
   bool add = false;
 };
 
+// Floats of what forward can leave to backward of its steps and states, which is then not computed again; else 0.
+int64_t kept_size(const CudaProblem& p);
+
 struct CudaForward {
   CudaProblem p;
   CudaRows y;
+  float* kept = nullptr;  // kept_size floats, or null
   float* state_out = nullptr;
   float* scratch = nullptr;  // forward_scratch floats
 };
@@ -57,13 +61,14 @@ struct CudaBackward {
   CudaProblem p;
   CudaRows dy;                        // data null: zero
   const float* dstate_out = nullptr;  // null: zero
+  float* kept = nullptr;              // what forward has left there
   CudaRows dx, ddt, dB, dC;
   CudaSum dA, dD, ddt_bias, dstate_in;
   int64_t state_rows = 0;    // of state_in
   float* scratch = nullptr;  // backward_scratch floats
 };
 
-int64_t backward_scratch(const CudaProblem& p);
+int64_t backward_scratch(const CudaBackward& w);
 void ssd_backward(const CudaBackward& w, void* stream);
 
 }  // namespace krait::ops::ssd_gpu

@@ -170,6 +170,12 @@ struct Course {
     }
   }
 
+  // By warpgroups: the tiles of the state before chunk c.
+  __device__ unsigned char* state(int c) const {
+    const int64_t first = (int64_t{slot + number(c)} * w.p.H + h) * ceil_div(w.p.P, kP) + p0 / kP;
+    return static_cast<unsigned char*>(w.states) + first * kP * w.p.N * int64_t{sizeof(bf16)};
+  }
+
   // The decay of this slice over the piece `i` before this one.
   __device__ float* decay(int i) const {
     const int64_t tiles = ceil_div(w.p.P, kP);

@@ -34,6 +34,7 @@ struct Walk {
 struct Walks {
   Walk walk[2];
   int count = 0;
+  bool first = false;  // launched before anything else of the call: not while the kernel before runs
 };
 
 // Floats of pieces and kept: `scratch` of walk.
@@ -48,6 +49,8 @@ void matrix_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t str
 // launch.
 bool warpgroup_walk(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
 bool warpgroups_join(const Walks& w);
+// Whether the walk with y can leave its states to the gradients.
+bool warpgroups_leave_states(const CudaProblem& p);
 // Of those, the pass with y and the first pass.
 void warpgroup_walk_y(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream);
 

@@ -1,5 +1,5 @@
 // The walk over states on a GPU whose warpgroups take products from shared memory (sm_90a), N up to 128. A warpgroup takes
-// a slice of 64 channels, mostly a head, with its states as sums of products; a block two slices of a group, for which B
+// a slice of 64 channels, mostly a head, with its states as sums of products; a block one, or two of a group, for which B
 // comes once. Transposed throughout: rows are channels, columns tokens or states.
 #include "krait/ops/ssd/cuda_matrix_walk.cuh"
 #include "krait/ops/ssd/cuda_warpgroup.cuh"
@@ -8,10 +8,11 @@ namespace krait::ops::ssd_gpu {
 
 namespace {
 
-constexpr int kSlices = 2, kBlock = kSlices * kSliceThreads;
+template <int kSlices>
+constexpr int kBlock = kSlices* kSliceThreads;
 
 // Shared memory: x of the slices and B, twice; the state of each slice on its way out; the steps, twice.
-template <int NT>
+template <int NT, int kSlices>
 struct Room {
   static constexpr int kStage = (kSlices + NT) * kTileBytes;
   static constexpr int kOut = NT * kTileBytes;
@@ -28,13 +29,13 @@ struct Room {
 };
 
 // Leaves the state before each chunk.
-template <int NT>
-__global__ void __launch_bounds__(kBlock, 2)
+template <int NT, int kSlices>
+__global__ void __launch_bounds__(kBlock<kSlices>, 4 - kSlices)
     warpgroup_walk_kernel(const Walks walks, const int64_t span) {
 #if KRAIT_HOPPER
   extern __shared__ __align__(1024) unsigned char memory[];
   constexpr int NP = 64 * NT;
-  using R = Room<NT>;
+  using R = Room<NT, kSlices>;
   const Walk& w = walks.walk[blockIdx.z];
   const CudaProblem& p = w.p;
   const int thread = static_cast<int>(threadIdx.x), part = thread / kSliceThreads;
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kBlock, 2)
 
   const auto stage = [&](int c) { return room.stages + c % 2 * R::kStage; };
   TileReader<kP, kSliceThreads> of_x(p.x, at.row(0), at.column(), t);
-  TileReader<NP, kBlock> of_B(p.B, at.row(0), at.group * N, thread);
+  TileReader<NP, kBlock<kSlices>> of_B(p.B, at.row(0), at.group * N, thread);
   const int further = w.backwards ? -kQ : kQ;
   const auto bring_chunk = [&](int c) {
     const int valid = at.valid(c);
@@ -57,11 +58,9 @@ __global__ void __launch_bounds__(kBlock, 2)
   };
   // The state before a chunk, as tiles: a warp's channels, which it has put there itself.
   const auto leave_state = [&](int c) {
-    const int64_t state = (int64_t{at.slot + at.number(c)} * p.H + at.h) * ceil_div(p.P, kP);
     const int first = 16 * warp * 128 + lane * 16;
     const unsigned char* const from = room.out + first;
-    unsigned char* const to =
-        static_cast<unsigned char*>(w.states) + (state + at.p0 / kP) * R::kOut + first;
+    unsigned char* const to = at.state(c) + first;
 #pragma unroll
     for (int i = 0; i < R::kOut; i += kTileBytes)
 #pragma unroll
@@ -127,17 +126,28 @@ __global__ void __launch_bounds__(kBlock, 2)
 #endif
 }
 
-template <int NT>
+template <int NT, int kSlices>
 void launch(const Walks& w, int64_t span, cudaStream_t stream) {
   const CudaProblem& p = w.walk[0].p;
-  const auto kernel = warpgroup_walk_kernel<NT>;
-  constexpr size_t kBytes = Room<NT>::kSize;
+  const auto kernel = warpgroup_walk_kernel<NT, kSlices>;
+  constexpr size_t kBytes = Room<NT, kSlices>::kSize;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(kBytes));
   const dim3 grid(static_cast<unsigned>(slots(p, span)),
                   static_cast<unsigned>(blocks_of_slices<kSlices>(p)),
                   static_cast<unsigned>(w.count));
-  cuda::launch_dependent("ssd", kernel, grid, kBlock, kBytes, 1, stream, w, span);
+  cuda::launch("ssd", !w.first, kernel, grid, kBlock<kSlices>, kBytes, 1, stream, w, span);
+}
+
+// Two blocks of two slices fit on a multiprocessor, or three of one. Those of two are for walks that fill most of the card
+// with them: else some share a multiprocessor and others have one alone (H200, B8 L2048 H24 backward: 0.267 ms, of one
+// slice 0.261).
+template <int NT>
+void launch(const Walks& w, int64_t span, cudaStream_t stream) {
+  constexpr int64_t kMostPairs = 230;  // of 264 that an H200 has room for
+  const CudaProblem& p = w.walk[0].p;
+  const bool pairs = slots(p, span) * blocks_of_slices<2>(p) * w.count > kMostPairs;
+  pairs ? launch<NT, 2>(w, span, stream) : launch<NT, 1>(w, span, stream);
 }
 
 }  // namespace
@@ -149,6 +159,11 @@ static bool warpgroups_fit(const Walks& w) {
     if (of.states && !states_are_tiles(of.p)) return false;
   }
   return true;
+}
+
+bool warpgroups_leave_states(const CudaProblem& p) {
+  return p.matrix_units && !p.begin && p.longest > kShort && warpgroups_fit(p) &&
+         states_are_tiles(p);
 }
 
 bool warpgroups_join(const Walks& w) { return w.walk[0].y.data && warpgroups_fit(w); }

@@ -8,6 +8,8 @@
 // A walk in pieces begins with the first pass over its piece, whose end it leaves to the blocks behind it; where those
 // before it have left theirs, it adds up the state that its piece begins with. These blocks have lower numbers, so that
 // they run or have run.
+//
+// Where backward is to find the states, the copy engine takes them away from where y is then put.
 #include "krait/ops/ssd/cuda_matrix_walk.cuh"
 #include "krait/ops/ssd/cuda_warpgroup.cuh"
 #include "krait/tensor/cuda/tensor_map.h"
@@ -28,14 +30,14 @@ struct Room {
   static constexpr int kRows = (kSlices + NT) * kTileBytes;  // of a stage: x and B
   static constexpr int kStage = kRows + (kY ? NT * kTileBytes + kPairs : 0);
   static constexpr int kOfPart = kY ? 3 * kTileBytes : 0;
-  static constexpr int kBarriers = 2 * kStages + 7 * kSlices;
+  static constexpr int kBarriers = 2 * kStages + 8 * kSlices;
   static constexpr size_t kSize = kStages * kStage + kSlices * (kOfPart + 2 * sizeof(ChunkSteps)) +
                                   kBarriers * sizeof(uint64_t);
   unsigned char *stages, *all_scores, *out;
   ChunkSteps* steps;
-  // A stage has come; both slices have multiplied it. Of a slice, in turns but the last: a chunk's steps, its scores, it is
-  // done; y has left.
-  uint64_t *arrived, *freed, *ready, *scores_ready, *done, *left;
+  // A stage has come; both slices have multiplied it. Of a slice, in turns but the last two: a chunk's steps, its scores,
+  // it is done; a tile of its state is there to leave; what was there to leave, tiles and then y, has left.
+  uint64_t *arrived, *freed, *ready, *scores_ready, *done, *leaves, *left;
   int part;
 
   __device__ Room(unsigned char* memory, int of_part) {
@@ -48,8 +50,8 @@ struct Room {
     steps = all_steps + 2 * part;
     arrived = reinterpret_cast<uint64_t*>(all_steps + 2 * kSlices);
     freed = arrived + kStages;
-    ready = freed + kStages + 7 * part, scores_ready = ready + 2, done = ready + 4;
-    left = ready + 6;
+    ready = freed + kStages + 8 * part, scores_ready = ready + 2, done = ready + 4;
+    leaves = ready + 6, left = ready + 7;
   }
   // That of a slice, as the first's knows it.
   __device__ Room of(int of_part) const { return Room(stages, of_part); }
@@ -69,6 +71,7 @@ struct Room {
       cuda::start_barrier(scores_ready + i, kScoring * cuda::kArriving);
       cuda::start_barrier(done + i, kWarps * cuda::kArriving);
     }
+    cuda::start_barrier(leaves, kWarps * cuda::kArriving);
     cuda::start_barrier(left, 1);
   }
   __device__ void free(int n) const { cuda::warp_arrives<cuda::kArriving>(freed + n % kStages); }
@@ -134,7 +137,7 @@ __device__ inline float wait_for_decay(const float* kept) {
   return decay;
 }
 
-template <int NT, bool kY>
+template <int NT, bool kY, bool kLeaves>
 __device__ void multiply(const Course& at, const Room<NT, kY>& room, const Turns& turns) {
   const int warp = at.warp, lane = lane_of(), t2 = lane % 4 * 2;
   float S[8 * NT][4] = {};
@@ -170,11 +173,26 @@ __device__ void multiply(const Course& at, const Room<NT, kY>& room, const Turns
       at.add_piece(i, wait_for_decay(at.decay(i)), S);
     float D[2] = {};
     at.skip(D);
+    // Of a chunk the tiles of its state and y take the same place, one after the other.
+    constexpr int kToLeave = kLeaves ? NT + 1 : 1;
+    const auto wait_until_left = [&](int number) {
+      if (number > 0) cuda::wait_for_phase(room.left, (number - 1) % 2);
+    };
+    const auto leave_tile = [&](const uint32_t(&of_S)[4 * NT][4], int tile, int number) {
+      wait_until_left(number);
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        cuda::store_matrices(room.out + in_tile(16 * warp + lane % 16, 2 * k + lane / 16),
+                             of_S[4 * tile + k]);
+      cuda::show_to_products();
+      cuda::warp_arrives<cuda::kArriving>(room.leaves);
+    };
 #pragma unroll 1
     for (int n = turns.first_pass; n < turns.all; ++n) {
       room.wait_for_turn(room.ready, n);
       room.wait_until_arrived(n);
       __syncwarp();
+      const int m = n - turns.first_pass;
       const ChunkSteps& now = room.steps[n % 2];
       uint32_t of_S[4 * NT][4];
 #pragma unroll
@@ -187,6 +205,7 @@ __device__ void multiply(const Course& at, const Room<NT, kY>& room, const Turns
       for (int k = 1; k < 4 * NT; ++k)
         cuda::product<true, false>(y, of_S[k], cuda::further(C, k / 4 * kTileBytes + k % 4 * 32));
       cuda::commit_products();
+      if constexpr (kLeaves) leave_tile(of_S, 0, kToLeave * m);
       // Read only here, so that no product waits behind what it multiplies.
       const float through = *const_cast<const volatile float*>(&now.through);
 #pragma unroll
@@ -195,6 +214,7 @@ __device__ void multiply(const Course& at, const Room<NT, kY>& room, const Turns
         for (float& sum : sums) sum *= through;
       uint32_t x[4][4];
       cuda::wait_for_products<0>(y);
+      if constexpr (kLeaves && NT > 1) leave_tile(of_S, 1, kToLeave * m + 1);
       load_channels(x, room.x(n), warp);
       begin_to_add(S, x, room.B(n), now.weight);
 #pragma unroll
@@ -207,9 +227,9 @@ __device__ void multiply(const Course& at, const Room<NT, kY>& room, const Turns
           y[j][2 * r + 1] = fmaf(e.y, y[j][2 * r + 1], D[r] * high_bf16(pair));
         }
       }
-      room.wait_for_turn(room.scores_ready, n - turns.first_pass);
+      room.wait_for_turn(room.scores_ready, m);
       __syncwarp();
-      const uint64_t scores = cuda::tile_at(room.scores(n - turns.first_pass));
+      const uint64_t scores = cuda::tile_at(room.scores(m));
       cuda::begin_products();
 #pragma unroll
       for (int k = 0; k < 4; ++k)
@@ -218,7 +238,7 @@ __device__ void multiply(const Course& at, const Room<NT, kY>& room, const Turns
       cuda::wait_for_products<0>(y);
       cuda::wait_for_products<0>(S);
       room.free(n);
-      if (n > turns.first_pass) cuda::wait_for_phase(room.left, (n - turns.first_pass - 1) % 2);
+      wait_until_left(kToLeave * (m + 1) - 1);
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {  // rows become tokens
         const uint32_t v[4] = {cuda::pack_bf16(y[j][0], y[j][1]), cuda::pack_bf16(y[j][2], y[j][3]),
@@ -311,7 +331,7 @@ __device__ void prepare(const Course& at, const Room<NT, kY>& room, const Turns&
 
 // The copy engine's thread of a slice, which brings its x, and the first slice's B, the other's C and C Bᵀ, and takes its
 // y away. x, B and C are older than the kernel before, C Bᵀ is its.
-template <int NT, bool kY>
+template <int NT, bool kY, bool kLeaves>
 __device__ void move(const Course& at, const Room<NT, kY>& room, const Turns& turns,
                      const Maps& maps) {
   using R = Room<NT, kY>;
@@ -344,6 +364,16 @@ __device__ void move(const Course& at, const Room<NT, kY>& room, const Turns& tu
   for (int n = 0; n < ahead; ++n) bring_pairs(n);
 #pragma unroll 1
   for (int n = 0; n < turns.all; ++n) {
+#pragma unroll
+    for (int i = 0; kLeaves && i < NT; ++i) {
+      if (!with_y(n)) break;
+      cuda::wait_for_phase(room.leaves, (NT * (n - turns.first_pass) + i) % 2);
+      if (at.channels > 0)
+        cuda::send_run(at.state(turns.chunk(n)) + i * kTileBytes, room.out, kTileBytes);
+      cuda::commit_sent();
+      cuda::wait_for_sent_reads<0>();
+      cuda::arrive(room.left);
+    }
     if (n + R::kStages < turns.all) {
       cuda::wait_for_phase(room.freed + n % R::kStages, n / R::kStages % 2);
       bring_rows(n + R::kStages), bring_pairs(n + R::kStages);
@@ -361,7 +391,8 @@ __device__ void move(const Course& at, const Room<NT, kY>& room, const Turns& tu
 
 #endif
 
-template <int NT, bool kY>
+// kLeaves: with y, the state before each chunk is left to backward.
+template <int NT, bool kY, bool kLeaves>
 __global__ void __launch_bounds__(kBlock, 1)
     warpgroup_y_kernel(const Walks walks, const int64_t span,
                        const __grid_constant__ MapsOfWalks maps) {
@@ -388,7 +419,7 @@ __global__ void __launch_bounds__(kBlock, 1)
   if (warpgroup < kSlices) {
     cuda::take_registers<168>();
     cuda::wait_for_previous();
-    multiply(at, room, turns);
+    multiply<NT, kY, kLeaves>(at, room, turns);
     return;
   }
   cuda::leave_registers<88>();
@@ -396,15 +427,15 @@ __global__ void __launch_bounds__(kBlock, 1)
     cuda::wait_for_previous();
     prepare(at, room, turns);
   } else if (lane_of() == 0) {
-    move(at, room, turns, maps.walk[blockIdx.z]);
+    move<NT, kY, kLeaves>(at, room, turns, maps.walk[blockIdx.z]);
   }
 #endif
 }
 
-template <int NT, bool kY>
+template <int NT, bool kY, bool kLeaves = false>
 void launch(const Walks& w, int64_t span, cudaStream_t stream) {
   const CudaProblem& p = w.walk[0].p;
-  const auto kernel = warpgroup_y_kernel<NT, kY>;
+  const auto kernel = warpgroup_y_kernel<NT, kY, kLeaves>;
   constexpr size_t kBytes = Room<NT, kY>::kSize;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(kBytes));
@@ -421,16 +452,19 @@ void launch(const Walks& w, int64_t span, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(slots(p, span)),
                   static_cast<unsigned>(blocks_of_slices<kSlices>(p)),
                   static_cast<unsigned>(w.count));
-  cuda::launch_dependent("ssd", kernel, grid, kBlock, kBytes, 1, stream, w, span, maps);
+  cuda::launch("ssd", !w.first, kernel, grid, kBlock, kBytes, 1, stream, w, span, maps);
 }
 
 }  // namespace
 
 void warpgroup_walk_y(const Walks& w, int64_t span, bool first_pass, cudaStream_t stream) {
+  const bool few = w.walk[0].p.N <= 64;
   if (first_pass) {
-    w.walk[0].p.N <= 64 ? launch<1, false>(w, span, stream) : launch<2, false>(w, span, stream);
+    few ? launch<1, false>(w, span, stream) : launch<2, false>(w, span, stream);
+  } else if (w.walk[0].states) {
+    few ? launch<1, true, true>(w, span, stream) : launch<2, true, true>(w, span, stream);
   } else {
-    w.walk[0].p.N <= 64 ? launch<1, true>(w, span, stream) : launch<2, true>(w, span, stream);
+    few ? launch<1, true>(w, span, stream) : launch<2, true>(w, span, stream);
   }
 }
 

@@ -48,10 +48,17 @@ static CudaProblem gpu_problem(const Problem& p) {
   return q;
 }
 
-void forward_on_gpu(Context& c, const Problem& p, const Tensor& y) {
+int64_t kept_on_gpu(const Problem& p) {
+  int64_t n = 0;
+  KRAIT_WITH_CUDA(n = ssd_gpu::kept_size(gpu_problem(p)));
+  return n;
+}
+
+void forward_on_gpu(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
   CudaForward w;
   w.p = gpu_problem(p);
   w.y = gpu_rows(y);
+  w.kept = floats_at(saved, 0);
   w.state_out = floats_at(p.state_out, 0);
   int64_t floats = 0;
   KRAIT_WITH_CUDA(floats = ssd_gpu::forward_scratch(w.p));
@@ -62,18 +69,19 @@ void forward_on_gpu(Context& c, const Problem& p, const Tensor& y) {
 }
 
 void backward_on_gpu(Context& c, const Problem& p, const Tensor& dy, const Tensor& dstate,
-                     const Gradients& g) {
+                     const Tensor& saved, const Gradients& g) {
   CudaBackward w;
   w.p = gpu_problem(p);
   w.dy = gpu_rows(dy);
   w.dstate_out = floats_at(dstate, 0);
+  w.kept = floats_at(saved, 0);
   const auto rows = [](const GradTarget& to) { return gpu_rows(to.grad, to.add); };
   w.dx = rows(g.x), w.ddt = rows(g.dt), w.dB = rows(g.B), w.dC = rows(g.C);
   w.dA = gradient_sum(g.A), w.dD = gradient_sum(g.D), w.ddt_bias = gradient_sum(g.dt_bias);
   w.dstate_in = gradient_sum(g.state_in);
   w.state_rows = p.state_in ? p.state_in.size(0) : 0;
   int64_t floats = 0;
-  KRAIT_WITH_CUDA(floats = ssd_gpu::backward_scratch(w.p));
+  KRAIT_WITH_CUDA(floats = ssd_gpu::backward_scratch(w));
   Scratch scratch(c);
   w.scratch = floats_at(c.scratch({floats}, DType::f32), 0);
   if (c.planning()) return;

@@ -68,7 +68,7 @@ Piece piece_of(const Problem& p, const Tensor& A, const HeadSet& set, const Sequ
 }
 
 void forward(Context& c, const Problem& p, const Tensor& y, const Tensor& saved) {
-  if (c.device.type == Device::cuda) return ssd_call::forward_on_gpu(c, p, y);
+  if (c.device.type == Device::cuda) return ssd_call::forward_on_gpu(c, p, y, saved);
   Scratch scratch(c);
   const Tensor A = rates(c, p);
   const ThreadScratch areas(c, padded(forward_scratch(p.P, p.N)));
@@ -152,7 +152,7 @@ void backward(Context& c, const Problem& p, const Tensor& y, const Tensor& state
   const auto into = [&](const Tensor& t) { return c.tape->grad_into(c, t); };
   const Gradients g = {into(p.in.x), into(p.in.dt), into(p.in.A),       into(p.in.B),
                        into(p.in.C), into(p.in.D),  into(p.in.dt_bias), into(p.state_in)};
-  if (c.device.type == Device::cuda) return ssd_call::backward_on_gpu(c, p, dy, dstate, g);
+  if (c.device.type == Device::cuda) return ssd_call::backward_on_gpu(c, p, dy, dstate, saved, g);
   const int64_t n = p.sequences.size();
   Scratch scratch(c);
   const Tensor A = rates(c, p);
@@ -208,6 +208,7 @@ void state_cost(Context& c, const Problem& p, const char* name, double tensors, 
 
 SsdResult ssd(Context& c, const SsdInputs& in, const Packing* packing, const Tensor& state_in,
               const Tensor& state_out) {
+  const bool keeps_all = c.keeps_all();
   const Kept kept(c);
   const bool record =
       c.tape && needs_grad({in.x, in.dt, in.A, in.B, in.C, in.D, in.dt_bias, state_in});
@@ -215,9 +216,12 @@ SsdResult ssd(Context& c, const SsdInputs& in, const Packing* packing, const Ten
   SsdResult r{c.alloc(in.x.shape, in.x.dtype), state_out};
   Tensor saved;
   if (record) {
-    if (c.device.type == Device::cpu)
+    if (c.device.type == Device::cpu) {
       saved = c.alloc({p.tokens / kChunk, p.H, p.saved_size()},
                       multiplies_pairs(p) ? DType::bf16 : DType::f32);
+    } else if (const int64_t n = keeps_all ? ssd_call::kept_on_gpu(p) : 0; n > 0) {
+      saved = c.alloc({n}, DType::f32);
+    }
     c.tape->watch(r.y);
     if (r.state) c.tape->watch(r.state);
     c.tape->record([=](Context& b) {

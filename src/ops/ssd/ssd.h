@@ -34,8 +34,10 @@
 //
 // Gradients for every tensor above, state_in included, from y and state_out. Saved for backward: the inputs
 // and the state at every 64th token of each sequence, B L H P N / 64 numbers in all (P rounded up to 16), of bfloat16
-// where pairs are multiplied, else float32; backward recomputes the rest; on a GPU the inputs alone. Sums over heads, time and sequences have an order that
-// follows from the shapes alone: the same bits for any number of threads, and from run to run.
+// where pairs are multiplied, else float32; backward recomputes the rest. A GPU keeps the inputs alone; where a segment
+// keeps all (Context::keeps_all), nothing is packed, P and N are multiples of 64 and warpgroups multiply, also the steps
+// and, in bfloat16, every 64th state. Sums over heads, time and sequences have an order that follows from the shapes
+// alone: the same bits for any number of threads, and from run to run.
 //
 // Throws Error where shapes, types or the packing do not fit.
 #pragma once

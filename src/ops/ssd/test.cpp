@@ -1,6 +1,7 @@
 // ssd against the double reference: values, and gradients of every input.
 #include <gtest/gtest.h>
 
+#include "krait/autograd/segment.h"
 #include "krait/base/isa.h"
 #include "krait/ops/ssd/fixture.h"
 
@@ -270,6 +271,52 @@ TEST(SsdAlgebra, T33_AHeadWithoutANumberForAGivesNone) {
       for (int64_t h = 0; h < k.H; ++h)
         EXPECT_EQ(std::isnan(y[static_cast<size_t>((i * k.H + h) * k.P)]), h == 1)
             << "token " << i << " of " << L << ", head " << h;
+  }
+}
+
+// Of a layer that is nothing else: y, then the gradients in the order of kSsdInputNames.
+std::vector<Values> layer_of_ssd(const SsdCase& k, Recompute recompute) {
+  testing::TestContext inputs(false, size_t{64} << 20);
+  SsdSetup setup(inputs, k);
+  Arena arena(DeviceMemory::shared_with(testing::test_device(), size_t{64} << 20));
+  Tape tape;
+  Context c;
+  c.device = testing::test_device();
+  c.arena = &arena;
+  c.tape = &tape;
+  SsdInputs& in = setup.in;
+  Tensors all;
+  for (Tensor* const t :
+       {&in.x, &in.dt, &in.A, &in.B, &in.C, &in.D, &in.dt_bias, &setup.state_in}) {
+    if (!*t) continue;
+    tape.watch(*t);
+    all.push_back(*t);
+  }
+  const auto layer = [&](Context& inner) {
+    return Tensors{ssd(inner, in, nullptr, setup.state_in).y};
+  };
+  const Tensor y = segment(c, all, layer, {.recompute = recompute})[0];
+  std::vector<Values> results{testing::to_double(y)};
+  tape.seed(c, y, 0.5f);
+  tape.backward(c);
+  for (const Tensor& t : all) results.push_back(testing::to_double(tape.grad(t)));
+  return results;
+}
+
+// On a GPU a layer that keeps all keeps the states before its chunks, which others compute again in backward.
+TEST(SsdKept, StatesThatWereKeptAreThoseOfBackward) {
+  std::vector<SsdCase> few(3);
+  for (SsdCase& k : few) k.P = 64, k.N = 128, k.dtype = k.dtype_BC = DType::bf16;
+  few[0].B = 2, few[0].L = 130, few[0].states = true;
+  few[1].L = 1100, few[1].states = true;  // in pieces
+  few[2].P = 128, few[2].N = 64, few[2].H = 4, few[2].G = 2, few[2].L = 200;
+  for (const SsdCase& k : few) {
+    const std::vector<Values> kept = layer_of_ssd(k, Recompute::none),
+                              again = layer_of_ssd(k, Recompute::cheap);
+    for (size_t i = 0; i < kept.size(); ++i) {
+      EXPECT_GT(testing::max_abs(kept[i]), 0);
+      testing::expect_same_bits(kept[i], again[i], fmt::format("{} of {} tokens", i, k.L));
+    }
   }
 }
 
