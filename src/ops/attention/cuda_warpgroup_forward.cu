@@ -138,21 +138,20 @@ __device__ void bring(const AttentionCall& c, const Room<kHead>& room, const Map
       if (work.from < sequence(c, work.sequence).tokens) break;
     }
     if (course >= kCourses) R::Courses::wait(room.q_done, course - kCourses);
-    Course& at = room.courses[course % kCourses];
     uint64_t* const q_ready = room.q_ready + course % kCourses;
     if (w >= works) {
-      at.n_tiles = 0;
+      room.courses[course % kCourses].n_tiles = 0;
       arrive(q_ready);
       return;
     }
-    at = course_of<kHead>(c, work);
+    const Course at = course_of<kHead>(c, work);
+    room.courses[course % kCourses] = at;
     arrive_expecting(q_ready, S::kQueryBytes);
 #pragma unroll
     for (int i = 0; i < S::kBoxes; ++i)
       copy_box(room.q(course) + i * S::kQueries * kBoxRow, maps.q, 64 * i, at.h, at.begin + at.from,
                q_ready);
-    const int n_tiles = at.n_tiles;
-    for (int n = 0; n < n_tiles; ++n) {
+    for (int n = 0; n < at.n_tiles; ++n) {
       const auto copy = [&](unsigned char* to, const CUtensorMap& own, const CUtensorMap& cached,
                             uint64_t* ready, uint64_t* done) {
         if (base + n >= S::kStages) R::wait(done, base + n - S::kStages);
@@ -171,7 +170,7 @@ __device__ void bring(const AttentionCall& c, const Room<kHead>& room, const Map
       copy(room.k(base + n), maps.k, maps.cached_k, room.k_ready, room.k_done);
       copy(room.v(base + n), maps.v, maps.cached_v, room.v_ready, room.v_done);
     }
-    base += n_tiles;
+    base += at.n_tiles;
     w = next_of(next_work, works);
   }
 }
@@ -194,27 +193,12 @@ __device__ void clear_tail(const Course& at, const Room<kHead>& room, int base, 
   asm volatile("bar.sync %0, %1;" ::"n"(1 + S::kGroups + 1), "n"(S::kThreads - 128) : "memory");
 }
 
-// Warpgroups that multiply queue their products one after another, each once for every tile: while those of one are made,
-// the others make weights.
-template <int kGroups>
-struct Turns {
-  int group;
-
-  __device__ static int barrier(int of) { return kGroups + 3 + of; }
-  __device__ void wait() const {
-    asm volatile("bar.sync %0, 256;" ::"r"(barrier(group)) : "memory");
-  }
-  __device__ void pass() const {
-    asm volatile("bar.arrive %0, 256;" ::"r"(barrier((group + 1) % kGroups)) : "memory");
-  }
-};
-
 template <int kHead>
 __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kHead>& room,
-                         const Turns<Shape<kHead>::kGroups>& turns, int course, int base) {
+                         int course, int base) {
   using S = Shape<kHead>;
   using R = Room<kHead>;
-  const int group = turns.group;
+  const int group = same_in_warp(static_cast<int>(threadIdx.x) / 128 - 1);
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4,
             lane = static_cast<int>(threadIdx.x) % 32;
   const int first_row = at.from + 64 * group, last_row = min(first_row + 63, at.tokens - 1);
@@ -233,8 +217,6 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
   uint32_t weights[8][4];
 
   const auto pass_by = [&](int n) {
-    turns.wait();
-    turns.pass();
     R::wait(room.k_ready, n);
     R::release(room.k_done, n);
     R::wait(room.v_ready, n);
@@ -307,10 +289,8 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
   if (begin < end) {
     float factor[2];
     R::wait(room.k_ready, begin);
-    turns.wait();
     begin_products();
     make_scores(begin);
-    turns.pass();
     wait_for_products<0>(scores);
     R::release(room.k_done, begin);
     weigh(begin, factor);
@@ -318,12 +298,11 @@ __device__ void multiply(const AttentionCall& c, const Course& at, const Room<kH
     wait_ahead(begin);
 #pragma unroll 1
     for (int n = begin + 1; n < end; ++n) {
-      R::wait(room.v_ready, n - 1);
-      turns.wait();
       begin_products();
       make_scores(n);
+      R::wait(room.v_ready, n - 1);
+      begin_products();
       add_weighted(n - 1);
-      turns.pass();
       wait_for_products<1>(scores);
       R::release(room.k_done, n);
       weigh(n, factor);
@@ -393,17 +372,14 @@ __global__ void __launch_bounds__(Shape<kHead>::kThreads, 1)
     if (threadIdx.x == 0) bring(c, room, maps, next_work, works);
   } else {
     take_registers<S::kMultiplying>();
-    const Turns<S::kGroups> turns{same_in_warp(static_cast<int>(threadIdx.x) / 128 - 1)};
-    if (turns.group == S::kGroups - 1) turns.pass();  // the first turn
     int base = 0;
     for (int course = 0;; ++course) {
       R::Courses::wait(room.q_ready, course);
       const Course at = room.courses[course % kCourses];
       if (at.n_tiles == 0) break;
-      multiply(c, at, room, turns, course, base);
+      multiply(c, at, room, course, base);
       base += at.n_tiles;
     }
-    if (turns.group == 0) turns.wait();  // the last one: nobody takes it
   }
 #endif
 }
