@@ -2,7 +2,8 @@
 // one piece for a head, or for some heads that share a head of keys, so that keys and values are read once; warps
 // beside each other have the heads beside each other, whose rows lie side by side in the cache. A row takes as few
 // lanes as 16 bytes each allow, and a warp has as many keys at once as that leaves room for; rows on their way lie in
-// shared memory, each lane's own part of them. Then the pieces come together (cuda_join.cu).
+// shared memory, each lane's own part of them. The first cached ones, which are older than the token, are asked for while
+// the kernel before this one runs. Then the pieces come together (cuda_join.cu).
 #include <algorithm>
 #include <type_traits>
 
@@ -61,7 +62,8 @@ struct Lane {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
       to.of_pass[pass] = {};
-      if (at(pass) < P) to.of_pass[pass] = *reinterpret_cast<const Run<kWidth, T>*>(row + at(pass));
+      if (at(pass) < P)
+        to.of_pass[pass] = load_past(reinterpret_cast<const Run<kWidth, T>*>(row + at(pass)));
     }
   }
   __device__ void write(const float (&from)[kElements], int64_t P, float* row) const {
@@ -255,6 +257,7 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1
         commit_copies();
       };
       for (int run = 0; run < kStages - 1; ++run) fetch(run);
+      wait_for_previous();
       load_queries(q);
       for (int run = 0; run < runs; ++run) {
         fetch(run + kStages - 1);
@@ -268,6 +271,7 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1
         add(run, k, v);
       }
     } else {
+      wait_for_previous();
       load_queries(q);
       for (int run = 0; run < runs; ++run) {
         Cached k[kKeys], v[kKeys];
@@ -289,6 +293,7 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads == 1 && kWidth > 1 ? 4 : 1
   }
   running.join_sides();
   if (row.side > 0) return;
+  wait_for_previous();  // where there were no keys
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     if (h0 + h >= h1) continue;
@@ -320,8 +325,8 @@ void launch_step(const AttentionCall& c, const Parts& parts, cudaStream_t stream
     const int bytes = kWarps * of_warp * 16;
     if (bytes > 48 << 10)
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    kernel<<<static_cast<unsigned>(ceil_div(units, kWarps)), 32 * kWarps, bytes, stream>>>(
-        c, parts, positions);
+    launch_dependent("attention step", kernel, dim3(static_cast<unsigned>(ceil_div(units, kWarps))),
+                     32 * kWarps, static_cast<size_t>(bytes), 1, stream, c, parts, positions);
   };
   const auto wide = [&](auto lanes, auto passes) {
     launch(step_kernel<T, S, kHeads, kWidth, lanes, passes>,
@@ -362,7 +367,6 @@ void attention_step(const AttentionCall& c, float* parts, void* stream) {
   } else {
     c.bf16 ? step(__nv_bfloat16(), 0.0f) : step(0.0f, 0.0f);
   }
-  check_launch("attention step");
   attention::join_pieces(c, at, stream);
 }
 

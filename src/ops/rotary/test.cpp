@@ -82,6 +82,8 @@ TEST(Rotary, MatchesReferenceInRunsOfWholeHeads) {
         const Rotation r{R, 10000, interleaved};
         expect_matches({.P = 64, .rotation = r, .dtype = dtype});
         expect_matches({.P = 64, .rotation = r, .dtype = dtype, .slice = true, .start = {77, 5}});
+        if (R < 64)
+          expect_matches({.P = 72, .rotation = r, .dtype = dtype});  // an odd run is left over
       }
   // As many tokens as a block has several of, and some over.
   expect_matches({.L = 1025, .H = 1, .P = 16, .rotation = {16}, .dtype = DType::bf16});

@@ -2,6 +2,8 @@
 #pragma once
 #include <cuda_bf16.h>
 
+#include <type_traits>
+
 #include "krait/tensor/cuda/launch.h"
 
 namespace krait::cuda {
@@ -24,6 +26,25 @@ __device__ inline void prefetch(const void* p) {
 template <int V, class T>
 __device__ inline void load(const T* p, float (&to)[V]) {
   const Run<V, T> r = *reinterpret_cast<const Run<V, T>*>(p);
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = static_cast<float>(r.v[i]);
+}
+
+// One access past the first-level cache: of what a kernel before this one wrote where this one started while that still
+// ran (launch_dependent.cuh).
+template <class R>
+__device__ inline R load_past(const R* p) {
+  using Word = std::conditional_t<
+      sizeof(R) == 16, uint4,
+      std::conditional_t<sizeof(R) == 8, uint2,
+                         std::conditional_t<sizeof(R) == 4, unsigned, unsigned short>>>;
+  static_assert(sizeof(Word) == sizeof(R));
+  const Word word = __ldcg(reinterpret_cast<const Word*>(p));
+  return *reinterpret_cast<const R*>(&word);
+}
+template <int V, class T>
+__device__ inline void load_past(const T* p, float (&to)[V]) {
+  const Run<V, T> r = load_past(reinterpret_cast<const Run<V, T>*>(p));
 #pragma unroll
   for (int i = 0; i < V; ++i) to[i] = static_cast<float>(r.v[i]);
 }
