@@ -21,9 +21,7 @@ target_include_directories(libkrait INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTAL
 add_library(Krait::krait ALIAS libkrait)
 
 install(TARGETS libkrait EXPORT KraitTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
-if(TARGET krait)
-  install(TARGETS krait RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-endif()
+install(TARGETS krait RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY include/krait DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 foreach(layer ${layers})
   install(DIRECTORY src/${layer} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/krait
