@@ -1,7 +1,7 @@
 #include <math.h>
 
 #include "krait/ops/cross_entropy/kernels.h"
-#include "krait/ops/softmax_simd.h"
+#include "krait/ops/simd_softmax.h"
 
 namespace krait::KRAIT_ISA {
 

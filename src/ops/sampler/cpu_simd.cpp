@@ -1,5 +1,5 @@
 #include "krait/ops/sampler/kernels.h"
-#include "krait/ops/softmax_simd.h"
+#include "krait/ops/simd_softmax.h"
 
 namespace krait::KRAIT_ISA {
 
