@@ -106,6 +106,7 @@ bool appends(const AttentionCall& c) { return c.to_k && c.in_place; }
 // where there is one to be appended to.
 __global__ void __launch_bounds__(32 * kWarps)
     join_few_kernel(const AttentionCall c, const Parts parts, const int appending) {
+  let_next_start();
   wait_for_previous();
   const int64_t index = blockIdx.x;
   const int block = static_cast<int>(blockIdx.y) - appending;
@@ -155,6 +156,7 @@ __global__ void __launch_bounds__(32 * kWarps)
 __global__ void __launch_bounds__(kJoinThreads)
     join_kernel(const AttentionCall c, const Parts parts, const int appending) {
   extern __shared__ float weights[];  // (pieces), then one a thread
+  let_next_start();
   wait_for_previous();
   const int64_t index = blockIdx.x, h = int64_t{blockIdx.y} - appending;
   if (h < 0) return append_in_place(c, index);

@@ -6,6 +6,7 @@
 
 #include "krait/ops/gate/kind.h"
 #include "krait/tensor/cuda/exponentials.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -62,10 +63,12 @@ __device__ inline void for_runs(int64_t rows, int64_t columns, const F& f) {
 
 template <Gate kind, class T, int V>
 __global__ void forward_kernel(const GateProblem p, int64_t rows) {
+  let_next_start();
+  wait_for_previous();
   for_runs<V>(rows, p.F, [&](int64_t row, int64_t i) {
     float g[V], u[V], slope;
-    load<V>(static_cast<const T*>(p.g) + row * p.g_row + i, g);
-    if (p.u) load<V>(static_cast<const T*>(p.u) + row * p.u_row + i, u);
+    load_past<V>(static_cast<const T*>(p.g) + row * p.g_row + i, g);
+    if (p.u) load_past<V>(static_cast<const T*>(p.u) + row * p.u_row + i, u);
     for (int v = 0; v < V; ++v) {
       at<kind, T>(g[v], g[v], slope);
       if (p.u) g[v] *= u[v];
@@ -131,10 +134,9 @@ void gate_forward(const GateProblem& p, int64_t rows, void* stream) {
   if (rows * p.F == 0) return;
   with_kernel(p, [&](auto kind, auto x, auto run) {
     constexpr int V = decltype(run)::value;
-    const auto kernel = forward_kernel<decltype(kind)::value, decltype(x), V>;
-    kernel<<<blocks_for(rows * p.F, V), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p, rows);
+    launch_dependent("gate", forward_kernel<decltype(kind)::value, decltype(x), V>,
+                     dim3(blocks_for(rows * p.F, V)), kThreads, 0, 1, stream, p, rows);
   });
-  check_launch("gate");
 }
 
 void gate_backward(const GateProblem& p, int64_t rows, void* stream) {
