@@ -50,8 +50,10 @@ class Run {
             "{}: there is a run already: go on with --resume {}, or name another directory",
             out_.string(), out_.string());
     check_log();
+    require(start_.empty() || fs::exists(start_),
+            "{}: expected a model directory (config.json with its weights)", start_.string());
     AnyConfig config = read_any_config(start_.empty() ? o_.model : start_.string());
-    data_ = std::make_unique<RunData>(o_, start_, config);
+    data_ = std::make_unique<RunData>(with_tokenizer(), start_, config);
     const TrainingMemory memory = plan_training(*make_model(config), o_.train);
     require_memory(memory, o_.train);
 
@@ -79,6 +81,14 @@ class Run {
     if (!o_.log.empty()) logs_.emplace_back(o_.log, logged);
     if (watcher_.begin)
       watcher_.begin(model_->params().numel(), memory, description, data_->unit());
+  }
+
+  // A run goes on with the tokenizer of its checkpoint where the file named at its start is gone.
+  RunOptions with_tokenizer() const {
+    RunOptions o = o_;
+    const fs::path kept = start_ / "tokenizer.json";
+    if (resume_ && !fs::exists(o.tokenizer) && fs::exists(kept)) o.tokenizer = kept.string();
+    return o;
   }
 
   // A run that was killed behind the writing of last/, before best/ took its place.

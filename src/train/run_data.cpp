@@ -120,8 +120,10 @@ void RunData::read() {
   if (examples_) return;
   const Encode encode = encoder(tokenizer_);
   tokens_ = std::make_unique<TokenStream>(read_tokens(sources_, encode, vocab_size_));
-  if (!valid_sources_.empty())
-    valid_tokens_ = std::make_unique<TokenStream>(read_tokens(valid_sources_, encode, vocab_size_));
+  if (valid_sources_.empty()) return;
+  valid_tokens_ = std::make_unique<TokenStream>(read_tokens(valid_sources_, encode, vocab_size_));
+  require(valid_tokens_->targets() > 0, "{}: the validation data has nothing to predict",
+          fmt::join(valid_sources_, ", "));
 }
 
 std::unique_ptr<Batches> RunData::batches(const TrainOptions& o) const {

@@ -212,6 +212,41 @@ TEST_F(Runs, OlderCheckpointsAreKeptAsAsked) {
   EXPECT_DOUBLE_EQ(r.best_loss, (l[8] + l[9]) / 2);
 }
 
+// A checkpoint has the tokenizer beside its weights.
+TEST_F(Runs, GoOnWithoutTheFilesTheyWereStartedFrom) {
+  RunOptions o = options("run");
+  o.tokenizer = (folder_ / "tokenizer.json").string();
+  std::string vocab;
+  for (int c = 32; c < 127; ++c)
+    vocab += fmt::format("{}\"{}{}\": {}", c > 32 ? ", " : "", c == '"' || c == '\\' ? "\\" : "",
+                         static_cast<char>(c), c);
+  write_file(
+      o.tokenizer,
+      fmt::format(R"({{"model": {{"type": "BPE", "vocab": {{{}, "\n": 10}}, "merges": []}}}})",
+                  vocab));
+  run_training(o, false, {});
+  fs::remove(o.tokenizer);
+  fs::remove(o.model);
+  o.train.steps += 1;
+  EXPECT_EQ(run_training(o, true, {}).steps, o.train.steps);
+}
+
+TEST_F(Runs, WhatCannotBeValidatedOrStartedFromIsNamedBeforeTheFirstStep) {
+  RunOptions o = options("run");
+  write_file(folder_ / "valid.txt", "a");
+  EXPECT_NE(testing::error_of([&] { run_training(o, false, {}); }).find("valid.txt"),
+            std::string::npos);
+  EXPECT_FALSE(fs::exists(o.out));
+  o = options("run");
+  o.model.clear();
+  o.from = (folder_ / "gone").string();
+  EXPECT_NE(testing::error_of([&] {
+              run_training(o, false, {});
+            }).find("gone: expected a model directory"),
+            std::string::npos);
+  EXPECT_FALSE(fs::exists(o.out));
+}
+
 TEST_F(Runs, OtherDataThanBeforeIsRefused) {
   const RunOptions o = options("run");
   run_training(o, false, {});
