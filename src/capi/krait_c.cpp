@@ -56,6 +56,9 @@ const char* krait_last_error() { return last_error.c_str(); }
 int krait_model_load(const char* directory, krait_dtype dtype, krait_model** model) {
   return guarded([&] {
     krait::require(directory && model, "krait_model_load: a null pointer was handed in");
+    krait::require(dtype >= KRAIT_STORED && dtype <= KRAIT_BFLOAT16,
+                   "krait_model_load: expected a krait_dtype, 0 to 2, got {}",
+                   static_cast<int>(dtype));
     krait::LoadOptions options;
     if (dtype == KRAIT_FLOAT32) options.dtype = krait::DType::f32;
     if (dtype == KRAIT_BFLOAT16) options.dtype = krait::DType::bf16;

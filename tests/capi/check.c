@@ -26,6 +26,9 @@ int main(int argc, char** argv) {
          "a missing folder fails");
   expect(strstr(krait_last_error(), "/no/such/folder") != NULL, "the message names the folder");
   expect(krait_model_load(NULL, KRAIT_FLOAT32, &model) == -1, "a null path fails");
+  expect(krait_model_load(argv[1], (krait_dtype)3, &model) == -1 &&
+             strstr(krait_last_error(), "got 3"),
+         "a type that there is not fails");
   expect(krait_model_load(argv[1], KRAIT_FLOAT32, &model) == 0, "the model loads");
   if (!model) return 1;
   const int64_t V = krait_model_logit_count(model);
