@@ -17,6 +17,10 @@ int main(int argc, char** argv) {
   const krait::LoadedModel loaded = krait::load_model(argv[1], {});
   krait::Likelihood likelihood(*loaded.model, loaded.dtype);
   std::ifstream file(argv[2], std::ios::binary);
+  if (!file) {
+    std::fprintf(stderr, "cannot open %s\n", argv[2]);
+    return 1;
+  }
   std::vector<char> piece(4096);
   long peak = 0;
   likelihood.begin();

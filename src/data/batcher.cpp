@@ -49,7 +49,7 @@ Batch cut_batch(const TokenStream& stream, std::span<const int64_t> starts, int6
 }
 
 Batcher::Batcher(const TokenStream& stream, const BatcherOptions& options)
-    : stream_(stream), o_(options) {
+    : stream_(stream), o_(options), checksum_(stream.checksum()) {
   require(o_.B > 0 && o_.L > 0, "a batch of {} sequences of {} tokens", o_.B, o_.L);
   require(!o_.carry_state || o_.order == Order::sequential,
           "states can only be carried from batch to batch in sequential order");

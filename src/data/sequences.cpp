@@ -176,7 +176,7 @@ uint64_t SequenceExamples::checksum() const {
   Hash sum;
   const auto add = [&](const auto& list) {
     sum.add_word(list.size());
-    sum.add(list.data(), list.size() * sizeof list[0]);
+    sum.add_words(list.data(), list.size() * sizeof list[0]);
   };
   for (const Example& e : all_) {
     add(e.tokens);

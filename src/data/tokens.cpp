@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "krait/base/error.h"
+#include "krait/base/hash.h"
 #include "krait/data/text.h"
 #include "krait/io/npy.h"
 
@@ -23,12 +24,8 @@ void TokenStream::append(std::span<const int32_t> ids, const std::string& where,
     require(ids[i] >= 0 && ids[i] < vocab_size_,
             "{}: token {}: expected an id from 0 to {}, got {}", where,
             offset + static_cast<int64_t>(i), vocab_size_ - 1, ids[i]);
-  if (starts_next_) {
-    starts_.push_back(size_);
-    sum_.add_word(~uint64_t{0});  // no id
-  }
+  if (starts_next_) starts_.push_back(size_);
   starts_next_ = false;
-  for (const int32_t id : ids) sum_.add_word(static_cast<uint32_t>(id));
   std::visit(
       [&](auto& kept) {
         for (const int32_t id : ids)
@@ -42,6 +39,14 @@ void TokenStream::read(int64_t begin, int64_t n, int32_t* out) const {
   require(begin >= 0 && n >= 0 && begin + n <= size_, "tokens [{}, {}) of a stream of {}", begin,
           begin + n, size_);
   std::visit([&](const auto& kept) { std::copy_n(kept.begin() + begin, n, out); }, ids_);
+}
+
+uint64_t TokenStream::checksum() const {
+  Hash sum;
+  std::visit([&](const auto& kept) { sum.add_words(kept.data(), kept.size() * sizeof kept[0]); },
+             ids_);
+  sum.add_words(starts_.data(), starts_.size() * sizeof starts_[0]);
+  return sum.h;
 }
 
 bool TokenStream::starts_document(int64_t position) const {

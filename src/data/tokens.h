@@ -8,8 +8,6 @@
 #include <variant>
 #include <vector>
 
-#include "krait/base/hash.h"
-
 namespace krait {
 
 // Ids are kept in the smallest of 1, 2 and 4 bytes that holds the vocabulary.
@@ -30,7 +28,7 @@ class TokenStream {
   // Positions of the first tokens of documents, ascending; the first is 0.
   const std::vector<int64_t>& starts() const { return starts_; }
   bool starts_document(int64_t position) const;
-  uint64_t checksum() const { return sum_.h; }  // of ids and starts
+  uint64_t checksum() const;  // of ids, as they are kept, and starts
   // Tokens that have a next one in their document.
   int64_t targets() const { return size_ - static_cast<int64_t>(starts_.size()); }
 
@@ -39,7 +37,6 @@ class TokenStream {
   bool starts_next_ = true;
   std::variant<std::vector<uint8_t>, std::vector<uint16_t>, std::vector<int32_t>> ids_;
   std::vector<int64_t> starts_;
-  Hash sum_;
 };
 
 // Text to ids. An empty function: the ids are the bytes.

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "krait/base/file.h"
+#include "krait/base/folder_lock.h"
 #include "krait/train/checkpoint.h"
 #include "krait/train/run_data.h"
 #include "krait/train/sample.h"
@@ -72,13 +73,15 @@ class Run {
     std::error_code ec;
     fs::create_directories(out_, ec);
     require(!ec, "cannot create {}: {}", out_.string(), ec.message());
+    lock_.emplace(out_);
     remove_unfinished(out_);
     write_file(out_ / "config.toml", to_toml(o_));
     if (resume_) mend_best();
     unfinished_ = step_to_finish();
     const int64_t logged = trainer_->steps_done() - (unfinished_ ? 1 : 0);
     logs_.emplace_back(out_ / "log.jsonl", logged);
-    if (!o_.log.empty()) logs_.emplace_back(o_.log, logged);
+    if (!o_.log.empty() && !fs::equivalent(o_.log, out_ / "log.jsonl", ec))
+      logs_.emplace_back(o_.log, logged);
     if (watcher_.begin)
       watcher_.begin(model_->params().numel(), memory, description, data_->unit());
   }
@@ -212,7 +215,8 @@ class Run {
   bool resume_;
   const RunWatcher& watcher_;
   fs::path out_;
-  fs::path start_;  // directory that the weights come from; empty: fresh ones
+  std::optional<FolderLock> lock_;  // of out_
+  fs::path start_;                  // directory that the weights come from; empty: fresh ones
   std::unique_ptr<RunData> data_;
   std::unique_ptr<models::Model> model_;
   std::unique_ptr<Trainer> trainer_;

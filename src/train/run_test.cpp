@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "krait/base/file.h"
+#include "krait/base/folder_lock.h"
 #include "krait/io/model.h"
 #include "krait/testing/files.h"
 #include "krait/train/checkpoint.h"
@@ -245,6 +246,21 @@ TEST_F(Runs, WhatCannotBeValidatedOrStartedFromIsNamedBeforeTheFirstStep) {
             }).find("gone: expected a model directory"),
             std::string::npos);
   EXPECT_FALSE(fs::exists(o.out));
+}
+
+TEST_F(Runs, OneProcessTrainsInAFolderAndLogsOnce) {
+  RunOptions o = options("run");
+  o.log = (fs::path(o.out) / "log.jsonl").string();
+  run_training(o, false, {});
+  EXPECT_EQ(losses(o.out).size(), 10u);
+  o.train.steps = 11;
+  {
+    const FolderLock other(o.out);
+    EXPECT_NE(testing::error_of([&] { run_training(o, true, {}); }).find("another process"),
+              std::string::npos);
+  }
+  EXPECT_EQ(losses(o.out).size(), 10u);
+  EXPECT_EQ(run_training(o, true, {}).steps, 11);
 }
 
 TEST_F(Runs, OtherDataThanBeforeIsRefused) {
