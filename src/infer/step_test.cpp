@@ -1,7 +1,8 @@
-// A Mamba-1 model of sizes that ops::mamba1_step has kernels for: tokens read one by one, the third and later
-// ones from a recorded graph on a GPU, give what a pass over all of them gives.
+// Models of sizes that ops::mamba1_step has kernels for, or mamba1_stack and mamba2_stack: tokens read one by one, the
+// third and later ones from a recorded graph on a GPU, give what a pass over all of them gives.
 #include <gtest/gtest.h>
 
+#include "krait/models/mamba2.h"
 #include "krait/testing/small_model.h"
 
 namespace krait {
@@ -11,11 +12,8 @@ using namespace krait::testing;
 
 constexpr size_t kPrompt = 4, kTokens = 20;
 
-std::unique_ptr<models::LanguageModel> model_of(DType type) {
-  models::Config config = models::mamba_config(64, 3, kSmallVocab, 8);
-  nn::Mamba1Config mixer = models::mamba1_of(config);
-  mixer.dt_rank = 8;
-  auto model = std::make_unique<models::LanguageModel>(models::with_mamba1(config, mixer));
+std::unique_ptr<models::LanguageModel> drawn(const models::Config& config, DType type) {
+  auto model = std::make_unique<models::LanguageModel>(config);
   model->params().allocate(nn::Purpose::inference, type, false, test_device());
   model->params().initialize(7);
   uint64_t stream = 100;
@@ -26,6 +24,13 @@ std::unique_ptr<models::LanguageModel> model_of(DType type) {
     set_values(p.value, v);
   }
   return model;
+}
+
+std::unique_ptr<models::LanguageModel> model_of(DType type) {
+  const models::Config config = models::mamba_config(64, 3, kSmallVocab, 8);
+  nn::Mamba1Config mixer = models::mamba1_of(config);
+  mixer.dt_rank = 8;
+  return drawn(models::with_mamba1(config, mixer), type);
 }
 
 // Logits behind the last token of each row; all but the first `stepped` tokens from the end in one pass.
@@ -76,6 +81,41 @@ TEST(FusedStep, InBfloat16IsAsNearToFloat32AsAPass) {
     const double stepped = max_abs_error(logits(*model, DType::bf16, B, kTokens), exact);
     EXPECT_LE(stepped, 2 * whole) << B << " rows";
     EXPECT_GT(whole, 0);
+  }
+}
+
+// Of a width whose layers are one kernel on GPUs of compute capability 9.0.
+std::vector<models::Config> stacked() {
+  return {models::mamba_config(1024, 2, kSmallVocab, 8),
+          models::mamba2_config(1024, 2, kSmallVocab, 16)};
+}
+
+TEST(StackedStep, IsAsNearToFloat32AsAPass) {
+  for (const models::Config& config : stacked()) {
+    const auto model = drawn(config, DType::bf16);
+    const Values exact = logits(*model, DType::f32, 1, 0);
+    const double whole = max_abs_error(logits(*model, DType::bf16, 1, 0), exact);
+    EXPECT_LE(max_abs_error(logits(*model, DType::bf16, 1, kTokens), exact), 2 * whole);
+    EXPECT_GT(whole, 0);
+  }
+}
+
+TEST(StackedStep, SameBitsRecordedRewoundAndForked) {
+  for (const models::Config& config : stacked()) {
+    const auto model = drawn(config, DType::bf16);
+    SessionOptions o;
+    o.activation = DType::bf16;
+    Session s(*model, o), fork(*model, o);
+    read(s, {random_ids(kPrompt, 1)});
+    const Snapshot start = s.snapshot(0);
+    const auto from_start = [&](Session& of) {
+      of.restore(0, start);
+      for (const int32_t id : random_ids(kTokens, 2)) of.step({&id, 1});
+      return to_double(of.logits());
+    };
+    const Values first = from_start(s);  // two tokens launched, then a graph
+    expect_same_bits(first, from_start(s), "rewound");
+    expect_same_bits(first, from_start(fork), "forked");
   }
 }
 

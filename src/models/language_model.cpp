@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "krait/autograd/segment.h"
 #include "krait/models/architecture.h"
@@ -78,7 +79,9 @@ Tensor LanguageModel::hidden(Context& c, const Feed& feed, const Pass& pass) con
     r = ops::add_positions(c, r, positions_->value, pass.packing,
                            pass.state_in ? pass.state_in->tensor(0) : Tensor(),
                            pass.state_out ? pass.state_out->tensor(0) : Tensor());
-  for (size_t i = 0; i < blocks_.size(); ++i) {
+  const Tensor stepped = step_at_once(c, r, pass);
+  if (stepped) r = stepped;
+  for (size_t i = 0; !stepped && i < blocks_.size(); ++i) {
     nn::BlockCall call{pass.packing, {}, pass.dropout, pass.balance_gradient, {}, {}};
     call.in_place = !c.tape;
     if (pass.router) call.router = pass.router.select(0, static_cast<int64_t>(i));
@@ -109,6 +112,28 @@ Tensor LanguageModel::hidden(Context& c, const Feed& feed, const Pass& pass) con
   }
   const Tensor h = config_.norm_f.empty() ? r : norm_f_(c, r, c.activation);
   return ops::scale(c, h, config_.head_factor);
+}
+
+Tensor LanguageModel::step_at_once(Context& c, const Tensor& stream, const Pass& pass) const {
+  if (c.device.type == Device::cpu || c.tape || c.training || pass.packing || stream.size(1) != 1 ||
+      !pass.state_in || !pass.state_out)
+    return {};
+  const auto through = [&]<class Layer>(std::type_identity<Layer>, const auto& stack) -> Tensor {
+    std::vector<Layer> layers;
+    std::vector<ops::StepStates> states;
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const nn::StepLayer of = blocks_[i]->step_layer();
+      const Layer* const layer = std::get_if<Layer>(&of);
+      if (!layer) return {};
+      const auto [conv, ssm] = std::pair(first_part_[i], first_part_[i] + 1);
+      if (pass.state_in->tensor(conv).data != pass.state_out->tensor(conv).data) return {};
+      layers.push_back(*layer);
+      states.push_back({pass.state_in->tensor(conv), pass.state_in->tensor(ssm)});
+    }
+    return stack(c, layers, states, stream);
+  };
+  const Tensor next = through(std::type_identity<ops::Mamba1Layer>(), ops::mamba1_stack);
+  return next ? next : through(std::type_identity<ops::Mamba2Layer>(), ops::mamba2_stack);
 }
 
 bool LanguageModel::any_block(bool (nn::Block::*has)() const) const {

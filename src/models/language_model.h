@@ -56,6 +56,8 @@ class LanguageModel : public Model {
 
  private:
   bool any_block(bool (nn::Block::*has)() const) const;
+  // A decoded token through all blocks by one kernel, where there is one; else empty, with nothing done.
+  Tensor step_at_once(Context& c, const Tensor& stream, const Pass& pass) const;
 
   const nn::Param& head() const;  // of a language model
 

@@ -67,6 +67,11 @@ bool PreNorm::routes() const { return any_mixer(&Mixer::routes); }
 
 bool PreNorm::carries_by_host() const { return any_mixer(&Mixer::carries_by_host); }
 
+StepLayer PreNorm::step_layer() const {
+  if (parts_.size() != 1 || !parts_[0].norm) return {};
+  return parts_[0].mixer->step_layer(*parts_[0].norm);
+}
+
 // run(call) with the next of the states that are left; the ends are added to those of `call`.
 template <class Run>
 static Tensor with_states(const Mixer& mixer, BlockCall& call, BlockState& left, const Run& run) {
@@ -120,6 +125,17 @@ static bool in_place(const Context& c, const Tensor& stream, const BlockCall& ca
   return !s.in.empty() && !s.out.empty() && s.in[0] && s.in[0].data == s.out[0].data;
 }
 
+// One token of each sequence, stream (B, 1, D) -> (B, 1, D), states overwritten; empty, with nothing done, where no op
+// knows the layer.
+static Tensor step(Context& c, const StepLayer& layer, const Tensor& stream,
+                   const std::vector<Tensor>& states) {
+  if (const auto* one = std::get_if<ops::Mamba1Layer>(&layer))
+    return ops::mamba1_step(c, *one, stream, states[0], states[1]);
+  if (const auto* two = std::get_if<ops::Mamba2Layer>(&layer))
+    return ops::mamba2_step(c, *two, stream, states[0], states[1]);
+  return {};
+}
+
 Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
   std::vector<Tensor> normed;
   if (parallel_)
@@ -132,7 +148,8 @@ Tensor PreNorm::forward(Context& c, const Tensor& r, BlockCall& call) const {
     const bool alone = !parallel_ && p.norm && (i + 1 == parts_.size() || parts_[i + 1].norm);
     stream = with_states(*p.mixer, call, left, [&](BlockCall& inner) {
       if (alone && in_place(c, stream, inner))
-        if (const Tensor next = p.mixer->step(c, *p.norm, stream, inner)) return next;
+        if (const Tensor next = step(c, p.mixer->step_layer(*p.norm), stream, inner.state.in))
+          return next;
       if (parallel_) {
         x = normed[i];
       } else if (p.norm) {

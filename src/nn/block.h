@@ -4,10 +4,13 @@
 #pragma once
 #include <memory>
 #include <optional>
+#include <variant>
 #include <vector>
 
 #include "krait/nn/param.h"
 #include "krait/nn/state.h"
+#include "krait/ops/mamba1_step/mamba1_step.h"
+#include "krait/ops/mamba2_step/mamba2_step.h"
 #include "krait/ops/norm/norm.h"
 #include "krait/ops/packing.h"
 
@@ -41,6 +44,9 @@ struct Norm {
   Tensor operator()(Context& c, const Tensor& x, DType out, bool remake_y = false) const;
 };
 
+// A norm and a mixer that one op takes one token through: a faster way to the same numbers.
+using StepLayer = std::variant<std::monostate, ops::Mamba1Layer, ops::Mamba2Layer>;
+
 // Attention, an SSM, an MLP, experts.
 class Mixer {
  public:
@@ -55,9 +61,8 @@ class Mixer {
   // project_and_add). The stream must not be used again (Tape::watch_sum). No stream: what it adds alone.
   virtual Tensor forward(Context& c, const Tensor& x, const Tensor& stream,
                          BlockCall& call) const = 0;
-  // One token of each sequence with its norm, stream (B, 1, D) -> (B, 1, D), states overwritten, nothing
-  // recorded: a faster way to the same numbers. Empty, with nothing done, where there is none.
-  virtual Tensor step(Context&, const Norm&, const Tensor&, BlockCall&) const { return {}; }
+  // What it is, behind that norm, to ops of one token.
+  virtual StepLayer step_layer(const Norm&) const { return {}; }
 };
 
 class Block {
@@ -67,6 +72,7 @@ class Block {
   virtual bool routes() const { return false; }
   virtual bool carries_by_host() const { return false; }
   virtual bool reads_embeddings() const { return false; }  // BlockCall::embedded is needed
+  virtual StepLayer step_layer() const { return {}; }      // where it is one alone
   // r (B, L, D) float32 -> (B, L, D) float32; r must not be used again.
   virtual Tensor forward(Context& c, const Tensor& r, BlockCall& call) const = 0;
 };
@@ -82,6 +88,7 @@ class PreNorm : public Block {
   std::vector<StatePart> state_parts() const override;
   bool routes() const override;
   bool carries_by_host() const override;
+  StepLayer step_layer() const override;
   Tensor forward(Context& c, const Tensor& r, BlockCall& call) const override;
 
  private:

@@ -147,7 +147,7 @@ Tensor Mamba1::forward(Context& c, const Tensor& x, const Tensor& stream, BlockC
   return project_and_add(c, y, *out_proj_, out_bias_, stream, call);      // (B, L, D)
 }
 
-Tensor Mamba1::step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const {
+StepLayer Mamba1::step_layer(const Norm& norm) const {
   if (!steps_ || norm.kind != ops::NormKind::rms || !norm.weight || norm.bias) return {};
   ops::Mamba1Layer layer;
   layer.norm = norm.weight->value;
@@ -155,7 +155,7 @@ Tensor Mamba1::step(Context& c, const Norm& norm, const Tensor& stream, BlockCal
   layer.in_proj = in_proj_->value;
   layer.out_proj = out_proj_->value;
   branch_.describe(layer);
-  return ops::mamba1_step(c, layer, stream, call.state.in[0], call.state.in[1]);
+  return layer;
 }
 
 BiMamba::BiMamba(ParamSet& params, const std::string& name, const Mamba1Config& g, bool shared)

@@ -65,7 +65,7 @@ class Mamba1 : public Mixer {
   std::vector<StatePart> state_parts() const override { return branch_.state_parts(); }
   bool projects_first() const override { return true; }
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
-  Tensor step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const override;
+  StepLayer step_layer(const Norm& norm) const override;
 
  private:
   bool steps_;  // ops::mamba1_step is this mixer

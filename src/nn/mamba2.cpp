@@ -131,7 +131,7 @@ bool Mamba2::steps() const {
          g.zxBCdt_factors == std::array<float, 5>{1, 1, 1, 1, 1};
 }
 
-Tensor Mamba2::step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const {
+StepLayer Mamba2::step_layer(const Norm& norm) const {
   if (!steps() || norm.kind != ops::NormKind::rms || !norm.weight || norm.bias) return {};
   const Mamba2Config& g = config_;
   ops::Mamba2Layer layer;
@@ -147,7 +147,7 @@ Tensor Mamba2::step(Context& c, const Norm& norm, const Tensor& stream, BlockCal
   layer.gate_eps = g.norm_eps;
   layer.dt_min = g.dt_low, layer.dt_max = g.dt_high;
   layer.out_proj = out_proj_->value;
-  return ops::mamba2_step(c, layer, stream, call.state.in[0], call.state.in[1]);
+  return layer;
 }
 
 }  // namespace krait::nn

@@ -46,7 +46,7 @@ class Mamba2 : public Mixer {
   std::vector<StatePart> state_parts() const override;  // conv (E + 2GN, W), ssm (H, P, N)
   bool projects_first() const override { return config_.in_factor == 1; }
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
-  Tensor step(Context& c, const Norm& norm, const Tensor& stream, BlockCall& call) const override;
+  StepLayer step_layer(const Norm& norm) const override;
 
  private:
   bool steps() const;  // ops::mamba2_step is this mixer

@@ -1,8 +1,11 @@
 // Tests of ops that decode a token: what they leave is compared part by part.
 #pragma once
+#include <algorithm>
+#include <deque>
 #include <string>
 #include <vector>
 
+#include "krait/ops/step_states.h"
 #include "krait/testing/op_test.h"
 
 namespace krait::testing {
@@ -30,5 +33,47 @@ inline void expect_steps_within_twice_plain(const Values& got, const Values& exa
                               narrow ? state : type, name + names[i]);
   }
 }
+
+// A token through several layers by one op. Step(case, draw): a layer with its states and a stream, as the tests of one
+// layer have it, drawn anew for each draw.
+template <class Step>
+struct Stack {
+  template <class Case>
+  Stack(const Case& each, size_t layers) {
+    for (size_t i = 0; i < layers; ++i) {
+      const Step& s = steps.emplace_back(each, 20 * i);
+      of.push_back(s.l);
+      states.push_back({s.conv_state, s.ssm_state});
+    }
+  }
+
+  // The next stream and the last layer's states; empty where the op has no kernel.
+  template <class Op>
+  Values step(const Op& op) {
+    const Tensor next = op(steps[0].t.c, of, states, steps[0].stream);
+    if (!next) return {};
+    Values all = to_double(next);
+    for (const Tensor& t : {states.back().conv, states.back().ssm}) {
+      const Values v = to_double(t);
+      all.insert(all.end(), v.begin(), v.end());
+    }
+    return all;
+  }
+  // The same, layer by layer.
+  template <class T, class Reference>
+  std::vector<T> reference(const Reference& layer) const {
+    std::vector<T> all;
+    for (const Step& s : steps) {
+      auto v = s.template values<T>();
+      if (!all.empty()) std::copy_n(all.begin(), v.stream.size(), v.stream.begin());
+      all = layer(v);
+    }
+    return all;
+  }
+
+  std::deque<Step> steps;
+  std::vector<decltype(Step::l)> of;
+  std::vector<ops::StepStates> states;
+};
 
 }  // namespace krait::testing

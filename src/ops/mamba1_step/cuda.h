@@ -45,4 +45,29 @@ constexpr int64_t kMostStepScanRows = 2;
 void step_in_proj_rows(const StepInProj& p, void* normed, void* stream);
 void step_scan_rows(const StepScan& p, void* stream);
 
+// All layers for one sequence in bfloat16, in one kernel that has the GPU for itself: of E = 2 D and R = D / 16, for sizes
+// that has_step_stack takes. The stream (D) is overwritten; messages: step_stack_messages(D) times 8 bytes of scratch.
+struct StepStackLayer {
+  const void *in_proj = nullptr, *x_proj = nullptr, *dt_proj = nullptr, *out_proj = nullptr;
+  const float *norm = nullptr, *taps = nullptr, *bias = nullptr, *dt_bias = nullptr,
+              *A_log = nullptr, *D = nullptr;
+  float eps = 0;
+  void *conv_state = nullptr, *state = nullptr;
+};
+constexpr int kMostStackLayers = 64;
+struct StepStack {
+  int layers = 0;
+  int64_t D = 0;
+  bool state_bf16 = false;
+  float* stream = nullptr;
+  void* messages = nullptr;
+  StepStackLayer layer[kMostStackLayers] = {};
+};
+constexpr int64_t step_stack_messages(
+    int64_t D) {  // of 128 blocks: x, squares, x_proj u and its parts, y
+  return D / 2 + 128 + 129 * (D / 16 + 2 * kStepStates) + D;
+}
+bool has_step_stack(int64_t D, bool state_bf16);
+void step_stack(const StepStack& p, void* stream);
+
 }  // namespace krait::cuda

@@ -18,6 +18,12 @@ __device__ inline float2 load_states(const __nv_bfloat16* p) {
   const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(p));
   return {low_bf16(v), high_bf16(v)};
 }
+// The same in shared memory.
+__device__ inline float2 states_at(const float* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ inline float2 states_at(const __nv_bfloat16* p) {
+  const unsigned v = *reinterpret_cast<const unsigned*>(p);
+  return {low_bf16(v), high_bf16(v)};
+}
 __device__ inline void store_states(float* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
 __device__ inline void store_states(__nv_bfloat16* p, float2 v) {
   *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(v.x, v.y);
@@ -30,6 +36,18 @@ struct StepChannel {
   Eight<T> w[kRuns];
   float A[2], bias, D;  // A times log2(e)
 
+  StepChannel() = default;
+  // Of rows in shared memory, in bfloat16.
+  __device__ StepChannel(const T* of_dt_proj, int rank, const float* of_A_log, float of_bias,
+                         float of_D)
+      : lane(static_cast<int>(threadIdx.x) % kStepLanes), R(rank), bias(of_bias), D(of_D) {
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i)
+      if (const int r = 8 * (lane + kStepLanes * i); r < R)
+        w[i].v[0] = *reinterpret_cast<const uint4*>(of_dt_proj + r);
+    const float2 a = reinterpret_cast<const float2*>(of_A_log)[lane];
+    A[0] = scaled_A(a.x, true), A[1] = scaled_A(a.y, true);
+  }
   // What no kernel writes.
   __device__ StepChannel(const StepScan& p, int64_t e)
       : lane(static_cast<int>(threadIdx.x) % kStepLanes), R(static_cast<int>(p.R)) {

@@ -22,6 +22,9 @@
 // Activations x, z, u and what out_proj reads are rounded to Context::activation, all else is float32: on a GPU
 // also δ and dt_proj δ, which the composition rounds. Deterministic. Nothing is recorded.
 #pragma once
+#include <vector>
+
+#include "krait/ops/step_states.h"
 #include "krait/tensor/context.h"
 
 namespace krait::ops {
@@ -34,5 +37,11 @@ struct Mamba1Layer {
 // Returns the next stream (B, 1, D).
 Tensor mamba1_step(Context& c, const Mamba1Layer& layer, const Tensor& stream,
                    const Tensor& conv_state, const Tensor& ssm_state);
+
+// The same for a sequence through layers one behind the other, by one kernel: in bfloat16 on compute capability 9.0, B = 1,
+// E = 2 D and R = D / 16 as the published models have them, D 1,024, 1,536, 2,048 or 2,560. Elsewhere empty, with
+// nothing done.
+Tensor mamba1_stack(Context& c, const std::vector<Mamba1Layer>& layers,
+                    const std::vector<StepStates>& states, const Tensor& stream);
 
 }  // namespace krait::ops

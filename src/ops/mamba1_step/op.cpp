@@ -205,6 +205,19 @@ void add_cost(Context& c, const Mamba1Layer& l, const Sizes& s, const Tensor& co
          2 * B * weights + 7 * states);
 }
 
+// Whether the kernel of all layers is made for this one.
+bool stacks(const Context& c, const Mamba1Layer& l, const StepStates& of, const Sizes& s) {
+  const Tensor* const copied[] = {&l.in_proj,  &l.conv,    &l.conv_bias, &l.x_proj,
+                                  &l.dt_proj,  &l.dt_bias, &l.A_log,     &l.D,
+                                  &l.out_proj, &of.conv,   &of.ssm};
+  for (const Tensor* t : copied)
+    if (!*t || reinterpret_cast<uintptr_t>(t->data) % 16 != 0) return false;
+  for (const Tensor* w : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj})
+    if (w->dtype != c.activation) return false;
+  return c.activation == DType::bf16 && of.conv.dtype == c.activation && s.B == 1 &&
+         s.E == 2 * s.D && s.R == s.D / 16 && s.W == cuda::kStepTaps && s.N == cuda::kStepStates;
+}
+
 }  // namespace
 
 Tensor mamba1_step(Context& c, const Mamba1Layer& layer, const Tensor& stream,
@@ -215,6 +228,49 @@ Tensor mamba1_step(Context& c, const Mamba1Layer& layer, const Tensor& stream,
     return composed(c, layer, s, stream, conv_state, ssm_state);
   add_cost(c, layer, s, conv_state, ssm_state);
   return fused(c, layer, s, stream, conv_state, ssm_state);
+}
+
+Tensor mamba1_stack(Context& c, const std::vector<Mamba1Layer>& layers,
+                    const std::vector<StepStates>& states, const Tensor& stream) {
+  require(!c.tape, "[mamba1_stack] it cannot be recorded for backward");
+  require(layers.size() == states.size() && !layers.empty(),
+          "[mamba1_stack] expected as many states as layers, got {} and {}", states.size(),
+          layers.size());
+  if (c.device.type == Device::cpu || layers.size() > cuda::kMostStackLayers) return {};
+  const DType type = states[0].ssm.dtype;
+  cuda::StepStack p{.layers = static_cast<int>(layers.size()),
+                    .D = layers[0].in_proj.size(1),
+                    .state_bf16 = type == DType::bf16,
+                    .stream = stream.as<float>()};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Mamba1Layer& l = layers[i];
+    const Sizes s = check(l, stream, states[i].conv, states[i].ssm, c.activation);
+    if (!stacks(c, l, states[i], s) || states[i].ssm.dtype != type) return {};
+    p.layer[i] = {.in_proj = l.in_proj.data,
+                  .x_proj = l.x_proj.data,
+                  .dt_proj = l.dt_proj.data,
+                  .out_proj = l.out_proj.data,
+                  .norm = l.norm.as<float>(),
+                  .taps = l.conv.as<float>(),
+                  .bias = l.conv_bias.as<float>(),
+                  .dt_bias = l.dt_bias.as<float>(),
+                  .A_log = l.A_log.as<float>(),
+                  .D = l.D.as<float>(),
+                  .eps = l.eps,
+                  .conv_state = states[i].conv.data,
+                  .state = states[i].ssm.data};
+  }
+  bool here = false;
+  KRAIT_WITH_CUDA(here = cuda::has_step_stack(p.D, p.state_bf16));
+  if (!here) return {};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const auto& [conv, ssm] = states[i];
+    add_cost(c, layers[i], check(layers[i], stream, conv, ssm, c.activation), conv, ssm);
+  }
+  Scratch scratch(c);
+  p.messages = c.scratch({2 * cuda::step_stack_messages(p.D)}, DType::f32).data;
+  if (!c.planning()) KRAIT_WITH_CUDA(cuda::step_stack(p, c.stream));
+  return stream;
 }
 
 }  // namespace krait::ops

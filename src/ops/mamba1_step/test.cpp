@@ -23,24 +23,25 @@ struct Case {
 };
 
 struct Step {
-  explicit Step(const Case& k) : q(k) {
+  explicit Step(const Case& k, uint64_t draw = 0) : q(k) {
     t.c.activation = k.type;
     const auto matrix = [&](int64_t n, int64_t m, uint64_t seed) {
-      return t.random({n, m}, k.type, seed, {.scale = 1 / std::sqrt(static_cast<double>(m))});
+      return t.random({n, m}, k.type, draw + seed,
+                      {.scale = 1 / std::sqrt(static_cast<double>(m))});
     };
-    l.norm = t.random({k.D}, DType::f32, 1, {.mean = 1, .scale = 0.3});
+    l.norm = t.random({k.D}, DType::f32, draw + 1, {.mean = 1, .scale = 0.3});
     l.in_proj = matrix(2 * k.E, k.D, 2);
-    l.conv = t.random({k.E, k.W}, DType::f32, 3, {.scale = 0.5});
-    if (k.conv_bias) l.conv_bias = t.random({k.E}, DType::f32, 4);
+    l.conv = t.random({k.E, k.W}, DType::f32, draw + 3, {.scale = 0.5});
+    if (k.conv_bias) l.conv_bias = t.random({k.E}, DType::f32, draw + 4);
     l.x_proj = matrix(k.R + 2 * k.N, k.E, 5);
     l.dt_proj = matrix(k.E, k.R, 6);
-    l.dt_bias = t.random({k.E}, DType::f32, 7, {.mean = -2});
-    l.A_log = t.random({k.E, k.N}, DType::f32, 8, {.mean = 1});
-    l.D = t.random({k.E}, DType::f32, 9);
+    l.dt_bias = t.random({k.E}, DType::f32, draw + 7, {.mean = -2});
+    l.A_log = t.random({k.E, k.N}, DType::f32, draw + 8, {.mean = 1});
+    l.D = t.random({k.E}, DType::f32, draw + 9);
     l.out_proj = matrix(k.D, k.E, 10);
-    stream = t.random({k.B, 1, k.D}, DType::f32, 11, {.mean = 0.1, .scale = 3});
-    conv_state = t.random({k.B, k.E, k.W}, k.wide_conv ? DType::f32 : k.type, 12);
-    ssm_state = t.random({k.B, k.E, k.N}, k.state, 13);
+    stream = t.random({k.B, 1, k.D}, DType::f32, draw + 11, {.mean = 0.1, .scale = 3});
+    conv_state = t.random({k.B, k.E, k.W}, k.wide_conv ? DType::f32 : k.type, draw + 12);
+    ssm_state = t.random({k.B, k.E, k.N}, k.state, draw + 13);
   }
 
   template <class T>
@@ -145,6 +146,51 @@ TEST(Mamba1Step, TwiceTheSameBits) {
       const ThreadCount two(2);
       expect_same_bits(first, b.step(), a.q.name());
     }
+}
+
+Case of_width(int64_t D, DType state) {
+  return {1, D, 2 * D, D / 16, DType::bf16, 16, 4, true, state};
+}
+
+TEST(Mamba1Stack, WithinTwiceAPlainRun) {
+  if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
+  for (const auto& [D, layers, state] :
+       std::initializer_list<std::tuple<int64_t, size_t, DType>>{{1024, 1, DType::f32},
+                                                                 {1024, 3, DType::f32},
+                                                                 {1024, 2, DType::bf16},
+                                                                 {1536, 1, DType::f32},
+                                                                 {2048, 1, DType::bf16},
+                                                                 {2560, 1, DType::f32}}) {
+    Stack<Step> s(of_width(D, state), layers);
+    const Values exact = s.reference<double>(
+        [](const auto& v) { return ops::reference::mamba1_step(v, [](double x) { return x; }); });
+    const std::vector<float> plain = s.reference<float>([](const auto& v) {
+      return ops::reference::mamba1_step(v, [](float x) { return static_cast<float>(bf16(x)); });
+    });
+    const Values got = s.step(ops::mamba1_stack);
+    if (got.empty()) GTEST_SKIP() << "no such kernel on this GPU";
+    expect_steps_within_twice_plain(
+        got, exact, plain, D, 2 * D * 4, DType::bf16, state,
+        fmt::format("D{}, {} layers, {} state", D, layers, name_of(state)));
+  }
+}
+
+// Nothing of an earlier token is taken for one of this.
+TEST(Mamba1Stack, TwiceTheSameBits) {
+  if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
+  Stack<Step> a(of_width(1024, DType::f32), 3), b(of_width(1024, DType::f32), 3);
+  for (int token = 0; token < 3; ++token) {
+    const Values first = a.step(ops::mamba1_stack);
+    if (first.empty()) GTEST_SKIP() << "no such kernel on this GPU";
+    expect_same_bits(first, b.step(ops::mamba1_stack), fmt::format("token {}", token));
+  }
+}
+
+TEST(Mamba1Stack, LeavesOtherSizes) {
+  Stack<Step> s(of_width(64, DType::f32), 2);
+  const Values before = to_double(s.steps[0].stream);
+  EXPECT_TRUE(s.step(ops::mamba1_stack).empty());
+  expect_same_bits(before, to_double(s.steps[0].stream), "stream");
 }
 
 TEST(Mamba1Step, NamesWhatDoesNotFit) {

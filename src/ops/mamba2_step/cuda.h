@@ -53,4 +53,29 @@ struct Step2OutProj {
 };
 void step2_out_proj(const Step2OutProj& p, void* stream);
 
+// All layers for one sequence, in one kernel that has the GPU for itself: of E = 2 D and N = 128, for sizes that
+// has_step2_stack takes. The stream (D) is overwritten; messages: step2_stack_messages(D) times 8 bytes of scratch.
+struct Step2StackLayer {
+  const void *in_proj = nullptr, *out_proj = nullptr;
+  const float *norm = nullptr, *taps = nullptr, *bias = nullptr, *dt_bias = nullptr,
+              *A_log = nullptr, *D = nullptr, *gate_norm = nullptr;
+  bool D_per_channel = false;
+  float eps = 0, gate_eps = 0, dt_low = 0, dt_high = 0;
+  void *conv_state = nullptr, *state = nullptr;
+};
+constexpr int kMostStack2Layers = 64, kStack2States = 128;
+struct Step2Stack {
+  int layers = 0;
+  int64_t D = 0;
+  bool state_bf16 = false;
+  float* stream = nullptr;
+  void* messages = nullptr;
+  Step2StackLayer layer[kMostStack2Layers] = {};
+};
+constexpr int64_t step2_stack_messages(int64_t D) {  // x, y, B and C, twice 128 sums of squares
+  return D / 2 + D + kStack2States + 2 * 128;
+}
+bool has_step2_stack(int64_t D, bool state_bf16);
+void step2_stack(const Step2Stack& p, void* stream);
+
 }  // namespace krait::cuda

@@ -22,7 +22,9 @@
 // dt, which the composition rounds. Deterministic. Nothing is recorded.
 #pragma once
 #include <limits>
+#include <vector>
 
+#include "krait/ops/step_states.h"
 #include "krait/tensor/context.h"
 
 namespace krait::ops {
@@ -36,5 +38,11 @@ struct Mamba2Layer {
 // Returns the next stream (B, 1, D).
 Tensor mamba2_step(Context& c, const Mamba2Layer& layer, const Tensor& stream,
                    const Tensor& conv_state, const Tensor& ssm_state);
+
+// The same for a sequence through layers one behind the other, by one kernel: in bfloat16 on compute capability 9.0, B = 1,
+// E = 2 D, P = 64 and N = 128 as the published models have them, D 1,024, 1,536, 2,048 or 2,560. Elsewhere empty,
+// with nothing done.
+Tensor mamba2_stack(Context& c, const std::vector<Mamba2Layer>& layers,
+                    const std::vector<StepStates>& states, const Tensor& stream);
 
 }  // namespace krait::ops

@@ -182,6 +182,16 @@ void add_cost(Context& c, const Mamba2Layer& l, const Sizes& s, const Tensor& co
          2 * B * weights + 5 * states);
 }
 
+// Whether the kernel of all layers is made for this one.
+bool stacks(const Context& c, const Mamba2Layer& l, const StepStates& of, const Sizes& s) {
+  const Tensor* const in_sixteens[] = {&l.in_proj, &l.conv, &l.out_proj, &of.conv, &of.ssm};
+  for (const Tensor* t : in_sixteens)
+    if (reinterpret_cast<uintptr_t>(t->data) % 16 != 0) return false;
+  return c.activation == DType::bf16 && of.conv.dtype == c.activation &&
+         l.in_proj.dtype == DType::bf16 && l.out_proj.dtype == DType::bf16 && s.B == 1 &&
+         s.E == 2 * s.D && s.W == 4 && s.P() == cuda::kStep2Channels && s.N == cuda::kStack2States;
+}
+
 }  // namespace
 
 Tensor mamba2_step(Context& c, const Mamba2Layer& layer, const Tensor& stream,
@@ -192,6 +202,52 @@ Tensor mamba2_step(Context& c, const Mamba2Layer& layer, const Tensor& stream,
     return composed(c, layer, s, stream, conv_state, ssm_state);
   add_cost(c, layer, s, conv_state, ssm_state);
   return fused(c, layer, s, stream, conv_state, ssm_state);
+}
+
+Tensor mamba2_stack(Context& c, const std::vector<Mamba2Layer>& layers,
+                    const std::vector<StepStates>& states, const Tensor& stream) {
+  require(!c.tape, "[mamba2_stack] it cannot be recorded for backward");
+  require(layers.size() == states.size() && !layers.empty(),
+          "[mamba2_stack] expected as many states as layers, got {} and {}", states.size(),
+          layers.size());
+  if (c.device.type == Device::cpu || layers.size() > cuda::kMostStack2Layers) return {};
+  const DType type = states[0].ssm.dtype;
+  cuda::Step2Stack p{.layers = static_cast<int>(layers.size()),
+                     .D = layers[0].norm.numel(),
+                     .state_bf16 = type == DType::bf16,
+                     .stream = stream.as<float>()};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Mamba2Layer& l = layers[i];
+    const Sizes s = check(l, stream, states[i].conv, states[i].ssm, c.activation);
+    if (!stacks(c, l, states[i], s) || states[i].ssm.dtype != type) return {};
+    p.layer[i] = {.in_proj = l.in_proj.data,
+                  .out_proj = l.out_proj.data,
+                  .norm = l.norm.as<float>(),
+                  .taps = l.conv.as<float>(),
+                  .bias = l.conv_bias ? l.conv_bias.as<float>() : nullptr,
+                  .dt_bias = l.dt_bias.as<float>(),
+                  .A_log = l.A_log.as<float>(),
+                  .D = l.D.as<float>(),
+                  .gate_norm = l.gate_norm.as<float>(),
+                  .D_per_channel = l.D.rank() == 2,
+                  .eps = l.eps,
+                  .gate_eps = l.gate_eps,
+                  .dt_low = l.dt_min,
+                  .dt_high = l.dt_max,
+                  .conv_state = states[i].conv.data,
+                  .state = states[i].ssm.data};
+  }
+  bool here = false;
+  KRAIT_WITH_CUDA(here = cuda::has_step2_stack(p.D, p.state_bf16));
+  if (!here) return {};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const auto& [conv, ssm] = states[i];
+    add_cost(c, layers[i], check(layers[i], stream, conv, ssm, c.activation), conv, ssm);
+  }
+  Scratch scratch(c);
+  p.messages = c.scratch({2 * cuda::step2_stack_messages(p.D)}, DType::f32).data;
+  if (!c.planning()) KRAIT_WITH_CUDA(cuda::step2_stack(p, c.stream));
+  return stream;
 }
 
 }  // namespace krait::ops
