@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
           mma_bf16(sums[0], a[s], b[s / 2][s % 2 * 2], b[s / 2][s % 2 * 2 + 1]);
         }
       }
-      // Behind the products, which wait for what was read.
+      fence_for_copies();  // waits for what was read: the products may still be behind the arrival
       warp_arrives<kArriving>(empty + slot);
       if (++slot == kStages) slot = 0, parity ^= 1;
     }
