@@ -258,6 +258,26 @@ TEST(Attention, SameBitsForAnyNumberOfThreadsAndTwice) {
   }
 }
 
+// Inputs that two calls read get the gradients of both.
+TEST(Attention, GradientsAddUp) {
+  for (const int64_t P : {20, 64, 80, 128}) {
+    AttentionCase k;
+    k.dtype = DType::bf16, k.L = 200, k.H = 4, k.P = P;
+    const std::vector<Values> once = run_attention(k, true).grads;
+    testing::TestContext t(true, size_t{32} << 20);
+    const AttentionSetup setup(t, k);
+    for (const AttentionResult& r : {setup.run(t), setup.run(t)})
+      t.seed_grad(r.y, testing::random_values(r.y.numel(), 20));
+    t.tape.backward(t.c);
+    for (size_t i = 0; i < 3; ++i) {
+      Values twice = once[i];
+      for (double& x : twice) x *= 2;
+      testing::expect_relative(testing::to_double(t.tape.grad(setup.tensors()[i])), twice,
+                               2 * testing::rounding(DType::bf16), kAttentionInputNames[i]);
+    }
+  }
+}
+
 // Whole = pieces of any length with a cache in place = steps.
 TEST(Attention, T20_ChunksAndStepsEqualTheWhole) {
   for (int64_t window : {0, 40}) {
