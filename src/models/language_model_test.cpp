@@ -9,12 +9,12 @@
 #include <filesystem>
 #include <set>
 
-#include "krait/autograd/plan.h"
 #include "krait/base/file.h"
 #include "krait/base/threads.h"
 #include "krait/models/architecture.h"
 #include "krait/testing/files.h"
 #include "krait/testing/op_test.h"
+#include "krait/testing/planned_run.h"
 
 namespace krait::models {
 namespace {
@@ -113,12 +113,12 @@ double deviation(const std::vector<float>& v) {
 }
 
 std::vector<float> run(const LanguageModel& model, const Tensor& tokens, const Pass& pass) {
-  const auto work = [&](Context& c) { return model.logits(c, model.hidden(c, tokens, pass)); };
-  Context c;
-  c.device = testing::test_device();
-  Arena arena(plan(c, false, work).bytes, c.device);
-  c.arena = &arena;
-  return to_vector(work(c));
+  std::vector<float> logits;
+  const testing::PlannedRun once(model.params().device(), false, [&](Context& c) {
+    const Tensor y = model.logits(c, model.hidden(c, tokens, pass));
+    if (!c.planning()) logits = to_vector(y);
+  });
+  return logits;
 }
 
 // What float32 runs of the same sums in another order may differ by, relative to the spread of the logits.
@@ -264,25 +264,16 @@ Gradients gradients(LanguageModel& model, const Pass& pass, int64_t B, int64_t L
   std::vector<int32_t> ids = random_tokens(B * L, 6), targets = random_tokens(B * L, 7);
   targets[3] = -1;
   Gradients g;
-  model.params().forget_gradients();
-  const auto work = [&](Context& c) {
+  const testing::PlannedRun run(model.params().device(), true, [&](Context& c) {
+    model.params().forget_gradients();
     const Tensor loss = model
                             .loss(c, model.hidden(c, as_tensor(ids, {B, L}), pass),
                                   as_tensor(targets, {B, L}), 0.01f)
                             .loss;
     if (!c.planning()) g.loss = to_vector(loss)[0];
     c.tape->backward(c);
-  };
-  Context c;
-  c.device = testing::test_device();
-  const size_t bytes = plan(c, true, work).bytes;
-  model.params().forget_gradients();
-  if (peak) *peak = bytes;
-  Arena arena(bytes, c.device);
-  Tape tape;
-  c.arena = &arena;
-  c.tape = &tape;
-  work(c);
+  });
+  if (peak) *peak = run.bytes;
   for (const nn::Param& p : model.params()) {
     EXPECT_EQ(p.var.written, p.trained) << p.name;
     const auto v = to_vector(p.var.grad);

@@ -6,9 +6,10 @@
 
 #include <cmath>
 
-#include "krait/autograd/plan.h"
 #include "krait/models/architecture.h"
 #include "krait/models/language_model.h"
+#include "krait/testing/op_test.h"
+#include "krait/testing/planned_run.h"
 
 namespace krait::models {
 namespace {
@@ -131,13 +132,11 @@ std::vector<int32_t> random_tokens(int64_t n, uint64_t seed) {
 std::vector<double> run(const LanguageModel& model, std::vector<int32_t> ids, const Shape& shape,
                         const Pass& pass) {
   const Tensor tokens(ids.data(), DType::i32, shape);
-  const auto work = [&](Context& c) { return model.logits(c, model.hidden(c, tokens, pass)); };
-  Context c;
-  Arena arena(plan(c, false, work).bytes);
-  c.arena = &arena;
-  const Tensor logits = work(c);
-  std::vector<double> v(static_cast<size_t>(logits.numel()));
-  for (size_t i = 0; i < v.size(); ++i) v[i] = get(logits, static_cast<int64_t>(i));
+  std::vector<double> v;
+  const testing::PlannedRun once(model.params().device(), false, [&](Context& c) {
+    const Tensor logits = model.logits(c, model.hidden(c, tokens, pass));
+    if (!c.planning()) v = testing::to_double(logits);
+  });
   return v;
 }
 

@@ -1,27 +1,16 @@
 // S4 layers as a model: whole = chunked = stepped = packed, and the recurrence is the convolution.
 #include <gtest/gtest.h>
 
-#include "krait/autograd/plan.h"
 #include "krait/models/language_model.h"
 #include "krait/nn/hippo.h"
 #include "krait/nn/s4.h"
 #include "krait/testing/op_test.h"
+#include "krait/testing/planned_run.h"
 
 namespace krait::models {
 namespace {
 
 using testing::Values;
-
-void run(bool recording, const std::function<void(Context&)>& work) {
-  Context c;
-  Arena none(0);
-  c.arena = &none;
-  Arena arena(plan(c, recording, work).bytes);
-  Tape tape;
-  c.arena = &arena;
-  if (recording) c.tape = &tape;
-  work(c);
-}
 
 class S4Models : public ::testing::TestWithParam<const char*> {
  protected:
@@ -33,7 +22,7 @@ class S4Models : public ::testing::TestWithParam<const char*> {
   // Logits of tokens [from, to), states moved on in place; without a state from zero by convolution.
   Values logits(int64_t from, int64_t to, nn::State* state) {
     Values result;
-    run(false, [&](Context& c) {
+    const testing::PlannedRun once(model.params().device(), false, [&](Context& c) {
       Pass pass;
       pass.state_in = pass.state_out = state;
       const Tensor tokens(ids.data() + from, DType::i32, {1, to - from});
@@ -74,7 +63,7 @@ TEST_P(S4Models, StepsFollowTheParameters) {
 TEST_P(S4Models, EveryParameterHasAGradient) {
   std::vector<int32_t> next(ids.begin() + 1, ids.end());
   next.push_back(-1);
-  run(true, [&](Context& c) {
+  const testing::PlannedRun once(model.params().device(), true, [&](Context& c) {
     model.params().forget_gradients();
     const Tensor tokens(ids.data(), DType::i32, {1, 40}), targets(next.data(), DType::i32, {1, 40});
     model.loss(c, model.hidden(c, tokens, {}), targets, 1.0f / 39);

@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include "krait/autograd/plan.h"
 #include "krait/testing/op_test.h"
+#include "krait/testing/planned_run.h"
 
 namespace krait::models {
 namespace {
@@ -38,17 +38,10 @@ VisionConfig small(int64_t stride, bool shared = false) {
 
 testing::Values logits_of(const VisionMamba& model, const Tensor& images) {
   testing::Values result;
-  const auto work = [&](Context& c) {
+  const testing::PlannedRun once(model.params().device(), false, [&](Context& c) {
     const Tensor y = model.outputs(c, {.values = images}, {});
     if (!c.planning()) result = testing::to_double(y);
-  };
-  Context c;
-  c.device = testing::test_device();
-  Arena none(0);
-  c.arena = &none;
-  Arena arena(plan(c, false, work).bytes, c.device);
-  c.arena = &arena;
-  work(c);
+  });
   return result;
 }
 
@@ -125,20 +118,11 @@ TEST(VisionMamba, DirectionsMayShareTheirParameters) {
   testing::TestContext t;
   const Feed feed{
       {}, t.random({2, 3, 12, 12}, DType::f32, 1), t.from({1, 4}, {2}, DType::i32, false)};
-  const auto work = [&](Context& c) {
+  const testing::PlannedRun run(shared.params().device(), true, [&](Context& c) {
     shared.params().forget_gradients();
     shared.objective(c, feed, {}, 1.0f);
     c.tape->backward(c);
-  };
-  Context c;
-  c.device = testing::test_device();
-  Arena none(0);
-  c.arena = &none;
-  Arena arena(plan(c, true, work).bytes, c.device);
-  Tape tape;
-  c.arena = &arena;
-  c.tape = &tape;
-  work(c);
+  });
   for (const nn::Param& p : shared.params())
     EXPECT_GT(testing::max_abs(testing::to_double(p.var.grad)), 0) << p.name;
 }

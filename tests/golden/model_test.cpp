@@ -4,11 +4,11 @@
 #include <set>
 
 #include "cases.h"
-#include "krait/autograd/plan.h"
 #include "krait/infer/document_reader.h"
 #include "krait/infer/generate.h"
 #include "krait/io/model.h"
 #include "krait/testing/op_test.h"
+#include "krait/testing/planned_run.h"
 
 namespace krait {
 namespace {
@@ -84,20 +84,13 @@ TEST_P(GoldenModel, LogitsLossAndStates) {
   nn::State state = model.make_state(B, L);
   RouterReport router(model);
   Values logits;
-  const auto work = [&](Context& c) {
+  const testing::PlannedRun run(model.params().device(), false, [&](Context& c) {
     models::Pass pass;
     pass.state_out = &state;
     pass.router = router.tensor();
     const Tensor out = model.logits(c, model.hidden(c, tokens, pass));
     if (!c.planning()) logits = values(out);
-  };
-  Context c;
-  c.device = testing::test_device();
-  Arena none(0);
-  c.arena = &none;
-  Arena arena(plan(c, false, work).bytes, c.device);
-  c.arena = &arena;
-  work(c);
+  });
 
   const Values expected = values(g.data.at("logits"));
   EXPECT_LE(testing::max_abs_error(logits, expected), g.bound("logits_f32_max_abs_err"));
@@ -150,7 +143,7 @@ TEST_P(GoldenModel, EveryGradient) {
 
     double loss = 0;
     RouterReport router(model);
-    const auto work = [&](Context& c) {
+    const testing::PlannedRun run(model.params().device(), true, [&](Context& c) {
       model.params().forget_gradients();
       models::Pass pass;
       pass.recompute = recompute;
@@ -159,16 +152,7 @@ TEST_P(GoldenModel, EveryGradient) {
       const Tensor sum = model.loss(c, hidden, next, 1.0f / static_cast<float>(B * (L - 1))).loss;
       if (!c.planning()) loss = values(sum)[0] + router.balance();
       c.tape->backward(c);
-    };
-    Context c;
-    c.device = testing::test_device();
-    Arena none(0);
-    c.arena = &none;
-    Arena arena(plan(c, true, work).bytes, c.device);
-    Tape tape;
-    c.arena = &arena;
-    c.tape = &tape;
-    work(c);
+    });
 
     const double exact = g.json.at("loss").get<double>();
     EXPECT_NEAR(loss, exact, g.loss_bound(exact, B * (L - 1)));

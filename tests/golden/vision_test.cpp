@@ -3,12 +3,12 @@
 #include <cmath>
 
 #include "cases.h"
-#include "krait/autograd/plan.h"
 #include "krait/base/file.h"
 #include "krait/io/torch_archive.h"
 #include "krait/io/vision.h"
 #include "krait/ops/adamw/adamw.h"
 #include "krait/testing/op_test.h"
+#include "krait/testing/planned_run.h"
 
 namespace krait {
 namespace {
@@ -38,7 +38,7 @@ struct VisionPass {
     const Tensor inputs = testing::on_test_device(images.detach()),
                  targets =
                      testing::on_test_device(Tensor(ids.data(), DType::i32, {labels.numel()}));
-    const auto work = [&](Context& c) {
+    const testing::PlannedRun run(model.params().device(), recording, [&](Context& c) {
       model.params().forget_gradients();
       models::Pass pass;
       pass.recompute = recompute;
@@ -50,16 +50,7 @@ struct VisionPass {
         loss = testing::to_double(sum)[0];
       }
       if (recording) c.tape->backward(c);
-    };
-    Context c;
-    c.device = testing::test_device();
-    Arena none(0);
-    c.arena = &none;
-    Arena arena(plan(c, recording, work).bytes, c.device);
-    Tape tape;
-    c.arena = &arena;
-    if (recording) c.tape = &tape;
-    work(c);
+    });
   }
 };
 
