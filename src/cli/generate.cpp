@@ -232,6 +232,7 @@ int run_interactive(const Job& job) {
   Session session = job.session(1);
   if (!job.states.empty()) session.restore(0, job.states[0]);
   std::vector<int32_t> turn = job.prompts.empty() ? std::vector<int32_t>() : job.prompts[0];
+  std::vector<int32_t> said;  // by either, as far as it is known
   Snapshot last;
   GenerateOptions options = job.options();
   options.read_last = true;
@@ -256,7 +257,9 @@ int run_interactive(const Job& job) {
     session.read(rows);
     const double prefill_s = seconds_since(start);
     const auto decode = std::chrono::steady_clock::now();
-    const Generated g = std::move(generate(session, starts_of({turn}), options)[0]);
+    said.insert(said.end(), turn.begin(), turn.end());
+    const Generated g = std::move(generate(session, {{said, 0}}, options)[0]);
+    said.insert(said.end(), g.tokens.begin(), g.tokens.end());
     if (job.common.json) {
       print_json(to_json(g, turn.size(), prefill_s, seconds_since(decode), job.a.logprobs));
     } else {
@@ -296,8 +299,10 @@ Work add_generate(CLI::App& app) {
   app.add_option("--min-p", s.min_p,
                  "drop tokens below this fraction of the most probable one; default 0")
       ->check(number_in(0, 1));
-  app.add_option("--repetition-penalty", s.repetition_penalty,
-                 "divides logits of tokens that were there (multiplies negative ones); default 1")
+  app.add_option(
+         "--repetition-penalty", s.repetition_penalty,
+         "divides logits of tokens that were there (multiplies negative ones), but for those that "
+         "a state file has read; default 1")
       ->check(number_in(1e-6, 1e6));
   a->stops =
       repeated("--stop", "a text that ends the generation and is not shown; may be repeated");

@@ -38,6 +38,8 @@ class Row {
     constexpr size_t kEnough = 8;
     for (size_t i = history_.size() - std::min(history_.size(), kEnough); i < history_.size(); ++i)
       decoder_->push(history_[i]);
+    if (history_.empty())  // behind a state: not at the start of a text either
+      for (const int32_t id : o.tokenizer->encode("a", false)) decoder_->push(id);
   }
 
   size_t index() const { return index_; }

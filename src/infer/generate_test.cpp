@@ -94,6 +94,31 @@ TEST(Generate, T36_PaddingOfTheVocabularyIsNeverDrawn) {
   }
 }
 
+TEST(Generate, TextBehindAStateKeepsItsFirstSpace) {
+  std::string vocab = R"("▁": 0, "a": 1)";
+  for (int32_t id = 2; id < testing::kSmallVocab; ++id)
+    vocab += fmt::format(R"(, "▁w{}": {})", id, id);
+  const auto words =
+      parse_tokenizer(fmt::format(R"({{"model": {{"type": "BPE", "vocab": {{{}}}, "merges": []}},
+                      "pre_tokenizer": {{"type": "Metaspace", "replacement": "▁", "add_prefix_space": true}},
+                      "decoder": {{"type": "Metaspace", "replacement": "▁", "add_prefix_space": true}}}})",
+                                  vocab),
+                      "words");
+  const auto model = testing::small_model();
+  GenerateOptions o = drawing(8);
+  o.tokenizer = words.get();
+  const std::string whole = continued(*model, {random_ids(5, 1)}, o)[0].text;
+  Snapshot saved;
+  o.max_new = 3;
+  o.read_last = true;
+  o.finished = [&](size_t, Snapshot s) { saved = std::move(s); };
+  const std::string first = continued(*model, {random_ids(5, 1)}, o)[0].text;
+  Session later = testing::session_of(*model, 1);
+  later.restore(0, saved);
+  o.max_new = 5;
+  EXPECT_EQ(first + generate(later, {{{}, 0}}, o)[0].text, whole);
+}
+
 TEST(Generate, StopsAtATextThatIsNotShown) {
   const auto model = testing::small_model();
   const auto bytes = byte_tokenizer();

@@ -78,6 +78,13 @@ narrow=("${sample[@]}" --state-dtype bfloat16 --json)
 same "$(tokens first.json),$(tokens rest.json)" "$(tokens all.json)" "resumed tokens of bfloat16 states"
 printf 'hello\nagain\n' | "$KRAIT" generate "$model" --interactive --max-new 4 --json --quiet >turns.json
 same "$(wc -l <turns.json)" 2 turns
+# A penalty of what was said looks at all turns.
+penalty=(--temperature 0 --repetition-penalty 1.5 --max-new 8 --json)
+printf 'the snake\nagain\n' | "$KRAIT" generate "$model" --interactive "${penalty[@]}" --quiet >turns.json
+ids() { printf '%s' "$1" | "$KRAIT" tokenize --tokenizer bytes | tr ' ' ','; }
+"$KRAIT" generate "$model" "${penalty[@]}" >whole.json \
+  --prompt-tokens "$(ids $'the snake\n'),$(head -1 turns.json | tokens /dev/stdin),$(ids $'again\n')"
+same "$(tail -1 turns.json | tokens /dev/stdin)" "$(tokens whole.json)" "a penalized second turn"
 
 # ---- eval
 "$KRAIT" eval "$model" --data valid.txt --json --per-token nll.npy >eval.json
