@@ -1,5 +1,6 @@
-// Krait as a library: everything a program needs, by one include. The pieces are documented in the
-// headers named here; docs/house.md has the map.
+// Krait as a library, by one include: what it takes to load a model, read and write with it, and to build and train one
+// of the ops. Each header says what it has; the others (more ops, blocks, the trainer) are installed beside these as
+// krait/LAYER/...; docs/house.md has the map.
 #pragma once
 #include "krait/autograd/segment.h"
 #include "krait/autograd/tape.h"

@@ -1,3 +1,4 @@
+// The text of --version.
 #pragma once
 #include <string>
 
