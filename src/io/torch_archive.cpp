@@ -232,6 +232,20 @@ class Reader {
   uint64_t walks_ = 0;  // items of dicts that may still be looked at
 };
 
+// Without what DistributedDataParallel and torch.compile put before every name, in whatever order.
+TensorFile unwrapped(TensorFile file) {
+  for (const std::string_view wrapper : {"module.", "_orig_mod.", "module."}) {
+    if (!std::all_of(file.begin(), file.end(),
+                     [&](const NamedTensor& t) { return t.name.starts_with(wrapper); }))
+      continue;
+    TensorFile inner(file.path());
+    for (const NamedTensor& t : file) inner.add(t.name.substr(wrapper.size()), t.view);
+    inner.keep(std::make_shared<TensorFile>(std::move(file)));
+    file = std::move(inner);
+  }
+  return file;
+}
+
 }  // namespace
 
 TensorFile parse_torch_archive(std::span<const std::byte> bytes, const std::string& where,
@@ -243,7 +257,7 @@ TensorFile parse_torch_archive(std::span<const std::byte> bytes, const std::stri
           where);
   require(text.starts_with("PK"),
           "{}: expected a file of torch.save (a zip archive), got another format", where);
-  return Reader(bytes, where).read(key);
+  return unwrapped(Reader(bytes, where).read(key));
 }
 
 TensorFile read_torch_archive(const std::filesystem::path& path, const std::string& key) {

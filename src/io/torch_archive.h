@@ -17,7 +17,8 @@ namespace krait {
 
 // The tensors of the dict in the file, or of the dict that is its entry `key` ("model", "model_ema").
 // Without a key: the outermost dict if it has tensors of its own, else its "model" or "state_dict", else
-// all of it. Dicts inside become names with dots.
+// all of it. Dicts inside become names with dots; "module." and "_orig_mod.", which DistributedDataParallel and
+// torch.compile put before every name, are left out.
 // Error: no such file, a file from before torch 1.6, a big-endian one, no tensors, or a tensor among
 // them that is sparse, quantised, of another type than Krait's, of more than kMaxRank axes, or outside
 // of its storage.

@@ -277,6 +277,30 @@ TEST(TorchArchive, RoundTrip) {
 }
 
 // Files that torch 2.15 wrote (tests/corpus/torch): see the names.
+TEST(TorchArchive, NamesAreThoseOfTheModelThatWasWrapped) {
+  const testing::TempDir dir;
+  float numbers[2] = {1, 2};
+  const auto names = [&](const std::vector<std::string>& stored) {
+    std::vector<NamedTensor> tensors;
+    for (size_t i = 0; i < stored.size(); ++i)
+      tensors.push_back({stored[i], Tensor(numbers + i, DType::f32, {1})});
+    write_torch_archive(dir / "m.pth", tensors);
+    const TensorFile file = read_torch_archive(dir / "m.pth");
+    std::vector<std::string> read;
+    for (const NamedTensor& t : file) {
+      EXPECT_EQ(get(t.view, 0), numbers[read.size()]) << t.name;
+      read.push_back(t.name);
+    }
+    return read;
+  };
+  const std::vector<std::string> plain = {"a.weight", "b"}, part = {"module.a", "b"};
+  EXPECT_EQ(names({"module.a.weight", "module.b"}), plain);
+  EXPECT_EQ(names({"_orig_mod.a.weight", "_orig_mod.b"}), plain);
+  EXPECT_EQ(names({"_orig_mod.module.a.weight", "_orig_mod.module.b"}), plain);
+  EXPECT_EQ(names({"module._orig_mod.a.weight", "module._orig_mod.b"}), plain);
+  EXPECT_EQ(names(part), part);
+}
+
 TEST(TorchArchive, ReadsWhatTorchWrites) {
   const fs::path folder = fs::path(KRAIT_SOURCE_DIR) / "tests/corpus/torch";
   const TensorFile state = read_torch_archive(folder / "state_dict.bin");
