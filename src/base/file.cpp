@@ -97,6 +97,8 @@ FileWriter::FileWriter(fs::path path) : path_(std::move(path)) {
   if (fs::is_symlink(path_, ec))
     if (fs::path to = fs::canonical(path_, ec); !ec) path_ = std::move(to);
   const fs::file_type is = fs::status(path_, ec).type();
+  require(!path_.empty(), "expected the name of a file to write, got an empty one");
+  require(is != fs::file_type::directory, "cannot write {}: Is a directory", path_.string());
   if (is == fs::file_type::fifo || is == fs::file_type::character) {
     fd_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
   } else {

@@ -106,8 +106,8 @@ TEST(FileWriter, OldFileStaysWhenTheDiskIsFull) {
 TEST(FileWriter, CannotReplaceAFolder) {
   const TempDir dir;
   fs::create_directory(dir / "f");
-  EXPECT_EQ(error_of([&] { write_file(dir / "f", "x"); }),
-            "cannot replace " + (dir / "f").string() + ": Is a directory");
+  EXPECT_EQ(error_of([&] { FileWriter writer(dir / "f"); }),
+            "cannot write " + (dir / "f").string() + ": Is a directory");
   EXPECT_EQ(entries(dir.path()), 1u);
 }
 

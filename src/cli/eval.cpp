@@ -39,7 +39,8 @@ int64_t bytes_of(const std::vector<std::string>& sources) {
   int64_t bytes = 0;
   std::error_code ec;
   const auto add = [&](const fs::path& file) {
-    if (fs::is_regular_file(file, ec)) bytes += static_cast<int64_t>(fs::file_size(file, ec));
+    std::error_code none;
+    if (fs::is_regular_file(file, none)) bytes += static_cast<int64_t>(fs::file_size(file, none));
   };
   for (const std::string& source : sources) {
     add(source);
@@ -252,6 +253,7 @@ Work add_eval(CLI::App& app) {
         throw Usage("--task and --per-token are for language models");
       return run_examples(*a, common);
     }
+    check_place(a->per_token);
     return a->task.empty() ? run_likelihood(*a, common) : run_lambada(*a, common);
   };
 }

@@ -315,6 +315,7 @@ Work add_generate(CLI::App& app) {
   return [a](const Common& common) {
     for (const std::string& stop : a->stops->results())
       if (stop.empty()) throw Usage("--stop: expected a text, got an empty one");
+    check_place(a->state_out);
     const Job job(*a, common);
     return a->interactive ? run_interactive(job) : run_batch(job);
   };

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "krait/base/file.h"
 #include "krait/base/log.h"
 #include "krait/io/any_model.h"
 
@@ -47,6 +48,14 @@ LoadedAny ModelArgs::load_any(const Common& common, bool average) const {
   LoadedAny loaded = load_any_model(model, options_of(common), average);
   warn(model, loaded.notes);
   return loaded;
+}
+
+void check_place(const std::filesystem::path& file) {
+  namespace fs = std::filesystem;
+  std::error_code ec;
+  const fs::file_type is = fs::status(file, ec).type();
+  if (file.empty() || is == fs::file_type::fifo || is == fs::file_type::character) return;
+  const FileWriter probe(file);  // and nothing is written
 }
 
 void add_ema(CLI::App& app, bool& average) {

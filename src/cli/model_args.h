@@ -31,6 +31,9 @@ struct ModelArgs {
   LoadedAny load_any(const Common& common, bool average) const;
 };
 
+// Error where `file`, unless it is "", could not be written: before the work whose result it would lose.
+void check_place(const std::filesystem::path& file);
+
 // --ema: see load_any_model.
 void add_ema(CLI::App& app, bool& average);
 

@@ -49,8 +49,10 @@ struct Listing {
 
   void add_class(const fs::path& folder, const std::string& name) {
     for (const fs::path& entry : entries(folder)) {
-      if (fs::is_directory(entry)) add_class(entry, name);
-      if (fs::is_regular_file(entry) && is_image(entry)) add(entry, {entry.string(), name, -1});
+      std::error_code none;  // of links that lead nowhere
+      if (fs::is_directory(entry, none)) add_class(entry, name);
+      if (fs::is_regular_file(entry, none) && is_image(entry))
+        add(entry, {entry.string(), name, -1});
     }
   }
 
@@ -67,7 +69,8 @@ struct Listing {
     if (fs::is_directory(source)) {
       if (!labelled) return add_class(source, "");
       for (const fs::path& entry : entries(source))
-        if (fs::is_directory(entry)) add_class(entry, entry.filename().string());
+        if (std::error_code none; fs::is_directory(entry, none))
+          add_class(entry, entry.filename().string());
       return;
     }
     if (!labelled && is_image(source)) return add(source, {});

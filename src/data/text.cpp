@@ -44,7 +44,8 @@ void read_folder(const fs::path& folder, const DocumentSink& sink) {
   std::vector<fs::path> files;
   std::error_code ec;
   for (fs::directory_iterator it(folder, ec), end; !ec && it != end; it.increment(ec))
-    if (it->is_regular_file() && it->path().filename().native().front() != '.')
+    if (std::error_code none;
+        it->is_regular_file(none) && it->path().filename().native().front() != '.')
       files.push_back(it->path());
   require(!ec, "cannot list {}: {}", folder.string(), ec.message());
   std::sort(files.begin(), files.end());

@@ -71,6 +71,7 @@ TEST_F(Sources, AFolderIsReadInNameOrderWithoutBinaryAndHiddenFiles) {
   write("3.jsonl", "{\"text\": \"x\"}\n{\"text\": \"y\"}\n");
   write("4.bin", std::string_view("a\0b", 3));
   write(".hidden", "no");
+  std::filesystem::create_symlink("round", folder_ / "round");  // a link that leads nowhere
   const TokenStream s = read_tokens({folder_.string()}, {}, 256);
   EXPECT_EQ(bytes(s), "firstsecondxy");
   EXPECT_EQ(s.starts(), (Positions{0, 5, 11, 12}));

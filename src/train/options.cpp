@@ -98,6 +98,9 @@ void check(const RunOptions& o) {
                   std::count(o.valid.begin(), o.valid.end(), "-") <=
               1,
           "stdin can only be read once");
+  for (const auto* sources : {&o.data, &o.valid})
+    require(std::count(sources->begin(), sources->end(), "") == 0,
+            "data, valid: expected the name of a file or folder, got an empty one");
   require(!o.out.empty(), "no directory for the run was given");
   check_utf8(to_toml(o), "config.toml of the run");  // a name of a file may be anything
 }

@@ -87,6 +87,7 @@ TEST(RunOptions, WhatNoRunCanHaveIsNamed) {
               o.data = {"caf\xe9.txt"};
             }).find("UTF-8 text, got the byte 0xe9"),
             std::string::npos);
+  EXPECT_TRUE(starts(message([](RunOptions& o) { o.data = {""}; }), "data, valid"));
   EXPECT_NE(message([](RunOptions& o) { o.data.clear(); }), "");
   EXPECT_NE(message([](RunOptions& o) { o.valid = o.data = {"-"}; }), "");
 }

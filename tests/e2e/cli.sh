@@ -171,6 +171,10 @@ refused 1 'UTF-8' "$KRAIT" eval "$model" --data latin.txt
 tail -c +2 "$tests/corpus/tokenizer/byte_level" >tokenizer.json # behind what the fuzz target reads
 refused 1 'latin.txt:1: expected UTF-8' "$KRAIT" tokenize latin.txt --tokenizer tokenizer.json
 same "$("$KRAIT" tokenize latin.txt --tokenizer bytes)" "97 255 254" "bytes that are no text"
+# What cannot be written is said before the work.
+refused 1 '/nowhere' timeout 60 "$KRAIT" eval "$model" --data long.txt --per-token /nowhere/x.npy
+refused 1 'cannot write run: Is a directory' timeout 60 "$KRAIT" eval "$model" --data long.txt --per-token run
+refused 1 'cannot write run' "$KRAIT" generate "$model" --prompt a --max-new 1000000000 --json --state-out run
 refused 1 'eval.json' "$KRAIT" logits "$model" --tokens eval.json --out x.npy
 refused 1 'float32' "$KRAIT" logits "$model" --tokens nll.npy --out x.npy
 printf "\x93NUMPY\x01\x00\x76\x00%-117s\n\x05\x00\x00\x00" "{'descr': '<i4', 'fortran_order': False, 'shape': (), }" >number.npy
