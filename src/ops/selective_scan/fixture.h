@@ -23,6 +23,7 @@ struct ScanCase {
   DType dtype_BC = DType::f32;   // where they vary
   std::vector<int64_t> lengths;  // packed: of the sequences, B*L in all
   double dt_mean = -1, dt_scale = 1, A_mean = 0.5, A_scale = 1, turning = 10;
+  bool fresh = false;  // A and the bias of dt as a model starts with them, but 20 times as fast
   uint64_t seed = 0;
   size_t memory = 0;  // bytes of the arena, where more than for the small cases
 };
@@ -58,6 +59,7 @@ struct ScanSetup {
     if (k.bias) in.dt_bias = random({k.E}, DType::f32, 8, 0, 0.5);
     if (k.complex)  // imaginary parts around zero, of many turns a step at the widest
       for (int64_t i = 1; i < in.A.numel(); i += 2) set(in.A, i, (get(in.A, i) + 1.5) * k.turning);
+    if (k.fresh) make_fresh(k);
     in.softplus = k.softplus;
     in.a_is_log = k.a_is_log;
     in.complex = k.complex;
@@ -111,6 +113,14 @@ struct ScanSetup {
   }
 
  private:
+  void make_fresh(const ScanCase& k) {
+    for (int64_t e = 0; e < k.E; ++e) {
+      const double place = static_cast<double>(e * 7 % k.E) / static_cast<double>(k.E);
+      set(in.dt_bias, e, std::log(std::expm1(0.02 * std::pow(100, place))));
+      for (int64_t n = 0; n < k.N; ++n)
+        set(in.A, e * k.N + n, std::log(static_cast<double>(n + 1)));
+    }
+  }
   static testing::Values zeros(int64_t n) { return testing::Values(static_cast<size_t>(n)); }
 };
 
