@@ -27,7 +27,8 @@ int64_t attention_backward_floats(const AttentionCall& c) {
 void attention_backward(AttentionBackward b, float* scratch, void* stream) {
   const AttentionCall& c = b.c;
   b.delta = scratch;
-  if (b.dy && !c.from_k && c.tokens > 0 && attention::fits_warpgroups(c)) {
+  if (b.dy && !c.from_k && c.tokens > 0 && attention::fits_warpgroups(c) &&
+      attention::in_chunks(b.dq)) {
     attention::warpgroup_backward(b, scratch, stream);
   } else if (c.sequences > 0 && c.tokens > 0) {
     if (b.dy) attention::add_up_dy_y(b, stream);

@@ -510,8 +510,6 @@ void launch(Kernel kernel, int64_t blocks, unsigned threads, int64_t rows, int s
   check_launch(what);
 }
 
-bool in_chunks(const HeadRows& r) { return in_runs(r.data, r.row, 2, 8) && r.head % 8 == 0; }
-
 }  // namespace
 
 bool fits_tensor_cores(const AttentionCall& c) {

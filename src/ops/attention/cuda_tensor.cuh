@@ -4,6 +4,9 @@
 
 namespace krait::cuda::attention {
 
+// Whether rows can be walked 16 bytes at a time.
+inline bool in_chunks(const HeadRows& r) { return in_runs(r.data, r.row, 2, 8) && r.head % 8 == 0; }
+
 // bfloat16, heads of at most 128 elements, rows that can be copied 16 bytes at a time.
 bool fits_tensor_cores(const AttentionCall& c);
 

@@ -92,7 +92,22 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// A block: a tile of queries of a head, its sums to dq.
+// What lane i of four has in of[j] it has in of[i] of lane j behind this.
+__device__ inline void exchange_in_quad(uint32_t (&of)[4]) {
+#pragma unroll
+  for (int other = 1; other <= 2; ++other)  // the bit of the lane, and of the place
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & other) continue;
+      uint32_t &low = of[i], &high = of[i + other];
+      const bool upper = threadIdx.x & static_cast<unsigned>(other);
+      const uint32_t got = __shfl_xor_sync(~0u, upper ? low : high, other);
+      low = upper ? got : low;
+      high = upper ? high : got;
+    }
+}
+
+// A block: a tile of queries of a head, its sums to dq, whose rows begin at multiples of 16 bytes.
 template <int kHead>
 __global__ void __launch_bounds__(256) sums_kernel(const AttentionBackward b, const Parts parts) {
   constexpr int kQueries = Shape<kHead>::kQueries;
@@ -103,20 +118,38 @@ __global__ void __launch_bounds__(256) sums_kernel(const AttentionBackward b, co
   if (work.from >= s.tokens) return;
   const int group = static_cast<int>(threadIdx.x) / 128, t = static_cast<int>(threadIdx.x) % 128;
   const int row = work.from + (kHead == 64 ? 64 * group : 0) + t / 32 * 16 + t % 32 / 4;
-  const int column = (kHead == 64 ? 0 : 64 * group) + t % 4 * 2;
+  const int first = kHead == 64 ? 0 : 64 * group, lane = t % 4;
   const auto* const sums =
       reinterpret_cast<const float4*>(parts.dq) + (int64_t{place} * 2 + group) * 8 * 128 + t;
-  auto* const to = static_cast<bfloat16*>(b.dq.data) + (s.begin + row) * b.dq.row +
-                   work.head * b.dq.head + column;
+  auto* const to =
+      static_cast<bfloat16*>(b.dq.data) + (s.begin + row) * b.dq.row + work.head * b.dq.head;
   float4 v[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = __ldcs(sums + i * 128);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (column + 8 * i >= c.P) break;
-    if (row < s.tokens) put_pair(to + 8 * i, v[i].x * c.scale, v[i].y * c.scale, b.dq.add);
-    if (row + 8 < s.tokens)
-      put_pair(to + 8 * i + 8 * b.dq.row, v[i].z * c.scale, v[i].w * c.scale, b.dq.add);
+  for (int r = 0; r < 2; ++r) {
+    auto* const of_row = to + 8 * r * b.dq.row;
+    const bool there = row + 8 * r < s.tokens;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t pairs[4];  // of a row, columns that lie 8 apart; then 8 neighbouring ones
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float4& of = v[4 * half + i];
+        float left = (r == 0 ? of.x : of.z) * c.scale, right = (r == 0 ? of.y : of.w) * c.scale;
+        const int column = first + 8 * (4 * half + i);
+        if (b.dq.add && there && column < c.P) {
+          const auto old = *reinterpret_cast<const uint32_t*>(of_row + column + 2 * lane);
+          left += low_bf16(old), right += high_bf16(old);
+        }
+        pairs[i] = pack_bf16(left, right);
+      }
+      exchange_in_quad(pairs);
+      const int column = first + 8 * (4 * half + lane);
+      if (there && column < c.P)
+        *reinterpret_cast<uint4*>(of_row + column) =
+            make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
   }
 }
 
