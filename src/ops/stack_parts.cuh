@@ -151,6 +151,8 @@ template <class Slots>
 struct StackRing {
   static constexpr int kPiece = Slots::kPiece, kSlots = Slots::kSlots, kChunks = Slots::kChunks,
                        kStep = Slots::kStep, kSlotBytes = Slots::kSlotBytes;
+  static constexpr int kAsked = kPiece < 1024 ? 4 : 3;  // slots on their way at most
+  static_assert(kAsked < kSlots);
   typename Slots::Barriers& barriers;
   unsigned char* slots;
   int slot = 0;
@@ -168,10 +170,14 @@ struct StackRing {
     if (++slot == kSlots) slot = 0, parity ^= 1;
   }
 
-  // The warp that fills it: waits for room, then calls copy(to, barrier) in each lane.
+  // The warp that fills it: waits for room, and until few enough slots are on their way, then calls copy(to, barrier) in
+  // each lane. What is asked for beyond what keeps memory busy stands in the way of messages.
   template <class Copy>
   __device__ void fill(unsigned bytes, const Copy& copy) {
     wait_for_phase(barriers.empty + slot, parity ^ 1);
+    const bool wraps = slot < kAsked;
+    wait_for_phase(barriers.full + slot - kAsked + (wraps ? kSlots : 0),
+                   wraps ? parity ^ 1 : parity);
     if (threadIdx.x % 32 == 0) arrive_expecting(barriers.full + slot, bytes);
     __syncwarp();
     copy(here(), barriers.full + slot);
