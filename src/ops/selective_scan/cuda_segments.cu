@@ -317,6 +317,8 @@ void between(const Ends& w, void* stream) {
 
 }  // namespace
 
+constexpr int64_t kLeastTokens = 400;  // of a segment: 2,048 tokens make five
+
 // In rounds of blocks that each walk over the whole stretch of `tokens`. Of those before a segment the last 2,600 or so
 // have a weight in what enters it.
 static double cost(int64_t tokens, int64_t blocks, int64_t segments, const ScanCosts& costs) {
@@ -331,7 +333,7 @@ static int64_t best_segments(const CudaProblem& p, int64_t tokens, int64_t block
   int64_t best = 1;
   const int64_t of_sequence =
       p.begin && p.sequences > 1 ? 1 : std::max<int64_t>(64 / std::max<int64_t>(p.sequences, 1), 1);
-  const int64_t most = std::clamp<int64_t>(tokens / 512, 1, of_sequence);
+  const int64_t most = std::clamp<int64_t>(tokens / kLeastTokens, 1, of_sequence);
   for (int64_t s = 2; s <= most; ++s)
     if (cost(tokens, blocks, s, costs) < 0.97 * cost(tokens, blocks, best, costs)) best = s;
   return best;

@@ -102,9 +102,14 @@ std::vector<ScanCase> cases() {
   for (int64_t E : {96, 192})  // so many sequences that a block has 64 or 96 channels
     add_bf16(fmt::format("bf16_kernel_E{}_of_many", E),
              [&](ScanCase& k) { k.E = E, k.B = 45, k.L = 40, k.memory = size_t{256} << 20; });
+  add_bf16("bf16_kernel_BC_f32_of_many", [](ScanCase& k) {
+    k.E = 192, k.B = 45, k.L = 40, k.dtype_BC = DType::f32, k.memory = size_t{256} << 20;
+  });
   add_bf16("bf16_kernel_N8", [](ScanCase& k) { k.N = 8; });
   add_bf16("bf16_kernel_groups", [](ScanCase& k) { k.G = 2, k.E = 192, k.B = 2; });
   add_bf16("bf16_kernel_segments", [](ScanCase& k) { k.L = 2500, k.E = 96; });
+  add_bf16("bf16_kernel_segments_short",  // five of 416 tokens, the last one shorter
+           [](ScanCase& k) { k.L = 2048, k.E = 96, k.dt_mean = -4, k.A_mean = -1; });
   add_bf16("bf16_kernel_segments_slow",  // all before a segment counts in what enters it
            [](ScanCase& k) { k.L = 2500, k.E = 96, k.dt_mean = -6, k.A_mean = -2; });
   add_bf16("bf16_kernel_segments_fresh", [](ScanCase& k) {  // ever fewer channels and states count
@@ -225,9 +230,9 @@ TEST(SelectiveScanReference, AdjointIsTheComplexStep) {
   }
 }
 
-// Blocks of 64 and 96 channels sum over n in the same order in both passes.
+// Blocks of 32, 64 and 96 channels sum over n in the same order in both passes.
 TEST(SelectiveScanAlgebra, BackwardMakesTheBitsOfYAgain) {
-  for (const int64_t E : {96, 192}) {
+  for (const int64_t E : {64, 96, 192}) {
     ScanCase k;
     k.B = 45, k.L = 70, k.E = E, k.dtype = k.dtype_BC = DType::bf16, k.memory = size_t{256} << 20;
     const ScanOutcome o = run_scan(k, true);
