@@ -160,20 +160,22 @@ __device__ inline void helpers_meet() {
   asm volatile("bar.sync 2, %0;" ::"n"(S::kHelpers) : "memory");
 }
 
-// Four states of a channel, from or to a contiguous (E, N); zero where they do not exist.
+// States of a channel, from or to a contiguous (E, N); zero where they do not exist.
 struct StatePlace {
   int64_t at;
   int there;  // of them
   __device__ StatePlace(const CudaProblem& p, const Place& place, int channel, int n0)
       : at((place.first + channel) * p.N + n0),
         there(channel < place.channels ? static_cast<int>(p.N) - n0 : 0) {}
-  __device__ void load(const float* from, float (&to)[4]) const {
+  template <int kStates>
+  __device__ void load(const float* from, float (&to)[kStates]) const {
 #pragma unroll
-    for (int n = 0; n < 4; ++n) to[n] = from && n < there ? from[at + n] : 0.0f;
+    for (int n = 0; n < kStates; ++n) to[n] = from && n < there ? from[at + n] : 0.0f;
   }
-  __device__ void store(const float (&from)[4], float* to) const {
+  template <int kStates>
+  __device__ void store(const float (&from)[kStates], float* to) const {
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int n = 0; n < kStates; ++n)
       if (n < there) to[at + n] = from[n];
   }
 };

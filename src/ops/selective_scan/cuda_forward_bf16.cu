@@ -4,6 +4,7 @@
 #include "krait/ops/selective_scan/cuda_forward_bf16.cuh"
 #include "krait/ops/selective_scan/cuda_forward_bf16.h"
 #include "krait/ops/selective_scan/cuda_forward_few.cuh"
+#include "krait/ops/selective_scan/cuda_forward_fewest.cuh"
 #include "krait/ops/selective_scan/cuda_segments.h"
 
 namespace krait::ops::scan {
@@ -210,15 +211,21 @@ struct Scanner {
 
 }  // namespace many
 
-// Where sequences are few, blocks of 32 channels have ways of their own.
+// Whole blocks of 16 channels, of which a lane has two states.
+struct Sixteen : Layout<8, 2, 1, 4, 4, false, 32> {
+  static constexpr bool kWhole = true;
+};
+
+// Where sequences are few, blocks of 16 and of 32 channels have ways of their own.
+template <class S, class Fewest, class Few, class Many>
+using ByChannels = std::conditional_t<S::kChannels == 16, Fewest,
+                                      std::conditional_t<S::kChannels == 32, Few, Many>>;
 template <class S>
-constexpr bool kFew = S::kChannels == 32;
+using Memory = ByChannels<S, fewest::Memory<S>, few::Memory<S>, many::Memory<S>>;
 template <class S>
-using Memory = std::conditional_t<kFew<S>, few::Memory<S>, many::Memory<S>>;
+using Helper = ByChannels<S, fewest::Helper<S>, few::Helper<S>, many::Helper<S>>;
 template <class S>
-using Helper = std::conditional_t<kFew<S>, few::Helper<S>, many::Helper<S>>;
-template <class S>
-using Scanner = std::conditional_t<kFew<S>, few::Scanner<S>, many::Scanner<S>>;
+using Scanner = ByChannels<S, fewest::Scanner<S>, few::Scanner<S>, many::Scanner<S>>;
 
 template <class S>
 __device__ inline void scan_states(const Work& k, const Place& place, const Unit& u, int64_t unit,
@@ -273,6 +280,7 @@ bool by8(const CudaForward& w) {
 
 template <class S>
 CudaSegments cut(const CudaProblem& p) {
+  if (S::kChannels == 16) return {};
   return cuda_segments(p, p.L, p.sequences * p.G * blocks_of_group<S>(p), S::kTile, kForwardCosts);
 }
 
@@ -304,7 +312,17 @@ int64_t cuda_forward_bf16_scratch(const CudaProblem& p) {
   });
 }
 
+// Whether blocks of 16 channels, one a multiprocessor, walk through a sequence sooner than it takes to find what enters
+// segments, as measured: 2,048 tokens of 1,536 or 2,048 channels.
+static bool short_of_few(const CudaForward& w) {
+  const CudaProblem& p = w.p;
+  const int64_t blocks = p.sequences * p.E / 16;
+  return p.L <= 2560 && blocks > 88 && blocks <= 132 && p.E / p.G % 16 == 0 && p.N == 16 &&
+         p.B.bf16 && p.C.bf16 && by8(w);
+}
+
 void cuda_scan_forward_bf16(const CudaForward& w, void* stream) {
+  if (short_of_few(w)) return launch<Sixteen>(w, stream);
   const int channels = cuda_scan_channels(w.p, kForwardCosts);
   with_shape<4>(w.p, channels, channels > 32 || by8(w), [&]<class S>() { launch<S>(w, stream); });
 }

@@ -88,7 +88,7 @@ std::vector<ScanCase> cases() {
     add_complex(fmt::format("bf16_L{}", L), [&](ScanCase& k) {
       k.dtype = k.dtype_BC = DType::bf16, k.L = L, k.E = 23, k.strided = true;
     });
-  // On a GPU a kernel of its own: blocks of 32, 64 and 96 channels, all there or not, sequences cut into segments.
+  // On a GPU a kernel of its own: blocks of 16, 32, 64 and 96 channels, all there or not, sequences cut into segments.
   const auto add_bf16 = [&](std::string name, auto change) {
     add(std::move(name), [&](ScanCase& k) {
       k.dtype = k.dtype_BC = DType::bf16, k.states = true;
@@ -104,6 +104,21 @@ std::vector<ScanCase> cases() {
              [&](ScanCase& k) { k.E = E, k.B = 45, k.L = 40, k.memory = size_t{256} << 20; });
   add_bf16("bf16_kernel_BC_f32_of_many", [](ScanCase& k) {
     k.E = 192, k.B = 45, k.L = 40, k.dtype_BC = DType::f32, k.memory = size_t{256} << 20;
+  });
+  const auto add_sixteens = [&](std::string name, auto change) {  // 96 to 128 blocks of 16 channels
+    add_bf16("bf16_kernel_sixteens_" + std::move(name), [&](ScanCase& k) {
+      k.E = 256, k.B = 6, k.memory = size_t{256} << 20;
+      change(k);
+    });
+  };
+  for (int64_t L : {1, 31, 33, 97})
+    add_sixteens(fmt::format("L{}", L), [&](ScanCase& k) { k.L = L; });
+  add_sixteens("groups", [](ScanCase& k) { k.G = 2, k.E = 320, k.L = 70; });
+  add_sixteens("bare", [](ScanCase& k) {
+    k.D = k.z = k.bias = k.softplus = k.states = false, k.dt_mean = 0.3, k.dt_scale = 0.1;
+  });
+  add_sixteens("packed", [](ScanCase& k) {
+    k.B = 3, k.L = 100, k.E = 192, k.lengths = {5, 0, 130, 1, 63, 1, 0, 8, 64, 28};
   });
   add_bf16("bf16_kernel_N8", [](ScanCase& k) { k.N = 8; });
   add_bf16("bf16_kernel_groups", [](ScanCase& k) { k.G = 2, k.E = 192, k.B = 2; });
@@ -230,9 +245,9 @@ TEST(SelectiveScanReference, AdjointIsTheComplexStep) {
   }
 }
 
-// Blocks of 32, 64 and 96 channels sum over n in the same order in both passes.
+// Blocks of 16, 32, 64 and 96 channels sum over n in the same order in both passes.
 TEST(SelectiveScanAlgebra, BackwardMakesTheBitsOfYAgain) {
-  for (const int64_t E : {64, 96, 192}) {
+  for (const int64_t E : {32, 64, 96, 192}) {
     ScanCase k;
     k.B = 45, k.L = 70, k.E = E, k.dtype = k.dtype_BC = DType::bf16, k.memory = size_t{256} << 20;
     const ScanOutcome o = run_scan(k, true);
