@@ -44,41 +44,44 @@ struct StackLayout {
 };
 constexpr int stack_piece(int D) { return D % 1024 == 0 ? 1024 : D % 1280 == 0 ? 1280 : 768; }
 
-// use(a type that has ::value) for a width D that the kernels are made for; false for others.
-template <class Use>
-bool with_stack_width(int64_t D, const Use& use) {
+// A room's kernels are those of its Kernel<D, S>, S the type of the states: kKernel and its Layout. use(a Kernel) for the
+// widths D that there are; false for others.
+template <template <int, class> class Kernel, class Use>
+bool with_stack_kernel(int64_t D, bool state_bf16, const Use& use) {
   const auto any = [&]<int... kD>(std::integer_sequence<int, kD...>) {
-    return ((D == kD && use(std::integral_constant<int, kD>())) || ...);
+    return ((D == kD && (state_bf16 ? use(Kernel<kD, __nv_bfloat16>()) : use(Kernel<kD, float>()))) || ...);
   };
   return any(std::integer_sequence<int, 1024, 1536, 2048, 2560>());
 }
 
-// Whether all blocks of the kernel are there at once on the calling thread's device.
-template <class Kernel>
-bool stack_fits(Kernel kernel, int bytes) {
-  int device = 0, multiprocessors = 0, cooperative = 0, blocks = 0;
-  return on_hopper() && cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) ==
-             cudaSuccess &&
-         cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) ==
-             cudaSuccess &&
-         cooperative != 0 &&
-         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) ==
-             cudaSuccess &&
-         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kStackThreads + 32,
-                                                       static_cast<size_t>(bytes)) == cudaSuccess &&
-         blocks * multiprocessors >= kStackBlocks;
+// Whether there is one whose blocks are all there at once on the calling thread's device.
+template <template <int, class> class Kernel>
+bool has_stack(int64_t D, bool state_bf16) {
+  return with_stack_kernel<Kernel>(D, state_bf16, []<class K>(K) {
+    constexpr int kBytes = K::Layout::kBytes;
+    int device = 0, multiprocessors = 0, cooperative = 0, blocks = 0;
+    return on_hopper() && cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) == cudaSuccess &&
+           cooperative != 0 &&
+           cudaFuncSetAttribute(K::kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes) ==
+               cudaSuccess &&
+           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, K::kKernel, kStackThreads + 32,
+                                                         size_t{kBytes}) == cudaSuccess &&
+           blocks * multiprocessors >= kStackBlocks;
+  });
 }
 
-// messages: that many, of which none is left of an earlier token. A kernel that stack_fits has asked for.
-template <class Kernel, class Call>
-void launch_stack(const char* name, Kernel kernel, int bytes, int64_t messages, const Call& p,
-                  void* stream) {
+// Where has_stack has said so. messages: that many, of which none is left of an earlier token.
+template <template <int, class> class Kernel, class Call>
+void launch_stack(const char* name, int64_t messages, const Call& p, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   cudaMemsetAsync(p.messages, 0, static_cast<size_t>(messages) * sizeof(uint64_t), queue);
-  void* arguments[] = {const_cast<Call*>(&p)};
-  cudaLaunchCooperativeKernel(kernel, dim3(kStackBlocks), dim3(kStackThreads + 32), arguments,
-                              static_cast<size_t>(bytes), queue);
+  with_stack_kernel<Kernel>(p.D, p.state_bf16, [&]<class K>(K) {
+    void* arguments[] = {const_cast<Call*>(&p)};
+    return cudaLaunchCooperativeKernel(K::kKernel, dim3(kStackBlocks), dim3(kStackThreads + 32), arguments,
+                                       size_t{K::Layout::kBytes}, queue) == cudaSuccess;
+  });
   check_launch(name);
 }
 

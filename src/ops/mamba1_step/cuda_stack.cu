@@ -222,28 +222,15 @@ struct StackKernel {
   template <class Slots>
   using Shared = StackShared<StackSizes<D>, Slots>;
   using Layout = StackLayout<stack_piece(D), Shared>;
-  static constexpr int kBytes = Layout::kBytes;
   static constexpr auto kKernel = step_stack_kernel<D, S, Layout::kSlots>;
 };
 
-template <class Use>
-bool with_kernel(int64_t D, bool state_bf16, const Use& use) {
-  return with_stack_width(D, [&](auto d) {
-    return state_bf16 ? use(StackKernel<d, bfloat16>()) : use(StackKernel<d, float>());
-  });
-}
-
 }  // namespace
 
-bool has_step_stack(int64_t D, bool state_bf16) {
-  return with_kernel(D, state_bf16, []<class K>(K) { return stack_fits(K::kKernel, K::kBytes); });
-}
+bool has_step_stack(int64_t D, bool state_bf16) { return has_stack<StackKernel>(D, state_bf16); }
 
 void step_stack(const StepStack& p, void* stream) {
-  with_kernel(p.D, p.state_bf16, [&]<class K>(K) {
-    launch_stack("mamba1_stack", K::kKernel, K::kBytes, step_stack_messages(p.D), p, stream);
-    return true;
-  });
+  launch_stack<StackKernel>("mamba1_stack", step_stack_messages(p.D), p, stream);
 }
 
 }  // namespace krait::cuda
