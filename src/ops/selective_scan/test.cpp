@@ -257,7 +257,6 @@ TEST(SelectiveScanAlgebra, BackwardMakesTheBitsOfYAgain) {
 
 // What is not finite in A must not look like a state that is forgotten.
 TEST(SelectiveScanAlgebra, T33_AChannelWithoutANumberForAGivesNone) {
-  KRAIT_ONLY_ON_CPU("exponents are clamped there");
   for (const bool is_log : {true, false})
     for (const int64_t L : {2, 97}) {
       ScanCase k;
@@ -268,7 +267,7 @@ TEST(SelectiveScanAlgebra, T33_AChannelWithoutANumberForAGivesNone) {
       const Values y = testing::to_double(s.run(t).y);
       for (int64_t i = 1; i < L; ++i)
         for (int64_t e = 0; e < k.E; ++e)
-          EXPECT_EQ(std::isnan(y[static_cast<size_t>(i * k.E + e)]), e == 3)
+          EXPECT_NE(std::isfinite(y[static_cast<size_t>(i * k.E + e)]), e == 3)
               << "token " << i << " of " << L << ", channel " << e;
     }
 }

@@ -259,7 +259,6 @@ TEST(SsdReference, AdjointIsTheComplexStep) {
 
 // What is not finite in A must not look like a state that is forgotten.
 TEST(SsdAlgebra, T33_AHeadWithoutANumberForAGivesNone) {
-  KRAIT_ONLY_ON_CPU("exponents are clamped there");
   for (const int64_t L : {2, 97}) {
     SsdCase k;
     k.L = L;
@@ -269,7 +268,7 @@ TEST(SsdAlgebra, T33_AHeadWithoutANumberForAGivesNone) {
     const testing::Values y = testing::to_double(s.run(t).y);
     for (int64_t i = 1; i < L; ++i)
       for (int64_t h = 0; h < k.H; ++h)
-        EXPECT_EQ(std::isnan(y[static_cast<size_t>((i * k.H + h) * k.P)]), h == 1)
+        EXPECT_NE(std::isfinite(y[static_cast<size_t>((i * k.H + h) * k.P)]), h == 1)
             << "token " << i << " of " << L << ", head " << h;
   }
 }

@@ -87,8 +87,10 @@ __device__ inline float sigmoid(float x) {
 }
 
 // A log2(e), or -exp(A) log2(e) where A holds log(-A): to half a unit in the last place, or nearly, since an
-// error of A acts in the same direction at every step. e^a = 2^m (1 + s).
+// error of A acts in the same direction at every step. e^a = 2^m (1 + s). What is not a number becomes a state that
+// grows beyond all: clamped, it would be one that is forgotten.
 __device__ inline float scaled_A(float a, bool is_log) {
+  if (isnan(a)) return 0x1p+100f;
   if (!is_log) return fmaf(a, kLog2e, a * kLog2eLow);
   a = fminf(fmaxf(a, -87.0f), 87.0f);
   const float m = rintf(a * kLog2e);
