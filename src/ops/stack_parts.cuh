@@ -49,7 +49,9 @@ constexpr int stack_piece(int D) { return D % 1024 == 0 ? 1024 : D % 1280 == 0 ?
 template <template <int, class> class Kernel, class Use>
 bool with_stack_kernel(int64_t D, bool state_bf16, const Use& use) {
   const auto any = [&]<int... kD>(std::integer_sequence<int, kD...>) {
-    return ((D == kD && (state_bf16 ? use(Kernel<kD, __nv_bfloat16>()) : use(Kernel<kD, float>()))) || ...);
+    return (
+        (D == kD && (state_bf16 ? use(Kernel<kD, __nv_bfloat16>()) : use(Kernel<kD, float>()))) ||
+        ...);
   };
   return any(std::integer_sequence<int, 1024, 1536, 2048, 2560>());
 }
@@ -61,8 +63,10 @@ bool has_stack(int64_t D, bool state_bf16) {
     constexpr int kBytes = K::Layout::kBytes;
     int device = 0, multiprocessors = 0, cooperative = 0, blocks = 0;
     return on_hopper() && cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) ==
+               cudaSuccess &&
+           cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) ==
+               cudaSuccess &&
            cooperative != 0 &&
            cudaFuncSetAttribute(K::kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes) ==
                cudaSuccess &&
@@ -79,8 +83,8 @@ void launch_stack(const char* name, int64_t messages, const Call& p, void* strea
   cudaMemsetAsync(p.messages, 0, static_cast<size_t>(messages) * sizeof(uint64_t), queue);
   with_stack_kernel<Kernel>(p.D, p.state_bf16, [&]<class K>(K) {
     void* arguments[] = {const_cast<Call*>(&p)};
-    return cudaLaunchCooperativeKernel(K::kKernel, dim3(kStackBlocks), dim3(kStackThreads + 32), arguments,
-                                       size_t{K::Layout::kBytes}, queue) == cudaSuccess;
+    return cudaLaunchCooperativeKernel(K::kKernel, dim3(kStackBlocks), dim3(kStackThreads + 32),
+                                       arguments, size_t{K::Layout::kBytes}, queue) == cudaSuccess;
   });
   check_launch(name);
 }

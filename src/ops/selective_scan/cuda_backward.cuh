@@ -18,25 +18,30 @@ struct BackwardTile {
 template <class S>
 struct BackwardMemory {
   BackwardTile<S> tile[2];
-  float start[S::kTile / kSub][S::CPT * S::NS][S::kScanWarps * 32];  // states before every eighth step
+  float start[S::kTile / kSub][S::CPT * S::NS]
+             [S::kScanWarps * 32];  // states before every eighth step
   float sums[2][S::kHelpers][4];
   uint64_t meeting;
 };
 
-__device__ inline void add(float4& sum, const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }
+__device__ inline void add(float4& sum, const float4& v) {
+  sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+}
 
 // The rows of dB and dC of one tile, summed over the warps.
 template <class S>
-__device__ inline void sum_parts(const Work& k, const Place& place, int64_t n, const Span& s, int64_t t0,
-                                 int64_t block, int helper, const BackwardTile<S>& at) {
+__device__ inline void sum_parts(const Work& k, const Place& place, int64_t n, const Span& s,
+                                 int64_t t0, int64_t block, int helper, const BackwardTile<S>& at) {
   constexpr int kUnits = S::kTile * S::kRow / 4, kUnitsOfRow = S::kRow / 4;
   const int64_t set = place.group * k.blocks + block;
-  float4* to = reinterpret_cast<float4*>(k.parts) + (set * k.part_rows + k.part_row(n, s.begin, t0)) * kUnitsOfRow;
+  float4* to = reinterpret_cast<float4*>(k.parts) +
+               (set * k.part_rows + k.part_row(n, s.begin, t0)) * kUnitsOfRow;
   for (int i = helper; i < kUnits; i += S::kHelpers) {
     if (t0 + i / kUnitsOfRow >= s.tokens) break;
     float4 sum = {};
 #pragma unroll
-    for (int warp = 0; warp < S::kScanWarps; ++warp) add(sum, reinterpret_cast<const float4*>(at.part[warp])[i]);
+    for (int warp = 0; warp < S::kScanWarps; ++warp)
+      add(sum, reinterpret_cast<const float4*>(at.part[warp])[i]);
     to[i] = sum;
   }
 }
@@ -52,12 +57,16 @@ struct Helper {
   };
   const CudaBackward& w;
   const Place& place;
-  const int helper, quad, first_row, valid;  // of four channels: index in the block; row of a tile; those that exist
+  const int helper, quad, first_row,
+      valid;  // of four channels: index in the block; row of a tile; those that exist
   const int64_t column;
-  float bias[4], D[4], dD[4] = {}, ddt_bias[4] = {};  // of the thread's channels; the latter summed over time
+  float bias[4], D[4], dD[4] = {},
+                       ddt_bias[4] = {};  // of the thread's channels; the latter summed over time
 
   __device__ Helper(const CudaBackward& w_, const Place& place_, int helper_)
-      : w(w_), place(place_), helper(helper_),
+      : w(w_),
+        place(place_),
+        helper(helper_),
         quad(helper_ % S::kQuads),
         first_row(helper_ / S::kQuads < S::kHelperRows ? helper_ / S::kQuads : S::kTile),
         valid(place_.channels - helper_ % S::kQuads * 4),
@@ -72,8 +81,8 @@ struct Helper {
   }
 
   // Step i of sequence n: tile tiles - 1 - i is prepared, the one two before is finished.
-  __device__ void step(const Work& k, int64_t n, const Span& s, int64_t tiles, int64_t i, int64_t block,
-                       BackwardTile<S>& at) {
+  __device__ void step(const Work& k, int64_t n, const Span& s, int64_t tiles, int64_t i,
+                       int64_t block, BackwardTile<S>& at) {
     const int64_t t0 = k.from + (tiles - 1 - i) * S::kTile, done = t0 + 2 * S::kTile;
     BC bc;
     Rows4 now, before;
@@ -105,13 +114,15 @@ struct Helper {
   __device__ char* row(const CudaRows& r, const Span& s, int64_t t0, int first) const {
     return element(r, r.bf16, s.begin + t0 + first_row + first * S::kHelperRows, column);
   }
-  __device__ int64_t step(const CudaRows& r) const { return bytes_of_rows(r, r.bf16, S::kHelperRows); }
+  __device__ int64_t step(const CudaRows& r) const {
+    return bytes_of_rows(r, r.bf16, S::kHelperRows);
+  }
 
   __device__ Rows4 load(const Span& s, int64_t t0, int first) const {
     const CudaProblem& p = w.p;
     Rows4 r;
-    const char *u = row(p.u, s, t0, first), *dt = row(p.dt, s, t0, first), *z = row(p.z, s, t0, first),
-               *dy = row(w.dy, s, t0, first);
+    const char *u = row(p.u, s, t0, first), *dt = row(p.dt, s, t0, first),
+               *z = row(p.z, s, t0, first), *dy = row(w.dy, s, t0, first);
     const int left = rows_left(s, t0, first);
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
@@ -124,7 +135,8 @@ struct Helper {
     return r;
   }
 
-  __device__ void prepare(const Span& s, int64_t t0, int first, const Rows4& r, BackwardTile<S>& at) const {
+  __device__ void prepare(const Span& s, int64_t t0, int first, const Rows4& r,
+                          BackwardTile<S>& at) const {
     const CudaProblem& p = w.p;
     const int left = rows_left(s, t0, first);
     if (t0 >= S::kTile && quad % 4 == 0 && valid > 0) {  // one of a sector
@@ -172,17 +184,20 @@ struct Helper {
     }
   }
 
-  __device__ void finish(const Span& s, int64_t t0, int first, const Rows4& r, const BackwardTile<S>& at) {
+  __device__ void finish(const Span& s, int64_t t0, int first, const Rows4& r,
+                         const BackwardTile<S>& at) {
     const CudaProblem& p = w.p;
     const int left = rows_left(s, t0, first);
-    char *to_u = row(w.du, s, t0, first), *to_dt = row(w.ddt, s, t0, first), *to_z = row(w.dz, s, t0, first);
+    char *to_u = row(w.du, s, t0, first), *to_dt = row(w.ddt, s, t0, first),
+         *to_z = row(w.dz, s, t0, first);
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const int t = first_row + (first + j) * S::kHelperRows;
       if (t >= S::kTile) return;
       const int there = j * S::kHelperRows < left ? valid : 0;
       const float4* slot = reinterpret_cast<const float4*>(&at.row[t][quad * 4]);
-      const float4 s01 = slot[0], s23 = slot[1], y_part = *reinterpret_cast<const float4*>(&at.g[t][quad * 4]);
+      const float4 s01 = slot[0], s23 = slot[1],
+                   y_part = *reinterpret_cast<const float4*>(&at.g[t][quad * 4]);
       const float s_A[4] = {s01.x, s01.z, s23.x, s23.z}, s_B[4] = {s01.y, s01.w, s23.y, s23.w};
       const float y[4] = {y_part.x, y_part.y, y_part.z, y_part.w};
       float u[4], x[4], z[4], dy[4], du[4], ddt[4], dz[4] = {};

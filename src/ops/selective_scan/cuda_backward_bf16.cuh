@@ -7,8 +7,8 @@
 namespace krait::ops::scan {
 namespace {
 
-using cuda::mma_tf32;
 using cuda::kArriving;  // all lanes would take 4% longer with twelve scanning warps
+using cuda::mma_tf32;
 
 constexpr int kSub = 4;  // steps whose states and operands are in registers at once
 
@@ -33,9 +33,12 @@ struct BackwardTile {
 template <class S>
 struct BackwardMemory {
   BackwardTile<S> tile[2];
-  float4 part[S::kScanWarps][S::kTile * S::kRow / 4];     // dB and dC, summed over the channels of a warp
-  float4 start[S::kTile / kSub - 1][S::kScanWarps * 32];  // states before every fourth step but the last
-  float4 next[S::kMoreRegisters ? S::kScanWarps * 32 : 1];  // states before the next tile to walk through
+  float4 part[S::kScanWarps]
+             [S::kTile * S::kRow / 4];  // dB and dC, summed over the channels of a warp
+  float4 start[S::kTile / kSub - 1]
+              [S::kScanWarps * 32];  // states before every fourth step but the last
+  float4 next[S::kMoreRegisters ? S::kScanWarps * 32
+                                : 1];  // states before the next tile to walk through
   float bias[S::kChannels], D[S::kChannels];
   TileBarriers<S, kArriving> tiles;
   uint64_t taken;  // the sums in `part`
@@ -69,15 +72,21 @@ struct Helper : HelperPlace<S> {
   const int64_t set;  // of channels
   float dD[kQuads][4] = {}, ddt_bias[kQuads][4] = {};
 
-  __device__ Helper(const Work& k_, const Place& place_, BackwardMemory<S>& memory_, int helper_, int64_t block)
-      : HelperPlace<S>(place_, helper_), k(k_), memory(memory_), helper(helper_), set(place.group * k.blocks + block) {
+  __device__ Helper(const Work& k_, const Place& place_, BackwardMemory<S>& memory_, int helper_,
+                    int64_t block)
+      : HelperPlace<S>(place_, helper_),
+        k(k_),
+        memory(memory_),
+        helper(helper_),
+        set(place.group * k.blocks + block) {
     const CudaProblem& p = k.w.p;
     for (int c = helper; c < S::kChannels; c += S::kHelpers) {
       const bool there = c < place.channels;
       memory.bias[c] = there && p.dt_bias ? p.dt_bias[place.first + c] : 0.0f;
       memory.D[c] = there && p.D ? p.D[place.first + c] : 0.0f;
     }
-    for (int i = helper; !S::kWhole && i < 2 * S::kTile * S::kChannels; i += S::kHelpers) {  // that do not exist
+    for (int i = helper; !S::kWhole && i < 2 * S::kTile * S::kChannels;
+         i += S::kHelpers) {  // that do not exist
       BackwardTile<S>& at = memory.tile[i / (S::kTile * S::kChannels)];
       const int t = i / S::kChannels % S::kTile, c = i % S::kChannels;
       if (c >= place.channels) at.cell[t][cell_of(c)] = {};
@@ -89,8 +98,10 @@ struct Helper : HelperPlace<S> {
   __device__ void step(const Unit& u, int i, unsigned before) {
     const unsigned count = before + i;
     BackwardTile<S>& at = memory.tile[count & 1];
-    const int tiles = static_cast<int>(u.tiles), first = (tiles - 1 - i) * S::kTile,  // from the unit's first token
-        begin = static_cast<int>(u.s.begin + u.from), last = static_cast<int>(u.s.tokens - u.from) - 1;
+    const int tiles = static_cast<int>(u.tiles),
+              first = (tiles - 1 - i) * S::kTile,  // from the unit's first token
+        begin = static_cast<int>(u.s.begin + u.from),
+              last = static_cast<int>(u.s.tokens - u.from) - 1;
     const int t = first + row, done = t + 2 * S::kTile, token = begin + min(t, last);
     AnyBC<S> bc;
     Inputs in;
@@ -188,7 +199,7 @@ struct Helper : HelperPlace<S> {
   __device__ void finish(int token, const Inputs& in, const BackwardTile<S>& at) {
     const CudaBackward& w = k.w;
     char *const to_u = this->at(w.du, token), *const to_dt = this->at(w.ddt, token),
-               *const to_z = this->at(w.dz, token), *const to_y = this->at(w.y, token);
+                *const to_z = this->at(w.dz, token), *const to_y = this->at(w.y, token);
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
       if (!this->exists(j)) break;
@@ -230,12 +241,14 @@ struct SumOverChannels {
 
   __device__ SumOverChannels(float number, int lane) {
     // The number is rounded, and makes up for what cutting takes of the other operand on average.
-    if (!kExact) number = __uint_as_float(__float_as_uint(fmaf(number, 0x1.7p-12f, number)) + 0x1000);
+    if (!kExact)
+      number = __uint_as_float(__float_as_uint(fmaf(number, 0x1.7p-12f, number)) + 0x1000);
 #pragma unroll
     for (int s = 0; s < kSub; ++s) of_step[s] = lane / 8 == s ? kExact ? 1.0f : number : 0.0f;
   }
   // Of steps 2 pair and 2 pair + 1.
-  __device__ void add(int pair, const float (&even)[4], float of_even, const float (&odd)[4], float of_odd) {
+  __device__ void add(int pair, const float (&even)[4], float of_even, const float (&odd)[4],
+                      float of_odd) {
     const float one = of_step[pair * 2], other = of_step[pair * 2 + 1];
     if constexpr (!kExact) {
       mma_tf32(low, {even[0], even[1], odd[0], odd[1]}, one, other);
@@ -253,14 +266,17 @@ struct SumOverChannels {
       mma_tf32(high, {left[4], left[5], left[6], left[7]}, one, other);
     }
   }
-  __device__ float of(int n, int half) const { return n < 2 ? low[n * 2 + half] : high[n * 2 - 4 + half]; }
+  __device__ float of(int n, int half) const {
+    return n < 2 ? low[n * 2 + half] : high[n * 2 - 4 + half];
+  }
 };
 
 // The adjoint recurrence of one scanning thread: one channel, four of its states. Lanes 8 i + c have channel c of
 // the warp's eight.
 template <class S, bool kExact>
 struct Adjoint {
-  static constexpr int kStride = S::kChannels, kSubs = S::kTile / kSub, kThreads = S::kScanWarps * 32;
+  static constexpr int kStride = S::kChannels, kSubs = S::kTile / kSub,
+                       kThreads = S::kScanWarps * 32;
   int channel, lane, warp;
   float A[4], h[4], dh[4], dA[4];  // A: A log2(e)
 
@@ -313,7 +329,8 @@ struct Adjoint {
     if constexpr (S::kMoreRegisters) {
       // Two a round, at whose end all that is on its way is waited for.
 #pragma unroll 1
-      for (int two = kSubs / 2 - 1; two > 0; --two) back<true>(own, operands), back<true>(own, operands);
+      for (int two = kSubs / 2 - 1; two > 0; --two)
+        back<true>(own, operands), back<true>(own, operands);
       back<true>(own, operands);
       back<false>(own, operands);
     } else {
@@ -336,7 +353,8 @@ struct Adjoint {
 
   __device__ void load(const Own& own, Operands& to) const {
 #pragma unroll
-    for (int s = 0; s < kSub; ++s) to.cell[s] = *reinterpret_cast<const float4*>(own.cell + s * kStride);
+    for (int s = 0; s < kSub; ++s)
+      to.cell[s] = *reinterpret_cast<const float4*>(own.cell + s * kStride);
 #pragma unroll
     for (int s = 0; s < kSub; ++s) {
       to_floats(*reinterpret_cast<const float4*>(own.bc + s * S::kRow), to.b[s]);
@@ -398,7 +416,8 @@ struct Adjoint {
     const bool upper = lane & 4;
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const float send = upper ? sum_B.of(n, 1) : sum_C.of(n, 0), keep = upper ? sum_C.of(n, 1) : sum_B.of(n, 0);
+      const float send = upper ? sum_B.of(n, 1) : sum_C.of(n, 0),
+                  keep = upper ? sum_C.of(n, 1) : sum_B.of(n, 0);
       sum[n] = keep + __shfl_xor_sync(~0u, send, 4);
     }
     *part = {sum[0], sum[1], sum[2], sum[3]};

@@ -15,7 +15,8 @@ namespace {
 template <int kWarps, bool Whole, int kHelperWarps = 8>
 struct Shape16 : Layout<4, 4, 1, kWarps, kHelperWarps, false, 32> {
   static constexpr bool kWhole = Whole;
-  static constexpr bool kMoreRegisters = kWarps == 12;  // backward: helping warps leave some to the scanning ones
+  static constexpr bool kMoreRegisters =
+      kWarps == 12;  // backward: helping warps leave some to the scanning ones
 };
 
 // Where a channel lies in a tile: those of a scanning warp stay together; each fourth of 32, which helpers reach at
@@ -56,9 +57,9 @@ struct HelperPlace {
   __device__ void load(const CudaRows& r, int token, Quads& to) const {
     const char* from = at(r, token);
 #pragma unroll
-    for (int j = 0; j < kQuads; ++j) to[j] = load_quad<true>(r, from + j * kQuadBytes, exists(j) ? 4 : 0);
+    for (int j = 0; j < kQuads; ++j)
+      to[j] = load_quad<true>(r, from + j * kQuadBytes, exists(j) ? 4 : 0);
   }
-
 };
 
 // B and C of a tile on their way to shared memory, as StagedBC, but of rows that can be moved by fours and have
@@ -73,7 +74,8 @@ struct WholeBC {
   static __device__ bool of_C(int index) { return index >= S::kTile * 4; }
   static __device__ int step(int index) { return index / 4 % S::kTile; }
 
-  __device__ void load(const CudaProblem& p, const Place& place, int begin, int t0, int last, int helper) {
+  __device__ void load(const CudaProblem& p, const Place& place, int begin, int t0, int last,
+                       int helper) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int at = index(helper, i), t = t0 + step(at);
@@ -101,9 +103,11 @@ struct WholeBC {
 template <class S>
 struct AnyBC : std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>> {
   using Base = std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>>;
-  __device__ void load(const CudaProblem& p, const Place& place, const Span& s, int64_t t0, int helper) {
+  __device__ void load(const CudaProblem& p, const Place& place, const Span& s, int64_t t0,
+                       int helper) {
     if constexpr (S::kWhole)
-      Base::load(p, place, static_cast<int>(s.begin), static_cast<int>(t0), static_cast<int>(s.tokens) - 1, helper);
+      Base::load(p, place, static_cast<int>(s.begin), static_cast<int>(t0),
+                 static_cast<int>(s.tokens) - 1, helper);
     else
       Base::load(p, place, s, t0, helper, 0);
   }
@@ -119,7 +123,8 @@ struct AnyBC : std::conditional_t<S::kWhole, WholeBC<S>, StagedBC<S>> {
 template <int kHelperWarps, class F>
 void with_shape(const CudaProblem& p, int channels, bool plain, const F& f) {
   const auto with = [&]<int kWarps, int kHelping>() {
-    const bool whole = plain && p.E / p.G % channels == 0 && p.N == 16 && p.B.bf16 && p.B.by4 && p.C.bf16 && p.C.by4;
+    const bool whole = plain && p.E / p.G % channels == 0 && p.N == 16 && p.B.bf16 && p.B.by4 &&
+                       p.C.bf16 && p.C.by4;
     whole ? f.template operator()<Shape16<kWarps, true, kHelping>>()
           : f.template operator()<Shape16<kWarps, false, kHelping>>();
   };
@@ -131,11 +136,14 @@ void with_shape(const CudaProblem& p, int channels, bool plain, const F& f) {
 // The most floats of scratch that any of the shapes needs.
 template <class F>
 int64_t most_scratch(const F& of_shape) {
-  return std::max({of_shape.template operator()<Shape16<4, true>>(), of_shape.template operator()<Shape16<8, true>>(),
+  return std::max({of_shape.template operator()<Shape16<4, true>>(),
+                   of_shape.template operator()<Shape16<8, true>>(),
                    of_shape.template operator()<Shape16<12, true>>()});
 }
 
-__device__ inline void to_floats(const float4& v, float (&x)[4]) { x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
+__device__ inline void to_floats(const float4& v, float (&x)[4]) {
+  x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+}
 
 // Helping warps prepare a tile, scanning warps walk through it; warps of either kind do not wait for each other. A
 // phase is a tile, one of two in turn. kLanes of each warp arrive.
@@ -145,13 +153,18 @@ struct TileBarriers {
 
   __device__ void start() {
     for (int i = 0; i < 2; ++i)
-      cuda::start_barrier(&full[i], S::kHelpers / 32 * kLanes), cuda::start_barrier(&done[i], S::kScanWarps * kLanes);
+      cuda::start_barrier(&full[i], S::kHelpers / 32 * kLanes),
+          cuda::start_barrier(&done[i], S::kScanWarps * kLanes);
   }
   __device__ void is_full(unsigned count) { cuda::warp_arrives<kLanes>(&full[count & 1]); }
   __device__ void is_done(unsigned count) { cuda::warp_arrives<kLanes>(&done[count & 1]); }
   // The count-th tile of the block.
-  __device__ void wait_until_full(unsigned count) { cuda::wait_for_phase(&full[count & 1], count / 2 & 1); }
-  __device__ void wait_until_done(unsigned count) { cuda::wait_for_phase(&done[count & 1], count / 2 & 1); }
+  __device__ void wait_until_full(unsigned count) {
+    cuda::wait_for_phase(&full[count & 1], count / 2 & 1);
+  }
+  __device__ void wait_until_done(unsigned count) {
+    cuda::wait_for_phase(&done[count & 1], count / 2 & 1);
+  }
 };
 
 // A barrier of the helping warps.

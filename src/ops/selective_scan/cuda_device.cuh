@@ -30,7 +30,8 @@ struct Layout {
   static constexpr int kThreads = OwnScheduler ? HelperWarps * 128 : (ScanWarps + HelperWarps) * 32;
   static constexpr int kRow = 2 * NP;  // floats of B and C of a step
   static constexpr int kHelperRows = kHelpers / kQuads;
-  static constexpr int kPasses = (Tile + kHelperRows - 1) / kHelperRows;  // of the helpers over the rows
+  static constexpr int kPasses =
+      (Tile + kHelperRows - 1) / kHelperRows;  // of the helpers over the rows
   static_assert(kChannels % 4 == 0 && (!OwnScheduler || ScanWarps == 3));
 
   // Index among the scanning (>= 0) or helping warps (~index); kIdle: neither.
@@ -59,7 +60,8 @@ struct Meeting {
   }
 };
 
-using cuda::prefetch, cuda::exp2_of, cuda::reciprocal, cuda::softplus, cuda::sigmoid, cuda::scaled_A, cuda::kLn2;
+using cuda::prefetch, cuda::exp2_of, cuda::reciprocal, cuda::softplus, cuda::sigmoid,
+    cuda::scaled_A, cuda::kLn2;
 
 // Four neighbouring elements of a row as they lie in memory, so that loads can be in flight together.
 struct Quad {
@@ -166,7 +168,6 @@ __device__ inline void sum_transposed(float (&v)[V], int lane) {
   }
 }
 
-
 // Sequences are counted in the order of the rows.
 __device__ inline int64_t begin_of(const CudaProblem& p, int64_t s) {
   if (!p.begin) return s * p.L;
@@ -174,7 +175,9 @@ __device__ inline int64_t begin_of(const CudaProblem& p, int64_t s) {
 }
 
 // Known to the compiler to be the same in all lanes.
-__device__ inline int warp_index() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0); }
+__device__ inline int warp_index() {
+  return __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);
+}
 
 struct Span {
   int64_t begin, tokens;
@@ -202,7 +205,9 @@ template <class S>
 __device__ inline Place place_of(const CudaProblem& p, int64_t group, int64_t block) {
   const int64_t in_group = p.E / p.G, at = block * S::kChannels, left = in_group - at;
   return {group, group * in_group + at,
-          static_cast<int>(left < 0 ? 0 : left < S::kChannels ? left : S::kChannels)};
+          static_cast<int>(left < 0              ? 0
+                           : left < S::kChannels ? left
+                                                 : S::kChannels)};
 }
 
 // Four of B or C of a step, from state n on, in shared memory: rows [lane of the channel][B: NS, C: NS].
@@ -227,7 +232,8 @@ struct StagedBC {
   static constexpr int kBatch = kPasses < 4 ? kPasses : 4;
   Quad b[kBatch], c[kBatch];
 
-  __device__ void load(const CudaProblem& p, const Place& place, const Span& s, int64_t t0, int helper, int first) {
+  __device__ void load(const CudaProblem& p, const Place& place, const Span& s, int64_t t0,
+                       int helper, int first) {
     const int t = helper / kQuadsOfN + first * kStep, n = helper % kQuadsOfN * 4;
     const int left = static_cast<int>(s.tokens - t0 < S::kTile ? s.tokens - t0 : S::kTile) - t;
     const int valid = p.N > n ? static_cast<int>(p.N) - n : 0;
@@ -259,7 +265,8 @@ struct StagedBC {
 
 // B and C of a step, from where put_bc puts them.
 template <class S>
-__device__ inline void load_bc(const float* rows, int t, int l, float (&b)[S::NS], float (&c)[S::NS]) {
+__device__ inline void load_bc(const float* rows, int t, int l, float (&b)[S::NS],
+                               float (&c)[S::NS]) {
   const float* bc = rows + t * S::kRow + l * 2 * S::NS;
   if constexpr (S::NS == 2) {
     const float4 v = *reinterpret_cast<const float4*>(bc);
@@ -277,18 +284,19 @@ __device__ inline void load_bc(const float* rows, int t, int l, float (&b)[S::NS
 
 // A number a (channel, state) pair of the thread, from a contiguous (E, N); zero beyond.
 template <class S>
-__device__ inline void load_states(const float* from, int64_t N, int64_t first_channel, int channels_left, int n0,
-                                   float (&to)[S::CPT][S::NS]) {
+__device__ inline void load_states(const float* from, int64_t N, int64_t first_channel,
+                                   int channels_left, int n0, float (&to)[S::CPT][S::NS]) {
 #pragma unroll
   for (int c = 0; c < S::CPT; ++c)
 #pragma unroll
     for (int k = 0; k < S::NS; ++k)
-      to[c][k] = from && c < channels_left && n0 + k < N ? from[(first_channel + c) * N + n0 + k] : 0.0f;
+      to[c][k] =
+          from && c < channels_left && n0 + k < N ? from[(first_channel + c) * N + n0 + k] : 0.0f;
 }
 
 template <class S>
-__device__ inline void store_states(const float (&from)[S::CPT][S::NS], int64_t N, int64_t first_channel,
-                                    int channels_left, int n0, float* to) {
+__device__ inline void store_states(const float (&from)[S::CPT][S::NS], int64_t N,
+                                    int64_t first_channel, int channels_left, int n0, float* to) {
 #pragma unroll
   for (int c = 0; c < S::CPT; ++c)
 #pragma unroll

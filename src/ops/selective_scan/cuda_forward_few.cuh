@@ -11,7 +11,9 @@ namespace few {
 
 // Where a channel lies in a row of a tile: what helpers reach at once is in banks of its own. Even and odd pairs of
 // steps differ.
-__device__ inline int place_in_row(int channel, int pair) { return channel ^ channel / 8 % 4 ^ pair % 2 * 4; }
+__device__ inline int place_in_row(int channel, int pair) {
+  return channel ^ channel / 8 % 4 ^ pair % 2 * 4;
+}
 
 template <class S>
 struct Tile {
@@ -65,7 +67,8 @@ __device__ inline void store_octet(char* at, int there, const float (&x)[8]) {
 __device__ inline void to_floats(const uint4& bits, float (&x)[8]) {
   const unsigned of[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) x[2 * i] = cuda::low_bf16(of[i]), x[2 * i + 1] = cuda::high_bf16(of[i]);
+  for (int i = 0; i < 4; ++i)
+    x[2 * i] = cuda::low_bf16(of[i]), x[2 * i + 1] = cuda::high_bf16(of[i]);
 }
 
 // What a helping thread does: the next tile, from memory to where the tile before last was, and that one's y to
@@ -77,7 +80,8 @@ struct Helper {
   const CudaForward& w;
   const Place& place;
   Memory<S>& memory;
-  const int helper, row, first, there;  // first: of its eight channels, the first `there` of which exist
+  const int helper, row, first,
+      there;  // first: of its eight channels, the first `there` of which exist
   // Bytes from the beginning of a tile to its channels, and to half a row of B or C.
   int in_rows[8], in_y[8], in_bc;
   float bias[8], D[8];
@@ -95,7 +99,8 @@ struct Helper {
         of_dt(w_.p.dt, place_.first + first),
         of_z(w_.p.z, place_.first + first),
         of_y(w_.y, place_.first + first),
-        of_bc(first < 16 ? w_.p.B : w_.p.C, place_.group * (first < 16 ? w_.p.B : w_.p.C).group + first % 16) {
+        of_bc(first < 16 ? w_.p.B : w_.p.C,
+              place_.group * (first < 16 ? w_.p.B : w_.p.C).group + first % 16) {
     const CudaProblem& p = w.p;
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -109,9 +114,11 @@ struct Helper {
       asm("" : "+r"(in_rows[n]), "+r"(in_y[n]));  // else they are made again for each use
     }
     in_bc = static_cast<int>(offsetof(Tile<S>, bc)) +
-            (row * S::kRow + first % 16 * S::NS / 2 + first / 16 * S::NS) * static_cast<int>(sizeof(float));
+            (row * S::kRow + first % 16 * S::NS / 2 + first / 16 * S::NS) *
+                static_cast<int>(sizeof(float));
     if (!S::kWhole) {  // of channels that do not exist
-      for (int i = helper; i < static_cast<int>(sizeof(memory.ahead) / sizeof(uint4)); i += S::kHelpers)
+      for (int i = helper; i < static_cast<int>(sizeof(memory.ahead) / sizeof(uint4));
+           i += S::kHelpers)
         reinterpret_cast<uint4*>(&memory.ahead)[i] = {};
     }
   }
@@ -142,7 +149,8 @@ struct Helper {
       cuda::commit_copies();
       cuda::wait_for_copies<1>();
       if (i >= 2) memory.tiles.wait_until_done(i - 2);
-      if (i >= 2 && done <= last) finish(begin + done, rows.u[(i - 2) % 4][helper], rows.z[(i - 2) % 4][helper], at);
+      if (i >= 2 && done <= last)
+        finish(begin + done, rows.u[(i - 2) % 4][helper], rows.z[(i - 2) % 4][helper], at);
       if (i >= tiles) continue;
       if (S::kWhole) {
         put_bc(rows.bc[i % 2][helper], at);
@@ -188,18 +196,19 @@ struct Helper {
     }
 #pragma unroll
     for (int n = 0; n < 8; ++n)
-      *reinterpret_cast<float2*>(reinterpret_cast<char*>(&at) + in_rows[n]) = {
-          delta[n], delta[n] * u[n]};
+      *reinterpret_cast<float2*>(reinterpret_cast<char*>(&at) + in_rows[n]) = {delta[n],
+                                                                               delta[n] * u[n]};
   }
 
-  __device__ void finish(int token, const uint4& u_bits, const uint4& z_bits, const Tile<S>& at) const {
+  __device__ void finish(int token, const uint4& u_bits, const uint4& z_bits,
+                         const Tile<S>& at) const {
     float u[8], z[8], y[8];
     to_floats(u_bits, u);
     to_floats(z_bits, z);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
-      const float4 of_lane = *reinterpret_cast<const float4*>(
-          reinterpret_cast<const char*>(&at) + in_y[n]);
+      const float4 of_lane =
+          *reinterpret_cast<const float4*>(reinterpret_cast<const char*>(&at) + in_y[n]);
       y[n] = fmaf(D[n], u[n], (of_lane.x + of_lane.z) + (of_lane.y + of_lane.w));
     }
     if (w.p.z.data) {
@@ -217,7 +226,8 @@ struct Scanner {
   const int l, channel;  // which of a channel's lanes; of the block
   float A[4], h[4];      // A: A log2(e)
 
-  __device__ Scanner(int role, int lane) : l(states_of(lane)), channel(role * 8 + channel_of(lane)) {}
+  __device__ Scanner(int role, int lane)
+      : l(states_of(lane)), channel(role * 8 + channel_of(lane)) {}
 
   // Calls before(i) with the states before tile i.
   template <class F>
@@ -257,14 +267,17 @@ struct Scanner {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
           decay[(r + 1) % 2][s][n] = decay_of(r + 1, s, n);
-          h[n] = fmaf(decay[r % 2][s][n], h[n], (s == 0 ? v[r % 4].y : v[r % 4].w) * b[r % 2][s][n]);
+          h[n] =
+              fmaf(decay[r % 2][s][n], h[n], (s == 0 ? v[r % 4].y : v[r % 4].w) * b[r % 2][s][n]);
           y = n == 0 ? c[r % 2][s][n] * h[n] : fmaf(c[r % 2][s][n], h[n], y);
         }
         reinterpret_cast<float*>(&at.y[2 * r + s][place_in_row(channel, r)])[l] = y;
       }
     }
   }
-  __device__ void fetch_v(const Tile<S>& at, int r) { v[r % 4] = at.rows[r % kRounds][place_in_row(channel, r)]; }
+  __device__ void fetch_v(const Tile<S>& at, int r) {
+    v[r % 4] = at.rows[r % kRounds][place_in_row(channel, r)];
+  }
   __device__ void fetch_bc(const Tile<S>& at, int r) {
 #pragma unroll
     for (int s = 0; s < 2; ++s) load_bc<S>(at.bc, r % kRounds * 2 + s, l, b[r % 2][s], c[r % 2][s]);

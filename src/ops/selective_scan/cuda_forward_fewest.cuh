@@ -14,11 +14,14 @@ using few::RowsFrom, few::to_floats;
 // Of those that prepare, and of those that finish: a thread has eight channels of a row.
 constexpr int kLanes = 2;
 template <class S>
-constexpr int kEach = S::kTile * kLanes;
-constexpr int kAhead = 2, kSlots = kAhead + 1;  // tiles that rows are asked for before; and with the one in use
+constexpr int kEach = S::kTile* kLanes;
+constexpr int kAhead = 2,
+              kSlots = kAhead + 1;  // tiles that rows are asked for before; and with the one in use
 
 // Where a channel lies in a row of a tile: what helpers reach at once is in banks of its own. Pairs of steps differ.
-__device__ inline int place_in_row(int channel, int pair) { return channel ^ channel / 8 ^ pair % 4 * 2; }
+__device__ inline int place_in_row(int channel, int pair) {
+  return channel ^ channel / 8 ^ pair % 4 * 2;
+}
 
 template <class S>
 struct Tile {
@@ -39,8 +42,12 @@ struct Barriers {
     }
   }
   // The count-th tile of the block.
-  static __device__ void arrive(uint64_t (&of)[2], unsigned count) { cuda::warp_arrives<32>(&of[count & 1]); }
-  static __device__ void wait(uint64_t (&of)[2], unsigned count) { cuda::wait_for_phase(&of[count & 1], count / 2 & 1); }
+  static __device__ void arrive(uint64_t (&of)[2], unsigned count) {
+    cuda::warp_arrives<32>(&of[count & 1]);
+  }
+  static __device__ void wait(uint64_t (&of)[2], unsigned count) {
+    cuda::wait_for_phase(&of[count & 1], count / 2 & 1);
+  }
 };
 
 template <class S>
@@ -61,7 +68,9 @@ template <class S>
 struct RowPlace {
   const int thread, row, first;  // first: of its channels
   __device__ explicit RowPlace(int thread_)
-      : thread(thread_), row(thread_ / 16 * 8 + thread_ / 8 % 2 + thread_ / 2 % 4 * 2), first(thread_ % kLanes * 8) {
+      : thread(thread_),
+        row(thread_ / 16 * 8 + thread_ / 8 % 2 + thread_ / 2 % 4 * 2),
+        first(thread_ % kLanes * 8) {
     static_assert(S::kWhole && S::kChannels == kLanes * 8 && S::kHelpers == 2 * kEach<S>);
   }
   __device__ int place(int n) const { return place_in_row(first + n, row / 2); }
@@ -89,7 +98,8 @@ struct Preparer {
     for (int n = 0; n < 8; ++n) {
       bias[n] = w.p.dt_bias ? w.p.dt_bias[place.first + at.first + n] : 0.0f;
       in_rows[n] = static_cast<int>(offsetof(Tile<S>, rows)) +
-                   ((at.row / 2 * S::kChannels + at.place(n)) * 2 + at.row % 2) * static_cast<int>(sizeof(float2));
+                   ((at.row / 2 * S::kChannels + at.place(n)) * 2 + at.row % 2) *
+                       static_cast<int>(sizeof(float2));
       asm("" : "+r"(in_rows[n]));  // else they are made again for each use
     }
   }
@@ -118,7 +128,8 @@ struct Preparer {
       cuda::wait_for_copies<kAhead>();
       if (i >= 2) Barriers<S>::wait(memory.tiles.done, i - 2);
       put_bc(memory.before.b[slot][at.thread], memory.before.c[slot][at.thread], to);
-      prepare(i * S::kTile + at.row <= last, memory.before.u[slot][at.thread], memory.before.dt[slot][at.thread], to);
+      prepare(i * S::kTile + at.row <= last, memory.before.u[slot][at.thread],
+              memory.before.dt[slot][at.thread], to);
       Barriers<S>::arrive(memory.tiles.full, i);
       slot = slot + 1 == kSlots ? 0 : slot + 1, next = next + 1 == kSlots ? 0 : next + 1;
     }
@@ -127,7 +138,8 @@ struct Preparer {
  private:
   // Half a row of B and of C.
   __device__ void put_bc(const uint4& of_b, const uint4& of_c, Tile<S>& to) const {
-    const auto *b = reinterpret_cast<const unsigned*>(&of_b), *c = reinterpret_cast<const unsigned*>(&of_c);
+    const auto *b = reinterpret_cast<const unsigned*>(&of_b),
+               *c = reinterpret_cast<const unsigned*>(&of_c);
     float* const row = to.bc + at.row * S::kRow + at.first * 2;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -159,8 +171,8 @@ struct Preparer {
     }
 #pragma unroll
     for (int n = 0; n < 8; ++n)
-      *reinterpret_cast<float2*>(reinterpret_cast<char*>(&to) + in_rows[n]) = {
-          delta[n], delta[n] * u[n]};
+      *reinterpret_cast<float2*>(reinterpret_cast<char*>(&to) + in_rows[n]) = {delta[n],
+                                                                               delta[n] * u[n]};
   }
 };
 
@@ -210,21 +222,24 @@ struct Finisher {
       fetch(i + kAhead, next);
       cuda::wait_for_copies<kAhead>();
       Barriers<S>::wait(memory.tiles.done, i);
-      if (t <= last) finish(begin + t, memory.after.u[slot][at.thread], memory.after.z[slot][at.thread], memory.tile[i & 1]);
+      if (t <= last)
+        finish(begin + t, memory.after.u[slot][at.thread], memory.after.z[slot][at.thread],
+               memory.tile[i & 1]);
       Barriers<S>::arrive(memory.tiles.finished, i);
       slot = slot + 1 == kSlots ? 0 : slot + 1, next = next + 1 == kSlots ? 0 : next + 1;
     }
   }
 
  private:
-  __device__ void finish(int token, const uint4& u_bits, const uint4& z_bits, const Tile<S>& from) const {
+  __device__ void finish(int token, const uint4& u_bits, const uint4& z_bits,
+                         const Tile<S>& from) const {
     float u[8], z[8], y[8];
     to_floats(u_bits, u);
     to_floats(z_bits, z);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
-      const float4 of_lane = *reinterpret_cast<const float4*>(
-          reinterpret_cast<const char*>(&from) + in_y[n]);
+      const float4 of_lane =
+          *reinterpret_cast<const float4*>(reinterpret_cast<const char*>(&from) + in_y[n]);
       y[n] = fmaf(D[n], u[n], (of_lane.x + of_lane.z) + (of_lane.y + of_lane.w));
     }
     if (w.p.z.data) {
@@ -274,9 +289,11 @@ struct Scanner {
     for (int i = 0; i < kPlaces; ++i) {
       const int at = place_in_row(channel, i) * static_cast<int>(sizeof(float4));
       of_v[i] = own(static_cast<int>(offsetof(Tile<S>, rows)) + at);
-      of_y[i] = own(static_cast<int>(offsetof(Tile<S>, y)) + at + l * NS / 4 * static_cast<int>(sizeof(float)));
+      of_y[i] = own(static_cast<int>(offsetof(Tile<S>, y)) + at +
+                    l * NS / 4 * static_cast<int>(sizeof(float)));
     }
-    of_bc = own(static_cast<int>(offsetof(Tile<S>, bc)) + l * 2 * NS * static_cast<int>(sizeof(float)));
+    of_bc =
+        own(static_cast<int>(offsetof(Tile<S>, bc)) + l * 2 * NS * static_cast<int>(sizeof(float)));
   }
 
   // Calls before(i) with the states before tile i.
@@ -323,7 +340,8 @@ struct Scanner {
 #pragma unroll
         for (int n = 0; n < NS; ++n) {
           decay[(r + 1) % 2][s][n] = decay_of(r + 1, s, n);
-          h[n] = fmaf(decay[r % 2][s][n], h[n], (s == 0 ? v[r % 4].y : v[r % 4].w) * b[r % 2][s][n]);
+          h[n] =
+              fmaf(decay[r % 2][s][n], h[n], (s == 0 ? v[r % 4].y : v[r % 4].w) * b[r % 2][s][n]);
           y = n == 0 ? c[r % 2][s][n] * h[n] : fmaf(c[r % 2][s][n], h[n], y);
           half[r % 2].h[s][n] = h[n], half[r % 2].c[s][n] = c[r % 2][s][n];
         }
@@ -341,13 +359,14 @@ struct Scanner {
       for (int n = 0; n < NS; ++n) y = fmaf(of.c[s][n], of.h[s][n], y);
       constexpr int kRow = S::kChannels * static_cast<int>(sizeof(float4));
       if (l % 2 == 1)
-        *reinterpret_cast<float*>(reinterpret_cast<char*>(&at) + of_y[r % kPlaces] + (2 * r + s) * kRow) = y;
+        *reinterpret_cast<float*>(reinterpret_cast<char*>(&at) + of_y[r % kPlaces] +
+                                  (2 * r + s) * kRow) = y;
     }
   }
   __device__ void fetch_v(const Tile<S>& at, int r) {
     constexpr int kRow = S::kChannels * static_cast<int>(sizeof(float4));
-    v[r % 4] = *reinterpret_cast<const float4*>(reinterpret_cast<const char*>(&at) + of_v[r % kPlaces] +
-                                                r % kRounds * kRow);
+    v[r % 4] = *reinterpret_cast<const float4*>(reinterpret_cast<const char*>(&at) +
+                                                of_v[r % kPlaces] + r % kRounds * kRow);
   }
   __device__ void fetch_bc(const Tile<S>& at, int r) {
     const auto* rows = reinterpret_cast<const float*>(reinterpret_cast<const char*>(&at) + of_bc);

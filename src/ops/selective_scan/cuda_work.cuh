@@ -20,8 +20,9 @@ struct Work {
   int64_t segments = 1, segment = 0;
   bool last = true;       // of the launches in time, so the first to run: adjoints start here
   int64_t part_rows = 0;  // tokens of `parts`
-  float *parts, *dA, *dB, *dC, *dD, *ddt_bias, *dstates;  // dstates: adjoints before the tokens of a launch
-  float* adjoints = nullptr;                              // after each segment, where there are several
+  float *parts, *dA, *dB, *dC, *dD, *ddt_bias,
+      *dstates;               // dstates: adjoints before the tokens of a launch
+  float* adjoints = nullptr;  // after each segment, where there are several
 
   __device__ int64_t units() const { return w.p.sequences * segments; }
 
@@ -34,8 +35,9 @@ struct Work {
 // A unit is a segment of a sequence. It belongs to the piece of the tokens that holds its first.
 __device__ inline int64_t piece_of(const Work& k, int64_t unit) {
   const CudaProblem& p = k.w.p;
-  const int64_t piece = p.begin && k.segments == 1 ? begin_of(p, unit) * k.pieces / (p.tokens > 0 ? p.tokens : 1)
-                                : unit * k.pieces / k.units();
+  const int64_t piece = p.begin && k.segments == 1
+                            ? begin_of(p, unit) * k.pieces / (p.tokens > 0 ? p.tokens : 1)
+                            : unit * k.pieces / k.units();
   return piece < k.pieces ? piece : k.pieces - 1;
 }
 
@@ -52,8 +54,8 @@ __device__ inline int64_t first_of(const Work& k, int64_t piece) {
 }
 
 struct Unit {
-  int64_t n, segment;  // its sequence; which of that one's segments
-  Span s;              // the sequence
+  int64_t n, segment;   // its sequence; which of that one's segments
+  Span s;               // the sequence
   int64_t from, tiles;  // its first token in the sequence; empty ones have no tiles
 };
 
@@ -63,7 +65,8 @@ __device__ inline Unit unit_of(const Work& k, int64_t index) {
   u.n = index / k.segments, u.segment = index % k.segments;
   u.s = sequence(k.w.p, u.n);
   u.from = k.from + u.segment * k.segment;
-  const int64_t end = u.s.tokens < k.from + k.span ? u.s.tokens : k.from + k.span, left = end - u.from;
+  const int64_t end = u.s.tokens < k.from + k.span ? u.s.tokens : k.from + k.span,
+                left = end - u.from;
   u.tiles = left <= 0 ? 0 : ceil_div(left < k.segment ? left : k.segment, S::kTile);
   return u;
 }
@@ -84,10 +87,13 @@ __device__ inline float sum_of(const float* of, int64_t count, int64_t step) {
 __device__ inline void sum_pieces(const Work& k, int64_t i) {
   const CudaBackward& w = k.w;
   const int64_t states = w.p.E * w.p.N, e = i - states;
-  const auto total = [&](const float* of, int64_t at, int64_t step) { return sum_of(of + at, k.pieces, step); };
+  const auto total = [&](const float* of, int64_t at, int64_t step) {
+    return sum_of(of + at, k.pieces, step);
+  };
   if (i < states) {
     if (w.dA.to)
-      put(w.dA, i, total(k.dA, i, states) * (w.p.a_is_log ? kLn2 * scaled_A(w.p.A[i], true) : 1.0f));
+      put(w.dA, i,
+          total(k.dA, i, states) * (w.p.a_is_log ? kLn2 * scaled_A(w.p.A[i], true) : 1.0f));
     if (w.dB_constant.to) put(w.dB_constant, i, total(k.dB, i, states));
     if (w.dC_constant.to) put(w.dC_constant, i, total(k.dC, i, states));
   } else if (e < w.p.E) {
@@ -120,7 +126,8 @@ __device__ inline void sum_sets(const Work& k, int row, int64_t i) {
   constexpr int V = kColumns<NS>;
   const CudaBackward& w = k.w;
   const int64_t part_row = i * V / row;
-  const int column = static_cast<int>(i * V - part_row * row), n = column / (2 * NS) * NS + column % NS;
+  const int column = static_cast<int>(i * V - part_row * row),
+            n = column / (2 * NS) * NS + column % NS;
   const CudaRows& to = column % (2 * NS) < NS ? w.dB : w.dC;
   if (part_row >= k.part_rows || n >= w.p.N || !to.data) return;
   const int64_t sequence = w.p.begin ? 0 : part_row / k.span, t = part_row - sequence * k.span;
@@ -207,7 +214,8 @@ void launch_sums(const Work& k, int row, cudaStream_t queue) {
   const int64_t states = w.p.E * w.p.N;
   const bool to_run = k.from > 0;
   const unsigned of_pieces = to_run ? 0 : blocks(states + w.p.E),
-                 of_sets = k.parts && w.p.tokens > 0 ? blocks(k.part_rows * (row / kColumns<NS>)) : 0;
+                 of_sets =
+                     k.parts && w.p.tokens > 0 ? blocks(k.part_rows * (row / kColumns<NS>)) : 0;
   if (of_pieces + of_sets > 0)
     sum_over_blocks<NS><<<of_pieces + of_sets, 256, 0, queue>>>(k, row, of_pieces);
   if (!to_run && w.dstate_in.to) sum_states<<<blocks(states), 256, 0, queue>>>(k);

@@ -32,7 +32,9 @@ static HWY_INLINE V Exp2(V x) {
   const V n = hn::Round(x);
 #else
   const hn::RebindToSigned<D> di;
-  x = hn::Min(hn::Set(d, 128.0f), hn::Max(hn::Set(d, -127.0f), x));
+  // A NaN stays one, which Max would not promise.
+  x = hn::Min(hn::Set(d, 128.0f),
+              hn::IfThenElse(hn::Lt(x, hn::Set(d, -127.0f)), hn::Set(d, -127.0f), x));
   const V shifted = hn::Add(x, hn::Set(d, 0x1.8p23f));  // the integer now stands in the low bits
   const V n = hn::Sub(shifted, hn::Set(d, 0x1.8p23f));
 #endif

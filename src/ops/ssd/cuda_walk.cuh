@@ -34,7 +34,8 @@ struct Walk {
 struct Walks {
   Walk walk[2];
   int count = 0;
-  bool first = false;  // launched before anything else of the call: not while the kernel before runs
+  bool first =
+      false;  // launched before anything else of the call: not while the kernel before runs
 };
 
 // Floats of pieces and kept: `scratch` of walk.
