@@ -71,6 +71,54 @@ __device__ inline void to_floats(const uint4& bits, float (&x)[8]) {
     x[2 * i] = cuda::low_bf16(of[i]), x[2 * i + 1] = cuda::high_bf16(of[i]);
 }
 
+// Delta and delta u of a thread's eight channels of a row into a tile, each at its place in bytes. Steps beyond the end are
+// not real and change nothing: their delta is zero.
+__device__ inline void prepare_octet(const CudaProblem& p, const float (&bias)[8], bool real,
+                                     const uint4& u_bits, uint4 dt_bits, void* tile,
+                                     const int (&places)[8]) {
+  float u[8], delta[8];
+  to_floats(u_bits, u);
+  constexpr unsigned kNothing = 0xff80ff80u;  // minus infinity, of which softplus makes zero
+  if (!real) dt_bits = {kNothing, kNothing, kNothing, kNothing};
+  to_floats(dt_bits, delta);
+#pragma unroll
+  for (int n = 0; n < 8; ++n) delta[n] += bias[n];
+  if (p.softplus) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      float e;
+      delta[n] = softplus<true>(delta[n], e);
+    }
+  } else if (!real) {
+    asm("");  // rare: a branch costs others less than selecting would
+#pragma unroll
+    for (int n = 0; n < 8; ++n) delta[n] = 0;
+  }
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+    *reinterpret_cast<float2*>(static_cast<char*>(tile) + places[n]) = {delta[n], delta[n] * u[n]};
+}
+
+// y of eight channels of a row: what the channels' four lanes have left in a tile, each at its place in bytes, with skip
+// and gate.
+__device__ inline void finish_octet(const CudaProblem& p, const float (&D)[8], const uint4& u_bits,
+                                    const uint4& z_bits, const void* tile, const int (&places)[8],
+                                    float (&y)[8]) {
+  float u[8], z[8];
+  to_floats(u_bits, u);
+  to_floats(z_bits, z);
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const float4 of_lane =
+        *reinterpret_cast<const float4*>(static_cast<const char*>(tile) + places[n]);
+    y[n] = fmaf(D[n], u[n], (of_lane.x + of_lane.z) + (of_lane.y + of_lane.w));
+  }
+  if (p.z.data) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) y[n] *= z[n] * sigmoid<true>(z[n]);
+  }
+}
+
 // What a helping thread does: the next tile, from memory to where the tile before last was, and that one's y to
 // memory. What it reads from memory it asks for a tile ahead.
 template <class S>
@@ -149,8 +197,12 @@ struct Helper {
       cuda::commit_copies();
       cuda::wait_for_copies<1>();
       if (i >= 2) memory.tiles.wait_until_done(i - 2);
-      if (i >= 2 && done <= last)
-        finish(begin + done, rows.u[(i - 2) % 4][helper], rows.z[(i - 2) % 4][helper], at);
+      if (i >= 2 && done <= last) {
+        float y[8];
+        finish_octet(w.p, D, rows.u[(i - 2) % 4][helper], rows.z[(i - 2) % 4][helper], &at, in_y,
+                     y);
+        store_octet<S>(of_y[begin + done], there, y);
+      }
       if (i >= tiles) continue;
       if (S::kWhole) {
         put_bc(rows.bc[i % 2][helper], at);
@@ -158,7 +210,8 @@ struct Helper {
         bc.store(w.p, helper, 0, at.bc);
         bc.load(w.p, place, u.s, u.from + (i + 1) * S::kTile, helper, 0);
       }
-      prepare(t <= last, rows.u[i % 4][helper], rows.dt[i % 2][helper], at);
+      prepare_octet(w.p, bias, t <= last, rows.u[i % 4][helper], rows.dt[i % 2][helper], &at,
+                    in_rows);
       memory.tiles.is_full(i);
     }
   }
@@ -172,50 +225,6 @@ struct Helper {
     for (int i = 0; i < 2; ++i)
       *reinterpret_cast<float4*>(reinterpret_cast<char*>(&at) + in_bc + i * 2 * S::NS * 4) = {
           x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]};
-  }
-
-  // Steps beyond the end are not real and change nothing: their delta is zero.
-  __device__ void prepare(bool real, const uint4& u_bits, uint4 dt_bits, Tile<S>& at) const {
-    float u[8], delta[8];
-    to_floats(u_bits, u);
-    constexpr unsigned kNothing = 0xff80ff80u;  // minus infinity, of which softplus makes zero
-    if (!real) dt_bits = {kNothing, kNothing, kNothing, kNothing};
-    to_floats(dt_bits, delta);
-#pragma unroll
-    for (int n = 0; n < 8; ++n) delta[n] += bias[n];
-    if (w.p.softplus) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        float e;
-        delta[n] = softplus<true>(delta[n], e);
-      }
-    } else if (!real) {
-      asm("");  // rare: a branch costs others less than selecting would
-#pragma unroll
-      for (int n = 0; n < 8; ++n) delta[n] = 0;
-    }
-#pragma unroll
-    for (int n = 0; n < 8; ++n)
-      *reinterpret_cast<float2*>(reinterpret_cast<char*>(&at) + in_rows[n]) = {delta[n],
-                                                                               delta[n] * u[n]};
-  }
-
-  __device__ void finish(int token, const uint4& u_bits, const uint4& z_bits,
-                         const Tile<S>& at) const {
-    float u[8], z[8], y[8];
-    to_floats(u_bits, u);
-    to_floats(z_bits, z);
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const float4 of_lane =
-          *reinterpret_cast<const float4*>(reinterpret_cast<const char*>(&at) + in_y[n]);
-      y[n] = fmaf(D[n], u[n], (of_lane.x + of_lane.z) + (of_lane.y + of_lane.w));
-    }
-    if (w.p.z.data) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) y[n] *= z[n] * sigmoid<true>(z[n]);
-    }
-    store_octet<S>(of_y[token], there, y);
   }
 };
 

@@ -9,7 +9,7 @@ namespace {
 
 namespace fewest {
 
-using few::RowsFrom, few::to_floats;
+using few::RowsFrom;
 
 // Of those that prepare, and of those that finish: a thread has eight channels of a row.
 constexpr int kLanes = 2;
@@ -128,8 +128,8 @@ struct Preparer {
       cuda::wait_for_copies<kAhead>();
       if (i >= 2) Barriers<S>::wait(memory.tiles.done, i - 2);
       put_bc(memory.before.b[slot][at.thread], memory.before.c[slot][at.thread], to);
-      prepare(i * S::kTile + at.row <= last, memory.before.u[slot][at.thread],
-              memory.before.dt[slot][at.thread], to);
+      few::prepare_octet(w.p, bias, i * S::kTile + at.row <= last, memory.before.u[slot][at.thread],
+                         memory.before.dt[slot][at.thread], &to, in_rows);
       Barriers<S>::arrive(memory.tiles.full, i);
       slot = slot + 1 == kSlots ? 0 : slot + 1, next = next + 1 == kSlots ? 0 : next + 1;
     }
@@ -147,32 +147,6 @@ struct Preparer {
       *reinterpret_cast<float4*>(row + two * 4) = {cuda::low_bf16(b[two]), cuda::high_bf16(b[two]),
                                                    cuda::low_bf16(c[two]), cuda::high_bf16(c[two])};
     }
-  }
-
-  // Steps beyond the end are not real and change nothing: their delta is zero.
-  __device__ void prepare(bool real, const uint4& u_bits, uint4 dt_bits, Tile<S>& to) const {
-    float u[8], delta[8];
-    to_floats(u_bits, u);
-    constexpr unsigned kNothing = 0xff80ff80u;  // minus infinity, of which softplus makes zero
-    if (!real) dt_bits = {kNothing, kNothing, kNothing, kNothing};
-    to_floats(dt_bits, delta);
-#pragma unroll
-    for (int n = 0; n < 8; ++n) delta[n] += bias[n];
-    if (w.p.softplus) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        float e;
-        delta[n] = softplus<true>(delta[n], e);
-      }
-    } else if (!real) {
-      asm("");  // rare: a branch costs others less than selecting would
-#pragma unroll
-      for (int n = 0; n < 8; ++n) delta[n] = 0;
-    }
-#pragma unroll
-    for (int n = 0; n < 8; ++n)
-      *reinterpret_cast<float2*>(reinterpret_cast<char*>(&to) + in_rows[n]) = {delta[n],
-                                                                               delta[n] * u[n]};
   }
 };
 
@@ -222,31 +196,15 @@ struct Finisher {
       fetch(i + kAhead, next);
       cuda::wait_for_copies<kAhead>();
       Barriers<S>::wait(memory.tiles.done, i);
-      if (t <= last)
-        finish(begin + t, memory.after.u[slot][at.thread], memory.after.z[slot][at.thread],
-               memory.tile[i & 1]);
+      if (t <= last) {
+        float y[8];
+        few::finish_octet(w.p, D, memory.after.u[slot][at.thread], memory.after.z[slot][at.thread],
+                          &memory.tile[i & 1], in_y, y);
+        few::store_octet<S>(of_y[begin + t], 8, y);
+      }
       Barriers<S>::arrive(memory.tiles.finished, i);
       slot = slot + 1 == kSlots ? 0 : slot + 1, next = next + 1 == kSlots ? 0 : next + 1;
     }
-  }
-
- private:
-  __device__ void finish(int token, const uint4& u_bits, const uint4& z_bits,
-                         const Tile<S>& from) const {
-    float u[8], z[8], y[8];
-    to_floats(u_bits, u);
-    to_floats(z_bits, z);
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const float4 of_lane =
-          *reinterpret_cast<const float4*>(reinterpret_cast<const char*>(&from) + in_y[n]);
-      y[n] = fmaf(D[n], u[n], (of_lane.x + of_lane.z) + (of_lane.y + of_lane.w));
-    }
-    if (w.p.z.data) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) y[n] *= z[n] * sigmoid<true>(z[n]);
-    }
-    few::store_octet<S>(of_y[token], 8, y);
   }
 };
 
