@@ -2,7 +2,9 @@
 #pragma once
 #include <algorithm>
 #include <deque>
+#include <initializer_list>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "krait/ops/step_states.h"
@@ -75,5 +77,44 @@ struct Stack {
   std::vector<decltype(Step::l)> of;
   std::vector<ops::StepStates> states;
 };
+
+// Stacks of each width that there are kernels for: within twice the error of a plain run. of_width(D, state): a layer's
+// case; reference(values, rounds): its outcome; convs(D): numbers of its convolution's state.
+template <class Step, class OfWidth, class Op, class Reference, class Convs>
+void expect_stacks_within_twice_plain(const OfWidth& of_width, const Op& op,
+                                      const Reference& reference, const Convs& convs) {
+  if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
+  for (const auto& [D, layers, state] :
+       std::initializer_list<std::tuple<int64_t, size_t, DType>>{{1024, 1, DType::f32},
+                                                                 {1024, 3, DType::f32},
+                                                                 {1024, 2, DType::bf16},
+                                                                 {1536, 1, DType::f32},
+                                                                 {2048, 1, DType::bf16},
+                                                                 {2560, 1, DType::f32}}) {
+    Stack<Step> s(of_width(D, state), layers);
+    const Values exact = s.template reference<double>(
+        [&](const auto& v) { return reference(v, [](double x) { return x; }); });
+    const std::vector<float> plain = s.template reference<float>([&](const auto& v) {
+      return reference(v, [](float x) { return static_cast<float>(bf16(x)); });
+    });
+    const Values got = s.step(op);
+    if (got.empty()) GTEST_SKIP() << "no such kernel on this GPU";
+    expect_steps_within_twice_plain(
+        got, exact, plain, D, convs(D), DType::bf16, state,
+        fmt::format("D{}, {} layers, {} state", D, layers, name_of(state)));
+  }
+}
+
+// Nothing of an earlier token is taken for one of this.
+template <class Step, class OfWidth, class Op>
+void expect_stacks_of_the_same_bits(const OfWidth& of_width, const Op& op) {
+  if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
+  Stack<Step> a(of_width(1024, DType::f32), 3), b(of_width(1024, DType::f32), 3);
+  for (int token = 0; token < 3; ++token) {
+    const Values first = a.step(op);
+    if (first.empty()) GTEST_SKIP() << "no such kernel on this GPU";
+    expect_same_bits(first, b.step(op), fmt::format("token {}", token));
+  }
+}
 
 }  // namespace krait::testing

@@ -159,37 +159,14 @@ Case of_width(int64_t D, DType state) {
 }
 
 TEST(Mamba2Stack, WithinTwiceAPlainRun) {
-  if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
-  for (const auto& [D, layers, state] :
-       std::initializer_list<std::tuple<int64_t, size_t, DType>>{{1024, 1, DType::f32},
-                                                                 {1024, 3, DType::f32},
-                                                                 {1024, 2, DType::bf16},
-                                                                 {1536, 1, DType::f32},
-                                                                 {2048, 1, DType::bf16},
-                                                                 {2560, 1, DType::f32}}) {
-    Stack<Step> s(of_width(D, state), layers);
-    const Values exact = s.reference<double>(
-        [](const auto& v) { return ops::reference::mamba2_step(v, [](double x) { return x; }); });
-    const std::vector<float> plain = s.reference<float>([](const auto& v) {
-      return ops::reference::mamba2_step(v, [](float x) { return static_cast<float>(bf16(x)); });
-    });
-    const Values got = s.step(ops::mamba2_stack);
-    if (got.empty()) GTEST_SKIP() << "no such kernel on this GPU";
-    expect_steps_within_twice_plain(
-        got, exact, plain, D, (2 * D + 256) * 4, DType::bf16, state,
-        fmt::format("D{}, {} layers, {} state", D, layers, name_of(state)));
-  }
+  expect_stacks_within_twice_plain<Step>(
+      of_width, ops::mamba2_stack,
+      [](const auto& v, auto rounds) { return ops::reference::mamba2_step(v, rounds); },
+      [](int64_t D) { return (2 * D + 256) * 4; });
 }
 
-// Nothing of an earlier token is taken for one of this.
 TEST(Mamba2Stack, TwiceTheSameBits) {
-  if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
-  Stack<Step> a(of_width(1024, DType::f32), 3), b(of_width(1024, DType::f32), 3);
-  for (int token = 0; token < 3; ++token) {
-    const Values first = a.step(ops::mamba2_stack);
-    if (first.empty()) GTEST_SKIP() << "no such kernel on this GPU";
-    expect_same_bits(first, b.step(ops::mamba2_stack), fmt::format("token {}", token));
-  }
+  expect_stacks_of_the_same_bits<Step>(of_width, ops::mamba2_stack);
 }
 
 TEST(Mamba2Stack, LeavesOtherSizes) {
