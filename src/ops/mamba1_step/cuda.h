@@ -1,5 +1,6 @@
 // Private to this room: the kernels of a layer's step. Device pointers; sizes as in mamba1_step.h.
 #pragma once
+#include "krait/ops/step_stack.h"
 #include "krait/tensor/cuda/few_rows.h"
 
 namespace krait::cuda {
@@ -54,15 +55,7 @@ struct StepStackLayer {
   float eps = 0;
   void *conv_state = nullptr, *state = nullptr;
 };
-constexpr int kMostStackLayers = 64;
-struct StepStack {
-  int layers = 0;
-  int64_t D = 0;
-  bool state_bf16 = false;
-  float* stream = nullptr;
-  void* messages = nullptr;
-  StepStackLayer layer[kMostStackLayers] = {};
-};
+using StepStack = StackCall<StepStackLayer>;
 constexpr int64_t step_stack_messages(
     int64_t D) {  // of 128 blocks: x, squares, x_proj u and its parts, y
   return D / 2 + 128 + 129 * (D / 16 + 2 * kStepStates) + D;

@@ -1,5 +1,6 @@
 // Private to this room: the kernels of a layer's step, all in bfloat16. Device pointers; sizes as in mamba2_step.h.
 #pragma once
+#include "krait/ops/step_stack.h"
 #include "krait/tensor/cuda/one_pass.h"
 
 namespace krait::cuda {
@@ -63,15 +64,8 @@ struct Step2StackLayer {
   float eps = 0, gate_eps = 0, dt_low = 0, dt_high = 0;
   void *conv_state = nullptr, *state = nullptr;
 };
-constexpr int kMostStack2Layers = 64, kStack2States = 128;
-struct Step2Stack {
-  int layers = 0;
-  int64_t D = 0;
-  bool state_bf16 = false;
-  float* stream = nullptr;
-  void* messages = nullptr;
-  Step2StackLayer layer[kMostStack2Layers] = {};
-};
+constexpr int kStack2States = 128;
+using Step2Stack = StackCall<Step2StackLayer>;
 constexpr int64_t step2_stack_messages(int64_t D) {  // x, y, B and C, twice 128 sums of squares
   return D / 2 + D + kStack2States + 2 * 128;
 }

@@ -210,7 +210,7 @@ Tensor mamba2_stack(Context& c, const std::vector<Mamba2Layer>& layers,
   require(layers.size() == states.size() && !layers.empty(),
           "[mamba2_stack] expected as many states as layers, got {} and {}", states.size(),
           layers.size());
-  if (c.device.type == Device::cpu || layers.size() > cuda::kMostStack2Layers) return {};
+  if (c.device.type == Device::cpu || layers.size() > cuda::kMostStackLayers) return {};
   const DType type = states[0].ssm.dtype;
   cuda::Step2Stack p{.layers = static_cast<int>(layers.size()),
                      .D = layers[0].norm.numel(),

@@ -1,0 +1,19 @@
+// What a kernel that takes one token through all layers of a model is called with; each room has its own Layer.
+#pragma once
+#include <cstdint>
+
+namespace krait::cuda {
+
+constexpr int kMostStackLayers = 64;
+
+template <class Layer>
+struct StackCall {
+  int layers = 0;
+  int64_t D = 0;
+  bool state_bf16 = false;
+  float* stream = nullptr;   // (D), overwritten
+  void* messages = nullptr;  // scratch, see the room's
+  Layer layer[kMostStackLayers] = {};
+};
+
+}  // namespace krait::cuda
