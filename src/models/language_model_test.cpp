@@ -305,6 +305,28 @@ TEST_P(Training, RecomputingMoreOrLessChangesNoBitAndSavesMemory) {
   }
 }
 
+TEST_P(Training, RecomputingChangesNoBitWhereStatesAreCarried) {
+  const auto model = small_model(GetParam(), nn::Purpose::training);
+  const auto with = [&](Recompute recompute, nn::State& out) {
+    nn::State in = state_of(*model, 2);
+    Pass pass;
+    pass.recompute = recompute;
+    pass.state_in = &in;
+    pass.state_out = &out;
+    return gradients(*model, pass, 2, 20);
+  };
+  nn::State first = state_of(*model, 2);
+  const Gradients a = with(Recompute::cheap, first);
+  for (const Recompute recompute : {Recompute::none, Recompute::layer}) {
+    nn::State state = state_of(*model, 2);
+    const Gradients b = with(recompute, state);
+    EXPECT_EQ(a.loss, b.loss);
+    EXPECT_EQ(a.values, b.values);
+    for (size_t p = 0; p < state.parts().size(); ++p)
+      EXPECT_EQ(to_vector(first.tensor(p)), to_vector(state.tensor(p))) << p;
+  }
+}
+
 TEST_P(Training, BitsDoNotDependOnTheNumberOfThreads) {
   const auto model = small_model(GetParam(), nn::Purpose::training);
   const int before = threads();

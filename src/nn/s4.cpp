@@ -137,7 +137,9 @@ Tensor S4::forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall&
   Tensor y;  // (B, L, H)
   if (!config_.bidirectional && (states || too_long)) {
     const auto part = [](const std::vector<Tensor>& v) { return v.empty() ? Tensor() : v[0]; };
-    const ops::S4Learned learned{parameters(), options_, c.planning() ? nullptr : steps(c)};
+    // Backward needs the steps where what the scan left was kept and nothing is computed, too.
+    const ops::S4Learned learned{parameters(), options_,
+                                 c.arena->is_planning() ? nullptr : steps(c)};
     const ops::S4ScanResult scan =
         ops::s4_scan(c, x, learned.steps.get(), D_->value, call.packing, part(call.state.in),
                      part(call.state.out), &learned);
