@@ -6,6 +6,7 @@
 
 #include "krait/base/json.h"
 #include "krait/models/architecture.h"
+#include "krait/models/language_model.h"
 #include "krait/models/mamba1.h"
 #include "krait/models/rotary_keys.h"
 
@@ -122,6 +123,15 @@ TEST(Config, AnOddPartOfAHeadIsTurnedAsTransformersDoes) {
 }
 
 // transformers refuses 2.0 where it expects a whole number.
+TEST(Config, MistralHasNoBiasesAsInTransformers) {
+  const models::Config c = parse(
+      R"({"model_type": "mistral", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 10, "num_attention_heads": 2,
+          "intermediate_size": 16, "sliding_window": 3, "attention_bias": true, "mlp_bias": true})",
+      Layout::huggingface);
+  const models::LanguageModel model(c);
+  for (const nn::Param& p : model.params()) EXPECT_FALSE(p.name.ends_with("bias")) << p.name;
+}
+
 TEST(Config, ExpansionsAreWrittenAsWholeNumbers) {
   int n = 0;
   for (const models::Architecture* a : models::architectures())

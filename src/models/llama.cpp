@@ -76,10 +76,13 @@ Config read(const JsonView& j, Layout) {
   TransformerKeys s;
   nn::AttentionConfig& a = s.attention;
   read_transformer(j, s);
-  read_biases(j, s);
   a.head_dim = j.integer("head_dim", a.heads > 0 ? c.d_model / a.heads : 0);
   a.rotation = {a.head_dim, rotary_keys(j, {}).base, false};
-  if (j.text("model_type") == "mistral") a.window = j.integer("sliding_window", 0);
+  if (j.text("model_type") == "mistral") {
+    a.window = j.integer("sliding_window", 0);
+  } else {
+    read_biases(j, s);  // Mistral has none, whatever its config says
+  }
   s.settle(c);
   c.body = std::make_shared<LlamaBody>(s);
   return c;
