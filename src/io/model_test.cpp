@@ -124,6 +124,7 @@ TEST_F(ModelFiles, T37_WhatTransformersWritesAgainstItsConfigIsUsed) {
     Json said, written;
   };
   for (const Case& t : {Case{"zamba2", "num_mem_blocks", 1, 2},
+                        Case{"zamba2", "use_shared_mlp_adapter", false, true},
                         Case{"nemotron_h", "attention_bias", true, false}}) {
     SCOPED_TRACE(t.family);
     const fs::path family =

@@ -264,14 +264,18 @@ Config read(const JsonView& j, Layout) {
 }
 
 // Blocks are shared where a file lacks those of later uses. transformers, which ties nothing at all where it does not tie
-// the embeddings, writes one for each use then.
+// the embeddings, writes one for each use then. Its MLPs have adapters whatever "use_shared_mlp_adapter" says.
 void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
   Sizes s = static_cast<const ZambaBody&>(*c.body).sizes();
+  const auto has = [&](int64_t layer, const char* part) {
+    return shape_of(fmt::format("model.layers.{}.shared_transformer.{}.weight", layer, part)) !=
+           nullptr;
+  };
   int64_t blocks = 0;
-  for (const int64_t i : s.hybrid)
-    blocks += shape_of(fmt::format("model.layers.{}.shared_transformer.pre_ff_layernorm.weight",
-                                   i)) != nullptr;
+  for (const int64_t i : s.hybrid) blocks += has(i, "pre_ff_layernorm");
   if (blocks > s.shared) follow_weights("num_mem_blocks", s.shared, blocks, notes);
+  if (!s.hybrid.empty() && has(s.hybrid[0], "feed_forward.gate_up_proj_adapter_list.0.0"))
+    follow_weights("use_shared_mlp_adapter", s.mlp_adapters, true, notes);
   c.body = std::make_shared<ZambaBody>(s);
 }
 
