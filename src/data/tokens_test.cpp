@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <fstream>
 
-#include "krait/base/error.h"
 #include "krait/data/text.h"
 #include "krait/io/npy.h"
+#include "krait/testing/errors.h"
 
 namespace krait {
 namespace {
@@ -36,12 +36,7 @@ class Sources : public ::testing::Test {
     return std::string(ids.begin(), ids.end());
   }
   static std::string message(const std::vector<std::string>& sources, int64_t vocab = 256) {
-    try {
-      read_tokens(sources, {}, vocab);
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "no error";
+    return testing::error_of([&] { read_tokens(sources, {}, vocab); });
   }
 
   fs::path folder_;

@@ -9,6 +9,7 @@
 #include "krait/models/language_model.h"
 #include "krait/models/mamba1.h"
 #include "krait/models/rotary_keys.h"
+#include "krait/testing/errors.h"
 
 namespace krait {
 namespace {
@@ -22,12 +23,7 @@ models::Config parse(const std::string& text, Layout expected) {
 
 std::string message_of(const std::string& text) {
   Layout layout{};
-  try {
-    parse_config(text, "config.json", layout);
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "accepted";
+  return testing::error_of([&] { parse_config(text, "config.json", layout); });
 }
 
 TEST(Config, OriginalFilesLeaveOutWhatIsDefault) {

@@ -5,6 +5,7 @@
 
 #include "krait/models/architecture.h"
 #include "krait/models/language_model.h"
+#include "krait/testing/errors.h"
 
 namespace krait::models {
 namespace {
@@ -15,12 +16,7 @@ Config read(const std::string& text) {
 }
 
 std::string message_of(const std::string& text) {
-  try {
-    check(read(text));
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "accepted";
+  return testing::error_of([&] { check(read(text)); });
 }
 
 int64_t parameters(const Config& c) { return LanguageModel(c).params().numel(); }

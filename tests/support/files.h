@@ -1,5 +1,5 @@
-// Support for tests of files: a folder that cleans up after itself, the golden files, messages of errors,
-// and the ways to damage a file.
+// Support for tests of files: a folder that cleans up after itself, the golden files, and the ways to damage
+// a file.
 #pragma once
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -7,12 +7,11 @@
 #include <cstddef>
 #include <cstdlib>
 #include <filesystem>
-#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
 
-#include "krait/base/error.h"
+#include "krait/testing/errors.h"
 
 namespace krait::testing {
 
@@ -45,16 +44,6 @@ inline std::filesystem::path golden_folder() {
           : std::filesystem::path(KRAIT_SOURCE_DIR) / "../shared/golden";
   return std::filesystem::is_directory(folder) ? std::filesystem::canonical(folder)
                                                : std::filesystem::path();
-}
-
-// The message of the Error that `work` throws; empty if it throws none.
-inline std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 inline std::span<const std::byte> as_bytes(std::string_view text) {

@@ -22,6 +22,7 @@
 #include "krait/base/rng.h"
 #include "krait/base/threads.h"
 #include "krait/tensor/context.h"
+#include "krait/testing/errors.h"
 
 namespace krait::testing {
 

@@ -1,4 +1,4 @@
-// A packing for tests of ops over time.
+// Sequences for tests of ops over time.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -26,6 +26,18 @@ inline ops::Packing packing_of(TestContext& t, const std::vector<int64_t>& lengt
     p.longest = std::max(p.longest, length);
   }
   return p;
+}
+
+// Flips the rows of each sequence of (tokens, columns), in place; sequence s has rows [begin[s], begin[s + 1]).
+inline void flip(const Tensor& t, const std::vector<int64_t>& begin) {
+  const int64_t columns = t.numel() / begin.back();
+  for (size_t s = 0; s + 1 < begin.size(); ++s)
+    for (int64_t a = begin[s], b = begin[s + 1] - 1; a < b; ++a, --b)
+      for (int64_t i = 0; i < columns; ++i) {
+        const double v = get(t, a * columns + i);
+        set(t, a * columns + i, get(t, b * columns + i));
+        set(t, b * columns + i, v);
+      }
 }
 
 }  // namespace krait::testing

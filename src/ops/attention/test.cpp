@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "krait/ops/attention/fixture.h"
+#include "krait/testing/cases.h"
 
 namespace krait::ops {
 namespace {
@@ -9,16 +10,12 @@ namespace {
 using testing::Complex;
 using testing::ComplexValues;
 using testing::Errors;
+using testing::expect_error;
 using testing::Values;
 
 std::vector<AttentionCase> cases() {
   std::vector<AttentionCase> all;
-  const auto add = [&](std::string name, auto change) {
-    AttentionCase k;
-    change(k);
-    k.name = std::move(name);
-    all.push_back(k);
-  };
+  const auto add = testing::adder(all);
   for (int64_t L : {0, 1, 2, 31, 64, 65, 129, 257, 300})
     add(fmt::format("L{}", L), [&](AttentionCase& k) { k.L = L, k.B = 2; });
   for (int64_t P : {1, 2, 10, 17, 64, 80, 256})
@@ -350,16 +347,6 @@ TEST(Attention, Bfloat16CachesAreExact) {
           testing::expect_same_bits(all[i], first[i], fmt::format("{} of P={}", i, P));
       }
     }
-}
-
-template <class F>
-void expect_error(const F& f, const std::string& part) {
-  try {
-    f();
-    ADD_FAILURE() << "no error; expected: " << part;
-  } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
-  }
 }
 
 // Its weight is 1 whatever the score: no gradient, not even a rounding error, which AdamW would make a step of.

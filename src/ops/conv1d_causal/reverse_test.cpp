@@ -1,23 +1,11 @@
 // Time running backwards is a flip of the tokens of each sequence, bit for bit.
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
-#include "krait/testing/op_test.h"
+#include "krait/testing/packing.h"
 
 namespace krait::ops {
 namespace {
 
 using namespace krait::testing;
-
-// Flips the rows of each sequence of (tokens, columns), in place.
-void flip(const Tensor& t, const std::vector<int64_t>& begin) {
-  const int64_t columns = t.numel() / begin.back();
-  for (size_t s = 0; s + 1 < begin.size(); ++s)
-    for (int64_t a = begin[s], b = begin[s + 1] - 1; a < b; ++a, --b)
-      for (int64_t i = 0; i < columns; ++i) {
-        const double v = get(t, a * columns + i);
-        set(t, a * columns + i, get(t, b * columns + i));
-        set(t, b * columns + i, v);
-      }
-}
 
 struct Case {
   int64_t B, L, E, W;

@@ -502,16 +502,6 @@ TEST(Conv1dCausal, T15_OffsetsOf64Bits) {
                    conv1d_causal(test.c, dense, k, {}, true).y, "y");
 }
 
-template <class F>
-void expect_error(const F& f, const std::string& part) {
-  try {
-    f();
-    ADD_FAILURE() << "no error; expected: " << part;
-  } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
-  }
-}
-
 TEST(Conv1dCausal, ErrorsSayWhatWasExpected) {
   Conv a({.B = 2, .L = 3, .E = 5, .state_in = true, .state_out = true});
   Context& c = a.test.c;

@@ -104,13 +104,8 @@ TEST(DropoutAdd, SameBitsForAnyNumberOfThreadsAndTwice) {
 TEST(DropoutAdd, ErrorsSayWhatWasExpected) {
   TestContext test;
   const Tensor x = test.random({2, 5}, DType::f32, 1);
-  const auto message = [&](const Tensor& stream, float p) -> std::string {
-    try {
-      dropout_add(test.c, x, stream, p);
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "no error";
+  const auto message = [&](const Tensor& stream, float p) {
+    return error_of([&] { dropout_add(test.c, x, stream, p); });
   };
   EXPECT_EQ(message(test.tensor({2, 4}, DType::f32), 0.1f),
             "[dropout_add] stream: expected contiguous float32 (2, 5), got float32 (2, 4)");

@@ -155,15 +155,10 @@ TEST(GatedNorm, SameBitsForAnyNumberOfThreadsAndGradientsAdd) {
 }
 
 TEST(GatedNorm, SaysWhatWasExpected) {
-  const auto message = [](auto change) -> std::string {
+  const auto message = [](auto change) {
     GatedNorm n({.rows = 2, .E = 10});
     change(n);
-    try {
-      n.run();
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "";
+    return error_of([&] { n.run(); });
   };
   EXPECT_EQ(message([](GatedNorm& n) { n.in.groups = 3; }),
             "[gated_norm] 10 channels cannot be cut into 3 groups");

@@ -349,12 +349,8 @@ TEST(Linear, PlanningTakesTheSameMemoryAndTouchesNone) {
 TEST(Linear, NamesWhatDoesNotFit) {
   TestContext t;
   const Tensor x = t.random({2, 6}, kF32, 1), w = t.random({4, 5}, kF32, 2);
-  try {
-    linear(t.c, x, w, {}, kF32);
-    FAIL();
-  } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "[linear] x: expected (..., K=5) with rows at one distance, got (2, 6)");
-  }
+  EXPECT_EQ(error_of([&] { linear(t.c, x, w, {}, kF32); }),
+            "[linear] x: expected (..., K=5) with rows at one distance, got (2, 6)");
   EXPECT_THROW(linear(t.c, x, t.random({4, 6}, kF32, 2), t.random({5}, kF32, 3), kF32), Error);
   EXPECT_THROW(linear_add(t.c, x, t.random({4, 6}, kF32, 2), {}, t.random({2, 5}, kF32, 3)), Error);
 }

@@ -7,6 +7,7 @@
 
 #include "krait/ops/mamba3_scan/mamba3_scan.h"
 #include "krait/ops/mamba3_scan/reference.h"
+#include "krait/testing/cases.h"
 #include "krait/testing/packing.h"
 
 namespace krait::ops {
@@ -164,12 +165,7 @@ void expect_same(const Outcome& a, const Outcome& b, const std::string& what) {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  const auto add = [&](std::string name, auto change) {
-    Case k;
-    change(k);
-    k.name = std::move(name);
-    all.push_back(k);
-  };
+  const auto add = testing::adder(all);
   for (int64_t L : {0, 1, 2, 9}) add(fmt::format("L{}", L), [&](Case& k) { k.L = L; });
   for (int64_t L : {64, 65, 130})
     add(fmt::format("T13_L{}", L), [&](Case& k) { k.B = k.H = 1, k.P = 2, k.N = 4, k.L = L; });
@@ -372,12 +368,7 @@ TEST(Mamba3ScanChecks, SayWhatIsWrong) {
   const auto message = [&](auto change) {
     Given s(t, k);
     change(s);
-    try {
-      s.run(t);
-    } catch (const Error& e) {
-      return std::string(e.what());
-    }
-    return std::string("nothing");
+    return testing::error_of([&] { s.run(t); });
   };
   EXPECT_EQ(message([](Given& s) { s.in.dt = s.in.dt.slice(2, 0, 3); }),
             "[mamba3_scan] adt: expected (B, L, H) = (2, 9, 3), got (2, 9, 4)");

@@ -202,12 +202,8 @@ TEST(Moe, PlanningTakesTheSameMemory) {
 TEST(Moe, NamesWhatDoesNotFit) {
   TestContext t;
   const Tensor x = t.random({4, 8}, DType::f32, 1), gate = t.random({3, 8}, DType::f32, 2);
-  try {
-    route(t.c, x, gate, false, options(4));
-    FAIL();
-  } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "[moe] k: expected 1 to 3 experts a token, got 4");
-  }
+  EXPECT_EQ(error_of([&] { route(t.c, x, gate, false, options(4)); }),
+            "[moe] k: expected 1 to 3 experts a token, got 4");
   EXPECT_THROW(route(t.c, x, gate, true, options(1)), Error);
   const Routing r = route(t.c, x, gate, false, options(1));
   EXPECT_THROW(dispatch(t.c, t.random({5, 8}, DType::f32, 2), r), Error);

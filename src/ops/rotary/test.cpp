@@ -113,14 +113,8 @@ TEST(Rotary, SameBitsForAnyNumberOfThreadsAndAnySplit) {
 TEST(Rotary, ErrorsSayWhatWasExpected) {
   TestContext test;
   const Tensor x = test.random({1, 2, 2, 16}, DType::f32, 1);
-  try {
-    rotary(test.c, x, {18});
-    ADD_FAILURE();
-  } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find("[rotary] R: expected an even number of at most P=16"),
-              std::string::npos)
-        << e.what();
-  }
+  expect_error([&] { rotary(test.c, x, {18}); },
+               "[rotary] R: expected an even number of at most P=16");
 }
 
 }  // namespace

@@ -8,18 +8,6 @@ namespace {
 
 using namespace krait::testing;
 
-// Flips the tokens of each sequence of (tokens, columns), in place.
-void flip(const Tensor& t, const std::vector<int64_t>& begin) {
-  const int64_t columns = t.numel() / begin.back();
-  for (size_t s = 0; s + 1 < begin.size(); ++s)
-    for (int64_t a = begin[s], b = begin[s + 1] - 1; a < b; ++a, --b)
-      for (int64_t i = 0; i < columns; ++i) {
-        const double v = get(t, a * columns + i);
-        set(t, a * columns + i, get(t, b * columns + i));
-        set(t, b * columns + i, v);
-      }
-}
-
 // y, states and gradients with the flag, or with flipped tokens instead; both in memory order.
 std::vector<Values> outcome(const ScanCase& k, bool flag) {
   TestContext t(true, size_t{16} << 20);

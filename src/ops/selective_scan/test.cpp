@@ -2,23 +2,18 @@
 #include <gtest/gtest.h>
 
 #include "krait/ops/selective_scan/fixture.h"
+#include "krait/testing/adjoint.h"
+#include "krait/testing/cases.h"
 
 namespace krait::ops {
 namespace {
 
-using testing::Complex;
-using testing::ComplexValues;
 using testing::Errors;
 using testing::Values;
 
 std::vector<ScanCase> cases() {
   std::vector<ScanCase> all;
-  const auto add = [&](std::string name, auto change) {
-    ScanCase k;
-    change(k);
-    k.name = std::move(name);
-    all.push_back(k);
-  };
+  const auto add = testing::adder(all);
   for (int64_t L : {0, 1, 2, 8, 9, 31, 64, 65, 97, 128, 257, 1025})
     add(fmt::format("L{}", L), [&](ScanCase& k) { k.L = L, k.states = true, k.B = 2; });
   for (int64_t E : {1, 7, 16, 40})
@@ -225,23 +220,7 @@ TEST(SelectiveScanReference, AdjointIsTheComplexStep) {
   for (size_t i : {4, 5}) few[i].complex = true, few[i].a_is_log = false;
   for (const ScanCase& k : few) {
     testing::TestContext t;
-    const ScanSetup setup(t, k);
-    const auto exact = setup.reference<double>(k);
-    const auto y = exact.forward();
-    const Values dy = testing::random_values(static_cast<int64_t>(y.y.size()), 20);
-    const Values dstate = testing::random_values(static_cast<int64_t>(y.state_out.size()), 21);
-    auto adjoint = exact.backward(dy, dstate);
-    for (size_t i = 0; i < fields(adjoint).size(); ++i) {
-      auto stepped = setup.reference<Complex>(k);
-      const auto loss = [&](const ComplexValues& x) {
-        *fields(stepped)[i] = x;
-        const auto r = stepped.forward();
-        return testing::dot(r.y, dy) + testing::dot(r.state_out, dstate);
-      };
-      auto values = exact;
-      const Values numeric = testing::complex_step_gradient(loss, *fields(values)[i]);
-      testing::expect_relative(*fields(adjoint)[i], numeric, 1e-12, kScanInputNames[i]);
-    }
+    testing::expect_adjoint_is_the_complex_step(ScanSetup(t, k), k, kScanInputNames);
   }
 }
 
@@ -277,15 +256,10 @@ TEST(SelectiveScanErrors, SayWhatWasExpected) {
   k.B = 2, k.L = 8;
   testing::TestContext t;
   const ScanSetup s(t, k);
-  const auto message = [&](auto change) -> std::string {
+  const auto message = [&](auto change) {
     ScanInputs in = s.in;
     change(in);
-    try {
-      selective_scan(t.c, in);
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "";
+    return testing::error_of([&] { selective_scan(t.c, in); });
   };
   EXPECT_EQ(message([&](ScanInputs& in) {
               in.dt = t.random({2, 8, 7}, DType::f32, 1);

@@ -1,71 +1,28 @@
 // ssd at the shapes of published models. `ns_element`: processor time of one (t, h, p, n) on one core.
-#include <benchmark/benchmark.h>
-
-#include "krait/autograd/tape.h"
-#include "krait/base/rng.h"
-#include "krait/base/threads.h"
+#include "krait/ops/scan_bench.h"
 #include "krait/ops/ssd/ssd.h"
 
 namespace krait::ops {
 namespace {
 
-enum Mode : int64_t { kForward, kRecorded, kBackward };
-
 // Arguments: B, L, H, P, N, mode, bfloat16 activations.
 void ssd_bench(benchmark::State& state) {
   const int64_t B = state.range(0), L = state.range(1), H = state.range(2), P = state.range(3),
-                N = state.range(4), mode = state.range(5);
+                N = state.range(4);
   const DType dtype = state.range(6) ? DType::bf16 : DType::f32;
-  set_threads(1);
-  Arena memory(size_t{2} << 30);
-  Tape tape;
-  Context c;
-  c.arena = &memory;
-  if (mode != kForward) c.tape = &tape;
-  const Philox rng{1, 2};
-  const auto random = [&](const Shape& shape, DType type, double mean, double scale) {
-    Tensor t = c.alloc(shape, type);
-    if (c.tape) tape.watch(t);
-    for (int64_t i = 0; i < t.numel(); ++i)
-      set(t, i, mean + scale * rng.normal(static_cast<uint64_t>(i)));
-    return t;
-  };
+  ScanBench bench(state, state.range(5), size_t{2} << 30);
   SsdInputs in;
-  in.x = random({B, L, H * P}, dtype, 0, 1);
-  in.dt = random({B, L, H}, dtype, 0, 0.5);
-  in.A = random({H}, DType::f32, 1, 1);
-  in.B = random({B, L, N}, dtype, 0, 1);
-  in.C = random({B, L, N}, dtype, 0, 1);
-  in.D = random({H}, DType::f32, 1, 0.1);
-  in.dt_bias = random({H}, DType::f32, -4, 1);
+  in.x = bench.random({B, L, H * P}, dtype, 0, 1);
+  in.dt = bench.random({B, L, H}, dtype, 0, 0.5);
+  in.A = bench.random({H}, DType::f32, 1, 1);
+  in.B = bench.random({B, L, N}, dtype, 0, 1);
+  in.C = bench.random({B, L, N}, dtype, 0, 1);
+  in.D = bench.random({H}, DType::f32, 1, 0.1);
+  in.dt_bias = bench.random({H}, DType::f32, -4, 1);
   in.a_is_log = true;
-  const Tensor from = random({B, H, P, N}, DType::f32, 0, 1),
-               to = c.alloc({B, H, P, N}, DType::f32);
-  const Tensor inputs[] = {in.x, in.dt, in.A, in.B, in.C, in.D, in.dt_bias, from};
-  const size_t low = memory.low();
-  for (auto _ : state) {
-    if (mode == kBackward) state.PauseTiming();
-    const SsdResult r = ssd(c, in, nullptr, from, to);
-    if (mode == kBackward) {
-      tape.seed(c, r.y);
-      for (const Tensor& t : inputs) tape.reserve_grad(c, t);
-      state.ResumeTiming();
-      tape.backward(c);
-    }
-    benchmark::DoNotOptimize(r.y.data);
-    if (c.tape) {
-      // Forget the nodes, keep the variables of the inputs: their gradients are then overwritten.
-      state.PauseTiming();
-      tape.backward(c, tape.size());
-      for (const Tensor& t : inputs) t.var->written = false, t.var->grad = {};
-      memory.set_high(0);
-      state.ResumeTiming();
-    }
-    memory.set_low(low);
-  }
-  state.counters["ns_element"] = benchmark::Counter(
-      static_cast<double>(B * L * H * P * N) * 1e-9,
-      benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  const Tensor from = bench.random({B, H, P, N}, DType::f32, 0, 1),
+               to = bench.c.alloc({B, H, P, N}, DType::f32);
+  bench.run([&] { return ssd(bench.c, in, nullptr, from, to).y; }, B * L * H * P * N);
 }
 
 BENCHMARK(ssd_bench)

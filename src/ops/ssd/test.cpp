@@ -4,22 +4,17 @@
 #include "krait/autograd/segment.h"
 #include "krait/base/isa.h"
 #include "krait/ops/ssd/fixture.h"
+#include "krait/testing/adjoint.h"
+#include "krait/testing/cases.h"
 
 namespace krait::ops {
 namespace {
 
-using testing::Complex;
-using testing::ComplexValues;
 using testing::Values;
 
 std::vector<SsdCase> cases() {
   std::vector<SsdCase> all;
-  const auto add = [&](std::string name, auto change) {
-    SsdCase k;
-    change(k);
-    k.name = std::move(name);
-    all.push_back(k);
-  };
+  const auto add = testing::adder(all);
   for (int64_t L : {0, 1, 2, 8, 9, 31, 64, 65, 97, 128, 257, 1025})
     add(fmt::format("L{}", L), [&](SsdCase& k) { k.L = L, k.states = true, k.B = 2; });
   for (int64_t P : {1, 7, 16, 64})
@@ -237,23 +232,7 @@ TEST(SsdReference, AdjointIsTheComplexStep) {
   few[3].softplus = few[3].D = few[3].bias = false;
   for (const SsdCase& k : few) {
     testing::TestContext t;
-    const SsdSetup setup(t, k);
-    const auto exact = setup.reference<double>(k);
-    const auto y = exact.forward();
-    const Values dy = testing::random_values(static_cast<int64_t>(y.y.size()), 20);
-    const Values dstate = testing::random_values(static_cast<int64_t>(y.state_out.size()), 21);
-    auto adjoint = exact.backward(dy, dstate);
-    for (size_t i = 0; i < fields(adjoint).size(); ++i) {
-      auto stepped = setup.reference<Complex>(k);
-      const auto loss = [&](const ComplexValues& x) {
-        *fields(stepped)[i] = x;
-        const auto r = stepped.forward();
-        return testing::dot(r.y, dy) + testing::dot(r.state_out, dstate);
-      };
-      auto values = exact;
-      const Values numeric = testing::complex_step_gradient(loss, *fields(values)[i]);
-      testing::expect_relative(*fields(adjoint)[i], numeric, 1e-12, kSsdInputNames[i]);
-    }
+    testing::expect_adjoint_is_the_complex_step(SsdSetup(t, k), k, kSsdInputNames);
   }
 }
 
@@ -324,15 +303,10 @@ TEST(SsdErrors, SayWhatWasExpected) {
   k.B = 2, k.L = 8;
   testing::TestContext t;
   const SsdSetup s(t, k);
-  const auto message = [&](auto change) -> std::string {
+  const auto message = [&](auto change) {
     SsdInputs in = s.in;
     change(in);
-    try {
-      ssd(t.c, in);
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "";
+    return testing::error_of([&] { ssd(t.c, in); });
   };
   EXPECT_EQ(message([&](SsdInputs& in) {
               in.dt = t.random({2, 8, 7}, DType::f32, 1);
