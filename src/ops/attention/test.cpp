@@ -89,6 +89,7 @@ std::vector<AttentionCase> cases() {
         change(k);
       });
     };
+    add_of("one_token", [](AttentionCase& k) { k.L = 1; });
     add_of("full", [](AttentionCase& k) { k.causal = false; });
     add_of("full_packed", [](AttentionCase& k) { k.causal = false, k.lengths = {130, 1, 0, 169}; });
     for (int64_t w : {1, 100, 129, 200})

@@ -359,12 +359,12 @@ __device__ __forceinline__ void take_usual_slice(Gradients<T, V, W>& of, const f
       store<V>(dx, d);
     }
   };
-  for_groups<kBackwardAhead>((all + kGroup - 1) / kGroup,
-                             [&](int slot) { of_x.fetch(slot), of_dy.fetch(slot); },
-                             [&](int g, int slot) {
-                               g > 0 && (g + 1) * kGroup <= own ? take(g, slot, std::false_type())
-                                                                : take(g, slot, std::true_type());
-                             });
+  for_groups<kBackwardAhead>(
+      (all + kGroup - 1) / kGroup, [&](int slot) { of_x.fetch(slot), of_dy.fetch(slot); },
+      [&](int g, int slot) {
+        g* kGroup >= W - 1 && (g + 1) * kGroup <= own ? take(g, slot, std::false_type())
+                                                      : take(g, slot, std::true_type());
+      });
 }
 
 // The tokens [from, end) of sequence s.

@@ -317,6 +317,13 @@ TEST(Conv1dCausalGradient, OfEveryInput) {
       {.B = 1, .L = 20, .E = 18, .state_in = true, .dtype = DType::bf16, .strided = true});
 }
 
+// Neighbouring channels together, in slices of backward (32 tokens) that begin within a sequence or behind another.
+TEST(Conv1dCausalGradient, OfRunsOfChannelsInSlicesAtEveryWidth) {
+  for (int64_t W = 2; W <= 8; ++W)
+    for (const DType dtype : {DType::f32, DType::bf16})
+      expect_gradients({.B = 2, .L = 45, .E = 4, .W = W, .K = W, .dtype = dtype});
+}
+
 TEST(Conv1dCausalGradient, T38_WithoutBiasAndWithoutStates) {
   expect_gradients({.B = 2, .L = 20, .E = 5, .bias = false});
   expect_gradients({.B = 2, .L = 20, .E = 5, .bias = false, .state_out = true});
