@@ -152,7 +152,8 @@ void write_file(const fs::path& path, std::string_view bytes) {
   w.commit();
 }
 
-void write_directory(const fs::path& path, const std::function<void(const fs::path&)>& fill) {
+void write_directory(const fs::path& folder, const std::function<void(const fs::path&)>& fill) {
+  const fs::path path = folder.has_filename() ? folder : folder.parent_path();  // "name/"
   const fs::path fresh = beside(path);
   fs::path old = path;
   old += ".old";

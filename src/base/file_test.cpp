@@ -142,7 +142,9 @@ TEST(WriteDirectory, MakesAndReplaces) {
     EXPECT_EQ(read_file(dir / "d" / text), text);
     EXPECT_EQ(entries(dir / "d"), 1u) << "files of the older folder are still there";
   }
-  EXPECT_EQ(entries(dir.path()), 1u);
+  write_directory(dir / "e/", [&](const fs::path& p) { write_file(p / "f", "f"); });
+  EXPECT_EQ(read_file(dir / "e" / "f"), "f") << "a name that ends in a slash";
+  EXPECT_EQ(entries(dir.path()), 2u);
 }
 
 TEST(WriteDirectory, OldFolderStaysOnAnyError) {

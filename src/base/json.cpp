@@ -109,6 +109,11 @@ std::string_view reason(std::string_view what) {
 
 std::string printed(const Json& value) {
   std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  for (const std::string word : {"NaN", "Infinity", "-Infinity"}) {  // as they were written
+    const std::string read_as = fmt::format("{{\"__float__\":\"{}\"}}", word);
+    for (size_t at; (at = text.find(read_as)) != std::string::npos;)
+      text.replace(at, read_as.size(), word);
+  }
   if (text.size() > 60) text = text.substr(0, 60) + "...";
   return text;
 }

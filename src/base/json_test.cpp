@@ -50,6 +50,10 @@ TEST(Json, ReadsPythonsInfiniteNumbersInBothForms) {
   EXPECT_EQ(view.number("d"), HUGE_VAL);
   EXPECT_EQ(view.text("e"), "say NaN \" Infinity");
   EXPECT_EQ(view.integer("f"), -2);
+  EXPECT_EQ(error_of([&] { view.integer("b"); }),
+            R"(config.json: "b": expected an integer, got -Infinity)");
+  EXPECT_EQ(error_of([&] { view.text("limit"); }),
+            R"(config.json: "limit": expected a string, got [0.0,Infinity])");
 }
 
 TEST(Json, RepeatedNames) {

@@ -253,8 +253,9 @@ Work add_bench(CLI::App& app) {
   app.add_option(
       "NAME", a->op,
       fmt::format("with op, one of: {}; default: all", fmt::join(bench_op_names(), ", ")));
-  app.add_option("--preset", a->preset, "sizes of this preset, random weights; default mamba-130m");
-  app.add_option("--model", a->model, "a model's folder instead");
+  auto* const preset = app.add_option("--preset", a->preset,
+                                      "sizes of this preset, random weights; default mamba-130m");
+  app.add_option("--model", a->model, "a model's folder instead")->excludes(preset);
   const CLI::Range positive(int64_t{1}, int64_t{1} << 30);
   const auto list = [&](const char* name, std::vector<int64_t>& to, const char* help) {
     app.add_option(name, to, help)->delimiter(',')->allow_extra_args(false);

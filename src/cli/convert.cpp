@@ -56,7 +56,7 @@ int convert_vision(const Args& a, const Common& common) {
 int run_convert(const Args& a, const Common& common) {
   require(is_free(a.out), "{}: it is already there; remove it, or name another folder", a.out);
   if (is_vision_model(a.model)) return convert_vision(a, common);
-  require(!a.average, "{}: --ema is for the .pth of Vision Mamba", a.model);
+  refuse_average(a.average, a.model);
   require(a.size.image == 0 && a.size.stride == 0,
           "{}: --image-size and --stride are for models of images", a.model);
   // Through float32: exact for every stored type.

@@ -105,7 +105,7 @@ void print_results(const OrderedJson& results, const Common& common) {
 }
 
 int run_likelihood(const Args& a, const Common& common) {
-  const LoadedModel loaded = a.model.load(common);
+  const LoadedModel loaded = a.model.load(common, a.average);
   const int64_t vocab = loaded.model->config().vocab_size;
   std::vector<float> nll;
   Totals totals;
@@ -188,7 +188,7 @@ int run_examples(const Args& a, const Common& common) {
 
 // The last word of each passage, with the space before it, given what comes before.
 int run_lambada(const Args& a, const Common& common) {
-  const LoadedModel loaded = a.model.load(common);
+  const LoadedModel loaded = a.model.load(common, a.average);
   const int64_t vocab = loaded.model->config().vocab_size;
   const auto tokenizer = need_tokenizer(a.model.tokenizer, a.model.model, vocab);
   LastWord task(*loaded.model, loaded.dtype);

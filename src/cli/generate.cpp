@@ -230,10 +230,13 @@ int run_interactive(const Job& job) {
   require(job.prompts.size() <= 1 && job.states.size() <= 1,
           "--interactive: expected one sequence");
   Session session = job.session(1);
-  if (!job.states.empty()) session.restore(0, job.states[0]);
+  Snapshot last;
+  if (!job.states.empty()) {
+    session.restore(0, job.states[0]);
+    last = session.snapshot(0);  // where there is no turn
+  }
   std::vector<int32_t> turn = job.prompts.empty() ? std::vector<int32_t>() : job.prompts[0];
   std::vector<int32_t> said;  // by either, as far as it is known
-  Snapshot last;
   GenerateOptions options = job.options();
   options.read_last = true;
   options.finished = [&](size_t, Snapshot s) { last = std::move(s); };
@@ -313,8 +316,6 @@ Work add_generate(CLI::App& app) {
   app.add_option("--state-in", a->state_in, "go on from this state file");
   app.add_option("--state-out", a->state_out, "save the state after the last token");
   return [a](const Common& common) {
-    for (const std::string& stop : a->stops->results())
-      if (stop.empty()) throw Usage("--stop: expected a text, got an empty one");
     check_place(a->state_out);
     const Job job(*a, common);
     return a->interactive ? run_interactive(job) : run_batch(job);

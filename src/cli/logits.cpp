@@ -141,7 +141,7 @@ int run_logits(const Args& a, const Common& common) {
   require(tokens.rank() == 2 && tokens.numel() > 0,
           "{}: expected token ids (B, L), both at least 1, got {}", a.tokens, tokens.shape);
   const int64_t B = tokens.size(0), L = tokens.size(1);
-  const LoadedModel loaded = a.model.load(common);
+  const LoadedModel loaded = a.model.load(common, a.average);
   const models::LanguageModel& model = *loaded.model;
   const int64_t V = model.config().padded_vocab();
 

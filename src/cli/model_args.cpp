@@ -33,7 +33,8 @@ static void warn(const std::string& model, const std::vector<std::string>& notes
   for (const std::string& note : notes) spdlog::warn("{}: {}", model, note);
 }
 
-LoadedModel ModelArgs::load(const Common& common) const {
+LoadedModel ModelArgs::load(const Common& common, bool average) const {
+  refuse_average(average, model);
   require(
       !std::filesystem::exists(model) || !judges_examples(read_any_config(model)),
       "{}: this model judges images or sequences as a whole and predicts no tokens; krait eval and "

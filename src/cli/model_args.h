@@ -27,7 +27,7 @@ struct ModelArgs {
   // Of a model that is there, whatever it reads.
   AnyConfig config() const;
   // For inference; what the loader has noticed goes to the log. `average`: see load_any_model.
-  LoadedModel load(const Common& common) const;
+  LoadedModel load(const Common& common, bool average = false) const;
   LoadedAny load_any(const Common& common, bool average) const;
 };
 

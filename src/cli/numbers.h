@@ -26,10 +26,10 @@ inline CLI::Validator number_in(double least, double most) {
                 [=](double x) { return x >= least && x <= most; });
 }
 
-// Above 0, at most 1.
+// Above 0, at most 1; float32 that is nearest.
 inline CLI::Validator share_above_zero() {
   return number("in (0 - 1]", "a number above 0, at most 1",
-                [](double x) { return x > 0 && x <= 1; });
+                [](double x) { return static_cast<float>(x) > 0 && x <= 1; });
 }
 
 inline CLI::Validator number_from_zero() {

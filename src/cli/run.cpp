@@ -68,6 +68,36 @@ Usage not_expected(const CLI::App& app, const std::string& command) {
       fmt::format("{} has no option {}{} (see `{} --help`)", command, name, hint, command));
 }
 
+// Of the words, each --name= of an option in two, since the parser would take the next word for its value.
+std::vector<std::string> with_empty_values(const CLI::App& app, std::vector<std::string> words) {
+  for (size_t i = 0; i < words.size() && words[i] != "--"; ++i) {
+    if (!words[i].starts_with("--") || !words[i].ends_with("=")) continue;
+    const std::string name = words[i].substr(0, words[i].size() - 1);
+    if (name.find('=') != std::string::npos || !app.get_option_no_throw(name)) continue;
+    words[i] = name;
+    words.insert(words.begin() + static_cast<ptrdiff_t>(++i), "");
+  }
+  return words;
+}
+
+// A variable that a script forgot to set must not read as an option that was left out. Prompts may be empty.
+void refuse_empty_values(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->get_name().ends_with("prompt") || option->get_name() == "--prompt-tokens") continue;
+    for (const std::string& value : option->results())
+      if (value.empty())
+        throw Usage(fmt::format("{}: expected a value, got an empty one", option->get_name()));
+  }
+}
+
+// What took the words that a positional lacks, in words, or "".
+std::string taken_by(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options())
+    if (!option->get_lnames().empty() && option->results().size() > 1)
+      return fmt::format("; {} took every word up to the next option", option->get_name());
+  return "";
+}
+
 // Parses and runs; every way to fail is an exception.
 int dispatch(std::vector<std::string> args) {
   Common common;
@@ -92,6 +122,7 @@ int dispatch(std::vector<std::string> args) {
   if (chosen) {
     std::vector<std::string> words(args.begin() + 1, args.end());
     add_config_file(*chosen, words);
+    words = with_empty_values(*chosen, std::move(words));
     words.insert(words.begin(), args[0]);
     args = words;
   } else if (!args.empty() && !args[0].starts_with("-")) {
@@ -113,10 +144,15 @@ int dispatch(std::vector<std::string> args) {
   } catch (const CLI::ExtrasError&) {
     if (chosen) throw not_expected(*chosen, "krait " + chosen->get_name());
     throw not_expected(app, "krait");
+  } catch (const CLI::RequiredError& e) {
+    throw Usage(fmt::format("{}{} (see `krait {}--help`)", e.what(),
+                            chosen ? taken_by(*chosen) : "",
+                            chosen ? chosen->get_name() + " " : std::string()));
   } catch (const CLI::ParseError& e) {
     throw Usage(fmt::format("{} (see `krait {}--help`)", e.what(),
                             chosen ? chosen->get_name() + " " : std::string()));
   }
+  if (chosen) refuse_empty_values(*chosen);
   init_log(common.quiet);
   if (common.threads > 0) set_threads(common.threads);
   return work(common);

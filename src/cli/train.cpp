@@ -193,6 +193,12 @@ void settle(TrainArguments& a, const Common& common) {
     if (typed("--model") == typed("--from"))
       throw Usage("one of --model, --from and --resume says what is trained");
     if (r.out.empty()) throw Usage("--out RUN is missing");
+    if (has_weights(r.model))
+      throw Usage(
+          fmt::format("--model {0}: this folder holds weights, which --from {0} starts from; for "
+                      "new ones of the "
+                      "same sizes --model {0}/config.json",
+                      r.model));
   } else {
     std::error_code ec;
     if (!r.out.empty() && !std::filesystem::equivalent(r.out, a.resume, ec))

@@ -6,6 +6,8 @@
 
 #include "krait/infer/document_reader.h"
 #include "krait/infer/state_file.h"
+#include "krait/io/config.h"
+#include "krait/ops/attention/attention.h"
 #include "krait/testing/files.h"
 #include "krait/testing/small_model.h"
 
@@ -159,6 +161,60 @@ TEST(GrowingState, T25_DocumentsOfAnyLength) {
   }
   reader.finish();
   EXPECT_EQ(next, documents.size());
+}
+
+TEST(GrowingState, FilesWithNumbersThatNoRunLeavesAreRefused) {
+  const auto model = transformer();
+  Session s = session_of(*model, 1, 512, 0);
+  read(s, {random_ids(6, 1)});
+  const testing::TempDir folder;
+  const auto refused = [&](const std::function<void(Snapshot&)>& spoil) {
+    Snapshot one = s.snapshot(0);
+    spoil(one);
+    save_state(folder / "bad.state", {&one, 1}, "hash");
+    return testing::error_of([&] { load_state(folder / "bad.state", *model, "hash"); });
+  };
+  const double nan = std::nan("");
+  EXPECT_EQ(refused([](Snapshot&) {}), "");
+  const auto spoiled = [&](const std::string& name, double value) {
+    const std::string message = refused([&](Snapshot& one) {
+      for (size_t p = 0; p < one.state.parts().size(); ++p)
+        if (one.state.parts()[p].name == name) set(one.state.tensor(p), 0, value);
+    });
+    EXPECT_NE(message.find("bad.state: tensor \"" + name + "\""), std::string::npos) << message;
+  };
+  spoiled("state.0.k", nan);
+  spoiled("state.0.length", 5);
+  spoiled("state.0.length", 7);
+  spoiled("state.0.length", nan);
+  EXPECT_NE(refused([&](Snapshot& one) { one.logits[3] = HUGE_VALF; }).find("\"logits\""),
+            std::string::npos);
+}
+
+TEST(GrowingState, SequencesEndWhereTokensAreNoLongerCounted) {
+  Layout layout;
+  models::LanguageModel model(parse_config(
+      R"({"model_type": "mistral", "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 256,
+          "num_attention_heads": 2, "intermediate_size": 16, "sliding_window": 4})",
+      "config.json", layout));
+  model.params().allocate(nn::Purpose::inference, DType::f32);
+  model.params().initialize(1);
+  Session s = session_of(model, 1, 512, 0);
+  read(s, {random_ids(9, 1)});
+  Snapshot far = s.snapshot(0);
+  far.tokens = ops::kMostCounted - 1;
+  for (size_t p = 0; p < far.state.parts().size(); ++p)
+    if (nn::counts_tokens(far.state.parts()[p]))
+      set(far.state.tensor(p), 0, static_cast<double>(far.tokens));
+  s.restore(0, far);
+  const int32_t token = 7;
+  s.step({&token, 1});
+  EXPECT_EQ(s.tokens_read(0), ops::kMostCounted);
+  for (const std::string& message : {testing::error_of([&] {
+                                       s.step({&token, 1});
+                                     }),
+                                     testing::error_of([&] { read(s, {random_ids(2, 1)}); })})
+    EXPECT_NE(message.find("counts to 16777216"), std::string::npos) << message;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "krait/infer/memory.h"
+#include "krait/ops/attention/attention.h"
 #include "krait/tensor/memory.h"
 
 namespace krait {
@@ -201,6 +202,10 @@ void Session::restart(int64_t n) {
 }
 
 void Session::make_room(int64_t tokens) {
+  require(tokens <= ops::kMostCounted ||
+              std::none_of(all_.parts().begin(), all_.parts().end(), nn::counts_tokens),
+          "a sequence of {} tokens: the attention of this model counts to {}", tokens,
+          ops::kMostCounted);
   if (tokens <= all_.capacity() || !nn::grows(all_.parts())) return;
   const int64_t capacity = std::max(tokens, 2 * all_.capacity());
   require_memory(static_cast<size_t>(options_.batch) *

@@ -10,7 +10,8 @@
 
 namespace krait {
 
-// One sequence after some token: its state, and the logits of the next one.
+// One sequence after some token: its state, and the logits of the next one. May be restored any number of times; a
+// second one is {s.state.clone(), s.logits, s.tokens}.
 struct Snapshot {
   nn::State state;            // one row
   std::vector<float> logits;  // V, empty before the first token

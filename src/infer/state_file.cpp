@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "krait/base/quote.h"
 #include "krait/io/safetensors.h"
@@ -39,6 +40,14 @@ const Tensor& checked(const TensorFile& file, const std::string& name, const Sha
           "{}: tensor \"{}\": expected float32 {}, got {} {}", file.path(), name, shape,
           name_of(t.dtype), t.shape);
   return t;
+}
+
+// Numbers that no run leaves would be met by an op far away, or on a GPU by nobody.
+void check_finite(const TensorFile& file, const std::string& name, const Tensor& row) {
+  const float* x = row.as<float>();
+  for (int64_t i = 0; i < row.numel(); ++i)
+    require(std::isfinite(x[i]), "{}: tensor \"{}\": expected finite numbers, got {}", file.path(),
+            name, x[i]);
 }
 
 }  // namespace
@@ -105,8 +114,14 @@ std::vector<Snapshot> parse_state(const TensorFile& file, const models::Language
     for (size_t p = 0; p < parts.size(); ++p) {
       Tensor row = parts[p].slice(0, b, b + 1);
       if (model.state_parts()[p].per_token) row = row.slice(1, 0, s.tokens);
+      const nn::StatePart& part = model.state_parts()[p];
+      check_finite(file, part.name, row);
+      require(!nn::counts_tokens(part) || row.as<float>()[0] == static_cast<float>(s.tokens),
+              "{}: tensor \"{}\": expected the {} tokens that were read, got {}", file.path(),
+              part.name, s.tokens, row.as<float>()[0]);
       store(row, s.state.tensor(p));
     }
+    check_finite(file, "logits", logits.slice(0, b, b + 1));
     const float* from = logits.as<float>() + b * V;
     s.logits.assign(from, from + V);
   }

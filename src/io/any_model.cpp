@@ -49,6 +49,11 @@ std::unique_ptr<models::Model> make_model(const AnyConfig& config) {
   return std::make_unique<models::LanguageModel>(std::get<models::Config>(config));
 }
 
+void refuse_average(bool average, const fs::path& path) {
+  require(!average, "{}: only a .pth of Vision Mamba has a moving average of its weights",
+          path.string());
+}
+
 LoadedAny load_any_model(const fs::path& path, const LoadOptions& options, bool average) {
   LoadedAny any;
   const auto take = [&](auto loaded) {
@@ -60,8 +65,7 @@ LoadedAny load_any_model(const fs::path& path, const LoadOptions& options, bool 
   if (is_vision_model(path)) {
     take(load_vision_model(path, options, average));
   } else {
-    require(!average, "{}: only a .pth of Vision Mamba has a moving average of its weights",
-            path.string());
+    refuse_average(average, path);
     take(load_model(path, options));
   }
   return any;

@@ -25,6 +25,9 @@ struct LoadedAny {
   std::vector<TensorFile> files;
 };
 
+// Error where the moving average is asked of a model that is no .pth of Vision Mamba.
+void refuse_average(bool average, const std::filesystem::path& path);
+
 // On the device of the options. `average`: as load_vision_model: the moving average of the weights in a .pth
 // of Vision Mamba.
 LoadedAny load_any_model(const std::filesystem::path& path, const LoadOptions& options,

@@ -27,20 +27,26 @@ fs::path config_path(const fs::path& directory) {
   return p;
 }
 
-TensorFile read_weights(const fs::path& directory) {
-  if (fs::exists(directory / "model.safetensors") ||
-      fs::exists(directory / "model.safetensors.index.json"))
-    return read_safetensors_model(directory);
-  if (fs::exists(directory / "pytorch_model.bin"))
-    return read_torch_archive(directory / "pytorch_model.bin");
+// The first file with weights in a folder, or "".
+fs::path weights_in(const fs::path& directory) {
+  for (const char* name :
+       {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"})
+    if (fs::exists(directory / name)) return directory / name;
   for (const auto& entry : fs::directory_iterator(directory))
     if (entry.path().extension() == ".pt" || entry.path().extension() == ".pth")
-      return read_torch_archive(entry.path());  // as training scripts save them
-  fail(
-      "{}: expected model.safetensors, model.safetensors.index.json, pytorch_model.bin, *.pt or "
-      "*.pth beside "
-      "config.json",
-      directory.string());
+      return entry.path();  // as training scripts save them
+  return {};
+}
+
+TensorFile read_weights(const fs::path& directory) {
+  const fs::path file = weights_in(directory);
+  require(!file.empty(),
+          "{}: expected model.safetensors, model.safetensors.index.json, pytorch_model.bin, *.pt "
+          "or *.pth beside config.json",
+          directory.string());
+  return file.filename().string().starts_with("model.safetensors")
+             ? read_safetensors_model(directory)
+             : read_torch_archive(file);
 }
 
 const std::string& original_name(const nn::Param& p) {
@@ -185,6 +191,10 @@ void refuse_what_is_left(const models::Config& said, const TensorFile& file,
 }
 
 }  // namespace
+
+bool has_weights(const fs::path& directory) {
+  return fs::is_directory(directory) && !weights_in(directory).empty();
+}
 
 models::Config read_config(const fs::path& directory, Layout& layout) {
   const fs::path p = config_path(directory);

@@ -36,6 +36,9 @@ struct LoadedModel {
   std::vector<TensorFile> files;  // keep mapped weights alive
 };
 
+// Whether a folder holds weights, beside config.json or alone.
+bool has_weights(const std::filesystem::path& directory);
+
 // Only config.json: for planning and inspecting without the weights.
 models::Config read_config(const std::filesystem::path& directory, Layout& layout);
 

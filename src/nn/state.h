@@ -1,4 +1,5 @@
-// State: the memory of a model between two calls. A value: copied, compared, saved, forked, rewound.
+// State: the memory of a model between two calls. A value: forked (clone, copy_row), rewound, saved, moved; a copy is
+// never made by accident.
 //
 // Each stateful block names its parts (for Mamba-1 "conv" (E, W) and "ssm" (E, N)); the state of B
 // sequences holds for every block and part one tensor (B, ...). Row b is sequence b.
@@ -30,7 +31,8 @@ struct StateTypes {
 // Of one sequence, with room for `capacity` tokens in the parts that grow.
 size_t state_bytes(const std::vector<StatePart>& parts, int64_t capacity = 0,
                    StateTypes types = {});
-bool grows(const std::vector<StatePart>& parts);                         // any part is per_token
+bool grows(const std::vector<StatePart>& parts);  // any part is per_token
+inline bool counts_tokens(const StatePart& part) { return part.name.ends_with(".length"); }
 Shape shape_of(const StatePart& part, int64_t batch, int64_t capacity);  // of its tensor
 inline DType type_of(const StatePart& part, StateTypes types) {
   return part.activations ? types.activations : part.scan ? types.scan : DType::f32;

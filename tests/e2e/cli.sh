@@ -78,6 +78,9 @@ narrow=("${sample[@]}" --state-dtype bfloat16 --json)
 same "$(tokens first.json),$(tokens rest.json)" "$(tokens all.json)" "resumed tokens of bfloat16 states"
 printf 'hello\nagain\n' | "$KRAIT" generate "$model" --interactive --max-new 4 --json --quiet >turns.json
 same "$(wc -l <turns.json)" 2 turns
+# A conversation without a turn leaves what it began with.
+"$KRAIT" generate "$model" --interactive --state-in s.safetensors --state-out kept.safetensors </dev/null
+cmp s.safetensors kept.safetensors || die "a conversation without a turn changed its state"
 # A penalty of what was said looks at all turns.
 penalty=(--temperature 0 --repetition-penalty 1.5 --max-new 8 --json)
 printf 'the snake\nagain\n' | "$KRAIT" generate "$model" --interactive "${penalty[@]}" --quiet >turns.json
@@ -108,7 +111,7 @@ same "$(printf 'tree' | "$KRAIT" tokenize --tokenizer bytes --out tree.npy --jso
 same "$("$KRAIT" tokenize ids.npy --tokenizer bytes --decode)" "the snake sleeps" "tokenize --decode"
 "$KRAIT" logits "$model" --tokens ids.npy --out logits.npy
 "$KRAIT" convert "$model" original --layout original
-"$KRAIT" convert original back --layout huggingface
+"$KRAIT" convert original back/ --layout huggingface
 for m in original back; do
   "$KRAIT" logits "$m" --tokens ids.npy --out "$m.npy"
   cmp logits.npy "$m.npy" || die "logits of $m"
@@ -143,6 +146,23 @@ refused 2 'temperature' "$KRAIT" generate "$model" --prompt a --temperature hot
 refused 2 '--temperature: expected a number from 0' "$KRAIT" generate "$model" --prompt a --temperature nan
 refused 2 '--top-p: expected a number above 0' "$KRAIT" generate "$model" --prompt a --top-p nan
 refused 2 '--repetition-penalty' "$KRAIT" generate "$model" --prompt a --repetition-penalty nan
+refused 2 '--top-p' "$KRAIT" generate "$model" --prompt a --top-p 1e-60
+# A variable that is empty is no option left out, and takes no option behind it for its value.
+for option in --state-in --state-out --tokenizer --config --stop --prompt-file; do
+  refused 2 "$option: expected a value, got an empty one" "$KRAIT" generate "$model" --prompt a "$option" ''
+  refused 2 "$option: expected a value, got an empty one" "$KRAIT" generate "$model" --prompt a $option= --max-new 1
+done
+refused 2 '--per-token: expected a value' "$KRAIT" eval "$model" --data valid.txt --per-token ''
+refused 2 '--resume: expected a value' "$KRAIT" train --resume '' --model byte-tiny --data train.txt --out none
+refused 2 'MODEL: expected a value' "$KRAIT" inspect ''
+same "$("$KRAIT" generate "$model" --state-in s.safetensors --prompt= --max-new 1 --json | wc -l)" 1 "an empty prompt"
+[[ ! -e --max-new && ! -e none ]] || die "an option was taken for a name"
+# MODEL behind an option of many words
+"$KRAIT" generate --max-new 1 --prompt a "$model" >/dev/null
+refused 2 'MODEL is required; --data took every word' "$KRAIT" eval --data valid.txt "$model" --json
+refused 2 "--from $model" "$KRAIT" train --model "$model" --data train.txt --out none
+refused 1 'moving average' "$KRAIT" eval "$model" --data valid.txt --ema
+refused 2 '--preset' "$KRAIT" bench decode --preset byte-tiny --model "$model"
 refused 2 'dtype' "$KRAIT" generate "$model" --prompt a --dtype float64
 refused 2 'state-dtype' "$KRAIT" generate "$model" --prompt a --state-dtype float64
 refused 2 'device' "$KRAIT" generate "$model" --prompt a --device tpu

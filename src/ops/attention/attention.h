@@ -13,8 +13,9 @@
 //   y (B, L, H, P)         dtype of q; everything in float32 inside, rounded once
 //
 // A cache is what a sequence has read, as a state: k and v (S, C, Hkv·P), float32 or, where nothing is
-// recorded, in the dtype of q, the key and value of position p in row p mod C, and length (S, 1) float32, the count of tokens read. C bounds the tokens of a
-// sequence, but with a window: then C >= window is enough for any length, the oldest rows are overwritten.
+// recorded, in the dtype of q, the key and value of position p in row p mod C, and length (S, 1) float32, the count of
+// tokens read, kMostCounted at most. C bounds the tokens of a sequence, but with a window: then C >= window is enough for
+// any length, the oldest rows are overwritten.
 // Rows that hold no token may hold anything. Only causal attention takes a cache.
 //
 // `to` may be the same memory as `from` when not recorded: the new rows are appended in place. Otherwise the
@@ -44,6 +45,9 @@ struct AttentionInputs {
   bool causal = true;
   int64_t window = 0;  // 0: none
 };
+
+// What a float32 counts one by one.
+constexpr int64_t kMostCounted = int64_t{1} << 24;
 
 struct KeyCache {
   Tensor k, v, length;

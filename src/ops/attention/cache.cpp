@@ -86,6 +86,9 @@ void CacheCall::check_values() const {
               "[attention] from: row {} says that it holds {} tokens, it has room for {}", s.in,
               length, rows(from_));
     }
+    require(!to_ || s.out < 0 || s.length + s.tokens() <= kMostCounted,
+            "[attention] sequence {} has read {} tokens and reads {} more: a cache counts to {}", i,
+            s.length, s.tokens(), kMostCounted);
     require(!to_ || s.out < 0 || window_ > 0 || s.length + s.tokens() <= rows(to_),
             "[attention] sequence {} has read {} tokens and reads {} more, but its cache holds at "
             "most {}: make room for a longer context",

@@ -376,6 +376,12 @@ TEST(Attention, ErrorsSayWhatWasExpected) {
     set(s.from.length, 1, 11);
     expect_error([&] { s.run(t); }, "row 1 says that it holds 11 tokens, it has room for 10");
     set(s.from.length, 1, 0);
+    AttentionCase ring = k;
+    ring.window = 4, ring.cached = {4, kMostCounted - 3};
+    AttentionSetup last(t, ring);
+    last.run(t);
+    set(last.from.length, 1, kMostCounted - 2);
+    expect_error([&] { last.run(t); }, "has read 16777214 tokens and reads 3 more");
   }
   s.run(t);
   s.in.k = s.in.k.slice(2, 0, 2);
