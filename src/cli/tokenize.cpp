@@ -48,6 +48,10 @@ int run_tokenize(const Args& a, const Common& common) {
     const std::vector<int32_t> ids =
         npy ? ids_of(read_npy(a.file).tensors()[0].view, int64_t{1} << 31, a.file)
             : parse_numbers(read_input(a.file), a.file == "-" ? "stdin" : a.file);
+    for (size_t i = 0; i < ids.size();
+         ++i)  // the decoder, as that of models, leaves out what it does not know
+      require(tokenizer->token(ids[i]).has_value(), "{}: id {} is {}, and no token has that id",
+              a.file == "-" ? "stdin" : a.file, i, ids[i]);
     const std::string text = tokenizer->decode(ids);
     if (common.json) {
       print_json({{"text", text}});

@@ -201,6 +201,8 @@ printf "\x93NUMPY\x01\x00\x76\x00%-117s\n\x05\x00\x00\x00" "{'descr': '<i4', 'fo
 refused 1 'number.npy: expected rows of token ids' "$KRAIT" eval "$model" --data number.npy
 refused 1 '/nowhere' "$KRAIT" logits "$model" --tokens ids.npy --out /nowhere/x.npy
 refused 1 'already there' "$KRAIT" convert "$model" back
+echo 104 256 >beyond.txt
+refused 1 'beyond.txt: id 1 is 256, and no token has that id' "$KRAIT" tokenize beyond.txt --tokenizer bytes --decode
 refused 1 'expected token ids' "$KRAIT" tokenize eval.json --tokenizer bytes --decode
 refused 1 'preset' "$KRAIT" inspect mamba-9000b
 refused 2 '0' "$KRAIT" bench prefill --preset byte-tiny --length 16,0
