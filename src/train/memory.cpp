@@ -53,6 +53,11 @@ TrainingMemory plan_training(models::Model& model, const TrainOptions& o) {
   };
   m.step = plan(like, true, work).bytes;
   params.forget_gradients();
+  if (o.carry_state) {  // the first step starts from nothing, for which an op may have another way
+    pass.state_in = nullptr;
+    m.step = std::max(m.step, plan(like, true, work).bytes);
+    params.forget_gradients();
+  }
   return m;
 }
 

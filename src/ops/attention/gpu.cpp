@@ -40,7 +40,7 @@ cuda::AttentionCall call_of(const GpuAttention& q) {
   c.v = rows_of(q.in.v);
   c.y = q.y.data;
   c.norm = floats_of(q.norm);
-  if (const KeyCache& from = q.cache.from()) {
+  if (const KeyCache& from = q.cache.from(); from && from.k.size(1) > 0) {  // with room for a token
     c.cache_bf16 = from.k.dtype == DType::bf16;
     c.from_k = from.k.data;
     c.from_v = from.v.data;

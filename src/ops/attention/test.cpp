@@ -313,6 +313,22 @@ TEST(Attention, T20_ChunksAndStepsEqualTheWhole) {
   }
 }
 
+// A session that has read nothing may have a cache of no rows.
+TEST(Attention, ACacheWithoutRoomIsNone) {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const int64_t L : {1, 70}) {
+      AttentionCase k;
+      k.B = 2, k.L = L, k.H = 4, k.Hkv = 2, k.P = 64, k.dtype = k.cache = dtype;
+      testing::TestContext t;
+      AttentionSetup setup(t, k);
+      const Values alone = testing::to_double(setup.run(t).y);
+      const Shape none{k.B, 0, k.Hkv * k.P};
+      setup.from = {t.tensor(none, dtype), t.tensor(none, dtype), t.tensor({k.B, 1}, DType::f32)};
+      for (int64_t b = 0; b < k.B; ++b) set(setup.from.length, b, 0);
+      testing::expect_same_bits(testing::to_double(setup.run(t).y), alone, "y");
+    }
+}
+
 // A cache in bfloat16 holds keys and values that are bfloat16 as exactly as one in float32.
 TEST(Attention, Bfloat16CachesAreExact) {
   for (const int64_t P : {20, 64})

@@ -37,9 +37,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
+// Packed sequences are planned for before it is known how long each is: their blocks have room for a whole chunk.
 int64_t cuda_forward_scratch(const CudaCall& c) {
   return std::min(kMostBlocks, c.sequences * c.H) *
-         (chunk_floats(c.size, c.longest) + carry_floats(c.size));
+         (chunk_floats(c.size, c.begin ? kChunk : c.longest) + carry_floats(c.size));
 }
 
 void cuda_forward(const CudaCall& c, const GradRows& y, void* stream) {
