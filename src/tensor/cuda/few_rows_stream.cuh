@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     for (int j = 0; j < 4; ++j)
       if (there(i, j)) end(n_of(i, j), m_of(i, j), values[j] * f[j % 2], held[i][j]);
   };
-  int slot = 0;
+  int slot = 0, before = -1;
   unsigned parity = 0;
 #pragma unroll 1
   for (int round = 0; round < rounds; ++round) {
@@ -267,6 +267,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     int part = 0, part_end = 0;
 #pragma unroll 1
     for (int i = 0; i < stages; ++i) {
+      // A slot is left in the stage behind its own, where its products have taken what was loaded from it: the assembler
+      // may move them behind an arrival at the end of their own, but not around the loop.
+      if (before >= 0) warp_arrives<kArriving>(empty + before);
+      before = slot;
       for (; !kNormed && round == 0 && i >= part_end; part_end = stages * ++part / Tile::kXParts)
         wait_for_phase(x_full + part, 0);
       wait_for_phase(full + slot, parity);
@@ -285,8 +289,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
           mma_bf16(sums[0], a[s], b[s / 2][s % 2 * 2], b[s / 2][s % 2 * 2 + 1]);
         }
       }
-      fence_for_copies();  // waits for what was read: the products may still be behind the arrival
-      warp_arrives<kArriving>(empty + slot);
       if (++slot == kStages) slot = 0, parity ^= 1;
     }
 #pragma unroll
