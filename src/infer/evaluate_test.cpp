@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "krait/io/any_model.h"
 #include "krait/testing/small_model.h"
 
 namespace krait {
@@ -72,6 +73,34 @@ TEST(Likelihood, TakesDocumentsOfAnyLengthWhereTheVocabularyIsLarge) {
     likelihood.finish();
     EXPECT_EQ(likelihood.predicted(), static_cast<int64_t>(n) - 1);
     EXPECT_NEAR(likelihood.total() / static_cast<double>(n - 1), std::log(50280.0), 1);
+  }
+}
+
+// Many documents in a pass are what each is alone, in the memory that was planned: scratch of Mamba-3 on a GPU grows with
+// sequences and with their length.
+TEST(Likelihood, OfManyDocumentsIsTheSumOfEach) {
+  for (const char* name : {"mamba3", "mamba3_mimo"}) {
+    SCOPED_TRACE(name);
+    models::LanguageModel model(std::get<models::Config>(
+        read_any_config(fmt::format("{}/tests/family/{}.json", KRAIT_SOURCE_DIR, name))));
+    model.params().allocate(nn::Purpose::inference, DType::f32, false, testing::test_device());
+    model.params().initialize(7);
+    const auto total_of = [&](std::span<const Ids> documents) {
+      Likelihood likelihood(model, DType::f32);
+      for (const Ids& d : documents) {
+        likelihood.begin();
+        likelihood.add(d);
+        likelihood.end();
+      }
+      likelihood.finish();
+      return likelihood.total();
+    };
+    std::vector<Ids> documents;
+    for (const size_t n : {65, 3, 70, 1, 100, 66, 80, 64, 129, 90})
+      documents.push_back(random_ids(n, n));
+    double sum = 0;
+    for (const Ids& d : documents) sum += total_of({&d, 1});
+    EXPECT_NEAR(total_of(documents) / sum, 1, 1e-5);
   }
 }
 
