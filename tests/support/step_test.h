@@ -90,7 +90,10 @@ void expect_stacks_within_twice_plain(const OfWidth& of_width, const Op& op,
                                                                  {1024, 2, DType::bf16},
                                                                  {1536, 1, DType::f32},
                                                                  {2048, 1, DType::bf16},
-                                                                 {2560, 1, DType::f32}}) {
+                                                                 {2560, 1, DType::f32},
+                                                                 {768, 1, DType::f32},
+                                                                 {768, 3, DType::f32},
+                                                                 {768, 2, DType::bf16}}) {
     Stack<Step> s(of_width(D, state), layers);
     const Values exact = s.template reference<double>(
         [&](const auto& v) { return reference(v, [](double x) { return x; }); });
@@ -109,11 +112,13 @@ void expect_stacks_within_twice_plain(const OfWidth& of_width, const Op& op,
 template <class Step, class OfWidth, class Op>
 void expect_stacks_of_the_same_bits(const OfWidth& of_width, const Op& op) {
   if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
-  Stack<Step> a(of_width(1024, DType::f32), 3), b(of_width(1024, DType::f32), 3);
-  for (int token = 0; token < 3; ++token) {
-    const Values first = a.step(op);
-    if (first.empty()) GTEST_SKIP() << "no such kernel on this GPU";
-    expect_same_bits(first, b.step(op), fmt::format("token {}", token));
+  for (const int64_t D : {1024, 768}) {
+    Stack<Step> a(of_width(D, DType::f32), 3), b(of_width(D, DType::f32), 3);
+    for (int token = 0; token < 3; ++token) {
+      const Values first = a.step(op);
+      if (first.empty()) GTEST_SKIP() << "no such kernel on this GPU";
+      expect_same_bits(first, b.step(op), fmt::format("D{}, token {}", D, token));
+    }
   }
 }
 

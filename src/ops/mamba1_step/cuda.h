@@ -58,9 +58,13 @@ struct StepStackLayer {
 using StepStack = StackCall<StepStackLayer>;
 constexpr int64_t step_stack_messages(
     int64_t D) {  // of 128 blocks: x, squares, x_proj u and its parts, y
+  if (D == kClusterWidth) return kClusterMessages;
   return D / 2 + 128 + 129 * (D / 16 + 2 * kStepStates) + D;
 }
 bool has_step_stack(int64_t D, bool state_bf16);
 void step_stack(const StepStack& p, void* stream);
+// Where D is kClusterWidth.
+bool has_step_cluster(int64_t D, bool state_bf16);
+void step_cluster(const StepStack& p, void* stream);
 
 }  // namespace krait::cuda

@@ -227,9 +227,13 @@ struct StackKernel {
 
 }  // namespace
 
-bool has_step_stack(int64_t D, bool state_bf16) { return has_stack<StackKernel>(D, state_bf16); }
+bool has_step_stack(int64_t D, bool state_bf16) {
+  return D == kClusterWidth ? has_step_cluster(D, state_bf16)
+                            : has_stack<StackKernel>(D, state_bf16);
+}
 
 void step_stack(const StepStack& p, void* stream) {
+  if (p.D == kClusterWidth) return step_cluster(p, stream);
   launch_stack<StackKernel>("mamba1_stack", step_stack_messages(p.D), p, stream);
 }
 

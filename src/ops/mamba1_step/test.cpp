@@ -168,31 +168,34 @@ TEST(Mamba1Stack, TwiceTheSameBits) {
 // not be overwritten. Without the fence in StackRing::leave every seventh run of 48 such layers gave other bits.
 TEST(Mamba1Stack, ManyRunsOfManyLayersGiveTheSameBits) {
   if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
-  Step first(of_width(1536, DType::f32));
-  Context& c = first.t.c;
-  const auto copied = [&](const Tensor& from) {
-    const Tensor to = first.t.tensor(from.shape, from.dtype);
-    copy(c, from, to);
-    return to;
-  };
-  std::vector<ops::Mamba1Layer> layers(24, first.l);
-  std::vector<ops::StepStates> states;
-  for (ops::Mamba1Layer& l : layers) {
-    for (Tensor* w : {&l.norm, &l.in_proj, &l.conv, &l.conv_bias, &l.x_proj, &l.dt_proj, &l.dt_bias,
-                      &l.A_log, &l.D, &l.out_proj})
-      *w = copied(*w);
-    states.push_back({copied(first.conv_state), copied(first.ssm_state)});
-  }
-  const Tensor stream = copied(first.stream);
-  Values before;
-  for (int run = 0; run < 100; ++run) {
-    copy(c, first.stream, stream);
-    for (const auto& [conv, ssm] : states)
-      copy(c, first.conv_state, conv), copy(c, first.ssm_state, ssm);
-    if (!ops::mamba1_stack(c, layers, states, stream)) GTEST_SKIP() << "no such kernel on this GPU";
-    const Values now = to_double(stream);
-    if (run == 0) before = now;
-    expect_same_bits(before, now, fmt::format("run {}", run));
+  for (const int64_t D : {1536, 768}) {
+    Step first(of_width(D, DType::f32));
+    Context& c = first.t.c;
+    const auto copied = [&](const Tensor& from) {
+      const Tensor to = first.t.tensor(from.shape, from.dtype);
+      copy(c, from, to);
+      return to;
+    };
+    std::vector<ops::Mamba1Layer> layers(24, first.l);
+    std::vector<ops::StepStates> states;
+    for (ops::Mamba1Layer& l : layers) {
+      for (Tensor* w : {&l.norm, &l.in_proj, &l.conv, &l.conv_bias, &l.x_proj, &l.dt_proj,
+                        &l.dt_bias, &l.A_log, &l.D, &l.out_proj})
+        *w = copied(*w);
+      states.push_back({copied(first.conv_state), copied(first.ssm_state)});
+    }
+    const Tensor stream = copied(first.stream);
+    Values before;
+    for (int run = 0; run < 100; ++run) {
+      copy(c, first.stream, stream);
+      for (const auto& [conv, ssm] : states)
+        copy(c, first.conv_state, conv), copy(c, first.ssm_state, ssm);
+      if (!ops::mamba1_stack(c, layers, states, stream))
+        GTEST_SKIP() << "no such kernel on this GPU";
+      const Values now = to_double(stream);
+      if (run == 0) before = now;
+      expect_same_bits(before, now, fmt::format("D{}, run {}", D, run));
+    }
   }
 }
 

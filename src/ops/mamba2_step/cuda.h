@@ -67,9 +67,13 @@ struct Step2StackLayer {
 constexpr int kStack2States = 128;
 using Step2Stack = StackCall<Step2StackLayer>;
 constexpr int64_t step2_stack_messages(int64_t D) {  // x, y, B and C, twice 128 sums of squares
+  if (D == kClusterWidth) return kClusterMessages;
   return D / 2 + D + kStack2States + 2 * 128;
 }
 bool has_step2_stack(int64_t D, bool state_bf16);
 void step2_stack(const Step2Stack& p, void* stream);
+// Where D is kClusterWidth.
+bool has_step2_cluster(int64_t D, bool state_bf16);
+void step2_cluster(const Step2Stack& p, void* stream);
 
 }  // namespace krait::cuda

@@ -252,9 +252,13 @@ struct StackKernel {
 
 }  // namespace
 
-bool has_step2_stack(int64_t D, bool state_bf16) { return has_stack<StackKernel>(D, state_bf16); }
+bool has_step2_stack(int64_t D, bool state_bf16) {
+  return D == kClusterWidth ? has_step2_cluster(D, state_bf16)
+                            : has_stack<StackKernel>(D, state_bf16);
+}
 
 void step2_stack(const Step2Stack& p, void* stream) {
+  if (p.D == kClusterWidth) return step2_cluster(p, stream);
   launch_stack<StackKernel>("mamba2_stack", step2_stack_messages(p.D), p, stream);
 }
 
