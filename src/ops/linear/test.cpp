@@ -47,6 +47,7 @@ std::vector<Case> cases() {
     all.push_back({2, 1025, 1025, t, t, t});
     all.push_back({97, 1025, 257, t, t, kF32, true, true});
     all.push_back({300, 2100, 33, t, t, t});
+    all.push_back({63, 80, 63, t, t, t});
     // On both sides of the borders between a GPU's kernels, some with blocks that share out K.
     for (int64_t M : {1, 8, 9, 16, 17, 64, 65, 128, 129})
       for (auto [N, K] : {std::pair<int64_t, int64_t>{97, 64}, {40, 1032}, {530, 264}})

@@ -173,7 +173,7 @@ Matrix widened(const Matrix& x, Purpose purpose) {
   return by_rows ? dense : dense.transposed();
 }
 
-// multiply for bfloat16 where the library cannot: in float32.
+// multiply for bfloat16 where the library cannot, or should not: in float32.
 void multiply_widened(const Matrix& a, const Matrix& b, const Matrix& c, const float* bias,
                       bool add) {
   const Matrix a32 = widened(a, kForA), b32 = widened(b, kForB);
@@ -202,6 +202,16 @@ bool has_bf16_products() {
     }
   }();
   return has;
+}
+
+// Kernels for AMX take 32 bfloat16 terms at a time. Those that oneDNN 2.6 makes for 63 terms end with an illegal
+// instruction (its issue 1661): what is not made of whole tiles goes another way.
+bool breaks_tiles(int64_t terms) {
+  static const bool has_tiles = [] {
+    const auto tiles = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_amx);
+    return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & tiles) == tiles;
+  }();
+  return has_tiles && terms % 32 != 0;
 }
 
 // How C is cut: so many pieces along each axis.
@@ -273,7 +283,7 @@ void matmul(const Matrix& a, const Matrix& b, const Matrix& c, const Epilogue& e
     return;
   }
   const Pieces p = cut(c.rows, c.cols);
-  const bool widen = a.dtype == DType::bf16 && !has_bf16_products();
+  const bool widen = a.dtype == DType::bf16 && (breaks_tiles(a.cols) || !has_bf16_products());
   parallel_for(p.along_m * p.along_n, [&](int64_t piece) {
     const auto row = [&](int64_t k) { return border(k, p.along_m, c.rows, 16); };
     const auto column = [&](int64_t k) { return border(k, p.along_n, c.cols, 64); };
