@@ -1,17 +1,18 @@
-// A segment is a stretch of a model whose inside can be forgotten, usually a layer. It gives one rule
-// for memory in all three uses of a model:
+// A segment is a stretch of a model, usually a layer, whose inside can be forgotten. One rule for memory
+// serves inference and training:
 //
 //   inference            the inside lives at the high end and is given back; only the results stay
-//   training             as inference going forward, but for what is dear to compute again (see Kept): that
-//                        stays at the low end. Backward runs the body again, which finds those results made,
-//                        then goes back through it; all memory taken for that is given back, the results before
-//                        it begins
+//   training             forward as in inference, except that results which are dear to compute again (see
+//                        Kept) stay at the low end. Backward runs the body again, in which those results are
+//                        found made, and then goes back through it. All memory taken for that is given back
+//                        before backward goes on with the segment before
 //
-// How much is computed again is one choice (Recompute), from none of it to the whole inside; never a sum
-// (Tape::watch_sum) that the body makes last and returns, so backward must not read it.
+// How much is computed again is one choice (Recompute), from nothing to the whole inside. One thing is never
+// kept: a sum with the residual stream (Tape::watch_sum) that the body makes last and returns. So backward
+// must not read it.
 //
 // The body must compute the same results when run twice: states go in and come out as separate tensors.
-// Gradients reach the outside only through `inputs` and parameters. A segment inside another is a part of it.
+// Gradients reach the outside only through `inputs` and parameters. A segment inside another is part of it.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -33,8 +34,9 @@ enum class Recompute {
 
 struct SegmentOptions {
   Recompute recompute = Recompute::cheap;
-  // Without a tape: the low end is set back to this mark before the results are kept, so that they take
-  // the place of inputs which nobody needs any more (a residual stream needs one buffer, not one a layer).
+  // Without a tape: the low end is set back to this mark before the results are kept, so that they
+  // take the place of inputs that nobody needs any more. So a residual stream needs one buffer, not
+  // one for each layer.
   size_t replace_from = SIZE_MAX;
 };
 
@@ -42,9 +44,10 @@ struct SegmentOptions {
 Tensors segment(Context& c, const Tensors& inputs, const Body& body,
                 const SegmentOptions& options = {});
 
-// An op opens one before it allocates its results where they are dear: cost more to compute again than to keep. All
-// that it allocates until the end of the scope is kept, but for such a sum. When the segment runs again the op gets the
-// same memory, with what it holds, Context::planning() says that nothing is to be computed, and it is recorded as ever.
+// An op opens a Kept before it allocates results that are `dear`: that cost more to compute again
+// than to keep. Everything it allocates in this scope is kept, except a sum as above. When the
+// segment runs again the op gets the same memory with its contents: Context::planning() is then
+// true, so that nothing is computed, and the op records its backward as ever.
 class Kept {
  public:
   explicit Kept(Context& c, bool dear = true);

@@ -61,8 +61,8 @@ struct Places {
 };
 
 static Places places(const Tensor& whole, const Tensor& t) {
-  int64_t dense = 1, covered = 1,
-          period = 0;  // covered: elements between steps of the axis to come
+  // covered: elements between steps of the axis to come
+  int64_t dense = 1, covered = 1, period = 0;
   for (int i = t.rank() - 1; i >= 0; --i) {
     const int64_t size = t.size(i), stride = t.stride[static_cast<size_t>(i)];
     if (size == 1) continue;

@@ -75,9 +75,10 @@ class Tape {
   void watch_sum(Tensor& sum, const Tensor& stream);
   void uncover(const Tensor& sum);
 
-  // Makes `t` a variable whose values last for the pass forward only: its op writes them again in its own backward, and
-  // then says remade(t). Until then it is awaited. An op that reads it keeps its result (Kept) and puts off what of its
-  // backward reads it; whoever asks for such a `t` hands it to such ops alone.
+  // Makes `t` a variable whose values do not last until backward: its op writes them again in its
+  // own backward and then calls remade(t). Until then `t` is awaited. An op that reads such a `t`
+  // must keep its own result (Kept) and put off, by when_remade, the part of its backward that
+  // reads `t`; so `t` must be handed to no other ops.
   void watch_remade(Tensor& t);
   bool awaited(const Tensor& t) const { return t.var && t.var->awaited; }
   void when_remade(const Tensor& t, std::function<void(Context&)> read);
@@ -92,16 +93,18 @@ class Tape {
   // write one part each; what nobody wrote is zeroed when the gradient is read, or before anything is added.
   GradTarget grad_into(Context& c, const Tensor& t);
 
-  // For who writes the whole of a float32 gradient and has asked grad_into for it: room for the same in bfloat16, to be
-  // written as well, or empty. One room serves a residual stream for its whole depth.
+  // For an op that writes a whole float32 gradient, after grad_into: memory for the same gradient
+  // in bfloat16, to be written as well; empty where none is wanted. One such buffer serves a
+  // residual stream for its whole depth.
   Tensor round_into(Context& c, const Tensor& t);
-  // What was written there, until the gradient is written again; else empty.
+  // What was written to it, until the gradient changes; else empty.
   Tensor rounded_grad(const Tensor& t) const;
 
-  // A parameter's slot, which has no storage: it is taken from the arena when backward comes to the first use, and
-  // stays there until the arena is reset, whatever segment that use is in.
+  // Gives a parameter's slot no storage of its own: it is taken from the arena when backward comes
+  // to the first use, whatever segment that is in, and stays there until the arena is reset.
   void keep_in_arena(Var& parameter);
-  // What a segment does of it: forget who is read, run, reserve for who was, go back without reserving more.
+  // For segments, in this order: watch which variables the body reads; reserve gradients for those;
+  // go back through the body without reserving more.
   void watch_reads();
   void reserve_read(Context& c);
   void backward_in_segment(Context& c, size_t keep);
@@ -109,8 +112,8 @@ class Tape {
   // Allocates the slot's storage without writing it, so that it outlives what comes after.
   void reserve_grad(Context& c, const Tensor& t);
 
-  // From now on the gradient of `to`, which has none yet, is that of `from`: the same memory, or a copy
-  // where memory for it was taken already (reserve_grad).
+  // From now on the gradient of `to`, which must have none yet, is that of `from`: the same memory,
+  // or a copy of it where reserve_grad has already taken memory for `to`.
   void share_grad(Context& c, const Tensor& from, const Tensor& to);
 
   // Seeds the gradient of `loss` with `value` in every element.

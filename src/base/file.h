@@ -31,8 +31,9 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// Writes beside `path`, fsyncs, renames over it and fsyncs the folder; into a pipe or a device, and where a link points. On
-// any error (a full disk, say) the file beside is removed, what stood at `path` stays, and Error is thrown.
+// Writes a temporary file beside `path`, fsyncs it, renames it to `path` and fsyncs the folder. A
+// pipe or device is written into directly, and a link is followed. On any error (a full disk, say)
+// the temporary file is removed, what stood at `path` stays, and Error is thrown.
 class FileWriter {
  public:
   explicit FileWriter(std::filesystem::path path);

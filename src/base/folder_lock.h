@@ -4,8 +4,8 @@
 
 namespace krait {
 
-// Held until it is destroyed, or the process ends in whatever way. Error where another has the folder; where the file system
-// knows no locks nobody is kept out.
+// Held until it is destroyed or the process ends, in whatever way. Error where another process
+// holds the folder. Where the file system knows no locks nobody is kept out.
 class FolderLock {
  public:
   explicit FolderLock(const std::filesystem::path& folder);

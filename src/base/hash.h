@@ -1,4 +1,4 @@
-// Tells things apart that are not the same by accident; no protection against anyone.
+// A hash that tells things apart; it is no protection against anyone who wants two to look alike.
 #pragma once
 #include <cstddef>
 #include <cstdint>

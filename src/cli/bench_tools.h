@@ -12,8 +12,8 @@ namespace krait::cli {
 
 // What a device reaches, measured once a run: the ceilings that results are held against.
 struct Peaks {
-  double read =
-      0;  // bytes/s: a sum over a buffer that no cache holds; of a GPU a copy, both ways counted
+  // bytes/s: a sum over a buffer that no cache holds; of a GPU a copy, both ways counted
+  double read = 0;
   double flops_f32 = 0;  // FLOP/s of a large matrix product
   double flops_bf16 = 0;
 };
@@ -22,8 +22,9 @@ const Peaks& peaks_of(Device device);
 // Seconds of each of `repeat` runs. The first should not be the first ever.
 std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run);
 
-// The same, after one that is not counted, of what `work` queues, by the device's clock and without what `prepare` does before it. A GPU records
-// the work and replays it: the distance between launches is that of a graph, and what it reads may lie in its cache.
+// Seconds of each of `repeat` runs of what `work` queues, by the device's clock, after one run that is not
+// counted, and without what `prepare` does before each. A GPU records the work and replays it: the time
+// between launches is that of a graph, and what it reads may lie in its cache.
 std::vector<double> time_on_device(const Context& c, int64_t repeat,
                                    const std::function<void()>& prepare,
                                    const std::function<void()>& work);

@@ -20,20 +20,20 @@ struct Batch {
   int64_t n_targets = 0;         // those that are not -1
   bool carried = false;          // row b goes on from the state in row b
 
-  // The sequences, where rows are not each one sequence.
+  // The sequences, where a row is not one sequence.
   std::vector<int64_t> begin;
   std::vector<int32_t> state_in, state_out;
   bool packed() const { return !begin.empty(); }
 
-  // Views, valid while the batch lives unchanged. Empty where there is no such thing.
+  // Views, valid while the batch lives unchanged; empty tensors for what the batch does not have.
   models::Feed feed() const;
   ops::Packing packing() const;
 };
 
-// The batch where ops on the context's device can read it. Both together take six places of `staging`, from
-// `first_place` on.
+// The batch, copied to where ops on the context's device can read it. put and put_packing together
+// take kPlacesOfBatch places of `staging`, from `first_place` on.
 models::Feed put(Context& c, Staging& staging, const Batch& batch, size_t first_place = 0);
-// Where what batches like this one feed will be.
+// Where `put` will leave batches of the same shapes.
 models::Feed reserve_feed(Context& c, Staging& staging, const models::Feed& like,
                           size_t first_place);
 ops::Packing put_packing(Context& c, Staging& staging, const Batch& batch, size_t first_place = 0);

@@ -21,8 +21,8 @@ std::vector<float> evaluation_image(const Pixels& picture, int64_t size);
 
 // What training changes at random.
 struct Augmentation {
-  double crop_scale =
-      1;  // of random crops: their least share of the area; 1: the middle, as in evaluation
+  // least share of the area of a random crop; 1: no crops, the middle as in evaluation
+  double crop_scale = 1;
   double hflip = 0;  // how often left and right change places
 };
 

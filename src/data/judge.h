@@ -20,8 +20,8 @@ struct Judgement {
   double mse = 0, mae = 0, r2 = 0;
 };
 
-// `B` examples at once, in the memory of `arena`, which is replaced by a larger one where it must. `each` is told of
-// every batch's size; where it says false there is no judgement.
+// Judges `B` examples at once in the memory of `arena`, which is replaced by a larger one where it
+// must. `each` gets the size of every batch; where it returns false there is no judgement.
 std::optional<Judgement> judge(const models::Model& model, const Examples& examples,
                                DType activation, int64_t B, Arena& arena,
                                const std::function<bool(int64_t)>& each = {});

@@ -21,8 +21,8 @@ struct SequenceFormat {
   bool numbers = false;  // "target" is read, not "label"
   bool answers = true;   // false: neither of them
   bool place = false;  // one more token or vector, zero, behind each: the place of a learned token
-  int64_t inputs =
-      0;  // numbers of a vector that the model reads; 0: not known, a sound's are of one sample
+  // numbers of a vector that the model reads; 0: not known (then a sound's vectors have one sample)
+  int64_t inputs = 0;
   int64_t longest = 0;  // of longer ones only so many tokens are read, the first; 0: all
 };
 

@@ -12,8 +12,8 @@ namespace krait {
 // What one pass has read: T tokens, which continue in order where the last pass ended.
 struct DocumentPass {
   std::span<const int32_t> tokens;
-  std::span<const int32_t>
-      targets;  // (T) the next token of the same document; -1: none, or not asked for
+  // (T) the next token of the same document; -1: none, or not asked for
+  std::span<const int32_t> targets;
   std::span<const int64_t> ends;  // places of the last tokens of documents, and before restarts
 };
 
@@ -30,10 +30,10 @@ class DocumentReader {
   void begin(int64_t first_target = 1);
   void add(std::span<const int32_t> tokens);
   void end();
-  // The document goes on from the zero state: its next token is predicted as any other, but not remembered is
-  // what came before it.
+  // The document goes on, but from the zero state: its next token is predicted as any other, but
+  // what came before is forgotten.
   void restart();
-  // Runs what waits for more.
+  // Runs what still waits for a full pass.
   void finish();
 
   int64_t tokens() const { return tokens_seen_; }

@@ -46,7 +46,8 @@ class Runner {
               const nn::State& in, nn::State& out);
   // One token for each row of the state.
   void step(std::span<const int32_t> tokens, nn::State& state);
-  // The same of tokens (B) int32 on the model's device, all of them in the vocabulary. Nothing is waited for.
+  // The same with tokens (B) int32 on the model's device, all of them in the vocabulary. Waits for
+  // nothing.
   void step(const Tensor& tokens, nn::State& state);
 
   Context& context() { return context_; }

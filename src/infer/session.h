@@ -22,10 +22,11 @@ struct SessionOptions {
   int64_t batch = 1;  // B
   DType activation = DType::f32;
   DType scan_state = DType::f32;  // what states of scans are kept in; their arithmetic is float32
-  int64_t chunk =
-      0;  // tokens of a pass over prompts, all rows together; 0: as many as fill the device
-  // Tokens of a sequence that a state which grows with them has room for at first. It makes more when it must:
-  // then what was read is copied, and an Error says so where memory does not suffice.
+  // tokens of a pass over prompts, over all rows; 0: as many as fill the device
+  int64_t chunk = 0;
+  // Tokens of a sequence that growing states (keys and values) have room for at first. Where that
+  // is not enough the session makes larger ones and copies what was read; Error where memory does
+  // not suffice.
   int64_t context = 0;
   std::function<void(int64_t tokens)> after_pass;  // progress of read(); may throw to stop it
 
@@ -56,11 +57,12 @@ class Session {
   void read(std::span<const std::span<const int32_t>> rows);
   // Every row reads one token.
   void step(std::span<const int32_t> tokens);
-  // The same of tokens (B) int32 that were drawn on the session's device (ops::Sampler). Nothing is waited for.
+  // The same with tokens (B) int32 that were drawn on the session's device (ops::Sampler). Waits
+  // for nothing.
   void step(const Tensor& tokens);
 
-  // (B, V) float32 on the model's device: what each row predicts next, valid until the next call that reads. Rows that have read
-  // nothing hold NaN.
+  // (B, V) float32 on the model's device: what each row predicts next. Valid until the next call
+  // that reads. Rows that have read nothing hold NaN.
   const Tensor& logits() const { return logits_; }
 
   Snapshot snapshot(int64_t row) const;
@@ -93,7 +95,8 @@ class Session {
   DeviceMemory logits_memory_;
   Tensor logits_;
   std::vector<int64_t> tokens_read_;
-  // Of the pass that runs: places of the last tokens that a row of logits is wanted for, and those rows.
+  // In the pass that runs: places of the tokens whose logits are wanted, and the rows that they
+  // belong to.
   std::vector<int64_t> ends_, end_rows_;
   std::vector<int32_t> pass_tokens_;
   std::vector<Sequence> pass_sequences_;

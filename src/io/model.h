@@ -20,7 +20,8 @@ struct LoadOptions {
   // only the rest; training keeps float32 numbers whatever it is.
   std::optional<DType> dtype;
   Device device;  // that the model is to run on; only the CPU maps the file
-  // Takes the place of the config's. What its head needs and the file lacks is drawn anew, with a note.
+  // Takes the place of the task in the config. Parameters of its head that the file lacks are drawn
+  // anew, with a note.
   std::optional<models::Task> task = {};
   bool sizes_only = false;  // for planning: parameters get no memory, the values are not read
 };

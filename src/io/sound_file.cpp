@@ -14,8 +14,8 @@ bool is_sound(const std::filesystem::path& file) {
 }
 
 Sound read_sound(const std::filesystem::path& file) {
-  constexpr sf_count_t kFrames =
-      1 << 14;  // at a time: how many a damaged file says it has may be anything
+  // read at a time: the number of frames that a damaged file states may be anything
+  constexpr sf_count_t kFrames = 1 << 14;
   require(std::filesystem::exists(file), "{}: no such file", file.string());
   SF_INFO info = {};
   const std::unique_ptr<SNDFILE, decltype(&sf_close)> sound(sf_open(file.c_str(), SFM_READ, &info),

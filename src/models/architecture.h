@@ -21,7 +21,8 @@ class Body {
   // names of published files.
   virtual std::vector<std::unique_ptr<nn::Block>> layers(nn::ParamSet& params,
                                                          const Config& config) const;
-  // The config.json of a layout, "torch_dtype" left out. Error where the layout cannot say it.
+  // The config.json in a layout, without "torch_dtype". Error where the layout cannot express the
+  // model.
   virtual OrderedJson json(const Config& config, Layout layout) const = 0;
 
  protected:
@@ -70,7 +71,7 @@ const Architecture& architecture(const std::string& name);
 // A norm over the residual stream, of the kind that the config names.
 nn::Norm make_norm(nn::ParamSet& params, const std::string& name, const Config& config);
 
-// value = found, with a note where they differ.
+// Sets `value` to what the weights say, with a note where the config said otherwise.
 void follow_weights(const char* what, int64_t& value, int64_t found,
                     std::vector<std::string>& notes);
 void follow_weights(const char* what, bool& value, bool found, std::vector<std::string>& notes);
@@ -78,20 +79,20 @@ void follow_weights(const char* what, bool& value, bool found, std::vector<std::
 // Keys that several architectures share.
 std::vector<int32_t> eos_ids(const JsonView& config);     // "eos_token_id": one, several or none
 void write_eos(OrderedJson& json, const Config& config);  // and "bos_token_id", "pad_token_id"
-// The shell under the keys of Hugging Face's models with an RMS norm; `config` holds what stands where a key is
-// missing.
+// Reads the shell (sizes, norm, ties, ends) by the keys of Hugging Face's models with an RMS norm.
+// `config` comes with the defaults of missing keys.
 void read_shell(const JsonView& json, Config& config);
-// "model_type", which is the architecture's name, and the sizes of the shell.
+// Writes "model_type", which is the architecture's name, and the sizes of the shell.
 void write_shell(OrderedJson& json, const Config& config);
-// A config.json with these and the class of transformers, "architectures", for what has no other layout: Error,
-// which says `title`, where another one is asked for.
+// A config.json with these and transformers' class ("architectures"), for models that only Hugging
+// Face's layout can say. Error, which calls the model `title`, for another layout.
 OrderedJson huggingface_json(const Config& config, Layout layout, const char* title,
                              const char* transformers_class);
 // Error where the key is there and says anything but `text`.
 void expect_text(const JsonView& config, const char* key, const char* text);
 // The numbers of layers in a list; none: no such key.
 std::vector<int64_t> layer_list(const JsonView& config, const char* key);
-// As many numbers as the fallback has, which may be infinite.
+// A list of as many numbers as the fallback has; they may be infinite.
 std::vector<double> numbers(const JsonView& config, const char* key, std::vector<double> fallback);
 // "id2label": {"0": "cat", "1": "dog"}, the names of classes; none: no such key.
 std::vector<std::string> read_labels(const JsonView& config);

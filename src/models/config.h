@@ -31,9 +31,9 @@ struct Task {
 
 struct Config {
   std::string architecture;  // as `model_type` names it
-  Layout layout =
-      Layout::huggingface;  // which it came in, and is written in unless asked otherwise
-  int64_t d_model = 0;      // D
+  // the layout that it came in; it is written in the same unless asked otherwise
+  Layout layout = Layout::huggingface;
+  int64_t d_model = 0;  // D
   int64_t n_layer = 0;
   int64_t vocab_size = 0;      // ids below it may occur
   int64_t vocab_multiple = 1;  // the embedding has this many rows, rounded up: V
@@ -41,8 +41,8 @@ struct Config {
   ops::NormKind norm = ops::NormKind::rms;
   float norm_eps = 1e-5f;
   std::vector<int32_t> eos_ids;
-  float embedding_factor = 1,
-        head_factor = 1;  // constants that embeddings and logits are multiplied by (muP)
+  // constants that embeddings and logits are multiplied by (muP)
+  float embedding_factor = 1, head_factor = 1;
   TensorName embedding = {"backbone.embeddings.weight", "backbone.embedding.weight"};
   int64_t positions = 0;  // tokens that a learned table of positions has room for; 0: no such table
   TensorName position_table = {"backbone.positions.weight", ""};

@@ -24,9 +24,10 @@ class LanguageModel : public Model {
   int64_t longest() const override;
   bool endless() const override { return Model::endless() && positions_ == nullptr; }
 
-  // Feed: tokens and targets (B, L). Where sequences are judged as a whole: of each of S sequences a target, a
-  // class (S) or numbers (S, outputs); values (B, L, F) in place of tokens where series are read; behind each
-  // sequence a place for the learned token of Task::token, whatever is in it.
+  // A language model's Feed: tokens and targets (B, L).
+  // Where sequences are judged as a whole: one target for each of S sequences, a class (S) or
+  // numbers (S, outputs). Where series are read: values (B, L, F) in place of tokens. With
+  // Task::token a place behind each sequence, whatever is in it, for the learned token.
   Tensor outputs(Context& c, const Feed& feed, const Pass& pass) const override;
   ops::CrossEntropyResult objective(Context& c, const Feed& feed, const Pass& pass,
                                     ops::LossScale scale) const override;
@@ -46,8 +47,9 @@ class LanguageModel : public Model {
   // The same into `to`, without a tape.
   void logits_into(Context& c, const Tensor& hidden, const Tensor& to) const;
 
-  // scale · Σ cross-entropy against targets (B, L) int32 (-1: not counted); see linear_cross_entropy. Backward
-  // gives its memory back with that of the layers: read or copy the loss before.
+  // scale · Σ cross-entropy against targets (B, L) int32 (-1: not counted); see
+  // linear_cross_entropy. Backward gives back the memory of the result with that of the layers:
+  // read or copy the loss before.
   ops::CrossEntropyResult loss(Context& c, const Tensor& hidden, const Tensor& targets,
                                ops::LossScale scale) const;
 
@@ -56,7 +58,8 @@ class LanguageModel : public Model {
 
  private:
   bool any_block(bool (nn::Block::*has)() const) const;
-  // A decoded token through all blocks by one kernel, where there is one; else empty, with nothing done.
+  // Takes a decoded token through all blocks by one kernel. Where there is no such kernel it does
+  // nothing and returns an empty tensor.
   Tensor step_at_once(Context& c, const Tensor& stream, const Pass& pass) const;
 
   const nn::Param& head() const;  // of a language model

@@ -1,4 +1,5 @@
-// What every model is to those who train or judge it: parameters, what it says of what it reads, and a loss.
+// What training and evaluation know of every model: parameters, outputs for what it reads, and a
+// loss.
 #pragma once
 #include <vector>
 
@@ -25,8 +26,8 @@ struct Pass {
   Tensor router;
 };
 
-// What a model reads in one pass and what it is judged by, where its ops can read them. Which of them there
-// are, and in what shape, is the model's to say.
+// What a model reads in one pass and is judged by, in memory that its ops can read. Each model says
+// which of the tensors it takes, and in what shape.
 struct Feed {
   Tensor tokens;   // int32
   Tensor values;   // float32: images, series
@@ -46,8 +47,8 @@ class Model {
   nn::ParamSet& params() { return params_; }
   const nn::ParamSet& params() const { return params_; }
   const std::vector<nn::StatePart>& state_parts() const { return parts_; }
-  // Zeros, on the device of the parameters; with room for `capacity` tokens where it grows with them. For
-  // passes in `activation` alone: others take and leave float32.
+  // Zeros, on the device of the parameters, with room for `capacity` tokens in the parts that grow.
+  // With `types.activations` bfloat16 it is for passes in bfloat16 alone.
   nn::State make_state(int64_t batch, int64_t capacity = 0, nn::StateTypes types = {}) const {
     return nn::State(parts_, batch, capacity, params_.device(), types);
   }
@@ -60,8 +61,8 @@ class Model {
 
   // What the head says, float32: of each token, or of each image or sequence as a whole.
   virtual Tensor outputs(Context& c, const Feed& feed, const Pass& pass) const = 0;
-  // scale · Σ of the losses of all targets, and the loss of each: by default loss_of(outputs). Backward gives
-  // its memory back with that of the layers: read or copy it before.
+  // scale · Σ of the losses of all targets, and the loss of each; by default loss_of(outputs).
+  // Backward gives their memory back with that of the layers: read or copy them before.
   virtual ops::CrossEntropyResult objective(Context& c, const Feed& feed, const Pass& pass,
                                             ops::LossScale scale) const;
   // What B sequences of L tokens (or B images) would be fed as; for planning, none of it has memory.

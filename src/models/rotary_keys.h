@@ -15,8 +15,8 @@ struct RotaryKeys {
 // in a way of their own ("rope_type", "rope_scaling").
 RotaryKeys rotary_keys(const JsonView& j, const RotaryKeys& usual);
 
-// Of heads of P channels, n = fraction P of them rounded down. Where n is odd, transformers turns (n + 1) / 2 pairs
-// all the same, by angles of base^(-2i/n).
+// The rotation of n = fraction · P channels of each head, rounded down. Where n is odd,
+// transformers turns (n + 1) / 2 pairs all the same, by angles of base^(-2i/n).
 ops::Rotation rotation_of(const RotaryKeys& keys, int64_t P);
 
 }  // namespace krait::models

@@ -33,10 +33,11 @@ VisionConfig vision_preset(const std::string& name);
 std::vector<std::string> vision_preset_names();
 void check(const VisionConfig& config);  // Error for sizes that cannot be
 
-// Learned positions (1, n² + 1, D) for another number of patches, (1, m² + 1, D): a bicubic picture of the grid
-// (Keys 1981, a = -3/4, at the patches' middles, edges repeated), as torch's interpolate makes one; that of the
-// class token, in the middle of the sequence, stays. float32. (The published fine-tuning took the first row for
-// that of the class token; its weights were trained after that.)
+// Learned positions (1, n² + 1, D), resized for another number of patches: (1, m² + 1, D), float32.
+// The grid is resized as a picture is, bicubic (Keys 1981, a = -3/4, at the patches' middles, edges
+// repeated), as torch's interpolate does; the position of the class token, in the middle of the
+// sequence, stays. (The published fine-tuning took the first row for the class token's; its weights
+// were trained after that.)
 void resize_positions(const Tensor& from, const Tensor& to);
 
 class VisionMamba : public Model {

@@ -20,7 +20,7 @@ struct BlockCall {
   const ops::Packing* packing = nullptr;
   BlockState state;   // `out` tensors come back as variables where recorded
   float dropout = 0;  // on what a mixer adds to the stream
-  // Of experts: see ops::RouteOptions::balance_gradient and the report of ops::route.
+  // For experts: see ops::RouteOptions::balance_gradient, and `report` of ops::route.
   float balance_gradient = 1;
   Tensor router;
   Tensor embedded;        // (B, L, D) float32: the embeddings, for blocks that read them
@@ -44,7 +44,8 @@ struct Norm {
   Tensor operator()(Context& c, const Tensor& x, DType out, bool remake_y = false) const;
 };
 
-// A norm and a mixer that one op takes one token through: a faster way to the same numbers.
+// A norm and a mixer for which there is one op that takes one token through both: a faster way to
+// the same numbers.
 using StepLayer = std::variant<std::monostate, ops::Mamba1Layer, ops::Mamba2Layer>;
 
 // Attention, an SSM, an MLP, experts.
@@ -53,15 +54,17 @@ class Mixer {
   virtual ~Mixer() = default;
   virtual std::vector<StatePart> state_parts() const { return {}; }
   virtual bool routes() const { return false; }  // it has experts: BlockCall::router is written
-  // The host has a part in training it from a state: such a step cannot be recorded on a GPU.
+  // Whether training it from a state needs work of the host: such a step cannot be recorded on a
+  // GPU.
   virtual bool carries_by_host() const { return false; }
-  // Of its x it takes one ops::linear, and nothing else: x may be one that backward makes again.
+  // Whether its only use of x is one ops::linear: then x may be a tensor that backward makes again
+  // (Tape::watch_remade).
   virtual bool projects_first() const { return false; }
   // x (B, L, D), normed, in the activation type -> stream (B, L, D) float32 + what the mixer adds (see
   // project_and_add). The stream must not be used again (Tape::watch_sum). No stream: what it adds alone.
   virtual Tensor forward(Context& c, const Tensor& x, const Tensor& stream,
                          BlockCall& call) const = 0;
-  // What it is, behind that norm, to ops of one token.
+  // The mixer together with the norm before it, for an op of one token; empty where there is none.
   virtual StepLayer step_layer(const Norm&) const { return {}; }
 };
 
@@ -82,7 +85,7 @@ class PreNorm : public Block {
  public:
   explicit PreNorm(bool parallel = false) : parallel_(parallel) {}
   void add(const Norm& norm, std::unique_ptr<Mixer> mixer);
-  // One more mixer on the normed stream that the last one reads; what both add is summed.
+  // Adds a mixer that reads the same normed stream as the last one; their results are summed.
   void add_beside(std::unique_ptr<Mixer> mixer);
 
   std::vector<StatePart> state_parts() const override;
@@ -118,7 +121,8 @@ class PostNorm : public Block {
   std::unique_ptr<Mixer> mixer_;
 };
 
-// Runs `mixer` with the next of the states that are left; the ends are added to those of `call`.
+// Runs `mixer` with its share of the states that are left; the states it hands out are added to
+// those of `call`.
 Tensor forward_part(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
                     BlockCall& call, BlockState& left);
 

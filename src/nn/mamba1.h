@@ -41,13 +41,13 @@ class SelectiveBranch {
   std::vector<StatePart> state_parts() const;  // conv (E, W), ssm (E, N)
   // xz (B, L, 2E) -> y (B, L, E). remake_y: see ops::ScanInputs.
   Tensor forward(Context& c, const Tensor& xz, BlockCall& call, bool remake_y = false) const;
-  // What the scan of it reads.
+  // The inputs of its scan.
   struct Inputs {
     ops::ScanInputs scan;
     Tensor conv_state;  // where the call hands states out
   };
   Inputs inputs(Context& c, const Tensor& xz, const BlockCall& call) const;
-  // Its part of a layer's step.
+  // Fills in its part of the layer for ops::mamba1_step.
   void describe(ops::Mamba1Layer& layer) const;
 
  private:

@@ -18,8 +18,8 @@ struct MlpConfig {
   ops::Gate gate_kind = ops::Gate::silu;
   MlpLayout layout = MlpLayout::separate;
   bool bias = false;
-  float gate_factor = 1,
-        out_factor = 1;  // constants that gate(x) and the output are multiplied by (muP)
+  // constants that gate(x) and the output are multiplied by (muP)
+  float gate_factor = 1, out_factor = 1;
   // Under the mixer's name; `gate` for separate matrices only.
   std::string up = "up_proj", gate = "gate_proj", down = "down_proj";
   // Initial values: normal with this deviation, or 0: uniform within 1/sqrt(fan in), down divided by

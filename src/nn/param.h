@@ -33,48 +33,54 @@ struct Param {
   Shape shape;
   Init init;
   bool decay = false;  // weight decay applies
-  bool trained =
-      true;      // false: kept and saved, but moved by no gradient (what a batch norm has seen)
-  float lr = 0;  // a peak learning rate of its own; 0: the run's
+  // false: kept and saved, but moved by no gradient (what a batch norm has seen)
+  bool trained = true;
+  float lr = 0;               // a peak learning rate of its own; 0: the run's
   bool keep_float32 = false;  // never stored or computed in bfloat16
   const char* meaning = "";   // one line for `krait inspect --tensors`
 
   // The memory, set by ParamSet::allocate or by whoever maps a file.
   Tensor value;  // what ops read; `var` is set in training
-  // Training in bfloat16: what value lacks of the float32 numbers that are trained (ops/adamw/adamw.h).
+  // Training in bfloat16: the 16 bits that `value` lacks of the float32 numbers that are trained
+  // (see ops/adamw/adamw.h).
   Tensor low;
-  // Optimizer moments, in training. Where there is `low`, the signs of v are part of it.
+  // Moments of the optimizer, in training. Where there is `low`, the signs of v are part of the
+  // trained number.
   Tensor m, v;
   Var var;
 };
 
-// Has `write` fill in the parameter's numbers, in memory of its device: float32, or, where it is not trained, value's
-// type. The moments start anew.
+// Sets the parameter. `write` is given memory of its device to fill: of float32 if the parameter is
+// trained, else of the type of `value`. The moments start anew.
 void write_numbers(Param& p, const std::function<void(const Tensor&)>& write);
-// The parameter's numbers in the host's memory, itself or `buffer`: the float32 ones where it is trained.
+// The parameter in the host's memory, where it lies or in `buffer`; the float32 numbers if it is
+// trained.
 Tensor read_numbers(const Param& p, std::vector<std::byte>& buffer);
 
 enum class Purpose {
   inference,
   training,
-  training_by_batch,  // gradients have no memory of their own but a step's (Tape::keep_in_arena): they are of one batch
+  // The gradients take memory of the step's arena (Tape::keep_in_arena): those of several batches cannot be added up.
+  training_by_batch,
 };
 
 class ParamSet {
  public:
   Param& add(std::string name, const Shape& shape, Init init);
 
-  // Takes memory for every parameter in one block (none of it touched while `planning`). Inference: the
-  // values in `dtype` (those marked keep_float32 in float32), except where a file's own memory was mapped
-  // in before. Training: values in `dtype`, what they lack of float32, gradients, and moments, which are zero. All of
-  // it on `device`.
+  // Takes memory for every parameter in one block on `device`; none of it is touched while
+  // `planning`.
+  // Inference: the values, in `dtype` (float32 if marked keep_float32), except where a file was
+  // mapped in before. Training: values in `dtype`, what they lack of float32, gradients, and
+  // moments, which are zero.
   void allocate(Purpose purpose, DType dtype, bool planning = false, Device device = {});
   Device device() const { return device_; }
   size_t allocated_bytes() const { return bytes_; }
 
   // Draws every parameter from its init.
   void initialize(uint64_t seed);
-  // The next gradient written overwrites; where they live in a step's memory, it takes some first.
+  // The next gradient that is written overwrites; if gradients live in the arena of a step, it
+  // takes its memory first.
   void forget_gradients();
   bool gradients_add_up() const { return gradients_add_up_; }  // over several batches
 

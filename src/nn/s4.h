@@ -37,7 +37,7 @@ class S4 : public Mixer {
 
   std::vector<StatePart> state_parts() const override;  // ssm (H, N, 2)
   bool carries_by_host() const override { return true; }
-  // With states the recurrence runs, without them the convolution; both give the same.
+  // With states it runs as a recurrence, without them as a convolution; both give the same.
   Tensor forward(Context& c, const Tensor& x, const Tensor& stream, BlockCall& call) const override;
 
  private:

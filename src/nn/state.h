@@ -55,7 +55,8 @@ class State {
   State clone() const;              // a fork: nothing is shared
   // Room for `capacity` tokens from now on; nothing is lost, but views and tensors handed out are void.
   void reserve(int64_t capacity);
-  // Of parts that grow as many tokens as both have room for. The types may differ.
+  // Row `from_row` of `from` becomes row `to`. Parts that grow copy as many tokens as both have
+  // room for. The types may differ.
   void copy_row(int64_t to, const State& from, int64_t from_row);
   void zero();  // before any token
 
@@ -70,8 +71,8 @@ class State {
  private:
   std::vector<StatePart> parts_;
   std::vector<Tensor> tensors_;
-  // All bytes of parts that do not grow, where all rows are here: cleared at once, since a call a part took a GPU 3% of
-  // the time of a prompt of 2,048 tokens.
+  // All bytes of parts that do not grow, if this state has all rows. They are cleared at once: a
+  // call for each part took a GPU 3% of the time of a prompt of 2,048 tokens.
   Tensor fixed_;
   Arena memory_ = Arena(0);
   int64_t batch_ = 0, capacity_ = 0;

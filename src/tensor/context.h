@@ -19,15 +19,16 @@ struct Cost {
   double flops = 0;
 };
 
-// What a segment keeps of its inside for a second run (see autograd/segment.h).
+// The results inside a segment that are kept for its second run, in backward (see
+// autograd/segment.h).
 struct Keeper {
-  bool keeps = true;   // false: nothing, whatever it costs
-  bool again = false;  // the second run: what was kept is handed out in the order it was taken
-  bool open = false;   // what is allocated now is kept
-  std::vector<Tensor> tensors;
-  size_t next = 0;  // of the second run
-  // Allocations of a run so far; of the first one in all, and whether the last one is a result that backward does not
-  // read: the op that takes it in the second run, the last to run, need not compute it.
+  bool keeps = true;   // false: nothing is kept, whatever it costs to compute again
+  bool again = false;  // this is the second run: alloc hands out the kept tensors, in order
+  bool open = false;   // an op has a Kept open: what it allocates now is kept
+  std::vector<Tensor> tensors;  // kept
+  size_t next = 0;              // second run: index of the tensor that is handed out next
+  // Allocations so far in this run, and how many the first run made in all. If backward does not read the last of them,
+  // the op that makes it, which is the last to run, need not compute it in the second run.
   size_t taken = 0, in_all = 0;
   const void* last = nullptr;
   bool last_is_unread = false;
@@ -44,22 +45,23 @@ struct Context {
   DType activation = DType::f32;  // of matrix products and what they feed; f32 or bf16
   bool training = false;          // dropout is active
   Philox rng;                     // dropout masks; `rng.stream` is advanced by each op that draws
-  // On the device, optional: added to rng.stream when an op draws, on a GPU by its kernel. A step that was
-  // recorded once draws other numbers each time.
+  // Optional, on the device: a number that is added to rng.stream when an op draws (on a GPU by its
+  // kernel), so that a step which was recorded once draws other numbers each time it is replayed.
   const uint64_t* rng_offset = nullptr;
 
-  // Counted for every op, where set (bench, plan).
+  // Where set (bench, plan), every op adds its cost here.
   std::map<std::string, Cost>* costs = nullptr;
 
-  // Memory is not to be touched: there is none, or it holds what would be written already.
+  // Memory must not be touched: there is none, or it already holds what the op would write.
   bool planning() const { return arena->is_planning() || (keeper && keeper->skips()); }
 
-  // Of the segment that runs, asked outside of a Kept: all is kept; what is cheap is computed again.
+  // About the segment that runs, to be asked outside of a Kept: whether it keeps everything, and
+  // whether backward will compute again what is cheap.
   bool keeps_all() const { return keeper && keeper->open; }
   bool computes_cheap_again() const { return keeper && keeper->keeps && !keeper->open; }
 
-  // A fresh tensor that lives until its segment ends (see autograd/segment.h): the result of an op. keep: false where a
-  // segment that runs again need not hand it out with what it held.
+  // The result of an op: a fresh tensor that lives until its segment ends (see autograd/segment.h).
+  // keep = false: even inside a Kept its values need not last until the segment runs again.
   Tensor alloc(const Shape& shape, DType dtype, bool keep = true);
   // A tensor that lives until the enclosing Scratch ends.
   Tensor scratch(const Shape& shape, DType dtype);
@@ -80,9 +82,10 @@ struct Context {
     }
   }
 
-  bool results_at_high_end = false;  // set by segments that forget; never by ops
-  Keeper* keeper = nullptr;          // of the segment that runs and will run again; never by ops
-  int open_scratch = 0;
+  // Set by segments alone: alloc takes from the high end; and the keeper of the segment that runs.
+  bool results_at_high_end = false;
+  Keeper* keeper = nullptr;
+  int open_scratch = 0;  // Scratch objects that are alive
 };
 
 // Gives back all that Context::scratch took since. Open it after the op's results are allocated and, in

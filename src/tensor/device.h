@@ -8,7 +8,8 @@
 
 #include "krait/tensor/tensor.h"
 
-// The expression in a build with CUDA; without, an Error (never reached: no tensor can be on a GPU then).
+// The expression in a build with CUDA. In a build without, an Error, which nothing reaches: no
+// tensor can be on a GPU then.
 #if KRAIT_CUDA
 #define KRAIT_WITH_CUDA(...) (__VA_ARGS__)
 #else  // not evaluated, so nothing of it is linked; what it names counts as used
@@ -64,8 +65,8 @@ std::vector<DeviceInfo> cuda_devices(std::string* reason = nullptr);
 // A queue of work on a GPU; null on the CPU, where work is done when the call returns.
 using Stream = void*;
 
-// Work without a stream waits for all streams before it, and they for it; not for those `apart`, on which work is
-// recorded while another thread moves memory.
+// Work that is queued without a stream waits for all other streams, and they wait for it. A stream
+// that is `apart` takes no part in that: work is recorded on it while another thread moves memory.
 Stream make_stream(Device device, bool apart = false);
 void destroy_stream(Device device, Stream stream);
 void synchronize(Device device, Stream stream);
@@ -86,8 +87,8 @@ class OwnStream {
   Stream stream_;
 };
 
-// Copies of contiguous memory, in the order of the stream. `host` is memory that the system may move: it has
-// been read when upload returns. download returns when the bytes are there.
+// Copies of contiguous memory, in the order of the stream. `host` is pageable memory: upload
+// returns once it has been read, download once the bytes are there.
 void upload(const void* host, const Tensor& to, Stream stream = nullptr);
 void download(const Tensor& from, void* host, Stream stream = nullptr);
 // Within a device, or between one and the host.

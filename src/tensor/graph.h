@@ -10,8 +10,8 @@ namespace krait {
 class Graph {
  public:
   Graph() = default;
-  // What `work` queues on the stream; nothing of it runs. It must take no memory of the device and wait for
-  // nothing. It need not have run before.
+  // Records what `work` queues on the stream; none of it runs. `work` must take no memory of the
+  // device and wait for nothing. It need not have run before.
   Graph(Device device, Stream stream, const std::function<void()>& work);
   ~Graph();
   Graph(Graph&& o) noexcept : handle_(std::exchange(o.handle_, nullptr)) {}

@@ -1,5 +1,6 @@
-// Arrays of the host where ops can read them: as they are on the CPU, for a GPU copied into memory that is
-// kept, so that the same place has the same address while what is put there does not grow.
+// Arrays of the host, made readable for ops: used as they are on the CPU, copied to memory of a
+// GPU. A place keeps its address as long as what is put there does not grow, so that recorded work
+// can read it.
 #pragma once
 #include <deque>
 
@@ -11,7 +12,7 @@ class Staging {
  public:
   // `host` (contiguous) on the context's device. What was in that place before is overwritten.
   Tensor put(Context& c, size_t place, const Tensor& host);
-  // Where put leaves tensors like this one, whatever they hold.
+  // The tensor that put(c, place, host) would return for any `host` of this shape and type.
   Tensor reserve(Context& c, size_t place, const Tensor& like);
 
  private:

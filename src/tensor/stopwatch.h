@@ -6,7 +6,7 @@
 
 namespace krait {
 
-// A place in a stream's work that can be waited for, while work behind it goes on.
+// A place in a stream that can be waited for while work behind it goes on.
 class Mark {
  public:
   explicit Mark(Device device);

@@ -15,8 +15,8 @@ namespace krait {
 
 // What a run tells while it goes on, and what it asks. All may be empty.
 struct RunWatcher {
-  // Before the first step: parameters of the model, the plan, what the data is, and what its `tokens` are: tokens, or
-  // examples.
+  // Before the first step: parameters of the model, the plan, a description of the data, and what
+  // it counts in: "tokens" or "examples".
   std::function<void(int64_t parameters, const TrainingMemory&, const std::string& data,
                      const std::string& unit)>
       begin;

@@ -1,6 +1,6 @@
-// The trainer: steps of AdamW over micro-batches, on the device of the parameters. All that a step depends on can be saved and put back:
-// weights, moments, the number of the step (from which the position in the data and the random numbers
-// follow), and carried states.
+// The trainer: steps of AdamW over micro-batches, on the device of the parameters. All that a step depends
+// on can be saved and loaded: weights, moments, carried states, and the number of the step, from which the
+// position in the data and the random numbers follow.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -33,7 +33,8 @@ class Trainer {
  public:
   // `model` has memory for training, and must outlive the trainer.
   Trainer(models::Model& model, const TrainOptions& options);
-  // What it is trained on, for how many steps in all: before the first one, and before load.
+  // Sets the data, and how many steps there will be in all. Call it before the first step, and
+  // before load.
   void read(std::unique_ptr<Batches> batches, int64_t steps);
   Trainer(models::Model& model, std::unique_ptr<Batches> batches, const TrainOptions& options);
   // The windows of a stream, which must outlive the trainer too.
@@ -42,14 +43,14 @@ class Trainer {
   // Error for a loss or gradient that is not finite, naming step, layer and tensor; the weights are then
   // those of the step before.
   StepResult step();
-  // On a GPU records the first step, as far as it can be known without data, so that it costs no more than those
-  // that follow: loading kernels and planning products come before it. The weights may be set meanwhile, by
-  // another thread: nothing is read or trained.
+  // On a GPU records the first step ahead of time, so that it costs no more than those that follow:
+  // loading kernels and planning products come before it. It reads no data and trains nothing;
+  // another thread may set the weights meanwhile.
   void prepare();
   int64_t steps_done() const { return steps_done_; }
-  // Steps that were a replay of recorded work. On a GPU the first step of a kind (sizes, cut into sequences,
-  // memory) is queued launch by launch unless it was prepared, the second recorded, and it and those that follow
-  // are replayed.
+  // Steps that were a replay of recorded work. On a GPU the first step of a kind (sizes, cut into
+  // sequences, memory) is queued launch by launch, unless it was prepared; the second is recorded,
+  // and it and later ones are replayed.
   int64_t replayed() const { return replayed_; }
   const TrainOptions& options() const { return options_; }
   const Arena& arena() const { return arena_; }
@@ -58,7 +59,7 @@ class Trainer {
   // each document: the exact likelihood, as `krait eval` gives it. (Of models that are not
   // endless: that of sequences of seq_len tokens.) Empty where `stop` became true.
   std::optional<double> validate(const TokenStream& stream, const std::function<bool()>& stop = {});
-  // Without what is random in training. Empty as above.
+  // The judgement of examples, read without what is random in training. Empty as above.
   std::optional<Judgement> validate(const Examples& examples,
                                     const std::function<bool()>& stop = {});
 
@@ -84,7 +85,7 @@ class Trainer {
   void queue(const std::vector<PlacedBatch>& batches, Stream stream);
   void update(Context& c);
   Device device() const { return model_.params().device(); }
-  // Which of the states the next step starts from, where they are carried.
+  // Index of the state that the next step starts from, where states are carried.
   int64_t turn() const { return options_.carry_state ? steps_done_ * options_.grad_accum % 2 : 0; }
   const nn::State* carried() const { return options_.carry_state ? &states_[turn()] : nullptr; }
   std::string signature() const;
@@ -101,7 +102,8 @@ class Trainer {
   Tape tape_;
   Staging staging_, validation_staging_;
   nn::State states_[2];  // in and out take turns
-  // The numbers of a step, where its work finds and leaves them: one block, read back in one copy.
+  // The numbers of a step, on the device: its work reads and writes them there. One block, read
+  // back in one copy.
   DeviceMemory numbers_memory_;
   Tensor numbers_;     // float32, all that follow
   Tensor scalars_;     // see ops::StepScalar

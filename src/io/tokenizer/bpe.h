@@ -18,8 +18,8 @@ namespace krait {
 struct BpeOptions {
   std::optional<std::string> unk_token;
   bool fuse_unk = false;  // unknown characters in a row give one unk_token
-  bool byte_fallback =
-      false;  // a character without a token becomes the tokens "<0xNN>" of its bytes
+  // a character without a token becomes the tokens "<0xNN>" of its bytes
+  bool byte_fallback = false;
   bool ignore_merges = false;  // a word that is a token is that token, whatever the merges say
 };
 

@@ -131,8 +131,8 @@ class Reader : public nlohmann::json_sax<json> {
 
   TokenizerJson& out_;
   const std::string& where_;
-  std::vector<json*>
-      open_;  // objects and arrays around; a parent grows only after its child closed
+  // objects and arrays around; a parent grows only after its child closed
+  std::vector<json*> open_;
   std::string key_, open_key_;
   Table table_ = Table::none;
   bool in_pair_ = false;

@@ -7,10 +7,10 @@
 // Nothing here is a host value that changes from step to step: lr, the step's bias corrections and the
 // clip factor are read from `scalars`, which lives on the device. Where the clip factor is 0 nothing is changed.
 //
-// A p that a model reads in bfloat16 is kept in two halves, to the bit: `value` is p rounded to nearest even, `low` the
-// lower 16 bits of p. On the bits of both, p = 2^16 value + low with low as a signed number: rounding up is what made
-// it negative. Only of a tie, low = 0x8000, that does not tell which way it was rounded, so the sign of v, which is
-// never negative, is set where it was down: there p is 2^16 more.
+// A p that a model reads in bfloat16 is kept in two halves, to the bit: `value` is p rounded to nearest even,
+// `low` the lower 16 bits of p. As integers p = 2^16 value + low, with low as a signed number: where p was
+// rounded up, low is negative. At a tie, low = 0x8000, that does not tell up from down. There the sign of v,
+// which is never negative otherwise, is set where p was rounded down, and p is 2^16 more.
 #pragma once
 #include <vector>
 

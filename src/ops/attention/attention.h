@@ -12,10 +12,13 @@
 //   k, v (B, L, Hkv, P)    dtype of q; H a multiple of Hkv; not rotated here (see krait/ops/rotary)
 //   y (B, L, H, P)         dtype of q; everything in float32 inside, rounded once
 //
-// A cache is what a sequence has read, as a state: k and v (S, C, Hkv·P), float32 or, where nothing is
-// recorded, in the dtype of q, the key and value of position p in row p mod C, and length (S, 1) float32, the count of
-// tokens read, kMostCounted at most. C bounds the tokens of a sequence, but with a window: then C >= window is enough for
-// any length, the oldest rows are overwritten.
+// A cache is what a sequence has read, as a state:
+//
+//   k, v (S, C, Hkv·P)     float32 or, where nothing is recorded, the dtype of q; position p in row p mod C
+//   length (S, 1)          float32: the number of tokens read, at most kMostCounted
+//
+// C bounds the tokens of a sequence. With a window C >= window is enough for any length: the oldest rows are
+// overwritten.
 // Rows that hold no token may hold anything. Only causal attention takes a cache.
 //
 // `to` may be the same memory as `from` when not recorded: the new rows are appended in place. Otherwise the
@@ -23,16 +26,18 @@
 // up; in place a sequence starts from zero or from the row it writes.
 //
 // Gradients for q, k, v and the k, v of the cache, from y and the cache handed out; none for length. Saved
-// for backward: q, k, v, y, the cache and two floats a token and head. With
-// bfloat16 gradients of scores are as exact as dy · y, y rounded. Sums run in an order that follows from
-// shapes and lengths: the same bits for any number of threads.
+// for backward: q, k, v, y, the cache and two floats a token and head. With bfloat16 gradients of scores are
+// as exact as dy · y, y rounded. Sums run in an order that follows from shapes and lengths: the same bits for
+// any number of threads.
 //
 // A call with one token a sequence reads every key and value once, in order, cut into pieces of 512
-// positions. What a packing and a length hold is checked on the CPU; on a GPU, where the host does not know it,
-// a sequence that outgrows its cache would overwrite its oldest rows. There bfloat16 calls with P <= 128, a
-// multiple of 8, run on tensor cores: weights and cached keys and values are rounded to bfloat16 as factors. On sm_90a
-// backward (unless a cache comes in) adds up dq in float32 in scratch, tokens · H · P with P rounded up to 64 or 128: block
-// by block in an order that follows from shapes, the same bits each time.
+// positions.
+//
+// On a GPU the host does not know what a packing and a length hold, so that only the CPU checks them: there a
+// sequence that outgrows its cache would overwrite its oldest rows. bfloat16 calls with P a multiple of 8, at
+// most 128, run on tensor cores: weights and cached keys and values are rounded to bfloat16 as factors. On
+// sm_90a backward (unless a cache comes in) adds up dq in float32 in scratch, tokens · H · P with P rounded up
+// to 64 or 128: block by block in an order that follows from shapes, the same bits each time.
 #pragma once
 #include "krait/ops/packing.h"
 #include "krait/tensor/context.h"

@@ -13,8 +13,8 @@
 // Gradients for x, z, w, b; dw and db summed in a fixed order over fixed pieces of rows: the same bits for
 // any number of threads. Saved for backward: x and z.
 //
-// `remake_y`: y need not last until backward, where it is written again (Tape::watch_remade): on a GPU, where
-// what is cheap is computed again; hand y to nothing but a product then.
+// `remake_y`: y need not last until backward, which writes it again (Tape::watch_remade); then y must go to
+// products alone. Done on a GPU, in a segment that computes what is cheap again.
 #pragma once
 #include "krait/tensor/context.h"
 

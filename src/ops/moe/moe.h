@@ -12,7 +12,8 @@
 // not divided.
 //
 // Gradients: of the router's x and w through the weights and the balance loss (f_e is a constant), of x, w and
-// y of the other steps. Saved for backward: p, the inputs of each step. Sums run in a fixed order: the same bits for any number of threads.
+// y of the other steps. Saved for backward: p, the inputs of each step. Sums run in a fixed order:
+// the same bits for any number of threads.
 #pragma once
 #include "krait/tensor/context.h"
 
@@ -23,11 +24,11 @@ struct RouteOptions {
   bool renormalize = false;
   double capacity_factor = 0;  // 0: no limit, nothing is dropped
   float balance = 0;           // weight of the load-balancing loss
-  float balance_gradient =
-      1;  // the share of that loss in what is differentiated (1 / micro-batches)
+  // the share of that loss in what is differentiated (1 / micro-batches)
+  float balance_gradient = 1;
 };
 
-// What came of it. M = T k rows sorted by expert; those past begin[n] belong to nobody.
+// The result of routing: M = T k rows sorted by expert. Rows past begin[n] belong to nobody.
 struct Routing {
   Tensor weight;  // (T, k) float32, a variable where recorded
   Tensor expert;  // (T, k) int32

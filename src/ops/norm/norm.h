@@ -12,9 +12,9 @@
 // Zhang and Sennrich 2019 (RMSNorm); Ba et al. 2016. Gradients for x, residual, w, b; dw and db summed in
 // a fixed order over fixed pieces of rows: the same bits for any number of threads.
 // Saved for backward: s and one (layer: two) float32 a row.
-// `remake_y`: y need not last until backward, where it is written again (Tape::watch_remade): on a GPU, of an rms norm
-// without b and residual, in a segment that computes what is cheap again. It has the bits of forward, but for the sign
-// of zeros, which no gradient sees.
+// `remake_y`: y need not last until backward, which writes it again (Tape::watch_remade). Done on a GPU, for an
+// rms norm without b and residual, in a segment that computes what is cheap again. y then has the bits of
+// forward, but for the sign of zeros, which no gradient sees.
 #pragma once
 #include "krait/tensor/context.h"
 

@@ -11,9 +11,9 @@
 //   result: B tokens with log-probabilities of the chosen token under softmax(logits) over valid ids,
 //   before penalty and temperature.
 //
-// A row's result depends on that row alone. The full vocabulary is never sorted: a histogram tells which
-// tokens can be among the chosen ones. On a
-// GPU weights are summed in units of 2^-40 of the largest.
+// A row's result depends on that row alone. The full vocabulary is never sorted: a histogram tells
+// which tokens can be among the chosen ones. On a GPU weights are summed in units of 2^-40 of the
+// largest.
 #pragma once
 #include <span>
 #include <vector>
@@ -46,17 +46,18 @@ struct Sampled {
 std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
                             const SamplerOptions& o, std::span<const SampleRow> rows);
 
-// Draws that the device goes on from before the host has seen them: only read() waits for it.
+// Draws on the device, which goes on from them before the host has seen them: only read() waits.
 class Sampler {
  public:
   Sampler(Device device, int64_t most_rows);
 
-  // Queues a draw as sample() makes it. The one before must have been read.
+  // Queues a draw as of sample(). The draw before must have been read.
   void draw(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
             std::span<const SampleRow> rows);
-  // (B) int32 on the device, what the last draw gives: for what is queued behind it. 0 in a row that read() refuses.
+  // (B) int32 on the device: the tokens of the last draw, for work that is queued behind it. 0 in a
+  // row that read() will refuse.
   Tensor tokens() const;
-  // Waits for the last draw. Error as of sample(), on the CPU from draw().
+  // Waits for the last draw. Errors are those of sample(); on the CPU draw() throws them.
   std::span<const Sampled> read();
 
  private:

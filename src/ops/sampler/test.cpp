@@ -155,8 +155,8 @@ TEST(Sampler, LogProbabilityIsBeforePenaltyAndTemperature) {
 
 TEST(Sampler, ARowDependsOnItselfAlone) {
   TestContext t;
-  const int64_t B = 19,
-                V = 5000;  // more rows than blocks of a GPU share out, and one of them alone
+  // more rows than blocks of a GPU share out, and one of them alone
+  const int64_t B = 19, V = 5000;
   const Tensor x = t.random({B, V}, kF32, 1, {.scale = 2, .strided = true});
   std::vector<SampleRow> rows;
   const std::vector<int32_t> history = {4, 900};

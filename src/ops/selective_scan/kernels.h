@@ -57,8 +57,8 @@ struct Backward {
   int64_t channels = 0;
   Rows dy;  // data null: zero
   GradRows du, ddt, dz;
-  float* part_dB =
-      nullptr;  // (tokens, N): sum over these channels; null: not wanted, or B is constant
+  // (tokens, N): sum over these channels; null: not wanted, or B is constant
+  float* part_dB = nullptr;
   float* part_dC = nullptr;
   const float* dstate_out = nullptr;  // (channels, N) or null: zero
   float* dstate_in = nullptr;         // (channels, N) or null

@@ -198,8 +198,8 @@ static void backward(Context& c, const Problem& p, const Tensor& y, const Tensor
   std::fill_n(all_sums, sums.numel(), 0.0f);
   parallel_for(sets * pieces, [&](int64_t item) {
     const int64_t set = item / pieces, piece = item % pieces;
-    const int64_t group = set / sets_of_group,
-                  at = set % sets_of_group * in_set;  // at: block in the group
+    // at: block in the group
+    const int64_t group = set / sets_of_group, at = set % sets_of_group * in_set;
     const int64_t b = group * p.blocks_of_group() + at, first = p.block(b).first;
     Backward w;
     w.blocks = static_cast<int>(std::min(in_set, p.blocks_of_group() - at));

@@ -60,8 +60,8 @@ static void score_gradients(const BackwardArea& w, int64_t rows) {
 // log_decay[k] = Σ_{j < k <= i} of the pairs, where from_state and to_state are their border rows, and
 // `through` is the pair of the two states. `to_state` becomes the sums of columns.
 static void sum_pairs_between(const BackwardArea& w, int64_t rows, float through) {
-  float before =
-      through;  // pairs of the state before with tokens at and after k, and with the state after
+  // pairs of the state before with tokens at and after k, and with the state after
+  float before = through;
   for (int64_t k = rows - 1; k >= 0; --k) {
     before += w.from_state[k];
     V sum = hn::Zero(d);
