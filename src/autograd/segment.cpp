@@ -12,7 +12,7 @@ namespace krait {
 static Tensors run_and_forget(Context& c, const Body& body, size_t replace_from) {
   const bool outer_high = std::exchange(c.results_at_high_end, true);
   const size_t mark = c.arena->high();
-  const Tensors inside = body(c);
+  Tensors inside = body(c);
   c.results_at_high_end = outer_high;
   if (outer_high) return inside;  // the enclosing segment gives the inside back with its own
   if (replace_from != SIZE_MAX) c.arena->set_low(replace_from);
@@ -25,8 +25,9 @@ static Tensors run_and_forget(Context& c, const Body& body, size_t replace_from)
   return results;
 }
 
-// Of a result that is kept as the last of all, and a sum: those that came after have run backward, and the op that
-// made it reads its gradient alone.
+// The bytes of a result that is a sum with the residual stream and lies last in the arena; 0 where
+// there is none. They can be given back before the second run: what came after has run backward,
+// and the op that made the sum reads its gradient alone.
 static size_t bytes_of_last_sum(Context& c, const Tensors& results) {
   const auto* const end = static_cast<const std::byte*>(c.arena->take_low(0));
   for (const Tensor& t : results) {
@@ -39,11 +40,11 @@ static size_t bytes_of_last_sum(Context& c, const Tensors& results) {
 
 struct KeptRun {
   Tensors results;
-  size_t low = 0;  // of the arena, without the results that the second run does not read
+  size_t low = 0;  // end of the arena's low stack without the sum that the second run does not read
 };
 
-// The same with the tape, so that what the ops allocate is what they will in the second run; what they recorded is
-// forgotten, what they keep stays where it is.
+// The same with a tape, so that the ops allocate as they will in the second run. What they recorded
+// is forgotten, what they keep stays where it is.
 static KeptRun run_and_keep(Context& c, const Body& body, Keeper& keeper) {
   const Tape::Mark before = c.tape->mark();
   const size_t mark = c.arena->high();

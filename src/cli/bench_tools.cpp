@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <limits>
 
+#include "krait/base/clock.h"
 #include "krait/base/rng.h"
 #include "krait/base/threads.h"
 #include "krait/infer/memory.h"
@@ -112,13 +112,12 @@ const Peaks& peaks_of(Device device) {
 }
 
 std::vector<double> time_runs(int64_t repeat, const std::function<void()>& run) {
-  using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
   for (int64_t i = 0; i < repeat; ++i) {
     check_interrupt();
     const auto start = Clock::now();
     run();
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    seconds.push_back(seconds_since(start));
   }
   return seconds;
 }
@@ -143,7 +142,8 @@ std::vector<double> time_on_device(const Context& c, int64_t repeat,
   prepare();
   synchronize(c.device, c.stream);
   const Graph graph(c.device, c.stream, work);
-  // The clock ticks in half microseconds: several replays at once where one is short.
+  // The device's clock ticks in half microseconds: a short graph is replayed several times per
+  // measurement.
   const int replays = std::clamp(static_cast<int>(2e-3 / first), 1, 100);
   for (int64_t i = 0; i <= repeat; ++i) {
     check_interrupt();

@@ -1,8 +1,8 @@
 #include "krait/cli/config_file.h"
 
-// toml++ 3.3 lets the compiler assume that a key starts well, before it refuses one that does not in words,
-// and that only some characters are asked about. A malformed file proves it wrong, so that nothing is assumed
-// of keys and other characters are no spaces.
+// toml++ 3.3 has the compiler assume that a key starts with a valid character (which it checks
+// later) and that it is asked about some characters only. A malformed file breaks both assumptions,
+// which is undefined behaviour: so nothing is assumed of keys, and any other character is no space.
 #define TOML_EXCEPTIONS 1
 // clang-format off
 #include <toml++/impl/preprocessor.h>
@@ -87,7 +87,7 @@ void add_config_text(const CLI::App& app, std::string_view text, const std::stri
       require(values.size() == 1 && node.is_boolean(), "{}: expected true or false", where);
       if (values[0] == "true") words.push_back("--" + name);
     } else if (option->get_expected_max() > 1) {
-      for (const std::string& v : values) words.push_back("--" + name + "=" + v);
+      for (const std::string& v : values) words.push_back(fmt::format("--{}={}", name, v));
     } else {
       words.push_back(fmt::format("--{}={}", name, fmt::join(values, ",")));
     }

@@ -1,10 +1,10 @@
 // krait eval: the exact likelihood of documents, the state carried through each of them; the last words of
 // passages (LAMBADA); or how well images and sequences are judged.
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 
+#include "krait/base/clock.h"
 #include "krait/base/log.h"
 #include "krait/cli/commands.h"
 #include "krait/cli/examples.h"
@@ -117,7 +117,7 @@ int run_likelihood(const Args& a, const Common& common) {
     if (!a.per_token.empty()) nll.insert(nll.end(), piece.begin(), piece.end());
   });
   std::unique_ptr<Tokenizer> tokenizer;
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   for (const std::string& source : a.data) {
     if (is_npy(source)) {
       read_array(source, vocab, likelihood, totals);
@@ -132,8 +132,7 @@ int run_likelihood(const Args& a, const Common& common) {
         "documents longer than the {} positions of this model were read in pieces of as many "
         "tokens",
         loaded.model->config().positions);
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = seconds_since(start);
   require(likelihood.predicted() > 0,
           "--data: nothing to predict: {} documents with {} tokens in all; the first token of a "
           "document is not "
@@ -163,15 +162,14 @@ int run_examples(const Args& a, const Common& common) {
   const LoadedAny m = a.model.load_any(common, a.average);
   const std::unique_ptr<Examples> examples = open_examples(*m.model, a.model, a.data, true);
   Progress progress("examples", examples->size(), common.quiet);
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   Arena arena(0);
   const Judgement j = *judge(*m.model, *examples, m.dtype, kExamples, arena, [&](int64_t n) {
     check_interrupt();
     progress.add(n);
     return true;
   });
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = seconds_since(start);
   OrderedJson results = {{"examples", j.examples}, {"loss", finite(j.loss)}};
   if (j.numbers) {
     results["mse"] = finite(j.mse);
@@ -193,7 +191,7 @@ int run_lambada(const Args& a, const Common& common) {
   const auto tokenizer = need_tokenizer(a.model.tokenizer, a.model.model, vocab);
   LastWord task(*loaded.model, loaded.dtype);
   Progress progress("bytes", bytes_of(a.data), common.quiet);
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   for (const std::string& source : a.data)
     read_documents(source, [&](std::string_view text, const std::string& where) {
       check_interrupt();
@@ -215,8 +213,7 @@ int run_lambada(const Args& a, const Common& common) {
     });
   task.finish();
   require(task.passages() > 0, "--data: no passage in it");
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = seconds_since(start);
   const auto n = static_cast<double>(task.passages());
   print_results({{"task", "lambada"},
                  {"documents", task.passages()},

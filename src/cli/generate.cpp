@@ -5,12 +5,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
 #include <sstream>
 
+#include "krait/base/clock.h"
 #include "krait/base/file.h"
 #include "krait/base/log.h"
 #include "krait/cli/commands.h"
@@ -36,10 +36,6 @@ struct Args {
   std::string state_in, state_out;
   DType scan_state = DType::f32;
 };
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 std::vector<int32_t> parse_ids(const std::string& text, int64_t vocab_size) {
   std::vector<int32_t> ids;
@@ -175,7 +171,8 @@ void print_result(const Job& job, const Generated& g, bool text_is_out) {
   }
 }
 
-// What a table of positions leaves room for behind `tokens` of `what`; the last new token may have to be read, too.
+// The most new tokens behind `tokens` of `what`, where the model has a table of positions. With
+// `read_last` the last one must have room, too.
 int64_t most_new(const Job& job, const char* what, int64_t tokens, bool read_last) {
   const int64_t positions = job.loaded.model->config().positions, wanted = job.a.generate.max_new;
   if (positions == 0) return wanted;
@@ -188,7 +185,6 @@ int64_t most_new(const Job& job, const char* what, int64_t tokens, bool read_las
 }
 
 int run_batch(const Job& job) {
-  using Clock = std::chrono::steady_clock;
   const size_t B = job.prompts.size();
   const int64_t max_new = most_new(job, "prompt", job.longest_start(), !job.a.state_out.empty());
   Session session = job.session(B);
@@ -256,10 +252,10 @@ int run_interactive(const Job& job) {
     const int64_t tokens = session.tokens_read(0) + static_cast<int64_t>(turn.size());
     options.max_new = most_new(job, "conversation", tokens, true);
     const std::array<std::span<const int32_t>, 1> rows = {turn};
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     session.read(rows);
     const double prefill_s = seconds_since(start);
-    const auto decode = std::chrono::steady_clock::now();
+    const auto decode = Clock::now();
     said.insert(said.end(), turn.begin(), turn.end());
     const Generated g = std::move(generate(session, {{said, 0}}, options)[0]);
     said.insert(said.end(), g.tokens.begin(), g.tokens.end());

@@ -17,12 +17,10 @@ Progress::~Progress() {
 }
 
 void Progress::add(int64_t n) {
-  using std::chrono::duration;
   done_ += n;
-  const Clock::time_point now = Clock::now();
-  const double elapsed = duration<double>(now - start_).count();
-  if (!shown_ || elapsed < 1 || duration<double>(now - last_).count() < 0.2) return;
-  last_ = now;
+  const double elapsed = seconds_since(start_);
+  if (!shown_ || elapsed < 1 || seconds_since(last_) < 0.2) return;
+  last_ = Clock::now();
   drawn_ = true;
   const double rate = static_cast<double>(done_) / elapsed;
   std::string line = fmt::format("\r\x1b[K{} {}, {:.0f}/s", done_, unit_, rate);

@@ -1,8 +1,9 @@
 // How far a long piece of work is, on stderr: only on a terminal, and only once it has taken a second.
 #pragma once
-#include <chrono>
 #include <cstdint>
 #include <string>
+
+#include "krait/base/clock.h"
 
 namespace krait::cli {
 
@@ -17,7 +18,6 @@ class Progress {
   void add(int64_t n);
 
  private:
-  using Clock = std::chrono::steady_clock;
   std::string unit_;
   int64_t total_, done_ = 0;
   bool shown_, drawn_ = false;

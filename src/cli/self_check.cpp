@@ -1,7 +1,6 @@
 #include "krait/cli/self_check.h"
 
-#include <chrono>
-
+#include "krait/base/clock.h"
 #include "krait/cli/command.h"
 #include "krait/cli/self_check_probe.h"
 #include "krait/ops/adamw/adamw.h"
@@ -337,7 +336,6 @@ constexpr Check kChecks[] = {
 
 // True where the op is within its bounds.
 bool report(const Check& check, Device device, DType dtype) {
-  using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   std::string verdict;
   bool good = false;
@@ -350,8 +348,7 @@ bool report(const Check& check, Device device, DType dtype) {
   } catch (const std::exception& e) {
     verdict = fmt::format("FAILED {}", e.what());
   }
-  print_line("  {:<22}{:<10}{}  {:.2f} s", check.op, name_of(dtype), verdict,
-             std::chrono::duration<double>(Clock::now() - start).count());
+  print_line("  {:<22}{:<10}{}  {:.2f} s", check.op, name_of(dtype), verdict, seconds_since(start));
   flush_output();
   return good;
 }

@@ -81,11 +81,11 @@ class Sums {
   std::vector<Number> of_;
 };
 
-// Told a batch, its outputs in the host's memory, their width, and the sum of losses where there are answers; says
-// whether to go on.
+// Gets each batch, its outputs in the host's memory, their width, and the sum of losses where there
+// are answers. Returns whether to go on.
 using EachBatch =
     std::function<bool(const Batch&, const float* outputs, int64_t width, double loss)>;
-// `B` examples at once.
+// Runs the model over the examples, `B` at once. False where `each` stopped it.
 bool pass_over(const models::Model& model, const Examples& examples, DType activation, int64_t B,
                Arena& arena, bool answered, const EachBatch& each) {
   require(examples.size() > 0, "there are no examples to judge");

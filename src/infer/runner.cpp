@@ -48,7 +48,8 @@ size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
   };
   size_t bytes = measure(limits.sequences, 1, nullptr);
   if (limits.tokens == 0) return bytes;
-  // One long sequence, and as many as there may be: an op's scratch may grow with either.
+  // Plans for one long sequence and for as many sequences as there may be: an op's scratch may grow
+  // with either.
   for (const int64_t n : {int64_t{1}, std::min(limits.sequences, limits.tokens)}) {
     ops::Packing packing;
     packing.n = n;
@@ -107,7 +108,8 @@ static const void* memory_of(const nn::State& s) {
   return s.parts().empty() ? nullptr : s.tensor(0).data;
 }
 
-// On a GPU what comes again on the same memory is recorded the second time and replayed from then on.
+// On a GPU a pass that comes again on the same memory is recorded the second time, and replayed
+// from then on.
 bool Runner::comes_again(Recorded& last, const Key& key) const {
   if (context_.device.type == Device::cuda && !context_.costs && last.key == key) return true;
   last = {key, {}, {}, 0};

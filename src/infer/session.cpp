@@ -98,7 +98,12 @@ void Session::run_pass() {
   for (const Sequence& s : pass_sequences_)
     tokens_read_[static_cast<size_t>(s.state_out)] += s.tokens;
   if (options_.after_pass) options_.after_pass(static_cast<int64_t>(pass_tokens_.size()));
-  for (auto* v : {&ends_, &end_rows_}) v->clear();
+  forget_pass();
+}
+
+void Session::forget_pass() {
+  ends_.clear();
+  end_rows_.clear();
   pass_tokens_.clear();
   pass_sequences_.clear();
 }
@@ -108,9 +113,7 @@ void Session::read(std::span<const std::span<const int32_t>> rows) {
           rows.size(), batch());
   for (const std::span<const int32_t> tokens : rows)
     model_.check_tokens(tokens.data(), static_cast<int64_t>(tokens.size()));
-  for (auto* v : {&ends_, &end_rows_}) v->clear();
-  pass_tokens_.clear();
-  pass_sequences_.clear();
+  forget_pass();  // one that an error cut short
   int64_t longest = 0;
   for (size_t row = 0; row < rows.size(); ++row)
     longest = std::max(longest, tokens_read_[row] + static_cast<int64_t>(rows[row].size()));

@@ -78,6 +78,7 @@ class Session {
  private:
   void take_logits(Context& c, const Tensor& hidden);
   void run_pass();
+  void forget_pass();
   void view_rows();
   void make_room(int64_t tokens);  // in every row
   template <class Tokens>

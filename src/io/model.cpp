@@ -20,7 +20,7 @@ namespace {
 fs::path config_path(const fs::path& directory) {
   require(fs::is_directory(directory),
           "{}: expected a model directory (config.json with its weights)", directory.string());
-  const fs::path p = directory / "config.json";
+  fs::path p = directory / "config.json";
   const fs::path last = directory / "last";  // of a run
   require(fs::exists(p), "{}: there is no config.json in it{}", directory.string(),
           fs::exists(last / "config.json") ? fmt::format(", but in {}", last.string()) : "");

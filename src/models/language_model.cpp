@@ -68,7 +68,8 @@ Tensor LanguageModel::hidden(Context& c, const Feed& feed, const Pass& pass) con
     r = ops::scale(c, r, config_.embedding_factor);
     return token_ ? ops::put_last(c, r, token_->value, pass.packing) : r;
   };
-  // Looked up twice where layers read it: the stream is not the same variable (Tape::watch_sum).
+  // Layers that read the embeddings get a variable of their own: the stream must not be used again
+  // (Tape::watch_sum).
   Tensor embedded;
   if (any_block(&nn::Block::reads_embeddings)) embedded = embed();
   SegmentOptions options;

@@ -16,29 +16,29 @@ namespace {
 
 class S4Body : public Body {
  public:
-  S4Body(const nn::S4Config& s, bool norms_first) : mixer(s), prenorm(norms_first) {}
+  S4Body(const nn::S4Config& s, bool norms_first) : mixer_(s), prenorm_(norms_first) {}
 
-  void check(const Config& c) const override { models::check(mixer, c.d_model); }
+  void check(const Config& c) const override { models::check(mixer_, c.d_model); }
 
   std::unique_ptr<nn::Block> layer(nn::ParamSet& params, const Config& c,
                                    int64_t i) const override {
     require(
-        !mixer.bidirectional || c.task.kind != Task::language,
+        !mixer_.bidirectional || c.task.kind != Task::language,
         "config: bidirectional: a model that predicts the next token must not hear it; give the "
         "sequences a head (problem_type, or train --task)");
     const std::string name = fmt::format("backbone.layers.{}", i);
-    nn::S4Config s = mixer;
+    nn::S4Config s = mixer_;
     s.d_model = c.d_model;
     const nn::Norm norm = make_norm(params, name + ".norm", c);
     auto layer = std::make_unique<nn::S4>(params, name + ".mixer", s);
-    if (!prenorm) return std::make_unique<nn::PostNorm>(norm, std::move(layer));
+    if (!prenorm_) return std::make_unique<nn::PostNorm>(norm, std::move(layer));
     auto block = std::make_unique<nn::PreNorm>();
     block->add(norm, std::move(layer));
     return block;
   }
 
   int64_t longest(const Config& c) const override {
-    return mixer.dplr ? mixer.length : Body::longest(c);
+    return mixer_.dplr ? mixer_.length : Body::longest(c);
   }
 
   OrderedJson json(const Config& c, Layout layout) const override {
@@ -47,18 +47,18 @@ class S4Body : public Body {
             "written in the Hugging Face layout");
     OrderedJson j;
     write_shell(j, c);
-    j["state_size"] = mixer.d_state;
-    j["n_ssm"] = mixer.n_ssm;
-    j["mode"] = mixer.dplr ? "dplr" : "s4d";
-    j["init"] = mixer.init;
-    j["disc"] = mixer.bilinear ? "bilinear" : "zoh";
-    if (mixer.dplr) j["l_kernel"] = mixer.length;
-    j["dt_min"] = mixer.dt_min;
-    j["dt_max"] = mixer.dt_max;
-    j["ssm_lr"] = shortest(mixer.lr);
-    j["bidirectional"] = mixer.bidirectional;
+    j["state_size"] = mixer_.d_state;
+    j["n_ssm"] = mixer_.n_ssm;
+    j["mode"] = mixer_.dplr ? "dplr" : "s4d";
+    j["init"] = mixer_.init;
+    j["disc"] = mixer_.bilinear ? "bilinear" : "zoh";
+    if (mixer_.dplr) j["l_kernel"] = mixer_.length;
+    j["dt_min"] = mixer_.dt_min;
+    j["dt_max"] = mixer_.dt_max;
+    j["ssm_lr"] = shortest(mixer_.lr);
+    j["bidirectional"] = mixer_.bidirectional;
     j["norm"] = c.norm == ops::NormKind::batch ? "batch" : "layer";
-    j["prenorm"] = prenorm;
+    j["prenorm"] = prenorm_;
     j["layer_norm_epsilon"] = shortest(c.norm_eps);
     j["tie_word_embeddings"] = c.tie_embeddings;
     write_eos(j, c);
@@ -66,8 +66,8 @@ class S4Body : public Body {
   }
 
  private:
-  const nn::S4Config mixer;  // d_model follows from the shell
-  const bool prenorm;
+  const nn::S4Config mixer_;  // d_model follows from the shell
+  const bool prenorm_;
 };
 
 // As in the published code, there is no last norm where norms come after the layers.
@@ -81,7 +81,7 @@ Config with_s4(Config c, const nn::S4Config& mixer, ops::NormKind norm, bool pre
 
 std::string one_of(const JsonView& j, const std::string& key, const std::string& usual,
                    const std::vector<std::string>& known) {
-  const std::string value = j.text(key, usual);
+  std::string value = j.text(key, usual);
   for (const std::string& k : known)
     if (value == k) return value;
   j.wrong(key, fmt::format("one of {}", fmt::join(known, ", ")));

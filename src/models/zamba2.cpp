@@ -263,8 +263,9 @@ Config read(const JsonView& j, Layout) {
   return finish(c, s);
 }
 
-// Blocks are shared where a file lacks those of later uses. transformers, which ties nothing at all where it does not tie
-// the embeddings, writes one for each use then. Its MLPs have adapters whatever "use_shared_mlp_adapter" says.
+// A file that lacks the blocks of later uses shares them. transformers writes one for each use
+// where the embeddings are not tied, as it then ties nothing at all. Its MLPs have adapters
+// whatever "use_shared_mlp_adapter" says.
 void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
   Sizes s = static_cast<const ZambaBody&>(*c.body).sizes();
   const auto has = [&](int64_t layer, const char* part) {

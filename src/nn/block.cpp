@@ -72,7 +72,8 @@ StepLayer PreNorm::step_layer() const {
   return parts_[0].mixer->step_layer(*parts_[0].norm);
 }
 
-// run(call) with the next of the states that are left; the ends are added to those of `call`.
+// run(call) with the mixer's share of the states that are left; the states it hands out are added
+// to those of `call`.
 template <class Run>
 static Tensor with_states(const Mixer& mixer, BlockCall& call, BlockState& left, const Run& run) {
   const size_t n = mixer.state_parts().size();
@@ -90,7 +91,8 @@ static Tensor with_states(const Mixer& mixer, BlockCall& call, BlockState& left,
   return y;
 }
 
-// Mixers know states of scans as float32: kept in bfloat16, they are widened before and rounded after.
+// Mixers know states of scans as float32. Those kept in bfloat16 are widened before the call and
+// rounded after it.
 static Tensor forward_widened(Context& c, const Mixer& mixer, const Tensor& x, const Tensor& stream,
                               BlockCall& call) {
   const BlockState kept = call.state;
@@ -118,15 +120,16 @@ static Tensor forward_widened(Context& c, const Mixer& mixer, const Tensor& x, c
   return y;
 }
 
-// One token of each sequence, and states that are overwritten: nobody will run this again.
+// Whether this is a step of decoding: one token of each sequence, and states that are overwritten,
+// so that nobody will run it again.
 static bool in_place(const Context& c, const Tensor& stream, const BlockCall& call) {
   if (c.tape || c.training || call.packing || stream.size(1) != 1) return false;
   const BlockState& s = call.state;
   return !s.in.empty() && !s.out.empty() && s.in[0] && s.in[0].data == s.out[0].data;
 }
 
-// One token of each sequence, stream (B, 1, D) -> (B, 1, D), states overwritten; empty, with nothing done, where no op
-// knows the layer.
+// Takes one token of each sequence through the layer by one op, stream (B, 1, D) -> (B, 1, D), and
+// overwrites the states. Where there is no such op it does nothing and returns an empty tensor.
 static Tensor step(Context& c, const StepLayer& layer, const Tensor& stream,
                    const std::vector<Tensor>& states) {
   if (const auto* one = std::get_if<ops::Mamba1Layer>(&layer))

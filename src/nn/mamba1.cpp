@@ -69,7 +69,8 @@ SelectiveBranch::SelectiveBranch(ParamSet& params, const std::string& name, cons
   for (const auto& [norm, part, n] :
        {std::tuple{&dt_norm_, "dt", R}, {&B_norm_, "b", N}, {&C_norm_, "c", N}}) {
     if (g.inner_norm == InnerNorm::learned)
-      *norm = Norm::make(params, m + part + b + "_layernorm", ops::NormKind::rms, n, g.inner_eps);
+      *norm = Norm::make(params, fmt::format("{}{}{}_layernorm", m, part, b), ops::NormKind::rms, n,
+                         g.inner_eps);
     norm->eps = g.inner_eps;
   }
 }

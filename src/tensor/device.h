@@ -12,10 +12,9 @@
 // tensor can be on a GPU then.
 #if KRAIT_CUDA
 #define KRAIT_WITH_CUDA(...) (__VA_ARGS__)
-#else  // not evaluated, so nothing of it is linked; what it names counts as used
-#define KRAIT_WITH_CUDA(...)                                                                  \
-  (static_cast<void>(sizeof((__VA_ARGS__), 0)), ::krait::fail("this krait was built without " \
-                                                              "CUDA"))
+#else  // noexcept does not evaluate it, so that nothing of it is linked; what it names counts as used
+#define KRAIT_WITH_CUDA(...) \
+  (static_cast<void>(noexcept(__VA_ARGS__)), ::krait::fail("this krait was built without CUDA"))
 #endif
 
 namespace krait {

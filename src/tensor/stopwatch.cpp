@@ -35,13 +35,13 @@ void Stopwatch::start() {
   if (begin_) {
     cuda::set_mark(begin_, device_.index, stream_);
   } else {
-    since_ = std::chrono::steady_clock::now();
+    since_ = Clock::now();
   }
 }
 
 double Stopwatch::stop() {
   if (!begin_) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - since_).count();
+    return seconds_since(since_);
   }
   cuda::set_mark(end_, device_.index, stream_);
   return cuda::seconds_between(begin_, end_);

@@ -1,7 +1,6 @@
 // Places in a stream's work: waiting for one, and how long work takes by the clock of the device that does it.
 #pragma once
-#include <chrono>
-
+#include "krait/base/clock.h"
 #include "krait/tensor/device.h"
 
 namespace krait {
@@ -35,8 +34,8 @@ class Stopwatch {
  private:
   Device device_;
   Stream stream_;
-  void *begin_ = nullptr, *end_ = nullptr;       // of a GPU
-  std::chrono::steady_clock::time_point since_;  // of the CPU
+  void *begin_ = nullptr, *end_ = nullptr;  // of a GPU
+  Clock::time_point since_;                 // of the CPU
 };
 
 }  // namespace krait

@@ -1,6 +1,5 @@
 #include "krait/train/run.h"
 
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <future>
@@ -8,6 +7,7 @@
 #include <memory>
 #include <optional>
 
+#include "krait/base/clock.h"
 #include "krait/base/file.h"
 #include "krait/base/folder_lock.h"
 #include "krait/train/checkpoint.h"
@@ -22,12 +22,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int64_t kSampleTokens = 200;
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 class Run {
  public:

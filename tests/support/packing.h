@@ -28,6 +28,18 @@ inline ops::Packing packing_of(TestContext& t, const std::vector<int64_t>& lengt
   return p;
 }
 
+// Tells a reference which sequences a call has: those of the packing, or, without one, B rows of L tokens.
+template <class Reference>
+void set_sequences(Reference& r, const ops::Packing* packing, int64_t B, int64_t L) {
+  const auto number = [&](const Tensor& t, int64_t s) { return static_cast<int64_t>(get(t, s)); };
+  const int64_t S = packing ? packing->n : B;
+  for (int64_t s = 0; s <= S; ++s) r.begin.push_back(packing ? number(packing->begin, s) : s * L);
+  for (int64_t s = 0; s < S; ++s) {
+    r.row_in.push_back(packing ? number(packing->state_in, s) : s);
+    r.row_out.push_back(packing ? number(packing->state_out, s) : s);
+  }
+}
+
 // Flips the rows of each sequence of (tokens, columns), in place; sequence s has rows [begin[s], begin[s + 1]).
 inline void flip(const Tensor& t, const std::vector<int64_t>& begin) {
   const int64_t columns = t.numel() / begin.back();

@@ -63,7 +63,7 @@ Bpe::Bpe(TokenizerJson& file, BpeOptions options, const std::string& where)
     if (token.empty() || unicode::length_of(static_cast<unsigned char>(token[0])) != token.size())
       continue;
     if (token.size() == 1)
-      ascii_ids_[static_cast<size_t>(token[0])] = id;
+      ascii_ids_[static_cast<unsigned char>(token[0])] = id;
     else
       char_ids_.set(first_char(token), static_cast<uint64_t>(id));
   }

@@ -52,6 +52,7 @@ void check_halves(const Shape& shape, const Tensor& value, const Tensor& low, si
 void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const AdamwOptions& o,
                   const Tensor& scalars) {
   std::vector<cuda::AdamwTensor> list;
+  list.reserve(tensors.size());
   for (const AdamwTensors& t : tensors)
     list.push_back({.value = t.value.data,
                     .low = low_bits(t.low),
@@ -67,6 +68,7 @@ void adamw_on_gpu(Context& c, const std::vector<AdamwTensors>& tensors, const Ad
 void clip_on_gpu(Context& c, const std::vector<Tensor>& grads, float limit, const Tensor& sums,
                  const Tensor& scalars, const cuda::Floats& losses) {
   std::vector<cuda::Floats> list;
+  list.reserve(grads.size());
   for (const Tensor& g : grads) list.push_back({g.as<float>(), g.numel()});
   KRAIT_WITH_CUDA(
       cuda::clip_grad_norm(list, losses, limit, sums.as<double>(), scalars.as<float>(), c.stream));

@@ -42,17 +42,13 @@ HWY_INLINE void mask(float* scores, Seen s, float value) {
   for (int64_t j = s.high > 0 ? s.high : 0; j < kKeys; ++j) scores[j] = value;
 }
 
-// One row of kKeys scores into weights exp(score - largest): the running largest score and sum go on, and
-// what the row has summed so far is to be multiplied by the factor that is returned.
-HWY_INLINE float advance_row(float* scores, float& largest, float& sum) {
+// kCount scores into weights exp(score - now), now the largest score so far: sum goes on, and what was summed before
+// is to be multiplied by the factor that is returned.
+template <int64_t kCount>
+HWY_INLINE float weigh(float* scores, float now, float& largest, float& sum) {
   const Lanes d;
-  auto most = hn::LoadU(d, scores);
-  for (int64_t j = kTileLanes; j < kKeys; j += kTileLanes)
-    most = hn::Max(most, hn::LoadU(d, scores + j));
-  const float tile = hn::GetLane(hn::MaxOfLanes(d, most));
-  const float now = tile > largest ? tile : largest;
   auto total = hn::Zero(d);
-  for (int64_t j = 0; j < kKeys; j += kTileLanes) {
+  for (int64_t j = 0; j < kCount; j += kTileLanes) {
     const auto e = Exp(d, hn::Sub(hn::LoadU(d, scores + j), hn::Set(d, now)));
     total = hn::Add(total, e);
     hn::StoreU(e, d, scores + j);
@@ -61,6 +57,17 @@ HWY_INLINE float advance_row(float* scores, float& largest, float& sum) {
   sum = sum * factor + sum_lanes(d, total);
   largest = now;
   return factor;
+}
+
+// One row of kKeys scores into weights exp(score - largest): the running largest score and sum go on, and
+// what the row has summed so far is to be multiplied by the factor that is returned.
+HWY_INLINE float advance_row(float* scores, float& largest, float& sum) {
+  const Lanes d;
+  auto most = hn::LoadU(d, scores);
+  for (int64_t j = kTileLanes; j < kKeys; j += kTileLanes)
+    most = hn::Max(most, hn::LoadU(d, scores + j));
+  const float tile = hn::GetLane(hn::MaxOfLanes(d, most));
+  return weigh<kKeys>(scores, tile > largest ? tile : largest, largest, sum);
 }
 
 HWY_INLINE void scale_row(float* x, int64_t n, float factor) {
@@ -299,17 +306,7 @@ HWY_INLINE float advance_head(float* scores, int64_t keys, float& largest, float
   float now = largest;
   for (int64_t j = 0; j < keys; ++j) now = scores[j] > now ? scores[j] : now;
   for (int64_t j = keys; j < kStepKeys; ++j) scores[j] = -INFINITY;
-  const Lanes d;
-  auto total = hn::Zero(d);
-  for (int64_t j = 0; j < kStepKeys; j += kTileLanes) {
-    const auto e = Exp(d, hn::Sub(hn::LoadU(d, scores + j), hn::Set(d, now)));
-    total = hn::Add(total, e);
-    hn::StoreU(e, d, scores + j);
-  }
-  const float factor = now == largest ? 1.0f : exp_of(largest - now);
-  sum = sum * factor + sum_lanes(d, total);
-  largest = now;
-  return factor;
+  return weigh<kStepKeys>(scores, now, largest, sum);
 }
 
 template <class T>

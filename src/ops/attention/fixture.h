@@ -95,12 +95,7 @@ struct AttentionSetup {
     r.q = values(in.q), r.k = values(in.k), r.v = values(in.v);
     r.cache_k = values(from.k), r.cache_v = values(from.v);
     r.length = k.cached;
-    for (int64_t s = 0; s <= S; ++s)
-      r.begin.push_back(packed ? static_cast<int64_t>(get(packing.begin, s)) : s * k.L);
-    for (int64_t s = 0; s < S; ++s) {
-      r.row_in.push_back(packed ? static_cast<int64_t>(get(packing.state_in, s)) : s);
-      r.row_out.push_back(packed ? static_cast<int64_t>(get(packing.state_out, s)) : s);
-    }
+    testing::set_sequences(r, packed ? &packing : nullptr, k.B, k.L);
     r.rows_out = k.C_out > 0 ? S : 0;
     return r;
   }

@@ -260,60 +260,38 @@ void backward_run(const ConvProblem& p, const ConvRun& r) {
   }
 }
 
-template <int W>
-void forward_width(const ConvProblem& p, const ConvRun& r) {
-  p.bf16 ? forward_run<W, bf16>(p, r) : forward_run<W, float>(p, r);
-}
-
-template <int W>
-void backward_width(const ConvProblem& p, const ConvRun& r) {
-  p.bf16 ? backward_run<W, bf16>(p, r) : backward_run<W, float>(p, r);
-}
-
 template <int W, int KC>
 void step_state(const ConvProblem& p, const ConvRun& r, void* state_out) {
   p.bf16 ? step_columns<W, KC, bf16>(p, r, state_out) : step_columns<W, KC, float>(p, r, state_out);
 }
 
-template <int W>
-void step_width(const ConvProblem& p, const ConvRun& r, void* state_out) {
-  p.K == W ? step_state<W, W>(p, r, state_out) : step_state<W, W - 1>(p, r, state_out);
+// f<W>() for the width of the problem.
+template <class F>
+void of_width(const ConvProblem& p, const F& f) {
+  switch (p.width) {
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    case 5: return f.template operator()<5>();
+    case 6: return f.template operator()<6>();
+    case 7: return f.template operator()<7>();
+    default: return f.template operator()<8>();
+  }
 }
 
 void forward(const ConvProblem& p, const ConvRun& r) {
-  switch (p.width) {
-    case 2: return forward_width<2>(p, r);
-    case 3: return forward_width<3>(p, r);
-    case 4: return forward_width<4>(p, r);
-    case 5: return forward_width<5>(p, r);
-    case 6: return forward_width<6>(p, r);
-    case 7: return forward_width<7>(p, r);
-    default: return forward_width<8>(p, r);
-  }
+  of_width(p, [&]<int W>() { p.bf16 ? forward_run<W, bf16>(p, r) : forward_run<W, float>(p, r); });
 }
 
 void step(const ConvProblem& p, const ConvRun& r, void* state_out) {
-  switch (p.width) {
-    case 2: return step_width<2>(p, r, state_out);
-    case 3: return step_width<3>(p, r, state_out);
-    case 4: return step_width<4>(p, r, state_out);
-    case 5: return step_width<5>(p, r, state_out);
-    case 6: return step_width<6>(p, r, state_out);
-    case 7: return step_width<7>(p, r, state_out);
-    default: return step_width<8>(p, r, state_out);
-  }
+  of_width(p, [&]<int W>() {
+    p.K == W ? step_state<W, W>(p, r, state_out) : step_state<W, W - 1>(p, r, state_out);
+  });
 }
 
 void backward(const ConvProblem& p, const ConvRun& r) {
-  switch (p.width) {
-    case 2: return backward_width<2>(p, r);
-    case 3: return backward_width<3>(p, r);
-    case 4: return backward_width<4>(p, r);
-    case 5: return backward_width<5>(p, r);
-    case 6: return backward_width<6>(p, r);
-    case 7: return backward_width<7>(p, r);
-    default: return backward_width<8>(p, r);
-  }
+  of_width(p,
+           [&]<int W>() { p.bf16 ? backward_run<W, bf16>(p, r) : backward_run<W, float>(p, r); });
 }
 
 }  // namespace

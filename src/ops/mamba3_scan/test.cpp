@@ -108,14 +108,8 @@ struct Given {
       const Values v = testing::to_double(all[i]);
       fields(r)[i]->assign(v.begin(), v.end());
     }
-    const int64_t S = packing.n ? packing.n : k.B;
-    for (int64_t s = 0; s <= S; ++s)
-      r.begin.push_back(packing.n ? static_cast<int64_t>(get(packing.begin, s)) : s * k.L);
-    for (int64_t s = 0; s < S; ++s) {
-      r.row_in.push_back(packing.n ? static_cast<int64_t>(get(packing.state_in, s)) : s);
-      r.row_out.push_back(packing.n ? static_cast<int64_t>(get(packing.state_out, s)) : s);
-    }
-    r.rows_out = k.states ? S : 0;
+    testing::set_sequences(r, packing.n ? &packing : nullptr, k.B, k.L);
+    r.rows_out = k.states ? static_cast<int64_t>(r.row_out.size()) : 0;
     return r;
   }
 };

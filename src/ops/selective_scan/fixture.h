@@ -101,14 +101,8 @@ struct ScanSetup {
     r.C = values(in.C);
     r.D = values(in.D), r.z = values(in.z), r.dt_bias = values(in.dt_bias),
     r.state_in = values(state_in);
-    const int64_t S = packed ? packing.n : k.B;
-    for (int64_t s = 0; s <= S; ++s)
-      r.begin.push_back(packed ? static_cast<int64_t>(get(packing.begin, s)) : s * k.L);
-    for (int64_t s = 0; s < S; ++s) {
-      r.row_in.push_back(packed ? static_cast<int64_t>(get(packing.state_in, s)) : s);
-      r.row_out.push_back(packed ? static_cast<int64_t>(get(packing.state_out, s)) : s);
-    }
-    r.rows_out = k.states ? S : 0;
+    testing::set_sequences(r, packed ? &packing : nullptr, k.B, k.L);
+    r.rows_out = k.states ? static_cast<int64_t>(r.row_out.size()) : 0;
     return r;
   }
 

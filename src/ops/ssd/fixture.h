@@ -84,14 +84,8 @@ struct SsdSetup {
       const testing::Values v = testing::to_double(tensors()[i]);
       fields(r)[i]->assign(v.begin(), v.end());
     }
-    const int64_t S = packed ? packing.n : k.B;
-    for (int64_t s = 0; s <= S; ++s)
-      r.begin.push_back(packed ? static_cast<int64_t>(get(packing.begin, s)) : s * k.L);
-    for (int64_t s = 0; s < S; ++s) {
-      r.row_in.push_back(packed ? static_cast<int64_t>(get(packing.state_in, s)) : s);
-      r.row_out.push_back(packed ? static_cast<int64_t>(get(packing.state_out, s)) : s);
-    }
-    r.rows_out = k.states ? S : 0;
+    testing::set_sequences(r, packed ? &packing : nullptr, k.B, k.L);
+    r.rows_out = k.states ? static_cast<int64_t>(r.row_out.size()) : 0;
     return r;
   }
 };
