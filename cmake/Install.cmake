@@ -25,7 +25,7 @@ install(TARGETS krait RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY include/krait DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 foreach(layer ${layers})
   install(DIRECTORY src/${layer} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/krait
-    FILES_MATCHING PATTERN "*.h")
+    FILES_MATCHING PATTERN "*.h" PATTERN "*fixture.h" EXCLUDE PATTERN "*_bench.h" EXCLUDE)
 endforeach()
 
 configure_package_config_file(cmake/KraitConfig.cmake.in ${CMAKE_BINARY_DIR}/KraitConfig.cmake

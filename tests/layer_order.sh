@@ -6,7 +6,7 @@ set -uo pipefail
 compiler=$1 src=$2 layers=$3
 bad=0
 
-# The order of DESIGN.md, written down a second time on purpose: layer, then all it may see.
+# The order of docs/house.md, written down a second time on purpose: each layer, then all that it may see.
 declare -A may=(
   [base]="" [tensor]="base" [autograd]="base tensor" [ops]="base tensor autograd"
   [nn]="base tensor autograd ops" [models]="base tensor autograd ops nn"

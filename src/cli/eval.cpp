@@ -135,8 +135,7 @@ int run_likelihood(const Args& a, const Common& common) {
   const double seconds = seconds_since(start);
   require(likelihood.predicted() > 0,
           "--data: nothing to predict: {} documents with {} tokens in all; the first token of a "
-          "document is not "
-          "predicted",
+          "document is not predicted",
           totals.documents, likelihood.tokens());
 
   const double mean = likelihood.total() / static_cast<double>(likelihood.predicted());

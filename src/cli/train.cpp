@@ -44,8 +44,7 @@ void add_start_options(CLI::App& app, TrainArguments& a) {
   app.add_option("--resume", a.resume, "go on with the run in this directory")->group(start);
   app.add_option("--data", r.data,
                  "training data: .npy, text, .jsonl, folders, - for stdin; of images a folder with "
-                 "a folder "
-                 "for each class, or .jsonl; of sequences to be judged .jsonl")
+                 "a folder for each class, or .jsonl; of sequences to be judged .jsonl")
       ->group(start);
   app.add_option("--valid", r.valid, "validation data, read like the training data")->group(start);
   app.add_option("--out", r.out, "directory of the run")->group(start);

@@ -170,8 +170,7 @@ LoadedVision load_vision_model(const fs::path& path, const LoadOptions& options,
     if (known.count(t.name)) continue;
     require(!t.name.starts_with("layers.") && !t.name.starts_with("rope."),
             "{}: tensor \"{}\" {}: expected nothing in a layer but a norm and a mixer without "
-            "biases in "
-            "its projections, and no rotary positions",
+            "biases in its projections, and no rotary positions",
             file.path(), t.name, t.view.shape);
     loaded.notes.push_back(fmt::format(
         "tensor \"{}\" {} is not part of this architecture and is not used", t.name, t.view.shape));

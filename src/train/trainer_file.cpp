@@ -77,8 +77,7 @@ void Trainer::load(const std::filesystem::path& directory) {
   // Files of older versions do not have it.
   require(!file.metadata.contains("data") || text("data") == std::to_string(batches_->checksum()),
           "{}: the data is other data than the run was started with, if as much of it: go on with "
-          "that, "
-          "or start another run --from this one",
+          "that, or start another run --from this one",
           file.path());
   const std::string step = text("step");
   require(!step.empty() && step.size() < 16 &&

@@ -5,6 +5,39 @@
 #include "krait/tensor/device.h"
 
 namespace krait::ops {
+namespace {
+
+// Token t > at of the result is token t - 1 of x.
+void run_forward(const cuda::ClassToken& s, const float* x, const float* cls,
+                 const float* positions, float* y) {
+  parallel_for(s.B * (s.M + 1), [&](int64_t row) {
+    const int64_t b = row / (s.M + 1), t = row % (s.M + 1);
+    const float* from = t == s.at ? cls : x + (b * s.M + t - (t > s.at ? 1 : 0)) * s.D;
+    for (int64_t i = 0; i < s.D; ++i) y[row * s.D + i] = from[i] + positions[t * s.D + i];
+  });
+}
+
+void run_backward(const cuda::ClassToken& s, const float* dy, const GradTarget& dx,
+                  const GradTarget& dcls, const GradTarget& dpositions) {
+  const auto put = [](const GradTarget& to, int64_t i, float g) {
+    float& v = to.grad.as<float>()[i];
+    v = to.add ? v + g : g;
+  };
+  parallel_for(s.M + 1, [&](int64_t t) {
+    for (int64_t i = 0; i < s.D; ++i) {
+      float sum = 0;
+      for (int64_t b = 0; b < s.B; ++b) {
+        const float g = dy[(b * (s.M + 1) + t) * s.D + i];
+        sum += g;
+        if (dx.grad && t != s.at) put(dx, (b * s.M + t - (t > s.at ? 1 : 0)) * s.D + i, g);
+      }
+      if (dpositions.grad) put(dpositions, t * s.D + i, sum);
+      if (dcls.grad && t == s.at) put(dcls, i, sum);
+    }
+  });
+}
+
+}  // namespace
 
 Tensor class_token(Context& c, const Tensor& x, const Tensor& cls, const Tensor& positions,
                    int64_t at) {
@@ -28,13 +61,7 @@ Tensor class_token(Context& c, const Tensor& x, const Tensor& cls, const Tensor&
     KRAIT_WITH_CUDA(cuda::class_token_forward(sizes, x.as<float>(), cls.as<float>(),
                                               positions.as<float>(), y.as<float>(), c.stream));
   } else if (!c.planning()) {
-    parallel_for(B * (M + 1), [&](int64_t row) {
-      const int64_t b = row / (M + 1), t = row % (M + 1);
-      const float* from =
-          t == at ? cls.as<float>() : x.as<float>() + (b * M + t - (t > at ? 1 : 0)) * D;
-      for (int64_t i = 0; i < D; ++i)
-        y.as<float>()[row * D + i] = from[i] + positions.as<float>()[t * D + i];
-    });
+    run_forward(sizes, x.as<float>(), cls.as<float>(), positions.as<float>(), y.as<float>());
   }
   if (c.tape && needs_grad({x, cls, positions})) {
     c.tape->watch(y);
@@ -46,30 +73,12 @@ Tensor class_token(Context& c, const Tensor& x, const Tensor& cls, const Tensor&
       back.cost("class_token.backward", 3.0 * static_cast<double>(y.bytes()),
                 2.0 * static_cast<double>(y.numel()));
       if (back.planning()) return;
-      if (gpu) {
-        const auto sum = [](const GradTarget& g) {
-          return cuda::ClassTokenGradient{g.grad ? g.grad.as<float>() : nullptr, g.add};
-        };
-        KRAIT_WITH_CUDA(cuda::class_token_backward(sizes, dy.as<float>(), sum(dx), sum(dcls),
-                                                   sum(dpos), back.stream));
-        return;
-      }
-      const auto put = [](const GradTarget& to, int64_t i, float g) {
-        float& v = to.grad.as<float>()[i];
-        v = to.add ? v + g : g;
+      if (!gpu) return run_backward(sizes, dy.as<float>(), dx, dcls, dpos);
+      const auto sum = [](const GradTarget& g) {
+        return cuda::ClassTokenGradient{g.grad ? g.grad.as<float>() : nullptr, g.add};
       };
-      parallel_for(M + 1, [&](int64_t t) {
-        for (int64_t i = 0; i < D; ++i) {
-          float sum = 0;
-          for (int64_t b = 0; b < B; ++b) {
-            const float g = dy.as<float>()[(b * (M + 1) + t) * D + i];
-            sum += g;
-            if (dx.grad && t != at) put(dx, (b * M + t - (t > at ? 1 : 0)) * D + i, g);
-          }
-          if (dpos.grad) put(dpos, t * D + i, sum);
-          if (dcls.grad && t == at) put(dcls, i, sum);
-        }
-      });
+      KRAIT_WITH_CUDA(cuda::class_token_backward(sizes, dy.as<float>(), sum(dx), sum(dcls),
+                                                 sum(dpos), back.stream));
     });
   }
   return y;

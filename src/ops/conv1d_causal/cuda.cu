@@ -49,17 +49,6 @@ __device__ int64_t sequence_of(const ConvSequences& c, int64_t token) {
   return low;
 }
 
-template <int N>
-__device__ void load_runs(const float* from, float (&to)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i += 4) {
-    float run[4];
-    load<4>(from + i, run);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) to[i + j] = run[j];
-  }
-}
-
 // Element i of a state.
 template <class T>
 __device__ float of_state(const ConvProblem& p, const void* state, int64_t i) {
@@ -82,7 +71,7 @@ struct Window {
     for (int v = 0; v < V; ++v) {
       float of_channel[W];
       if (V > 1 && skip == 0) {
-        load_runs(p.k + (e + v) * W, of_channel);
+        load_fours(p.k + (e + v) * W, of_channel);
       } else {
 #pragma unroll
         for (int w = 0; w < W; ++w)

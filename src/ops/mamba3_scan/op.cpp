@@ -98,6 +98,26 @@ static void sum_states(const Problem& p, const Tensor& of_sequences, const GradT
   }
 }
 
+// Where the gradients of head h of sequence s go. `dfrom` has a row for each sequence, this one's is `row`.
+static HeadGrads grads_of(const Problem& p, const Gradients& g, const Sequence& s, int64_t row,
+                          int64_t h, const Mamba3State& dto, const Mamba3State& dfrom,
+                          const Tensor& saved) {
+  const auto rows = [&](const GradTarget& t, int64_t column) {
+    return to_write(rows_at(t.grad, s.begin, column), t.add);
+  };
+  HeadGrads to;
+  to.dx = rows(g.x, h * p.size.P);
+  to.dz = rows(g.z, h * p.size.P);
+  to.ddt = rows(g.dt, h);
+  to.dadt = rows(g.adt, h);
+  to.dtrap = rows(g.trap, h);
+  if (!p.shared_angle()) to.dangle = rows(g.angle, h * p.size.T);
+  to.dto = state_at<const float>(dto, s.out, h, p);
+  to.dfrom = state_at<float>(dfrom, row, h, p);
+  to.saved = saved_at(p, saved, s, h);
+  return to;
+}
+
 // Work is cut into (set of heads) x (piece of the sequences), both from the shapes alone.
 static void backward(Context& c, const Problem& p, const Mamba3Result& result,
                      const Tensor& saved) {
@@ -152,23 +172,10 @@ static void backward(Context& c, const Problem& p, const Mamba3Result& result,
       w.part_dangle = part(parts_dangle, T);
       for (int k = 0; k < w.heads; ++k) {
         const int64_t h = first + k;
-        const auto rows = [&](const GradTarget& t, int64_t column) {
-          return to_write(rows_at(t.grad, s.begin, column), t.add);
-        };
         w.head[k] = p.head(h, s);
         w.dy[k] = rows_at(dy, s.begin, h * P);
-        HeadGrads& to = w.grads[k];
-        to = {};
-        to.dx = rows(g.x, h * P);
-        to.dz = rows(g.z, h * P);
-        to.ddt = rows(g.dt, h);
-        to.dadt = rows(g.adt, h);
-        to.dtrap = rows(g.trap, h);
-        if (!p.shared_angle()) to.dangle = rows(g.angle, h * T);
-        to.dto = state_at<const float>(dto, s.out, h, p);
-        to.dfrom = state_at<float>(dfrom, i, h, p);
-        to.saved = saved_at(p, saved, s, h);
-        to.sums = sums_at(all_sums + (piece * p.H + h) * sums_size(p.size), p.size);
+        w.grads[k] = grads_of(p, g, s, i, h, dto, dfrom, saved);
+        w.grads[k].sums = sums_at(all_sums + (piece * p.H + h) * sums_size(p.size), p.size);
       }
       kernels().backward(w);
     }

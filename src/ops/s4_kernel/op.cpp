@@ -76,75 +76,84 @@ void take_gpu_work(Context& c, cuda::S4Call& call, bool backward) {
   call.scratch = c.scratch({doubles}, DType::f64).as<double>();
 }
 
+struct Gradients {
+  GradTarget inv_dt, A_real, A_imag, B, C, P;
+};
+
+void backward_on_gpu(Context& b, const S4Params& p, const S4Options& o, const s4::Sizes& z,
+                     const Tensor& dK, const Gradients& to) {
+  cuda::S4Backward g;
+  g.c = gpu_call(p, o, z, dK.size(2));
+  take_gpu_work(b, g.c, true);
+  g.heads = b.scratch({z.H, 3, z.N, 2}, DType::f64).as<double>();
+  if (b.planning()) return;
+  const auto sum = [](const GradTarget& t) {
+    return cuda::S4Sum{t.grad ? t.grad.as<float>() : nullptr, t.add};
+  };
+  g.dK = floats_of(dK);
+  g.inv_dt = sum(to.inv_dt);
+  g.A_real = sum(to.A_real);
+  g.A_imag = sum(to.A_imag);
+  g.B = sum(to.B);
+  g.C = sum(to.C);
+  g.P = sum(to.P);
+  KRAIT_WITH_CUDA(cuda::s4_kernel_backward(g, b.stream));
+}
+
+// Gradients of head h: A, B and P into `heads` (3, N, 2), which are summed over heads later, C and inv_dt at once.
+void backward_of_head(const S4Params& p, const S4Options& o, const s4::Sizes& z, const Tensor& dK,
+                      const Gradients& to, int64_t h, double* own, double* heads) {
+  const int64_t L = dK.size(2), N = z.N;
+  s4::Complex C[2 * s4::kMaxStates];
+  s4::HeadGradients g;
+  g.C = C;
+  const s4::Rows rows{dK.as<float>() + h * L, z.H * L};
+  (z.dplr ? s4::dplr_backward : s4::diagonal_backward)(p, o, z, h, L, rows, own, g);
+  const s4::Complex* const parts[] = {g.A, g.B, g.P};
+  for (int64_t part = 0; part < 3; ++part)
+    for (int64_t n = 0; n < N; ++n) {
+      heads[(part * N + n) * 2] = parts[part][n].real();
+      heads[(part * N + n) * 2 + 1] = parts[part][n].imag();
+    }
+  for (int64_t c = 0; c < z.channels && to.C.grad; ++c)
+    for (int64_t n = 0; n < N; ++n) {
+      float* const dC = to.C.grad.as<float>() + ((c * z.H + h) * N + n) * 2;
+      dC[0] = (to.C.add ? dC[0] : 0.0f) + static_cast<float>(C[c * N + n].real());
+      dC[1] = (to.C.add ? dC[1] : 0.0f) + static_cast<float>(C[c * N + n].imag());
+    }
+  if (to.inv_dt.grad) {
+    float& d_dt = to.inv_dt.grad.as<float>()[h];
+    d_dt = (to.inv_dt.add ? d_dt : 0.0f) + static_cast<float>(g.dt * s4::head(p, o, z, h).dt_slope);
+  }
+}
+
 void backward(Context& b, const S4Params& p, const S4Options& o, const s4::Sizes& z,
               const Tensor& K) {
   const Tensor dK = b.tape->grad(K);
   if (!dK) return;
-  const GradTarget d_dt = b.tape->grad_into(b, p.inv_dt);
-  const GradTarget dA_real = b.tape->grad_into(b, p.A_real);
-  const GradTarget dA_imag = b.tape->grad_into(b, p.A_imag);
-  const GradTarget dB = b.tape->grad_into(b, p.B);
-  const GradTarget dC = b.tape->grad_into(b, p.C);
-  const GradTarget dP = b.tape->grad_into(b, p.P);
-  const int64_t L = K.size(2), N = z.N, H = z.H;
+  const auto into = [&](const Tensor& t) { return b.tape->grad_into(b, t); };
+  const Gradients to = {into(p.inv_dt), into(p.A_real), into(p.A_imag),
+                        into(p.B),      into(p.C),      into(p.P)};
+  const int64_t L = K.size(2), N = z.N;
   b.cost("s4_kernel.backward", static_cast<double>(K.bytes()), 3 * flops_of(z, o, L));
   Scratch scratch(b);
-  if (b.device.type == Device::cuda) {
-    cuda::S4Backward g;
-    g.c = gpu_call(p, o, z, L);
-    take_gpu_work(b, g.c, true);
-    g.heads = b.scratch({H, 3, N, 2}, DType::f64).as<double>();
-    if (b.planning()) return;
-    const auto sum = [](const GradTarget& t) {
-      return cuda::S4Sum{t.grad ? t.grad.as<float>() : nullptr, t.add};
-    };
-    g.dK = floats_of(dK);
-    g.inv_dt = sum(d_dt);
-    g.A_real = sum(dA_real);
-    g.A_imag = sum(dA_imag);
-    g.B = sum(dB);
-    g.C = sum(dC);
-    g.P = sum(dP);
-    KRAIT_WITH_CUDA(cuda::s4_kernel_backward(g, b.stream));
-    return;
-  }
+  if (b.device.type == Device::cuda) return backward_on_gpu(b, p, o, z, dK, to);
   const Tensor work = work_of(b, z, o, L);
-  const Tensor heads = b.scratch({H, 3, N, 2}, DType::f64);  // A, B, P of each head
+  const Tensor heads = b.scratch({z.H, 3, N, 2}, DType::f64);  // A, B, P of each head
   if (b.planning()) return;
-  for_heads(H, work, [&](int64_t h, double* own) {
-    s4::Complex C[2 * s4::kMaxStates];
-    s4::HeadGradients g;
-    g.C = C;
-    const s4::Rows rows{dK.as<float>() + h * L, H * L};
-    (z.dplr ? s4::dplr_backward : s4::diagonal_backward)(p, o, z, h, L, rows, own, g);
-    double* const out = heads.as<double>() + h * 6 * N;
-    const s4::Complex* const parts[] = {g.A, g.B, g.P};
-    for (int64_t part = 0; part < 3; ++part)
-      for (int64_t n = 0; n < N; ++n) {
-        out[(part * N + n) * 2] = parts[part][n].real();
-        out[(part * N + n) * 2 + 1] = parts[part][n].imag();
-      }
-    for (int64_t c = 0; c < z.channels && dC.grad; ++c)
-      for (int64_t n = 0; n < N; ++n) {
-        float* const to = dC.grad.as<float>() + ((c * H + h) * N + n) * 2;
-        to[0] = (dC.add ? to[0] : 0.0f) + static_cast<float>(C[c * N + n].real());
-        to[1] = (dC.add ? to[1] : 0.0f) + static_cast<float>(C[c * N + n].imag());
-      }
-    if (d_dt.grad) {
-      float& to = d_dt.grad.as<float>()[h];
-      to = (d_dt.add ? to : 0.0f) + static_cast<float>(g.dt * s4::head(p, o, z, h).dt_slope);
-    }
+  for_heads(z.H, work, [&](int64_t h, double* own) {
+    backward_of_head(p, o, z, dK, to, h, own, heads.as<double>() + h * 6 * N);
   });
   const double* const g = heads.as<double>();
   const double sign = o.positive_imag ? 1 : -1;
-  sum_over_heads(dA_real, z, 1, [&](int64_t h, int64_t n) {
+  sum_over_heads(to.A_real, z, 1, [&](int64_t h, int64_t n) {
     const double A = -std::exp(static_cast<double>(p.A_real.as<float>()[h % z.S * N + n]));
     return g[(h * 3 * N + n) * 2] * A;
   });
-  sum_over_heads(dA_imag, z, 1,
+  sum_over_heads(to.A_imag, z, 1,
                  [&](int64_t h, int64_t n) { return sign * g[(h * 3 * N + n) * 2 + 1]; });
-  sum_over_heads(dB, z, 2, [&](int64_t h, int64_t i) { return g[(h * 3 + 1) * N * 2 + i]; });
-  sum_over_heads(dP, z, 2, [&](int64_t h, int64_t i) { return g[(h * 3 + 2) * N * 2 + i]; });
+  sum_over_heads(to.B, z, 2, [&](int64_t h, int64_t i) { return g[(h * 3 + 1) * N * 2 + i]; });
+  sum_over_heads(to.P, z, 2, [&](int64_t h, int64_t i) { return g[(h * 3 + 2) * N * 2 + i]; });
 }
 
 }  // namespace

@@ -21,6 +21,43 @@ void check_state(const char* name, const Tensor& state, int64_t H, int64_t N, in
           rows < 0 ? "rows" : std::to_string(rows), H, N, name_of(state.dtype), state.shape);
 }
 
+void run_on_cpu(const Tensor& u, const S4Steps& steps, const Tensor& D, const Packing* packing,
+                const Tensor& state_in, const Tensor& state_out, const Tensor& y) {
+  const int64_t L = u.size(1), H = steps.H, N = steps.N, row = steps.row;
+  const int64_t sequences = packing ? packing->n : u.size(0), blocks = (H + kHeads - 1) / kHeads;
+  const S4ScanKernels& kernels = KRAIT_PICK_ISA(s4_scan_kernels);
+  const auto bytes = static_cast<int64_t>(size_of(u.dtype));
+  parallel_for(sequences * blocks, [&](int64_t job) {
+    const int64_t s = job / blocks, h0 = job % blocks * kHeads;
+    const int64_t begin = packing ? packing->begin.as<int64_t>()[s] : s * L;
+    const int64_t end = packing ? packing->begin.as<int64_t>()[s + 1] : begin + L;
+    const int64_t in = packing ? packing->state_in.as<int32_t>()[s] : s;
+    const int64_t out = packing ? packing->state_out.as<int32_t>()[s] : s;
+    double state[2 * kS4MaxRow];
+    for (int64_t h = h0; h < std::min(H, h0 + kHeads); ++h) {
+      const auto state_row = [&](const Tensor& t, int64_t r) {
+        return t && r >= 0 ? t.as<float>() + (r * H + h) * N * 2 : nullptr;
+      };
+      s4_load_state(state_row(state_in, in), N, row, state);
+      S4Run run;
+      run.dplr = steps.dplr;
+      run.row = row;
+      run.system = steps.system.data() + h * steps.rows() * 2 * row;
+      run.C = steps.C.data() + h * 2 * row;
+      run.D = D.as<float>()[h];
+      run.L = end - begin;
+      run.u_stride = u.row_stride();
+      run.y_stride = H;
+      run.bf16 = u.dtype == DType::bf16;
+      run.u = static_cast<const std::byte*>(u.data) + (begin * run.u_stride + h) * bytes;
+      run.y = static_cast<std::byte*>(y.data) + (begin * H + h) * bytes;
+      run.h = state;
+      kernels.run(run);
+      if (float* to = state_row(state_out, out)) s4_store_state(state, N, row, to);
+    }
+  });
+}
+
 }  // namespace
 
 cuda::S4ScanCall s4_scan_call(const Tensor& u, const S4Steps& steps, const Tensor& D,
@@ -65,7 +102,7 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
     recorded = needs_grad({p.inv_dt, p.A_real, p.A_imag, p.B, p.C, p.P}) || recorded;
   }
   require(!recorded || learned, "[s4_scan] recorded: expected the parameters of the steps as well");
-  const int64_t B = u.size(0), L = u.size(1), H = u.size(2);
+  const int64_t B = u.size(0), H = u.size(2);
   require(D.dtype == DType::f32 && D.contiguous() && D.numel() == H,
           "[s4_scan] D: expected contiguous float32 (1, {}), got {} {}", H, name_of(D.dtype),
           D.shape);
@@ -83,7 +120,7 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
   require(steps && steps->H == H && steps->channels == 1,
           "[s4_scan] u: expected (B, L, {}) and a model of one direction, got {} and {}",
           steps ? steps->H : 0, u.shape, steps ? steps->channels : 0);
-  const int64_t N = steps->N, row = steps->row;
+  const int64_t N = steps->N;
   check_state("state_in", state_in, H, N, packing ? -1 : B);
   check_state("state_out", state_out, H, N, packing ? -1 : B);
   c.cost("s4_scan", static_cast<double>(steps->system.size() * sizeof(double)),
@@ -95,38 +132,7 @@ S4ScanResult s4_scan(Context& c, const Tensor& u, const S4Steps* steps, const Te
     KRAIT_WITH_CUDA(cuda::s4_scan(q, c.stream));
     return result;
   }
-  const int64_t sequences = packing ? packing->n : B, blocks = (H + kHeads - 1) / kHeads;
-  const S4ScanKernels& kernels = KRAIT_PICK_ISA(s4_scan_kernels);
-  const auto bytes = static_cast<int64_t>(size_of(u.dtype));
-  parallel_for(sequences * blocks, [&](int64_t job) {
-    const int64_t s = job / blocks, h0 = job % blocks * kHeads;
-    const int64_t begin = packing ? packing->begin.as<int64_t>()[s] : s * L;
-    const int64_t end = packing ? packing->begin.as<int64_t>()[s + 1] : begin + L;
-    const int64_t in = packing ? packing->state_in.as<int32_t>()[s] : s;
-    const int64_t out = packing ? packing->state_out.as<int32_t>()[s] : s;
-    double state[2 * kS4MaxRow];
-    for (int64_t h = h0; h < std::min(H, h0 + kHeads); ++h) {
-      const auto state_row = [&](const Tensor& t, int64_t r) {
-        return t && r >= 0 ? t.as<float>() + (r * H + h) * N * 2 : nullptr;
-      };
-      s4_load_state(state_row(state_in, in), N, row, state);
-      S4Run run;
-      run.dplr = steps->dplr;
-      run.row = row;
-      run.system = steps->system.data() + h * steps->rows() * 2 * row;
-      run.C = steps->C.data() + h * 2 * row;
-      run.D = D.as<float>()[h];
-      run.L = end - begin;
-      run.u_stride = u.row_stride();
-      run.y_stride = H;
-      run.bf16 = u.dtype == DType::bf16;
-      run.u = static_cast<const std::byte*>(u.data) + (begin * run.u_stride + h) * bytes;
-      run.y = static_cast<std::byte*>(result.y.data) + (begin * H + h) * bytes;
-      run.h = state;
-      kernels.run(run);
-      if (float* to = state_row(state_out, out)) s4_store_state(state, N, row, to);
-    }
-  });
+  run_on_cpu(u, *steps, D, packing, state_in, state_out, result.y);
   return result;
 }
 
