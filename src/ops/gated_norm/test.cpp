@@ -1,9 +1,7 @@
 #include "krait/ops/gated_norm/gated_norm.h"
 
-#include "krait/autograd/segment.h"
 #include "krait/ops/gated_norm/reference.h"
-#include "krait/ops/linear/linear.h"
-#include "krait/testing/op_test.h"
+#include "krait/testing/remade.h"
 
 namespace krait::ops {
 namespace {
@@ -166,44 +164,17 @@ TEST(GatedNorm, SaysWhatWasExpected) {
   EXPECT_NE(message([](GatedNorm& n) { n.in.w = n.test.random({9}, DType::f32, 1); }), "");
 }
 
-// A layer gated_norm(x, z) projᵀ that does or does not write y again: gradients of x, z, w and proj.
-std::vector<Values> gradients_of_layer(int64_t E, GateOrder order, DType dtype, Recompute recompute,
-                                       bool remake_y) {
-  TestContext inputs;
-  Tensor x = inputs.random({33, E}, dtype, 1), z = inputs.random({33, E}, dtype, 2),
-         w = inputs.random({E}, DType::f32, 3), proj = inputs.random({16, E}, dtype, 4);
-  Arena arena(DeviceMemory::shared_with(test_device(), size_t{16} << 20));
-  Tape tape;
-  Context c;
-  c.device = test_device();
-  c.arena = &arena;
-  c.tape = &tape;
-  for (Tensor* const t : {&x, &z, &w, &proj}) tape.watch(*t);
-  const auto layer = [&](Context& inner) {
-    const Tensor y = gated_norm(inner, {x, z, w, {}, 2, order, 1e-5f, remake_y});
-    return Tensors{linear(inner, y, proj, {}, DType::f32)};
-  };
-  tape.seed(c, segment(c, {x, z, w, proj}, layer, {.recompute = recompute})[0], 0.5f);
-  tape.backward(c);
-  return {to_double(tape.grad(x)), to_double(tape.grad(z)), to_double(tape.grad(w)),
-          to_double(tape.grad(proj))};
-}
-
 TEST(GatedNorm, ALayerThatWritesYAgainHasTheSameGradients) {
   for (const DType dtype : {DType::f32, DType::bf16})
     for (const GateOrder order : {GateOrder::gate_first, GateOrder::norm_first})
       for (const int64_t E : {96, 130, 3072, 4608, 10400}) {  // the last has no place in registers
-        const auto run = [&](Recompute recompute, bool remake_y) {
-          return gradients_of_layer(E, order, dtype, recompute, remake_y);
-        };
-        const std::vector<Values> kept = run(Recompute::none, true),
-                                  again = run(Recompute::cheap, false),
-                                  remade = run(Recompute::cheap, true);
-        for (size_t i = 0; i < kept.size(); ++i) {
-          EXPECT_GT(max_abs(kept[i]), 0);
-          expect_same_bits(kept[i], again[i], "computed again");
-          expect_same_bits(kept[i], remade[i], "written again");
-        }
+        TestContext t;
+        Tensor x = t.random({33, E}, dtype, 1), z = t.random({33, E}, dtype, 2),
+               w = t.random({E}, DType::f32, 3);
+        expect_same_gradients_where_y_is_remade(
+            {&x, &z, &w}, t.random({16, E}, dtype, 4), [&](Context& c, bool remake_y) {
+              return gated_norm(c, {x, z, w, {}, 2, order, 1e-5f, remake_y});
+            });
       }
 }
 

@@ -1,18 +1,9 @@
 // Private to cpu_simd.cpp: what both directions make of a chunk's inputs, and the state between chunks.
 #pragma once
 #include "krait/ops/mamba3_scan/simd_sweep.h"
+#include "krait/ops/simd_area.h"
 
 namespace krait::KRAIT_ISA::mamba3 {
-
-// Hands out the parts of a scratch area.
-struct Area {
-  float* next;
-  float* take(int64_t n) {
-    float* p = next;
-    next += n;
-    return p;
-  }
-};
 
 // Sizes of padded rows.
 struct Padded {

@@ -4,6 +4,7 @@
 #include <hwy/highway.h>
 
 #include "krait/ops/selective_scan/kernels.h"
+#include "krait/ops/simd_area.h"
 #include "krait/ops/simd_math.h"
 
 namespace krait::KRAIT_ISA::selective_scan {
@@ -169,15 +170,5 @@ static void gate(int64_t rows, const float* z, float* y) {
   for (int64_t i = 0; i < rows * kBlock; i += kLanes)
     hn::StoreU(hn::Mul(hn::LoadU(d, y + i), Silu(d, hn::LoadU(d, z + i))), d, y + i);
 }
-
-// Hands out the parts of a scratch area.
-struct Area {
-  float* next;
-  float* take(int64_t n) {
-    float* p = next;
-    next += n;
-    return p;
-  }
-};
 
 }  // namespace krait::KRAIT_ISA::selective_scan

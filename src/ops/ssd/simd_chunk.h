@@ -2,6 +2,7 @@
 #pragma once
 #include <hwy/highway.h>
 
+#include "krait/ops/simd_area.h"
 #include "krait/ops/simd_product.h"
 #include "krait/ops/ssd/kernels.h"
 
@@ -17,16 +18,6 @@ constexpr D d;
 constexpr int kLanes = kProductLanes;
 
 static HWY_INLINE V at(const float* p) { return hn::LoadU(d, p); }
-
-// Hands out the parts of a scratch area.
-struct Area {
-  float* next;
-  float* take(int64_t n) {
-    float* p = next;
-    next += n;
-    return p;
-  }
-};
 
 static void zero_floats(float* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0;
