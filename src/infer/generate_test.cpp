@@ -45,7 +45,13 @@ TEST(Generate, RowsThatEndEarlyDoNotDisturbTheOthers) {
   const std::vector<Ids> prompts = {random_ids(5, 1), random_ids(9, 2), random_ids(7, 4)};
   const std::vector<Generated> free = continued(*model, prompts, drawing(20));
   GenerateOptions o = drawing(20);
-  o.eos = {free[1].tokens[4]};
+  // A token that ends the row in the middle long before the last one, which then moves.
+  const auto first = [&](size_t b, int32_t id) {
+    return std::find(free[b].tokens.begin(), free[b].tokens.end(), id) - free[b].tokens.begin();
+  };
+  for (const int32_t id : free[1].tokens)
+    if (o.eos.empty() && first(1, id) + 5 < first(2, id)) o.eos = {id};
+  ASSERT_FALSE(o.eos.empty());
   const std::vector<Generated> ended = continued(*model, prompts, o);
   for (size_t b = 0; b < prompts.size(); ++b) {
     const auto at = std::find(free[b].tokens.begin(), free[b].tokens.end(), o.eos[0]);
@@ -53,6 +59,18 @@ TEST(Generate, RowsThatEndEarlyDoNotDisturbTheOthers) {
     EXPECT_EQ(ended[b].tokens, Ids(free[b].tokens.begin(), at + (ends ? 1 : 0))) << b;
     EXPECT_EQ(ended[b].finish, ends ? Finish::eos : Finish::length) << b;
   }
+}
+
+TEST(Generate, T30_CopiesOfAPromptAreContinuedInWaysOfTheirOwn) {
+  const auto model = testing::small_model();
+  const Ids prompt = random_ids(5, 1);
+  Session s = testing::session_of(*model, 3);
+  testing::read(s, {prompt, prompt, prompt});
+  const std::vector<Generated> copies =
+      generate(s, {{prompt, 0}, {prompt, 1}, {prompt, 1}}, drawing(20));
+  EXPECT_EQ(copies[0].tokens, continued(*model, {prompt}, drawing(20))[0].tokens);
+  EXPECT_NE(copies[1].tokens, copies[0].tokens);
+  EXPECT_EQ(copies[2].tokens, copies[1].tokens) << "the same stream";
 }
 
 TEST(Generate, ASavedSequenceGoesOnWithTheSameTokens) {

@@ -109,6 +109,32 @@ TEST(Trainer, AccumulatedGradientsAreThoseOfTheLargeBatch) {
   }
 }
 
+// Of experts a batch twice over is that batch once: losses of balance are means over micro-batches, too.
+TEST(Trainer, T30_BalanceOfExpertsCountsOnceOverMicroBatches) {
+  std::string text;
+  for (int i = 0; i < 12; ++i) text += nursery_text(4).substr(0, 64);  // a batch
+  const TokenStream data = byte_stream({text + "l"});
+  TrainOptions o = small_options();
+  o.order = Order::sequential;
+  o.batch_size = 2;
+  const auto first_step = [&] {
+    Layout layout;
+    models::LanguageModel model(parse_config(
+        R"({"model_type": "blocks", "hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 256,
+            "layers": ["mamba+experts"], "mamba": {"d_state": 4},
+            "experts": {"n_experts": 4, "d_inner": 16, "capacity_factor": 2.0, "balance": 0.5}})",
+        "config.json", layout));
+    model.params().allocate(nn::Purpose::training, DType::f32, false, testing::test_device());
+    model.params().initialize(1);
+    return Trainer(model, data, o).step();
+  };
+  const StepResult once = first_step();
+  o.grad_accum = 3;
+  const StepResult thrice = first_step();
+  EXPECT_NEAR(thrice.loss, once.loss, 1e-5);
+  EXPECT_NEAR(thrice.grad_norm / once.grad_norm, 1.0, 1e-5);
+}
+
 // Documents of exactly one window, packed, are the same windows without borders, but for the last
 // target, which the packed run does not predict.
 TEST(Trainer, T25_PackedDocumentsTrainAsTheDocumentsAlone) {

@@ -59,6 +59,9 @@ same "$(key a.json prompt_tokens)" 9 prompt_tokens
 same "$(wc -l <batch.json)" 3 "objects of a batch"
 sed -n 2p batch.json >second.json
 same "$(key second.json text)" "$(key a.json text)" "a row of a batch"
+"$KRAIT" generate "$model" --prompt "the snake" --prompt "the snake" --max-new 24 "${sample[@]}" --json >twice.json
+same "$(head -1 twice.json | key /dev/stdin text)" "$(key a.json text)" "the first of two copies of a prompt"
+[[ $(tail -1 twice.json | key /dev/stdin text) != $(key a.json text) ]] || die "both copies of a prompt say the same"
 "$KRAIT" generate "$model" --prompt "the snake" --max-new 24 "${sample[@]}" >text.txt
 [[ -s text.txt ]] || die "no text"
 "$KRAIT" generate "$model" --prompt "the snake" --max-new 30 --temperature 0 --stop e --json >stop.json
