@@ -35,7 +35,8 @@ struct ForwardParts {
 
   ForwardParts(const CudaProblem& p, float* scratch) {
     Parts parts(scratch);
-    const bool matrices = p.matrix_units && p.longest > kShort;
+    // Packed sequences are planned for before it is known how long each is.
+    const bool matrices = p.matrix_units && (p.begin || p.longest > kShort);
     steps = parts.take(matrices ? 2 * matrix_steps_size(p) : 0);
     pairs = parts.take(matrices ? matrix_pairs_size(p) : 0);
     of_walk = parts.take(p.longest > kShort ? walk_scratch(p, 1) : 0);
