@@ -13,8 +13,8 @@
 // a fixed order over fixed pieces of rows: the same bits for any number of threads.
 // Saved for backward: s and one (layer: two) float32 a row.
 // `remake_y`: y need not last until backward, which writes it again (Tape::watch_remade). Done on a GPU, for an
-// rms norm without b and residual, in a segment that computes what is cheap again. y then has the bits of
-// forward, but for the sign of zeros, which no gradient sees.
+// rms norm without b and residual, in a segment that computes what is cheap again. y then is what
+// forward made, but for the sign of zeros and, once in some 33 million, the last bit (docs/numerics.md).
 #pragma once
 #include "krait/tensor/context.h"
 
