@@ -70,8 +70,17 @@ struct ClusterGateShared {
   typename Slots::Barriers ring;
 };
 
-// A room's kernels of kClusterWidth are those of its Kernel<S>, S the type of the states: kKernel, and kBytes of shared
-// memory. use(a Kernel); false for other widths.
+// A kernel, and the shared memory that its blocks take, those for the gate among them.
+template <class Z, class Shared, auto kKernel_>
+struct ClusterKernelOf {
+  static constexpr auto kKernel = kKernel_;
+  static constexpr int kBytes =
+      static_cast<int>(std::max(sizeof(Shared), sizeof(ClusterGateShared<Z>)));
+  static_assert(kBytes <= kMostShared);
+};
+
+// A room's kernels of kClusterWidth are its Kernel<S>, each a ClusterKernelOf, S the type of the states. use(a Kernel);
+// false for other widths.
 template <template <class> class Kernel, class Use>
 bool with_cluster_kernel(int64_t D, bool state_bf16, const Use& use) {
   return D == kClusterWidth && (state_bf16 ? use(Kernel<__nv_bfloat16>()) : use(Kernel<float>()));

@@ -2,6 +2,7 @@
 // elements of its row of dt_proj.
 #pragma once
 #include "krait/ops/mamba1_step/cuda.h"
+#include "krait/ops/step_parts.cuh"
 #include "krait/tensor/cuda/exponentials.cuh"
 #include "krait/tensor/cuda/few_rows.cuh"
 
@@ -28,6 +29,18 @@ __device__ inline void store_states(float* p, float2 v) { *reinterpret_cast<floa
 __device__ inline void store_states(__nv_bfloat16* p, float2 v) {
   *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(v.x, v.y);
 }
+
+// What a block's channels have beside products, in kernels that take a token through all layers. Z: their sizes; S: the type
+// of the states.
+template <class Z, class S>
+struct StackChannels {
+  float A_log[Z::kChannels * kStepStates];
+  S state[Z::kChannels * kStepStates];
+  float4 taps[Z::kChannels];
+  ConvInputs<__nv_bfloat16>::Stored before[Z::kChannels];
+  float bias[Z::kChannels], dt_bias[Z::kChannels], D[Z::kChannels];
+  __nv_bfloat16 dt_proj[Z::kChannels * Z::R];
+};
 
 // kRuns: of a lane, in its row of dt_proj.
 template <class T, int kRuns>

@@ -25,22 +25,12 @@ struct Widths : ClusterWidths<D_> {
                 kPasses == 2 && Base::kChannels <= kClusterThreads && R % 8 == 0 && R <= 64);
 };
 
-// What a block's channels have beside products.
-template <class Z, class S>
-struct ClusterChannels {
-  float A_log[Z::kChannels * kStepStates];
-  S state[Z::kChannels * kStepStates];
-  float4 taps[Z::kChannels];
-  ConvInputs<bfloat16>::Stored before[Z::kChannels];
-  float bias[Z::kChannels], dt_bias[Z::kChannels], D[Z::kChannels];
-  bfloat16 dt_proj[Z::kChannels * Z::R];
-};
 using Slots = ClusterSlots<ClusterWidths<kClusterWidth>::kStripBytes, 7>;
 
 template <class Z, class S>
 struct ClusterShared {
   unsigned char slots[Slots::kSlots * Slots::kBytes];
-  ClusterChannels<Z, S> channels;
+  StackChannels<Z, S> channels;
   bfloat16 x_proj[Z::kWidth][Z::kChannels];
   ClusterX<Z> x;
   bfloat16 y[Z::E];
@@ -248,13 +238,9 @@ __global__ void __launch_bounds__(kClusterThreads + 32, 1)
 }
 
 template <class S>
-struct ClusterKernel {
-  using Z = Widths<kClusterWidth>;
-  static constexpr int kBytes =
-      static_cast<int>(std::max(sizeof(ClusterShared<Z, S>), sizeof(ClusterGateShared<Z>)));
-  static_assert(kBytes <= kMostShared);
-  static constexpr auto kKernel = step_cluster_kernel<kClusterWidth, S>;
-};
+struct ClusterKernel
+    : ClusterKernelOf<Widths<kClusterWidth>, ClusterShared<Widths<kClusterWidth>, S>,
+                      step_cluster_kernel<kClusterWidth, S>> {};
 
 }  // namespace
 

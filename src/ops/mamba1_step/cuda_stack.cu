@@ -31,17 +31,6 @@ struct StackSizes {
   static_assert(kMessages == step_stack_messages(D));
 };
 
-// What a block's channels have beside products: a slot of the ring.
-template <class Z, class S>
-struct StackChannels {
-  float A_log[Z::kChannels * kStepStates];
-  S state[Z::kChannels * kStepStates];
-  float4 taps[Z::kChannels];
-  ConvInputs<bfloat16>::Stored before[Z::kChannels];
-  float bias[Z::kChannels], dt_bias[Z::kChannels], D[Z::kChannels];
-  bfloat16 dt_proj[Z::kChannels * Z::R];
-};
-
 template <class Z, class Slots>
 struct StackShared {
   bfloat16 x[Z::D], y[Z::E];

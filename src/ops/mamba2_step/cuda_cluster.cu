@@ -4,7 +4,7 @@
 //   BC       B and C,
 //   y        what out_proj reads, before it is normed, and sums of squares.
 #include "krait/ops/cluster_parts.cuh"
-#include "krait/ops/mamba2_step/cuda.h"
+#include "krait/ops/mamba2_step/cuda_layer.cuh"
 
 namespace krait::cuda {
 
@@ -80,22 +80,6 @@ __device__ void bring_weights(const Step2Stack& p, const ClusterRing<Slots>& rin
           n++, static_cast<const bfloat16*>(of.out_proj) + int64_t{rank * Z::kRows + 8 * i} * Z::E,
           Z::kStripBytes);
   }
-}
-
-__device__ inline ConvOfStep conv_of(const Step2StackLayer& l) {
-  return {l.taps, l.bias, static_cast<ConvOfStep::Held::Stored*>(l.conv_state)};
-}
-
-// Neighbouring states, in shared memory or not.
-constexpr int kRun = 4;
-__device__ inline float4 four_states(const float* p) { return *reinterpret_cast<const float4*>(p); }
-__device__ inline float4 four_states(const bfloat16* p) {
-  const uint2 v = *reinterpret_cast<const uint2*>(p);
-  return {low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y)};
-}
-__device__ inline void store_four(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
-__device__ inline void store_four(bfloat16* p, float4 v) {
-  *reinterpret_cast<uint2*>(p) = four_bf16(v);
 }
 
 #endif
@@ -272,13 +256,8 @@ __global__ void __launch_bounds__(kClusterThreads + 32, 1)
 }
 
 template <class S>
-struct ClusterKernel {
-  using Z = Widths<kClusterWidth>;
-  static constexpr int kBytes =
-      static_cast<int>(std::max(sizeof(ClusterShared<Z>), sizeof(ClusterGateShared<Z>)));
-  static_assert(kBytes <= kMostShared);
-  static constexpr auto kKernel = step2_cluster_kernel<kClusterWidth, S>;
-};
+struct ClusterKernel : ClusterKernelOf<Widths<kClusterWidth>, ClusterShared<Widths<kClusterWidth>>,
+                                       step2_cluster_kernel<kClusterWidth, S>> {};
 
 }  // namespace
 

@@ -3,7 +3,7 @@
 //   x        the stream times the norm's weight in bfloat16, and a block's sum of squares,
 //   BC       B and C,
 //   y        what out_proj reads, before it is normed, and a block's sum of squares.
-#include "krait/ops/mamba2_step/cuda.h"
+#include "krait/ops/mamba2_step/cuda_layer.cuh"
 #include "krait/ops/stack_parts.cuh"
 #include "krait/ops/step_parts.cuh"
 
@@ -75,22 +75,6 @@ __device__ void bring_weights(const Step2Stack& p, Ring ring) {
                      min(8, Z::kRows - group * 8), Z::E);
     }
   }
-}
-
-__device__ inline ConvOfStep conv_of(const Step2StackLayer& l) {
-  return {l.taps, l.bias, static_cast<ConvOfStep::Held::Stored*>(l.conv_state)};
-}
-
-// Neighbouring states, in shared memory or not.
-constexpr int kRun = 4;
-__device__ inline float4 four_states(const float* p) { return *reinterpret_cast<const float4*>(p); }
-__device__ inline float4 four_states(const bfloat16* p) {
-  const uint2 v = *reinterpret_cast<const uint2*>(p);
-  return {low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y)};
-}
-__device__ inline void store_four(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
-__device__ inline void store_four(bfloat16* p, float4 v) {
-  *reinterpret_cast<uint2*>(p) = four_bf16(v);
 }
 
 #endif
