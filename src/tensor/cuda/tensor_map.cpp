@@ -28,15 +28,10 @@ CUtensorMap map_of(const void* p, const cuuint64_t (&sizes)[kRank],
   static const Encode encode = find_encode();
   cuuint32_t dense[kRank];
   std::fill(dense, dense + kRank, 1);
-  // Nothing steps over a dimension of one; its step may be 0, which the driver refuses.
-  constexpr cuuint64_t kStepUnit = 16;
-  cuuint64_t taken[kRank - 1];
-  for (size_t i = 0; i + 1 < kRank; ++i)
-    taken[i] = sizes[i + 1] > 1 ? steps[i] : i > 0 ? taken[i - 1] * sizes[i] : kStepUnit;
   CUtensorMap map{};
   const CUresult r =
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, cuuint32_t{kRank}, const_cast<void*>(p), sizes,
-             taken, box, dense, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             steps, box, dense, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   require(r == CUDA_SUCCESS, "CUDA: a matrix ({}, {}), {} bytes between rows: no tensor map ({})",
           sizes[kRank - 1], sizes[0], steps[kRank - 2], static_cast<int>(r));
