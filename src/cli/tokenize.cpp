@@ -43,15 +43,16 @@ std::vector<int32_t> parse_numbers(const std::string& text, const std::string& w
 
 int run_tokenize(const Args& a, const Common& common) {
   const auto tokenizer = a.tokenizer == "bytes" ? byte_tokenizer() : load_tokenizer(a.tokenizer);
+  const std::string from = a.file == "-" ? "stdin" : a.file;
   if (a.decode) {
     const bool npy = a.file.ends_with(".npy");
     const std::vector<int32_t> ids =
         npy ? ids_of(read_npy(a.file).tensors()[0].view, int64_t{1} << 31, a.file)
-            : parse_numbers(read_input(a.file), a.file == "-" ? "stdin" : a.file);
-    for (size_t i = 0; i < ids.size();
-         ++i)  // the decoder, as that of models, leaves out what it does not know
+            : parse_numbers(read_input(a.file), from);
+    // The decoder, as that of models, leaves out what it does not know.
+    for (size_t i = 0; i < ids.size(); ++i)
       require(tokenizer->token(ids[i]).has_value(), "{}: id {} is {}, and no token has that id",
-              a.file == "-" ? "stdin" : a.file, i, ids[i]);
+              from, i, ids[i]);
     const std::string text = tokenizer->decode(ids);
     if (common.json) {
       print_json({{"text", text}});
@@ -61,7 +62,7 @@ int run_tokenize(const Args& a, const Common& common) {
     return kDone;
   }
   const std::string text = read_input(a.file);
-  if (a.tokenizer != "bytes") check_utf8(text, a.file == "-" ? "stdin" : a.file);
+  if (a.tokenizer != "bytes") check_utf8(text, from);
   std::vector<int32_t> ids = tokenizer->encode(text, a.special);
   if (!a.out.empty()) {
     write_npy(a.out, Tensor(ids.data(), DType::i32, {static_cast<int64_t>(ids.size())}));

@@ -195,8 +195,7 @@ void settle(TrainArguments& a, const Common& common) {
     if (has_weights(r.model))
       throw Usage(
           fmt::format("--model {0}: this folder holds weights, which --from {0} starts from; for "
-                      "new ones of the "
-                      "same sizes --model {0}/config.json",
+                      "new ones of the same sizes --model {0}/config.json",
                       r.model));
   } else {
     std::error_code ec;
