@@ -118,6 +118,50 @@ TEST_F(ModelFiles, T37_WeightsWinOverAConfigThatDisagrees) {
   EXPECT_EQ(logits(*back.model), logits(*model));
 }
 
+// Every size of the original layout's mixers that shapes tell, in config.json otherwise.
+TEST_F(ModelFiles, T37_SizesOfTheOriginalLayoutAreReadOffTheWeights) {
+  struct Case {
+    const char *written, *said;
+    size_t notes;
+  };
+  const char* const mamba2 = R"({"d_model": 24, "n_layer": 2, "vocab_size": 61, "rms_norm": false,
+      "ssm_cfg": {"layer": "Mamba2", "d_ssm": 36, "headdim": 6, "d_state": 20, "ngroups": 3, "d_conv": 3,
+                  "D_has_hdim": true, "bias": true, "conv_bias": false}})";
+  const char* const hybrid =
+      R"({"d_model": 24, "n_layer": 3, "vocab_size": 61, "attn_layer_idx": [0], "d_intermediate": 150,
+      "ssm_cfg": {"layer": "Mamba2", "headdim": 8, "d_state": 10, "rmsnorm": false},
+      "attn_cfg": {"causal": true, "num_heads": 2, "qkv_proj_bias": false}})";
+  for (
+      const Case& t :
+      {Case{
+           mamba2,
+           R"({"d_model": 24, "n_layer": 4, "vocab_size": 61, "ssm_cfg": {"layer": "Mamba2", "ngroups": 3, "headdim": 16,
+                         "d_state": 16}})",
+           9},
+       Case{
+           mamba2,
+           R"({"d_model": 48, "n_layer": 2, "vocab_size": 61, "rms_norm": false, "ssm_cfg": {"layer": "Mamba2",
+                         "headdim": 6, "d_state": 20, "ngroups": 8, "d_conv": 3, "D_has_hdim": true, "bias": true, "conv_bias": false}})",
+           3},
+       Case{
+           hybrid,
+           R"({"d_model": 24, "n_layer": 3, "vocab_size": 61, "attn_layer_idx": [0], "d_intermediate": 500,
+                         "ssm_cfg": {"layer": "Mamba2", "headdim": 48, "d_state": 128},
+                         "attn_cfg": {"causal": true, "num_heads": 2, "out_proj_bias": false}})",
+           6}}) {
+    SCOPED_TRACE(t.said);
+    Layout layout;
+    models::LanguageModel model(parse_config(t.written, "written", layout));
+    model.params().allocate(nn::Purpose::inference, DType::f32);
+    model.params().initialize(3);
+    save_model(model, dir_, Layout::original, DType::f32);
+    write_file(dir_ / "config.json", t.said);
+    const LoadedModel back = load_model(dir_, {});
+    EXPECT_EQ(back.notes.size(), t.notes) << fmt::format("{}", fmt::join(back.notes, "\n"));
+    EXPECT_EQ(logits(*back.model), logits(model));
+  }
+}
+
 // Where transformers writes other weights than its config says.
 TEST_F(ModelFiles, T37_WhatTransformersWritesAgainstItsConfigIsUsed) {
   struct Case {

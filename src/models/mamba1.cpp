@@ -173,10 +173,8 @@ Config read(const JsonView& j, Layout layout) {
 // What can be read off the weights' shapes: hub configs are wrong now and then.
 void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
   nn::Mamba1Config m = mamba1_of(c);
-  const OriginalLayers layers = static_cast<const Mamba1Body&>(*c.body).layers;
-  int64_t first = 0;
-  while (layers.is_attention(first)) ++first;
-  const std::string layer = fmt::format("backbone.layers.{}.mixer.", first);
+  OriginalLayers layers = static_cast<const Mamba1Body&>(*c.body).layers;
+  const std::string layer = layers.first_ssm() + "mixer.";
   if (const Shape* s = shape_of(layer + "A_log"); s && s->rank == 2) {
     follow_weights("d_inner", m.d_inner, (*s)[0], notes);
     follow_weights("d_state", m.d_state, (*s)[1], notes);
@@ -187,6 +185,7 @@ void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes)
     follow_weights("d_conv", m.d_conv, (*s)[2], notes);
   follow_weights("conv_bias", m.conv_bias, shape_of(layer + "conv1d.bias") != nullptr, notes);
   follow_weights("bias", m.proj_bias, shape_of(layer + "in_proj.bias") != nullptr, notes);
+  follow_layers(layers, shape_of, notes);
   follow_original(c, shape_of, notes);
   c = with_layers(c, m, layers);
 }

@@ -142,18 +142,10 @@ Config read(const JsonView& j, Layout layout) {
   return layout == Layout::huggingface ? read_huggingface(j) : read_original(j);
 }
 
-// What can be read off the weights' shapes: hub configs are wrong now and then.
 void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
   nn::Mamba2Config m = mamba2_of(c);
-  const std::string layer = "backbone.layers.0.mixer.";
-  if (const Shape* s = shape_of(layer + "conv1d.weight"); s && s->rank == 3)
-    follow_weights("d_conv", m.d_conv, (*s)[2], notes);
-  follow_weights("conv_bias", m.conv_bias, shape_of(layer + "conv1d.bias") != nullptr, notes);
-  follow_weights("bias", m.in_bias, shape_of(layer + "in_proj.bias") != nullptr, notes);
-  m.out_bias = m.in_bias;
-  int64_t layers = 0;
-  while (shape_of(fmt::format("backbone.layers.{}.mixer.A_log", layers))) ++layers;
-  if (layers > 0) follow_weights("n_layer", c.n_layer, layers, notes);
+  follow_mamba2(m, "backbone.layers.0.mixer.", shape_of, notes);
+  follow_original(c, shape_of, notes);
   c = with_mamba2(c, m);
 }
 
@@ -231,6 +223,38 @@ OrderedJson original_mamba2(const nn::Mamba2Config& m) {
   if (m.A_min != usual.A_min || m.A_max != usual.A_max)
     s["A_init_range"] = OrderedJson::array({m.A_min, m.A_max});
   return s;
+}
+
+void follow_mamba2(nn::Mamba2Config& m, const std::string& mixer, const ShapeOf& shape_of,
+                   std::vector<std::string>& notes) {
+  // Elements along an axis of a tensor of this rank, 0 where there is none.
+  const auto size = [&](const char* part, int rank, int axis) -> int64_t {
+    const Shape* s = shape_of(mixer + part);
+    return s && s->rank == rank ? (*s)[axis] : 0;
+  };
+  const int64_t E = size("out_proj.weight", 2, 1), heads = size("dt_bias", 1, 0),
+                D = size("D", 1, 0), convolved = size("conv1d.weight", 3, 0),
+                W = size("conv1d.weight", 3, 2);
+  if (E == 0 || heads == 0 || D == 0 || W == 0) return;  // is said where the tensors are read
+  follow_weights("rmsnorm", m.norm, shape_of(mixer + "norm.weight") != nullptr, notes);
+  const int64_t normed = size("norm.weight", 1, 0);
+  follow_weights("d_ssm", m.d_ssm, normed > 0 ? normed : E - m.d_mlp, notes);
+  m.d_mlp = E - m.d_ssm;
+  if (m.d_ssm % heads == 0) follow_weights("headdim", m.headdim, m.d_ssm / heads, notes);
+  if (m.headdim > 1) follow_weights("D_has_hdim", m.D_per_channel, D != heads, notes);
+  // Shapes know N groups, and the number of groups only where the config's N cannot be.
+  const int64_t both = (convolved - m.d_ssm) / 2;
+  if (m.groups > 0 && m.d_state > 0 && both > 0 && both != m.groups * m.d_state) {
+    if (both % m.groups == 0 && both % m.d_state != 0) {
+      follow_weights("d_state", m.d_state, both / m.groups, notes);
+    } else if (both % m.groups != 0 && both % m.d_state == 0) {
+      follow_weights("groups", m.groups, both / m.d_state, notes);
+    }
+  }
+  follow_weights("d_conv", m.d_conv, W, notes);
+  follow_weights("conv_bias", m.conv_bias, shape_of(mixer + "conv1d.bias") != nullptr, notes);
+  follow_weights("bias", m.in_bias, shape_of(mixer + "in_proj.bias") != nullptr, notes);
+  m.out_bias = m.in_bias;
 }
 
 Config mamba2_config(int64_t d_model, int64_t n_layer, int64_t vocab_size, int64_t vocab_multiple) {

@@ -1,7 +1,7 @@
 // Mamba-2 (Dao and Gu 2024).
 #pragma once
 #include "krait/base/json.h"
-#include "krait/models/config.h"
+#include "krait/models/architecture.h"
 #include "krait/nn/mamba2.h"
 
 namespace krait::models {
@@ -20,5 +20,9 @@ nn::Mamba2Config read_original_mamba2(const JsonView& ssm_cfg, int64_t d_model);
 void read_dt_limits(const JsonView& json, const char* key, nn::Mamba2Config& mixer);
 OrderedJson dt_limits(const nn::Mamba2Config& mixer);
 OrderedJson original_mamba2(const nn::Mamba2Config& mixer);
+// Corrects what can be read off the shapes of a mixer's tensors, whose names begin with `name`. A product of
+// state size and groups that either may be wrong about is left as it is.
+void follow_mamba2(nn::Mamba2Config& mixer, const std::string& name, const ShapeOf& shape_of,
+                   std::vector<std::string>& notes);
 
 }  // namespace krait::models

@@ -34,6 +34,9 @@ class HybridBody : public Body {
     return write_original(c, layers_, original_mamba2(mixer_));
   }
 
+  const nn::Mamba2Config& mixer() const { return mixer_; }
+  const OriginalLayers& layers() const { return layers_; }
+
  private:
   const nn::Mamba2Config mixer_;
   const OriginalLayers layers_;
@@ -58,6 +61,17 @@ Config read(const JsonView& j, Layout) {
   const Config c = read_original_shell(j);
   return with_layers(c, read_original_mamba2(j.object("ssm_cfg"), c.d_model),
                      read_original_layers(j, c));
+}
+
+void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
+  const auto& body = static_cast<const HybridBody&>(*c.body);
+  nn::Mamba2Config m = body.mixer();
+  OriginalLayers layers = body.layers();
+  m.d_model = c.d_model;
+  follow_mamba2(m, layers.first_ssm() + "mixer.", shape_of, notes);
+  follow_original(c, shape_of, notes);
+  follow_layers(layers, shape_of, notes);
+  c = with_layers(c, m, layers);
 }
 
 std::vector<std::string> presets() { return {"mamba2attn-2.7b", "byte-hybrid-tiny"}; }
@@ -87,7 +101,6 @@ Config preset_of(const std::string& name) {
 
 }  // namespace
 
-const Architecture kMamba2Hybrid = {"mamba2attn", claims,    read,
-                                    presets,      preset_of, follow_original};
+const Architecture kMamba2Hybrid = {"mamba2attn", claims, read, presets, preset_of, follow};
 
 }  // namespace krait::models

@@ -97,9 +97,7 @@ void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes)
   const auto* body = dynamic_cast<const Mamba3Body*>(c.body.get());
   nn::Mamba3Config m = body->mixer;
   OriginalLayers layers = body->layers;
-  int64_t first = 0;
-  while (layers.is_attention(first)) ++first;
-  const std::string layer = fmt::format("backbone.layers.{}.", first), mixer = layer + "mixer.";
+  const std::string mixer = layers.first_ssm() + "mixer.";
   if (const Shape* s = shape_of(mixer + "out_proj.weight"); s && s->rank == 2)
     follow_weights("d_inner", m.d_inner, (*s)[1], notes);
   if (const Shape* s = shape_of(mixer + "B_bias"); s && s->rank == 3 && (*s)[0] > 0) {
@@ -114,10 +112,7 @@ void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes)
     const int64_t others = 2 * m.d_inner + 2 * m.rank * m.ngroups * m.d_state + 3 * m.heads();
     follow_weights("rotation angles", m.angles, (*s)[0] - others, notes);
   }
-  if (const Shape* s = shape_of(layer + "mlp.fc2.weight"); s && s->rank == 2) {
-    if ((layers.d_intermediate + 127) / 128 * 128 != (*s)[1])
-      follow_weights("d_intermediate", layers.d_intermediate, (*s)[1], notes);
-  }
+  follow_layers(layers, shape_of, notes);
   follow_original(c, shape_of, notes);
   c = with_mamba3(c, m, layers);
 }

@@ -12,6 +12,12 @@ bool OriginalLayers::is_attention(int64_t layer) const {
   return std::binary_search(attention_at.begin(), attention_at.end(), layer);
 }
 
+std::string OriginalLayers::first_ssm() const {
+  int64_t first = 0;
+  while (is_attention(first)) ++first;
+  return fmt::format("backbone.layers.{}.", first);
+}
+
 void OriginalLayers::check(const Config& c) const {
   check_size("d_intermediate", d_intermediate, 0, 1 << 22);
   if (attention_at.empty()) return;
@@ -144,6 +150,18 @@ void follow_original(Config& c, const ShapeOf& shape_of, std::vector<std::string
   int64_t layers = 0;
   while (shape_of(fmt::format("backbone.layers.{}.norm.weight", layers))) ++layers;
   if (layers > 0) follow_weights("n_layer", c.n_layer, layers, notes);
+}
+
+void follow_layers(OriginalLayers& o, const ShapeOf& shape_of, std::vector<std::string>& notes) {
+  if (const Shape* s = shape_of("backbone.layers.0.mlp.fc2.weight");
+      s && s->rank == 2 && (o.d_intermediate + 127) / 128 * 128 != (*s)[1])
+    follow_weights("d_intermediate", o.d_intermediate, (*s)[1], notes);
+  if (o.attention_at.empty()) return;
+  const std::string mixer = fmt::format("backbone.layers.{}.mixer.", o.attention_at.front());
+  const auto has = [&](const char* part) { return shape_of(mixer + part) != nullptr; };
+  if (!has("in_proj.weight") || !has("out_proj.weight")) return;
+  follow_weights("qkv_proj_bias", o.attention.qkv_bias, has("in_proj.bias"), notes);
+  follow_weights("out_proj_bias", o.attention.out_bias, has("out_proj.bias"), notes);
 }
 
 }  // namespace krait::models

@@ -14,6 +14,8 @@ struct OriginalLayers {
   int64_t d_intermediate = 0;         // F before it is rounded up to 128; 0: no MLP
 
   bool is_attention(int64_t layer) const;
+  // What the names of the first layer without attention begin with.
+  std::string first_ssm() const;
   void check(const Config& config) const;
 };
 
@@ -31,5 +33,8 @@ std::unique_ptr<nn::Block> original_layer(nn::ParamSet& params, const Config& co
 
 // Corrects n_layer by counting, and the kind of norm.
 void follow_original(Config& config, const ShapeOf& shape_of, std::vector<std::string>& notes);
+// Corrects the width of the MLPs and which biases attention has.
+void follow_layers(OriginalLayers& layers, const ShapeOf& shape_of,
+                   std::vector<std::string>& notes);
 
 }  // namespace krait::models

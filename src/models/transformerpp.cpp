@@ -30,6 +30,8 @@ class TransformerppBody : public Body {
     return write_original(c, layers_, OrderedJson::object());
   }
 
+  const OriginalLayers& layers() const { return layers_; }
+
  private:
   const OriginalLayers layers_;
 };
@@ -51,6 +53,13 @@ bool claims(const JsonView& j, Layout layout) {
 Config read(const JsonView& j, Layout) {
   const Config c = read_original_shell(j);
   return with_layers(c, read_original_layers(j, c));
+}
+
+void follow(Config& c, const ShapeOf& shape_of, std::vector<std::string>& notes) {
+  OriginalLayers layers = static_cast<const TransformerppBody&>(*c.body).layers();
+  follow_layers(layers, shape_of, notes);
+  follow_original(c, shape_of, notes);
+  c = with_layers(c, layers);
 }
 
 struct Preset {
@@ -90,7 +99,6 @@ Config preset_of(const std::string& name) {
 
 }  // namespace
 
-const Architecture kTransformerpp = {"transformerpp", claims,    read,
-                                     presets,         preset_of, follow_original};
+const Architecture kTransformerpp = {"transformerpp", claims, read, presets, preset_of, follow};
 
 }  // namespace krait::models
