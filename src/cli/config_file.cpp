@@ -55,6 +55,18 @@ std::string scalar_text(const toml::node& node, const std::string& where) {
   fail("{}: expected a string, a number, true or false, or an array of them", where);
 }
 
+// 1,2,3
+std::string joined(const toml::array& list, const std::string& where) {
+  std::vector<std::string> values;
+  for (const toml::node& item : list) values.push_back(scalar_text(item, where));
+  return fmt::format("{}", fmt::join(values, ","));
+}
+
+bool of_whole_numbers(const toml::array& list) {
+  return !list.empty() &&
+         std::all_of(list.begin(), list.end(), [](const auto& item) { return item.is_integer(); });
+}
+
 }  // namespace
 
 void add_config_text(const CLI::App& app, std::string_view text, const std::string& path,
@@ -78,18 +90,21 @@ void add_config_text(const CLI::App& app, std::string_view text, const std::stri
     if (std::any_of(rivals.begin(), rivals.end(), [&](auto* o) { return is_typed(*o, args); }))
       continue;
     std::vector<std::string> values;
-    if (const toml::array* list = node.as_array()) {
-      for (const toml::node& item : *list) values.push_back(scalar_text(item, where));
+    const toml::array* const list = node.as_array();
+    if (list && (option->get_expected_max() == 1 || of_whole_numbers(*list))) {
+      values.push_back(joined(*list, where));  // one value, of several numbers: ids, two betas
+    } else if (list) {
+      for (const toml::node& item : *list)
+        values.push_back(item.is_array() ? joined(*item.as_array(), where)
+                                         : scalar_text(item, where));
     } else {
       values.push_back(scalar_text(node, where));
     }
     if (option->get_expected_max() == 0) {  // a flag
       require(values.size() == 1 && node.is_boolean(), "{}: expected true or false", where);
       if (values[0] == "true") words.push_back("--" + name);
-    } else if (option->get_expected_max() > 1) {
-      for (const std::string& v : values) words.push_back(fmt::format("--{}={}", name, v));
     } else {
-      words.push_back(fmt::format("--{}={}", name, fmt::join(values, ",")));
+      for (const std::string& v : values) words.push_back(fmt::format("--{}={}", name, v));
     }
   }
   args.insert(std::find(args.begin(), args.end(), "--"), words.begin(), words.end());

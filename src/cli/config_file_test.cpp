@@ -44,6 +44,17 @@ TEST_F(ConfigFile, WritesEveryKindOfValueAsIfTyped) {
   EXPECT_EQ(added("fast = false\n"), Words{});
 }
 
+TEST_F(ConfigFile, NumbersOfAnArrayAreOneValueAndArraysInItOneEach) {
+  std::vector<std::string> ids;
+  app.add_option("--ids", ids);
+  EXPECT_EQ(added("ids = [1, 2, 3]\n"), Words{"--ids=1,2,3"});
+  EXPECT_EQ(added("ids = [[1, 2], [3]]\n"), (Words{"--ids=1,2", "--ids=3"}));
+  EXPECT_EQ(added("ids = [\"1,2\", \"3\"]\n"), (Words{"--ids=1,2", "--ids=3"}));
+  EXPECT_EQ(added("ids = []\n"), Words{});
+  EXPECT_NE(testing::error_of([&] { added("ids = [[[1]]]\n"); }).find("\"ids\": expected"),
+            std::string::npos);
+}
+
 TEST_F(ConfigFile, TheCommandLineWins) {
   EXPECT_EQ(added("steps = 12\nbetas = \"1,2\"\n", {"--steps=3"}), Words{"--betas=1,2"});
   EXPECT_EQ(added("steps = 12\n", {"--steps", "3"}), Words{});
