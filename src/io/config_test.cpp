@@ -118,6 +118,62 @@ TEST(Config, AnOddPartOfAHeadIsTurnedAsTransformersDoes) {
             std::string::npos);
 }
 
+TEST(Config, SlowerTurnsOfLlama3AndLinearAreReadAndWritten) {
+  const std::string shell =
+      R"("hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 10, "num_attention_heads": 2,
+      "intermediate_size": 16, "max_position_embeddings": 64)";
+  const auto written = [&](const std::string& type, const std::string& keys) {
+    return parse_json(
+        config_json(parse("{\"model_type\": \"" + type + "\", " + shell + ", " + keys + "}",
+                          Layout::huggingface),
+                    Layout::huggingface, DType::f32),
+        "written");
+  };
+  const std::string llama3 =
+      R"({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32)";
+  for (const std::string& keys :
+       {R"("rope_theta": 500000.0, "rope_scaling": )" + llama3 + "}",
+        R"("rope_parameters": )" + llama3 + R"(, "rope_theta": 500000.0})"}) {
+    const Json j = written("llama", keys);
+    EXPECT_EQ(j.at("rope_theta"), 500000.0);
+    EXPECT_EQ(j.at("rope_scaling"), parse_json(llama3 + "}", "expected"));
+  }
+  for (const char* type : {"llama", "gpt_neox"})
+    EXPECT_EQ(
+        written(type, R"("rope_scaling": {"type": "linear", "factor": 2})").at("rope_scaling"),
+        parse_json(R"({"rope_type": "linear", "factor": 2.0})", "expected"));
+  EXPECT_FALSE(written("llama", R"("rope_scaling": null)").contains("rope_scaling"));
+  for (const auto& [scaling, part] :
+       {std::pair{R"({"rope_type": "yarn", "factor": 2})", "rope_type"},
+        std::pair{R"({"rope_type": "linear"})", "factor"},
+        std::pair{R"({"rope_type": "linear", "factor": 0.5})", "at least 1"},
+        std::pair{
+            R"({"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 1})",
+            "high_freq_factor"}}) {
+    const std::string message =
+        message_of("{\"model_type\": \"llama\", " + shell + ", \"rope_scaling\": " + scaling + "}");
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  }
+}
+
+TEST(Config, MistralSeesAsManyTokensAsInTransformers) {
+  const auto window = [](const std::string& key) {
+    return parse_json(
+        config_json(
+            parse(
+                R"({"model_type": "mistral", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 10,
+                              "num_attention_heads": 2, "intermediate_size": 16)" +
+                    key + "}",
+                Layout::huggingface),
+            Layout::huggingface, DType::f32),
+        "written");
+  };
+  EXPECT_EQ(window("").at("sliding_window"), 4096);
+  EXPECT_EQ(window(R"(, "sliding_window": 5)").at("sliding_window"), 5);
+  EXPECT_FALSE(window(R"(, "sliding_window": null)").contains("sliding_window"));
+}
+
 // transformers refuses 2.0 where it expects a whole number.
 TEST(Config, MistralHasNoBiasesAsInTransformers) {
   const models::Config c = parse(

@@ -53,6 +53,7 @@ class FalconBody : public Body {
     j["hidden_act"] = "silu";
     j["rms_norm_eps"] = shortest(c.norm_eps);
     j["rope_theta"] = s.attention.rotation.base;
+    write_scaling(j, s.attention.rotation.scaling);
     write_mamba_keys(j, s.mamba);
     j["mamba_d_ssm"] = s.mamba.d_ssm;
     j["mamba_expand"] = 2;  // says nothing beside mamba_d_ssm, but must be a whole number
@@ -124,7 +125,8 @@ Config read(const JsonView& j, Layout) {
   read_transformer(j, s);
   read_biases(j, s);
   a.head_dim = j.integer("head_dim", a.heads > 0 ? c.d_model / a.heads : 0);
-  a.rotation.base = rotary_keys(j, {100000, 1}).base;
+  const RotaryKeys turns = rotary_keys(j, {100000, 1});
+  a.rotation.base = turns.base, a.rotation.scaling = turns.scaling;
   s.mamba = mamba_keys(j, c.d_model);
   s.mamba.out_bias = j.boolean("projectors_bias", false);
   s.mamba.norm = j.boolean("mamba_rms_norm", false);

@@ -66,6 +66,7 @@ class GptNeoxBody : public Body {
     j["hidden_act"] = sizes_.mlp.gate_kind == ops::Gate::gelu ? "gelu" : "gelu_new";
     j["rotary_pct"] = sizes_.rotary.fraction;
     j["rotary_emb_base"] = sizes_.rotary.base;
+    write_scaling(j, sizes_.rotary.scaling);
     j["use_parallel_residual"] = sizes_.parallel;
     j["max_position_embeddings"] = sizes_.longest;
     j["initializer_range"] = sizes_.deviation;

@@ -41,6 +41,7 @@ class LlamaBody : public Body {
     j["hidden_act"] = "silu";
     j["rms_norm_eps"] = shortest(c.norm_eps);
     j["rope_theta"] = a.rotation.base;
+    write_scaling(j, a.rotation.scaling);
     if (mistral) {
       j["sliding_window"] = a.window;
     } else {
@@ -77,9 +78,11 @@ Config read(const JsonView& j, Layout) {
   nn::AttentionConfig& a = s.attention;
   read_transformer(j, s);
   a.head_dim = j.integer("head_dim", a.heads > 0 ? c.d_model / a.heads : 0);
-  a.rotation = {a.head_dim, rotary_keys(j, {}).base, false};
+  const RotaryKeys turns = rotary_keys(j, {});
+  a.rotation = {a.head_dim, turns.base, false, turns.scaling};
   if (j.text("model_type") == "mistral") {
-    a.window = j.integer("sliding_window", 0);
+    // A null there: none. transformers takes 4096 where the key is missing.
+    a.window = j.integer("sliding_window", j.json().contains("sliding_window") ? 0 : 4096);
   } else {
     read_biases(j, s);  // Mistral has none, whatever its config says
   }

@@ -169,6 +169,7 @@ OrderedJson ZambaBody::json(const Config& c, Layout layout) const {
   j["attention_head_dim"] = s.attention.head_dim;
   j["use_mem_rope"] = s.rotates;
   j["rope_theta"] = s.attention.rotation.base;
+  write_scaling(j, s.attention.rotation.scaling);
   j["add_bias_linear"] = s.mlp.bias;
   j["hidden_act"] = "gelu";
   j["rms_norm_eps"] = shortest(c.norm_eps);
@@ -245,7 +246,8 @@ Config read(const JsonView& j, Layout) {
   if (j.integer("attention_hidden_size", 2 * c.d_model) != 2 * c.d_model)
     j.wrong("attention_hidden_size", fmt::format("2 hidden_size = {}", 2 * c.d_model));
   s.rotates = j.boolean("use_mem_rope", false);
-  a.rotation.base = rotary_keys(j, {10000, 1}).base;
+  const RotaryKeys turns = rotary_keys(j, {10000, 1});
+  a.rotation.base = turns.base, a.rotation.scaling = turns.scaling;
   nn::Mamba2Config& m = s.mamba;
   m.d_ssm = expanded(j.number("mamba_expand", 2), c.d_model);
   const int64_t heads = j.integer("n_mamba_heads", 8);

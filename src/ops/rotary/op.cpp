@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "krait/autograd/tape.h"
 #include "krait/base/threads.h"
@@ -45,6 +46,10 @@ void check(const Context& c, const Call& q) {
   require(q.rotation.R >= 0 && q.rotation.R % 2 == 0 && q.rotation.R <= x.size(3),
           "[rotary] R: expected an even number of at most P={} elements, got {}", x.size(3),
           q.rotation.R);
+  const RotaryScaling& s = q.rotation.scaling;
+  require(s.factor > 0 && (s.high == 0 || (s.low > 0 && s.high > s.low && s.original > 0)),
+          "[rotary] scaling: expected a factor above 0, and low below high, got {}, {} and {}",
+          s.factor, s.low, s.high);
   require(c.device.type == Device::cpu || q.rotation.R <= 2 * cuda::kRotaryMaxPairs,
           "[rotary] R: expected at most {} elements on a GPU, got {}", 2 * cuda::kRotaryMaxPairs,
           q.rotation.R);
@@ -61,8 +66,14 @@ void check(const Context& c, const Call& q) {
 
 // angles (R/2): by how much each pair turns from one position to the next
 void fill_angles(const Rotation& r, double* angles) {
-  for (int64_t i = 0; i < r.R / 2; ++i)
-    angles[i] = std::pow(r.base, -2.0 * static_cast<double>(i) / static_cast<double>(r.R));
+  const RotaryScaling& s = r.scaling;
+  for (int64_t i = 0; i < r.R / 2; ++i) {
+    const double angle = std::pow(r.base, -2.0 * static_cast<double>(i) / static_cast<double>(r.R));
+    const double turns = s.original * angle / (2 * std::numbers::pi);
+    const double kept =  // of the angle as it is
+        s.high > 0 ? std::clamp((turns - s.low) / (s.high - s.low), 0.0, 1.0) : 0.0;
+    angles[i] = angle * (kept + (1 - kept) / s.factor);
+  }
 }
 
 // rests (kRun, R/2, 2): cosine and sine of every rest

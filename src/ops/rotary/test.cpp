@@ -74,6 +74,15 @@ TEST(Rotary, MatchesReference) {
   expect_matches({.P = 130, .rotation = {130, 500000}});
 }
 
+TEST(Rotary, SlowerTurnsMatchTheReference) {
+  for (const RotaryScaling& s :
+       {RotaryScaling{4}, RotaryScaling{8, 1, 4, 64}, RotaryScaling{3, 2, 2.5, 8192}})
+    for (bool interleaved : {false, true}) {
+      SCOPED_TRACE(fmt::format("factor {} interleaved {}", s.factor, interleaved));
+      expect_matches({.rotation = {18, 10000, interleaved, s}, .start = {1000003, 5}});
+    }
+}
+
 TEST(Rotary, MatchesReferenceInRunsOfWholeHeads) {
   for (DType dtype : {DType::f32, DType::bf16})
     for (bool interleaved : {false, true})
@@ -115,6 +124,11 @@ TEST(Rotary, ErrorsSayWhatWasExpected) {
   const Tensor x = test.random({1, 2, 2, 16}, DType::f32, 1);
   expect_error([&] { rotary(test.c, x, {18}); },
                "[rotary] R: expected an even number of at most P=16");
+  expect_error(
+      [&] {
+        rotary(test.c, x, {16, 10000, false, {8, 4, 1, 64}});
+      },
+      "[rotary] scaling: expected a factor above 0, and low below high");
 }
 
 }  // namespace
