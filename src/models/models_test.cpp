@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "krait/autograd/plan.h"
+#include "krait/models/architecture.h"
 #include "krait/models/language_model.h"
 #include "krait/models/mamba1.h"
 #include "krait/testing/errors.h"
@@ -101,6 +103,63 @@ TEST(Parameters, T1_T3_OnlyMatricesDecayAndSsmTensorsStayFloat32) {
     EXPECT_EQ(p.var.grad.dtype, DType::f32) << p.name;
     EXPECT_EQ(p.value.dtype, p.keep_float32 ? DType::f32 : DType::bf16) << p.name;
     EXPECT_EQ(!p.low, p.keep_float32) << p.name;
+  }
+}
+
+// "mlp_dim" of mamba_ssm's attention: rows [q, k, v, up, gate] in, columns [heads, up · silu(gate)] out.
+TEST(Transformerpp, AnMlpBesideTheHeadsIsAddedThroughTheSameProjections) {
+  constexpr size_t D = 4, V = 8, M = 128, C = 12;  // one head of four channels
+  const Json config =
+      parse_json(R"({"d_model": 4, "n_layer": 1, "vocab_size": 8, "attn_layer_idx": [0],
+      "attn_cfg": {"causal": true, "num_heads": 1, "mlp_dim": 3}})",
+                 "config.json");
+  LanguageModel model(kTransformerpp.read(JsonView(config, "config.json"), Layout::original));
+  model.params().allocate(nn::Purpose::inference, DType::f32);
+  model.params().initialize(5);
+  const auto param = [&](const std::string& name) {
+    const Tensor& t = model.params().find("backbone." + name)->value;
+    return std::span<float>(t.as<float>(), static_cast<size_t>(t.numel()));
+  };
+  const auto in = param("layers.0.mixer.in_proj.weight"),
+             bias = param("layers.0.mixer.in_proj.bias"),
+             out = param("layers.0.mixer.out_proj.weight"), embedding = param("embeddings.weight");
+  ASSERT_EQ(in.size(), (C + 2 * M) * D);
+  ASSERT_EQ(out.size(), D * (D + M));
+  for (size_t i = 0; i < bias.size(); ++i) bias[i] = 0.1f * static_cast<float>(i % 7);
+  for (size_t d = 0; d < D; ++d)  // the heads' share of the output
+    std::fill_n(&out[d * (D + M)], D, 0.0f);
+  const auto normed = [](std::vector<double> x) {
+    double squares = 1e-5 * D;
+    for (const double v : x) squares += v * v;
+    for (double& v : x) v /= std::sqrt(squares / D);
+    return x;
+  };
+  const int32_t id = 3;
+  std::vector<double> r(&embedding[id * D], &embedding[id * D] + D);
+  const std::vector<double> x = normed(r);
+  const auto row = [&](size_t i) {
+    double sum = bias[i];
+    for (size_t d = 0; d < D; ++d) sum += in[i * D + d] * x[d];
+    return sum;
+  };
+  for (size_t m = 0; m < M; ++m) {
+    const double gate = row(C + M + m), y = row(C + m) * gate / (1 + std::exp(-gate));
+    for (size_t d = 0; d < D; ++d) r[d] += out[d * (D + M) + D + m] * y;
+  }
+  r = normed(r);
+
+  const auto run = [&](Context& c) {
+    return model.logits(c,
+                        model.hidden(c, Tensor(const_cast<int32_t*>(&id), DType::i32, {1, 1}), {}));
+  };
+  Context c;
+  Arena arena(plan(c, false, run).bytes);
+  c.arena = &arena;
+  const Tensor logits = run(c);
+  for (size_t v = 0; v < V; ++v) {
+    double expected = 0;
+    for (size_t d = 0; d < D; ++d) expected += embedding[v * D + d] * r[d];
+    EXPECT_NEAR(get(logits, static_cast<int64_t>(v)), expected, 1e-6) << v;
   }
 }
 

@@ -60,7 +60,6 @@ OriginalLayers read_original_layers(const JsonView& j, const Config& c) {
   if (o.attention_at.empty()) return o;
   const JsonView a = j.object("attn_cfg");
   if (!a.boolean("causal", false)) a.wrong("causal", "true, in a language model");
-  if (a.integer("mlp_dim", 0) != 0) a.wrong("mlp_dim", "0: an MLP is a part of its own here");
   nn::AttentionConfig& g = o.attention;
   g.heads = a.integer("num_heads");
   g.key_heads = a.integer("num_heads_kv", g.heads);
@@ -70,6 +69,9 @@ OriginalLayers read_original_layers(const JsonView& j, const Config& c) {
   g.rotation.base = a.number("rotary_emb_base", 10000);
   g.rotation.interleaved = a.boolean("rotary_emb_interleaved", false);
   g.d_conv = a.integer("d_conv", 0);
+  const int64_t mlp = a.integer("mlp_dim", 0);  // up and gate together, rounded up there
+  if (mlp < 0 || mlp > (1 << 22)) a.wrong("mlp_dim", fmt::format("a number from 0 to {}", 1 << 22));
+  g.d_mlp = (mlp + 255) / 256 * 128;
   g.qkv_bias = a.boolean("qkv_proj_bias", true);
   g.out_bias = a.boolean("out_proj_bias", true);
   return o;
@@ -80,6 +82,7 @@ static OrderedJson attention_json(const nn::AttentionConfig& g) {
   a["causal"] = true;
   if (g.d_conv > 0) a["d_conv"] = g.d_conv;
   a["head_dim"] = g.head_dim;
+  if (g.d_mlp > 0) a["mlp_dim"] = 2 * g.d_mlp;
   a["num_heads"] = g.heads;
   if (g.key_heads != g.heads) a["num_heads_kv"] = g.key_heads;
   a["out_proj_bias"] = g.out_bias;

@@ -2,7 +2,10 @@
 
 #include <cmath>
 
+#include "krait/ops/concat/concat.h"
 #include "krait/ops/conv1d_causal/conv1d_causal.h"
+#include "krait/ops/gate/gate.h"
+#include "krait/ops/linear/linear.h"
 #include "krait/ops/scale/scale.h"
 
 namespace krait::nn {
@@ -28,6 +31,8 @@ Attention::Attention(ParamSet& params, const std::string& name, const AttentionC
   const int64_t D = g.d_model, K = g.width(), P = g.head_dim;
   require(g.d_conv == 0 || g.layout == QkvLayout::rows,
           "attention: a convolution needs q, k, v as rows of one matrix");
+  require(g.d_mlp == 0 || g.layout == QkvLayout::rows,
+          "attention: an MLP beside the heads needs q, k, v as rows of one matrix");
   require(g.layout != QkvLayout::heads || g.heads == g.key_heads,
           "attention: q, k, v head by head need as many key heads as heads, got {} and {}",
           g.key_heads, g.heads);
@@ -51,7 +56,7 @@ Attention::Attention(ParamSet& params, const std::string& name, const AttentionC
     input("k_proj", g.key_heads * P);
     input("v_proj", g.key_heads * P);
   } else {
-    input(g.qkv, g.channels());
+    input(g.qkv, g.channels() + 2 * g.d_mlp);  // q, k, v, and of the MLP up, gate
   }
   if (g.d_conv > 0) {
     Param& k = params.add(name + ".conv1d.weight", {g.channels(), 1, g.d_conv}, fan_in(g.d_conv));
@@ -60,7 +65,7 @@ Attention::Attention(ParamSet& params, const std::string& name, const AttentionC
     conv_ = &k;
     if (g.conv_bias) conv_bias_ = bias("conv1d", g.channels(), fan_in(g.d_conv));
   }
-  out_ = matrix(g.out, D, g.heads * P, g.out_rescale);
+  out_ = matrix(g.out, D, g.heads * P + g.d_mlp, g.out_rescale);
   if (g.out_bias) out_bias_ = bias(g.out, D, constant(0.0f));
 }
 
@@ -94,10 +99,21 @@ Attention::Qkv Attention::project(Context& c, const Tensor& x, BlockCall& call,
   if (g.layout == QkvLayout::separate)
     return {linear(0).reshape({B, L, g.heads, P}), linear(1).reshape({B, L, g.key_heads, P}),
             linear(2).reshape({B, L, g.key_heads, P})};
-  Tensor qkv = linear(0);  // (B, L, (H+2Hkv)·P)
+  // Rows [from, to) of the projection.
+  const auto rows_of = [&](int64_t from, int64_t to) {
+    return ops::linear(c, x, in_[0]->value.slice(0, from, to),
+                       in_bias_.empty() ? Tensor() : in_bias_[0]->value.slice(0, from, to),
+                       c.activation);
+  };
+  const int64_t C = g.channels(), M = g.d_mlp;
+  Tensor qkv = M > 0 ? rows_of(0, C) : linear(0), mlp;  // (B, L, C)
   if (g.layout == QkvLayout::heads) {
     const Tensor heads = qkv.reshape({B, L, g.heads, 3 * P});
     return {heads.slice(-1, 0, P), heads.slice(-1, P, 2 * P), heads.slice(-1, 2 * P, 3 * P)};
+  }
+  if (M > 0) {
+    const Tensor both = rows_of(C, C + 2 * M);
+    mlp = ops::gate(c, ops::Gate::silu, both.slice(-1, M, 2 * M), both.slice(-1, 0, M));
   }
   if (conv_) {
     const auto take_first = [](std::vector<Tensor>& v) {
@@ -116,7 +132,7 @@ Attention::Qkv Attention::project(Context& c, const Tensor& x, BlockCall& call,
   const Tensor rows = qkv.reshape({B, L, g.heads + 2 * g.key_heads, P});
   return {rows.slice(2, 0, g.heads), rows.slice(2, g.heads, g.heads + g.key_heads),
           rows.slice(2, g.heads + g.key_heads, g.heads + 2 * g.key_heads),
-          rows.slice(2, 0, g.heads + g.key_heads)};
+          rows.slice(2, 0, g.heads + g.key_heads), mlp};
 }
 
 Tensor Attention::forward(Context& c, const Tensor& x, const Tensor& stream,
@@ -147,7 +163,8 @@ Tensor Attention::forward(Context& c, const Tensor& x, const Tensor& stream,
     call.state.out = {a.cache.k, a.cache.v, a.cache.length};
     if (conv_) call.state.out.insert(call.state.out.begin(), conv_end);
   }
-  const Tensor y = a.y.reshape({x.size(0), x.size(1), g.heads * g.head_dim});
+  Tensor y = a.y.reshape({x.size(0), x.size(1), g.heads * g.head_dim});
+  if (p.mlp) y = ops::concat(c, y, p.mlp);
   return project_and_add(c, y, *out_, out_bias_, stream, call, g.out_factor);
 }
 

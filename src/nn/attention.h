@@ -25,6 +25,7 @@ struct AttentionConfig {
   int64_t window = 0;  // tokens that a token sees, itself included; 0: all before it
   ops::Rotation rotation;
   int64_t d_conv = 0;  // W; 0: no convolution
+  int64_t d_mlp = 0;   // M of a gated MLP beside the heads (rows layout only); 0: none
   QkvLayout layout = QkvLayout::separate;
   bool qkv_bias = false, out_bias = false, conv_bias = true;
   // Under the mixer's name: one matrix `qkv`, or q_proj, k_proj, v_proj; and conv1d.
@@ -56,6 +57,7 @@ class Attention : public Mixer {
   struct Qkv {
     Tensor q, k, v;  // (B, L, heads, P)
     Tensor qk;       // the heads of both side by side, where they lie so
+    Tensor mlp;      // (B, L, M), where there is one: up · silu(gate)
   };
   Qkv project(Context& c, const Tensor& x, BlockCall& call, Tensor& conv_end) const;
 
