@@ -29,8 +29,8 @@ fs::path config_path(const fs::path& directory) {
 
 // The first file with weights in a folder, or "".
 fs::path weights_in(const fs::path& directory) {
-  for (const char* name :
-       {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"})
+  for (const char* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                           "pytorch_model.bin.index.json"})
     if (fs::exists(directory / name)) return directory / name;
   for (const auto& entry : fs::directory_iterator(directory))
     if (entry.path().extension() == ".pt" || entry.path().extension() == ".pth")
@@ -41,12 +41,13 @@ fs::path weights_in(const fs::path& directory) {
 TensorFile read_weights(const fs::path& directory) {
   const fs::path file = weights_in(directory);
   require(!file.empty(),
-          "{}: expected model.safetensors, model.safetensors.index.json, pytorch_model.bin, *.pt "
-          "or *.pth beside config.json",
+          "{}: expected model.safetensors or pytorch_model.bin, or an index of shards of one "
+          "(*.index.json), *.pt or *.pth beside config.json",
           directory.string());
-  return file.filename().string().starts_with("model.safetensors")
-             ? read_safetensors_model(directory)
-             : read_torch_archive(file);
+  if (file.filename().string().starts_with("model.safetensors"))
+    return read_safetensors_model(directory);
+  const auto read = [](const fs::path& p) { return read_torch_archive(p); };
+  return file.extension() == ".json" ? read_shards(file, read) : read(file);
 }
 
 const std::string& original_name(const nn::Param& p) {

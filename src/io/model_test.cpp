@@ -9,6 +9,7 @@
 #include "krait/base/json.h"
 #include "krait/io/config.h"
 #include "krait/io/safetensors.h"
+#include "krait/io/torch_archive.h"
 #include "krait/models/mamba1.h"
 #include "krait/testing/errors.h"
 
@@ -102,6 +103,25 @@ TEST_F(ModelFiles, BFloat16IsReadAsItIsAndConvertedWhereAsked) {
   const LoadedModel half = load_model(dir_, {});  // no type asked for: the stored one
   const nn::Param* in_proj = half.model->params().find("backbone.layers.0.mixer.in_proj.weight");
   EXPECT_EQ(in_proj->value.dtype, DType::bf16);
+}
+
+TEST_F(ModelFiles, ShardsOfTorchAreReadThroughTheirIndex) {
+  const auto model = random_model();
+  save_model(*model, dir_, Layout::original, DType::f32);
+  fs::remove(dir_ / "pytorch_model.bin");
+  std::vector<NamedTensor> shards[2];
+  Json map;
+  for (const nn::Param& p : model->params()) {
+    const size_t i = map.size() % 2;
+    shards[i].push_back({p.name, p.value.detach()});
+    map[p.name] = fmt::format("pytorch_model-0000{}-of-00002.bin", i + 1);
+  }
+  write_torch_archive(dir_ / "pytorch_model-00001-of-00002.bin", shards[0]);
+  write_file(dir_ / "pytorch_model.bin.index.json", Json{{"weight_map", map}}.dump());
+  const std::string message = testing::error_of([&] { load_model(dir_, {}); });
+  EXPECT_NE(message.find("pytorch_model-00002-of-00002.bin"), std::string::npos) << message;
+  write_torch_archive(dir_ / "pytorch_model-00002-of-00002.bin", shards[1]);
+  EXPECT_EQ(logits(*load_model(dir_, {}).model), logits(*model));
 }
 
 TEST_F(ModelFiles, T37_WeightsWinOverAConfigThatDisagrees) {

@@ -171,9 +171,14 @@ TensorFile read_safetensors_model(const fs::path& dir) {
   if (fs::exists(dir / kSingle)) return read_safetensors(dir / kSingle);
   require(fs::exists(dir / kIndex), "{}: expected {} or {}, found neither", dir.string(), kSingle,
           kIndex);
-  TensorFile all((dir / kIndex).string());
-  for (const auto& [shard, names] : read_index(dir / kIndex)) {
-    const auto part = std::make_shared<TensorFile>(read_safetensors(dir / shard));
+  return read_shards(dir / kIndex, read_safetensors);
+}
+
+TensorFile read_shards(const fs::path& index,
+                       const std::function<TensorFile(const fs::path&)>& read) {
+  TensorFile all(index.string());
+  for (const auto& [shard, names] : read_index(index)) {
+    const auto part = std::make_shared<TensorFile>(read(index.parent_path() / shard));
     for (const auto& name : names) part->at(name);
     for (const auto& [name, view] : *part)
       if (std::binary_search(names.begin(), names.end(), name)) all.add(name, view);

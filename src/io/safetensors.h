@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -26,6 +27,11 @@ TensorFile parse_safetensors(std::span<const std::byte> bytes, const std::string
 // out). Error: neither is there, a shard is missing or not a plain file name, a listed tensor is not in
 // its shard.
 TensorFile read_safetensors_model(const std::filesystem::path& dir);
+
+// The tensors that an index lists ("weight_map": tensor to file), from files beside it that `read` reads. Errors as
+// above.
+TensorFile read_shards(const std::filesystem::path& index,
+                       const std::function<TensorFile(const std::filesystem::path&)>& read);
 
 // Writes tensors of the CPU, of any strides, in the order given; all or nothing (see FileWriter).
 void write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
