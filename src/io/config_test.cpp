@@ -157,6 +157,21 @@ TEST(Config, SlowerTurnsOfLlama3AndLinearAreReadAndWritten) {
   }
 }
 
+TEST(Config, BambaSaysWhereTransformersLooksWhatPartOfAHeadIsTurned) {
+  const models::Config c = parse(
+      R"({"model_type": "bamba", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 10, "num_attention_heads": 2,
+          "num_key_value_heads": 1, "intermediate_size": 16, "attn_layer_indices": [0], "mamba_n_heads": 2,
+          "mamba_d_head": 8, "rope_theta": 100, "partial_rotary_factor": 1.0,
+          "rope_scaling": {"type": "linear", "factor": 2}})",
+      Layout::huggingface);
+  const Json j = parse_json(config_json(c, Layout::huggingface, DType::f32), "written");
+  EXPECT_EQ(j.at("rope_parameters"),
+            parse_json(R"({"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0,
+                           "partial_rotary_factor": 1.0})",
+                       "expected"));
+  EXPECT_FALSE(j.contains("rope_scaling"));  // would take its place there
+}
+
 TEST(Config, MistralSeesAsManyTokensAsInTransformers) {
   const auto window = [](const std::string& key) {
     return parse_json(

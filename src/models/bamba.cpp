@@ -58,7 +58,7 @@ class BambaBody : public Body {
     j["rms_norm_eps"] = shortest(c.norm_eps);
     j["rope_theta"] = s.rotary.base;
     j["partial_rotary_factor"] = s.rotary.fraction;
-    write_scaling(j, s.rotary.scaling);
+    j["rope_parameters"] = rotary_parameters(s.rotary);  // transformers looks for it only there
     write_mamba_keys(j, s.mamba);
     j["tie_word_embeddings"] = c.tie_embeddings;
     write_eos(j, c);

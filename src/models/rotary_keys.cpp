@@ -43,17 +43,29 @@ RotaryKeys rotary_keys(const JsonView& j, const RotaryKeys& usual) {
   return keys;
 }
 
-void write_scaling(OrderedJson& j, const ops::RotaryScaling& s) {
-  if (s == ops::RotaryScaling()) return;
+static OrderedJson scaling_json(const ops::RotaryScaling& s) {
   OrderedJson o;
-  o["rope_type"] = s.high > 0 ? "llama3" : "linear";
+  const bool plain = s == ops::RotaryScaling();
+  o["rope_type"] = plain ? "default" : s.high > 0 ? "llama3" : "linear";
+  if (plain) return o;
   o["factor"] = s.factor;
   if (s.high > 0) {
     o["low_freq_factor"] = s.low;
     o["high_freq_factor"] = s.high;
     o["original_max_position_embeddings"] = static_cast<int64_t>(s.original);
   }
-  j["rope_scaling"] = o;
+  return o;
+}
+
+void write_scaling(OrderedJson& j, const ops::RotaryScaling& s) {
+  if (s != ops::RotaryScaling()) j["rope_scaling"] = scaling_json(s);
+}
+
+OrderedJson rotary_parameters(const RotaryKeys& keys) {
+  OrderedJson o = scaling_json(keys.scaling);
+  o["rope_theta"] = keys.base;
+  o["partial_rotary_factor"] = keys.fraction;
+  return o;
 }
 
 ops::Rotation rotation_of(const RotaryKeys& keys, int64_t P) {

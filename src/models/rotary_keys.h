@@ -18,6 +18,8 @@ RotaryKeys rotary_keys(const JsonView& j, const RotaryKeys& usual);
 
 // Writes "rope_scaling" where angles are scaled.
 void write_scaling(OrderedJson& j, const ops::RotaryScaling& scaling);
+// All of it nested, as "rope_parameters" of new files.
+OrderedJson rotary_parameters(const RotaryKeys& keys);
 
 // The rotation of n = fraction · P channels of each head, rounded down. Where n is odd,
 // transformers turns (n + 1) / 2 pairs all the same, by angles of base^(-2i/n).
