@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "krait/base/file.h"
+#include "krait/base/file_name.h"
 #include "krait/base/hash.h"
 #include "krait/data/labels.h"
 #include "krait/data/text.h"
@@ -18,10 +19,7 @@ namespace {
 
 bool is_image(const fs::path& path) {
   static constexpr std::array kEndings = {".png", ".jpg", ".jpeg", ".npy"};
-  std::string ending = path.extension().string();
-  for (char& c : ending)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return std::find(kEndings.begin(), kEndings.end(), ending) != kEndings.end();
+  return std::find(kEndings.begin(), kEndings.end(), ending_of(path)) != kEndings.end();
 }
 
 bool hidden(const fs::path& path) { return path.filename().native().starts_with('.'); }

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "krait/base/file.h"
+#include "krait/base/file_name.h"
 #include "krait/base/hash.h"
 #include "krait/data/labels.h"
 #include "krait/io/npy.h"
@@ -72,8 +73,9 @@ void read_series(const JsonView& line, const fs::path& folder, const SequenceFor
   const Json& values = line.at("values");
   if (values.is_string()) {
     const fs::path file = folder / values.get<std::string>();
-    return is_sound(file) ? cut_sound(file, std::max<int64_t>(1, format.inputs), e)
-                          : read_array(file, e);
+    if (is_sound(file)) return cut_sound(file, std::max<int64_t>(1, format.inputs), e);
+    if (ending_of(file) != ".npy") line.wrong("values", "the name of a .npy, .wav, .flac or .ogg");
+    return read_array(file, e);
   }
   if (!values.is_array())
     line.wrong("values", "a list of vectors, or the name of a .npy or a sound");

@@ -103,6 +103,13 @@ TEST_F(Sequences, SoundsAreCutIntoVectorsOfTheModel) {
   EXPECT_EQ(e.values, (std::vector<float>{-1, 0, 0.5f, 0}));
 }
 
+TEST_F(Sequences, AFileOfAnotherKindIsNamedWithThoseThatAreRead) {
+  const std::string message =
+      error_of([&] { read("{\"values\": \"x.mp3\", \"label\": 1}", kClasses); });
+  EXPECT_NE(message.find("data.jsonl:1"), std::string::npos) << message;
+  EXPECT_NE(message.find(".npy, .wav, .flac or .ogg"), std::string::npos) << message;
+}
+
 TEST_F(Sequences, SeriesWithNumbersThatAreNotFiniteAreRefused) {
   std::vector<float> stored = {5, 6, INFINITY, 8};
   write_npy(dir_ / "x.npy", Tensor(stored.data(), DType::f32, {2, 2}));

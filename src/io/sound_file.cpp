@@ -5,11 +5,12 @@
 #include <memory>
 
 #include "krait/base/error.h"
+#include "krait/base/file_name.h"
 
 namespace krait {
 
 bool is_sound(const std::filesystem::path& file) {
-  const std::filesystem::path extension = file.extension();
+  const std::string extension = ending_of(file);
   return extension == ".wav" || extension == ".flac" || extension == ".ogg";
 }
 

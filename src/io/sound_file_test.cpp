@@ -41,6 +41,12 @@ TEST(SoundFile, EveryKindGivesTheSamplesThatWereWritten) {
   EXPECT_NEAR(read_sound(dir / "x.flac").samples.at(2), -1, 0x1p-15);
 }
 
+TEST(SoundFile, ItsNameMayBeInCapitals) {
+  for (const char* name : {"a.wav", "A.WAV", "b.Flac", "c.ogg"})
+    EXPECT_TRUE(is_sound(name)) << name;
+  for (const char* name : {"a.mp3", "wav", "a.wav.txt", ""}) EXPECT_FALSE(is_sound(name)) << name;
+}
+
 TEST(SoundFile, ALongSoundComesWhole) {
   const TempDir dir;
   std::vector<float> samples(50000);
