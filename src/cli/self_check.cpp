@@ -364,6 +364,7 @@ int selftest() {
     print_line("{}", d.name);
     for (const Check& check : kChecks)
       for (const DType dtype : {DType::f32, DType::bf16}) {
+        check_interrupt();
         ++checks;
         wrong += report(check, d.device, dtype) ? 0 : 1;
       }

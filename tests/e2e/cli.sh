@@ -230,16 +230,20 @@ if [[ -w /dev/full ]]; then
 fi
 
 # ---- interrupted: 130, and the state is saved
-"$KRAIT" generate "$model" --prompt a --max-new 100000000 --state-out int.safetensors >said.txt &
-pid=$!
-for _ in $(seq 300); do
-  [[ -s said.txt ]] && break
-  sleep 0.1
-done
-kill -INT "$pid"
-code=0
-wait "$pid" || code=$?
-same "$code" 130 "exit code of SIGINT"
+interrupted() {  # COMMAND...: once it has said something
+  : >said.txt
+  "$KRAIT" "$@" >said.txt &
+  local pid=$! code=0
+  for _ in $(seq 3000); do
+    [[ -s said.txt ]] && break
+    sleep 0.01
+  done
+  kill -INT "$pid"
+  wait "$pid" || code=$?
+  same "$code" 130 "exit code of SIGINT, $1"
+}
+interrupted --selftest
+interrupted generate "$model" --prompt a --max-new 100000000 --state-out int.safetensors
 [[ -s int.safetensors ]] || die "no state was saved at SIGINT"
 "$KRAIT" generate "$model" --state-in int.safetensors --max-new 1 --json >/dev/null
 echo "e2e: all as it should be"
