@@ -35,13 +35,6 @@ static void scale_A(const float* A, int64_t n, bool is_log, float* A2) {
   });
 }
 
-// As scale_A, but fused on every machine: log2(e) and 1 / π are two parts each.
-static void scale_complex_A(const float* A, int64_t n, float* A2) {
-  constexpr float kHigh[] = {0x1.715476p+0f, 0x1.45f306p-2f},
-                  kLow[] = {0x1.4ae0cp-26f, 0x1.b9391p-27f};
-  for (int64_t i = 0; i < n; ++i) A2[i] = __builtin_fmaf(A[i], kHigh[i % 2], A[i] * kLow[i % 2]);
-}
-
 static void scan_chunked(const scan::Forward& w) {
   const scan::Block& b = w.block;
   const int64_t N = b.N, row = kChunk * kBlock;
@@ -195,29 +188,29 @@ static ops::GradRows beside(const ops::GradRows& r, int64_t column) {
   return s;
 }
 
-static void add_row(const float* from, float* to) {
-  for_row([&](int v) { hn::StoreU(hn::Add(at(to, v), at(from, v)), d, to + v); });
+static void add_floats(const float* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
 }
 
 // After the passes: the gradients of the chunk's u, dt, z, and the sums over time of those of D and bias.
 static void finish_block(const scan::Backward& w, int block, int channels, int64_t t0, int64_t rows,
                          const float* D_row, const ChunkRows& c, const scan::Sums& sums) {
   const int64_t column = int64_t{block} * kBlock;
-  const V ln2 = hn::Set(d, 0x1.62e430p-1f);
+  const V unit = hn::Set(d, w.block.complex ? 1.0f : 0x1.62e430p-1f);  // ln 2: s_A has A2's
   float dD[kBlock] = {}, dbias[kBlock] = {};
   for (int64_t i = 0; i < rows * kBlock; i += kBlock)
     for_row([&](int v) {
       const V u = at(c.u + i, v), g = at(c.g + i, v), s_B = at(c.s_B + i, v);
       const V du = hn::MulAdd(at(c.delta + i, v), s_B, hn::Mul(at(D_row, v), g));
-      const V ddelta = hn::MulAdd(u, s_B, hn::Mul(ln2, at(c.s_A + i, v)));
+      const V ddelta = hn::MulAdd(u, s_B, hn::Mul(unit, at(c.s_A + i, v)));
       const V ddt = hn::Mul(ddelta, at(c.slope + i, v));
       hn::StoreU(hn::MulAdd(g, u, at(dD, v)), d, dD + v);
       hn::StoreU(hn::Add(at(dbias, v), ddt), d, dbias + v);
       hn::StoreU(du, d, c.out + i + v);
       hn::StoreU(ddt, d, c.s_A + i + v);
     });
-  add_row(dD, sums.dD);
-  add_row(dbias, sums.dt_bias);
+  add_floats(dD, kBlock, sums.dD);
+  add_floats(dbias, kBlock, sums.dt_bias);
   store_rows(beside(w.du, column), t0, rows, channels, c.out);
   store_rows(beside(w.ddt, column), t0, rows, channels, c.s_A);
   if (!w.dz.data) return;
@@ -258,18 +251,19 @@ static void backward(const scan::Backward& w) {
     p.rows = rows;
     p.delta = c.delta, p.x = c.x, p.g = c.g, p.h = h, p.y = c.y;
     p.history = history, p.decay = decay, p.s_B = c.s_B, p.s_A = c.s_A;
+    p.dB = lanes_dB, p.dC = lanes_dC;
     if (b.constant_B) {
       p.B = {const_B, 0, kBlock};
     } else {
       p.B = varying(b.B, t, rows, N, float_B);
-      p.dB = lanes_dB, p.dB_step = NB;
+      p.dB_step = NB;
       zero_floats(lanes_dB, rows * NB);
     }
     if (b.constant_C) {
       p.C = {const_C, 0, kBlock};
     } else {
       p.C = varying(b.C, t, rows, N, float_C);
-      p.dC = lanes_dC, p.dC_step = NB;
+      p.dC_step = NB;
       zero_floats(lanes_dC, rows * NB);
     }
     for (int k = 0; k < w.blocks; ++k) {
@@ -299,13 +293,15 @@ static void backward(const scan::Backward& w) {
       p.A = A + k * NB, p.dh = dh + k * NB, p.dA = sums.dA;
       if (b.constant_B) {
         load_transposed(static_cast<const float*>(b.B.data) + k * NB, channels, N, const_B);
-        p.dB = sums.dB;
+        zero_floats(lanes_dB, NB);
       }
       if (b.constant_C) {
         load_transposed(static_cast<const float*>(b.C.data) + k * NB, channels, N, const_C);
-        p.dC = sums.dC;
+        zero_floats(lanes_dC, NB);
       }
       all_passes<true>(p, b);
+      if (b.constant_B) add_floats(lanes_dB, NB, sums.dB);
+      if (b.constant_C) add_floats(lanes_dC, NB, sums.dC);
       finish_block(w, k, channels, t, rows, D_row, c, sums);
     }
     if (w.part_dB) reduce_rows(lanes_dB, rows * N, w.part_dB + t * N);
@@ -319,7 +315,7 @@ static void backward(const scan::Backward& w) {
 }  // namespace selective_scan
 
 const ops::scan::Kernels selective_scan_kernels = {
-    selective_scan::scale_A, selective_scan::scale_complex_A, selective_scan::scan_chunked,
-    selective_scan::scan_step, selective_scan::backward};
+    selective_scan::scale_A, selective_scan::scan_chunked, selective_scan::scan_step,
+    selective_scan::backward};
 
 }  // namespace krait::KRAIT_ISA

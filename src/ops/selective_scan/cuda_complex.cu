@@ -196,14 +196,14 @@ struct Adjoint {
       reinterpret_cast<float2*>(k.dstates + unit * p.E * p.N + at_state)[n] = {dh.re, dh.im};
   }
 
-  __device__ void finish(const Span& s, float& dD, float& ddt_bias) const {
+  __device__ void finish(const Span& s, double& dD, double& ddt_bias) const {
     for (int64_t token = s.begin; token < s.begin + s.tokens && there; ++token) {
       const int64_t at = token * p.E + e;
       const float u = value(p.u, token * p.u.stride + e), g = q.g[at];
       const float du = fmaf(q.delta[at], q.s_B[at], (p.D ? p.D[e] : 0.0f) * g);
       float ddt = fmaf(u, q.s_B[at], q.s_A[at]);
       if (p.softplus) ddt *= sigmoid<false>(step_of(p, token, e));
-      dD = fmaf(g, u, dD);
+      dD += g * u;
       ddt_bias += ddt;
       if (w.du.data) set_value(w.du, token * w.du.stride + e, du);
       if (w.ddt.data) set_value(w.ddt, token * w.ddt.stride + e, ddt);
@@ -240,11 +240,11 @@ __global__ void __launch_bounds__(32) backward_kernel(const __grid_constant__ Co
         reinterpret_cast<float2*>(to[i] + (piece * p.E + e) * p.N)[n] = {
             static_cast<float>(d[i].re), static_cast<float>(d[i].im)};
   }
-  float dD = 0, ddt_bias = 0;
+  double dD = 0, ddt_bias = 0;
   units([&](int64_t, const Span& s) { of.finish(s, dD, ddt_bias); });
   if (!of.there) return;
-  k.dD[piece * p.E + e] = dD;
-  k.ddt_bias[piece * p.E + e] = ddt_bias;
+  k.dD[piece * p.E + e] = static_cast<float>(dD);
+  k.ddt_bias[piece * p.E + e] = static_cast<float>(ddt_bias);
 }
 
 ComplexWork plan(const CudaProblem& p, Memory& at) {

@@ -22,7 +22,8 @@ struct ScanCase {
   DType dtype = DType::f32;      // of u, dt, z
   DType dtype_BC = DType::f32;   // where they vary
   std::vector<int64_t> lengths;  // packed: of the sequences, B*L in all
-  double dt_mean = -1, dt_scale = 1, A_mean = 0.5, A_scale = 1, turning = 10;
+  double dt_mean = -1, dt_scale = 1, A_mean = 0.5, A_scale = 1;
+  double turning = 10, slowness = 1;  // of complex A: angles times, decays divided by
   bool fresh = false;  // A and the bias of dt as a model starts with them, but 20 times as fast
   uint64_t seed = 0;
   size_t memory = 0;  // bytes of the arena, where more than for the small cases
@@ -58,7 +59,10 @@ struct ScanSetup {
     if (k.z) in.z = random(rows, k.dtype, 7, 0, 2);
     if (k.bias) in.dt_bias = random({k.E}, DType::f32, 8, 0, 0.5);
     if (k.complex)  // imaginary parts around zero, of many turns a step at the widest
-      for (int64_t i = 1; i < in.A.numel(); i += 2) set(in.A, i, (get(in.A, i) + 1.5) * k.turning);
+      for (int64_t i = 0; i < in.A.numel(); i += 2) {
+        set(in.A, i, get(in.A, i) / k.slowness);
+        set(in.A, i + 1, (get(in.A, i + 1) + 1.5) * k.turning);
+      }
     if (k.fresh) make_fresh(k);
     in.softplus = k.softplus;
     in.a_is_log = k.a_is_log;

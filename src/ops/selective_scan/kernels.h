@@ -21,10 +21,10 @@ struct Block {
   int64_t N = 0;
   bool softplus = true;
   bool constant_B = false, constant_C = false;
-  bool complex = false;  // N floats are N/2 pairs; A2 is then (re log2(e), im / π)
+  bool complex = false;  // N floats are N/2 pairs
   Rows u, dt, z;         // z.data null: no gate
   Rows B, C;             // of the block's group; constant: float32 rows over channels, stride N
-  const float* A2 = nullptr;        // (channels, N): A log2(e)
+  const float* A2 = nullptr;        // (channels, N): A log2(e); A of complex states
   const float* D = nullptr;         // (channels) or null
   const float* dt_bias = nullptr;   // (channels) or null
   const float* state_in = nullptr;  // (channels, N) or null: zero
@@ -88,7 +88,6 @@ static constexpr Sums sums_at(float* p, int64_t N) {
 struct Kernels {
   // A2[i] = A[i] log2(e), or -exp(A[i]) log2(e) where A holds log(-A).
   void (*scale_A)(const float* A, int64_t n, bool is_log, float* A2);
-  void (*scale_complex_A)(const float* A, int64_t n, float* A2);  // n floats: see Block::complex
   void (*scan_chunked)(const Forward&);
   void (*scan_step)(const Forward&);  // tokens <= kShort, not complex
   void (*backward)(const Backward&);

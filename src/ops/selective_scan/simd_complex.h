@@ -38,11 +38,11 @@ static HWY_INLINE Pair product_conj(Pair a, Pair b) {
           hn::NegMulAdd(a.re, b.im, hn::Mul(a.im, b.re))};
 }
 
-// exp(Δ A) of A2: see Block::complex.
-static HWY_INLINE Pair decay_of(V delta, Pair A2) {
-  const V size = Exp2(hn::Mul(delta, A2.re));
+// exp(Δ A). A product of Δ and A is rounded another way at each step; A times a factor would be off the same way at all.
+static HWY_INLINE Pair decay_of(V delta, Pair A) {
+  const V size = Exp(d, hn::Mul(delta, A.re));
   V sine, cosine;
-  SinCos(d, turns_of_half(d, hn::Mul(delta, A2.im)), sine, cosine);
+  SinCosOfRadians(d, hn::Mul(delta, A.im), sine, cosine);
   return {hn::Mul(size, cosine), hn::Mul(size, sine)};
 }
 
@@ -86,13 +86,12 @@ static void forward_complex(const Pass& p) {
 // w = conj(exp(ΔA) h_{t-1}) k, s_A = Σ_n Re(w conj(A)), dA += Δ w, dB += k x.
 template <int kStates, bool kVaryB, bool kVaryC>
 static void backward_complex(const Pass& p) {
-  const V unit = hn::Set(d, 0x1.221230p+2f);  // π log2(e): s_A is in the units of A2's real part
   for_row([&](int v) {
     Pair dh[kStates], dA[kStates];
 #pragma GCC unroll 4
     for (int n = 0; n < kStates; ++n) {
       dh[n] = pair_at(p.dh, n, v);
-      dA[n] = pair_at(p.dA, n, v);
+      dA[n] = {hn::Zero(d), hn::Zero(d)};
     }
     for (int64_t t = p.rows - 1; t >= 0; --t) {
       const V delta = at(p.delta + t * kBlock, v), x = at(p.x + t * kBlock, v),
@@ -104,12 +103,12 @@ static void backward_complex(const Pass& p) {
 #pragma GCC unroll 4
       for (int n = 0; n < kStates; ++n) {
         const Pair k = add_scaled(hn::Add(g, g), conj(pair_of<kVaryC>(C, n, v)), dh[n]);
-        const Pair b = pair_of<kVaryB>(B, n, v), A2 = pair_at(p.A, n, v);
+        const Pair b = pair_of<kVaryB>(B, n, v), A = pair_at(p.A, n, v);
         store_pair(add_scaled(x, k, pair_at(dB, n, v)), dB, n, v);
         s_B = hn::MulAdd(k.re, b.re, hn::MulAdd(k.im, b.im, s_B));
         dh[n] = product_conj(k, pair_at(p.decay + 2 * t * kStates * kBlock, n, v));
         const Pair w = product_conj(dh[n], pair_at(p.history + 2 * t * kStates * kBlock, n, v));
-        s_A = hn::MulAdd(w.re, A2.re, hn::MulAdd(w.im, hn::Mul(A2.im, unit), s_A));
+        s_A = hn::MulAdd(w.re, A.re, hn::MulAdd(w.im, A.im, s_A));
         dA[n] = add_scaled(delta, w, dA[n]);
       }
       hn::StoreU(s_B, d, p.s_B + t * kBlock + v);
@@ -118,7 +117,8 @@ static void backward_complex(const Pass& p) {
 #pragma GCC unroll 4
     for (int n = 0; n < kStates; ++n) {
       store_pair(dh[n], p.dh, n, v);
-      store_pair(dA[n], p.dA, n, v);
+      const Pair sum = pair_at(p.dA, n, v);
+      store_pair({hn::Add(sum.re, dA[n].re), hn::Add(sum.im, dA[n].im)}, p.dA, n, v);
     }
   });
 }

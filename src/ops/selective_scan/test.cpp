@@ -76,6 +76,11 @@ std::vector<ScanCase> cases() {
     k.D = k.z = k.bias = k.softplus = k.states = false, k.dt_mean = 0.3, k.dt_scale = 0.1;
   });
   add_complex("many_turns", [](ScanCase& k) { k.turning = 200, k.L = 200; });
+  // What one step is off in the same way as the next adds up over hundreds of them.
+  for (double turning : {0.5, 4.0, 40.0})
+    add_complex(fmt::format("T12_slow_decay_turning_{}", turning * 10), [&](ScanCase& k) {
+      k.turning = turning, k.slowness = 300, k.L = 1025, k.N = 8, k.E = 8;
+    });
   add_complex("T25_packed", [](ScanCase& k) {
     k.B = 3, k.L = 100, k.E = 20, k.lengths = {5, 0, 130, 1, 63, 1, 0, 8, 64, 28};
   });
