@@ -36,8 +36,9 @@ static HWY_INLINE V Exp2(V x) {
   // A NaN stays one, which Max would not promise.
   x = hn::Min(hn::Set(d, 128.0f),
               hn::IfThenElse(hn::Lt(x, hn::Set(d, -127.0f)), hn::Set(d, -127.0f), x));
-  const V shifted = hn::Add(x, hn::Set(d, 0x1.8p23f));  // the integer now stands in the low bits
-  const V n = hn::Sub(shifted, hn::Set(d, 0x1.8p23f));
+  // The integer now stands in the low bits, as an exponent does.
+  const V shifted = hn::Add(x, hn::Set(d, 0x1.8p23f + 127.0f));
+  const V n = hn::Sub(shifted, hn::Set(d, 0x1.8p23f + 127.0f));
 #endif
   const V r = hn::Sub(x, n);
   V p = hn::MulAdd(r, hn::Set(d, 0.000153533634f), hn::Set(d, 0.001339887618f));
@@ -49,7 +50,8 @@ static HWY_INLINE V Exp2(V x) {
 #if HWY_TARGET <= HWY_AVX3
   return V{_mm512_scalef_ps(p.raw, n.raw)};
 #else
-  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
+  // A product: a sum of exponents makes numbers of NaNs.
+  return hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
 #endif
 }
 
