@@ -189,11 +189,14 @@ static void load_times(const ssd::Piece& p, int64_t head, int64_t t0, int64_t ro
     hn::StoreU(slope, tag, to.slope + i);
     hn::StoreU(Exp(tag, hn::Mul(delta, hn::Set(tag, p.A[head]))), tag, to.decay + i);
   });
-  float product = 1;
-  for (int64_t i = 0; i < rows; ++i) to.prefix[i] = product *= to.decay[i];
+  // In float64: each product of slow decays would be cut the same way, as what both of them lack of 1 has a product below
+  // the last place; from chunk to chunk that adds up.
+  double product = 1;
+  for (int64_t i = 0; i < rows; ++i)
+    to.prefix[i] = static_cast<float>(product *= static_cast<double>(to.decay[i]));
   product = 1;
   for (int64_t i = rows - 1; i >= 0; --i) {
-    to.suffix[i] = product, product *= to.decay[i];
+    to.suffix[i] = static_cast<float>(product), product *= static_cast<double>(to.decay[i]);
     to.arriving[i] = to.delta[i] * to.suffix[i];
   }
   for (float* row : {to.delta, to.slope, to.decay, to.prefix, to.suffix, to.arriving})
