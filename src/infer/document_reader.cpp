@@ -11,8 +11,9 @@ DocumentReader::DocumentReader(const models::LanguageModel& model, DType activat
       chunk_(chunk),
       carried_(model.make_state(1, 0, {activation})),
       next_(model.make_state(1, 0, {activation})),
-      runner_(model, {activation, chunk, chunk},
-              [this](Context& c, const Tensor& hidden) { use_(c, hidden, pass_); }) {}
+      runner_(model, {activation, chunk, chunk}, [this](Context& c, const Tensor& hidden) {
+        use_(c, hidden, c.planning() ? DocumentPass() : pass_);
+      }) {}
 
 void DocumentReader::begin(int64_t first_target) {
   first_target_ = std::max<int64_t>(first_target, 1);

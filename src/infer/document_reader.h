@@ -19,7 +19,7 @@ struct DocumentPass {
 
 class DocumentReader {
  public:
-  // hidden (1, T, D). While planning, every pass is as large as it may be and all targets are asked for.
+  // hidden (1, T, D). While planning the pass is empty: all of its targets are asked for.
   using Use = std::function<void(Context&, const Tensor& hidden, const DocumentPass&)>;
 
   // The model must outlive the reader.

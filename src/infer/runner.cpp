@@ -23,30 +23,42 @@ nn::State planned_state(const models::LanguageModel& model, const PassLimits& li
   return state;
 }
 
-}  // namespace
-
-size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
-                   const UseHidden& use) {
+// Of one pass; of `packing` n and longest count.
+size_t plan_pass(const models::LanguageModel& model, const PassLimits& limits, const UseHidden& use,
+                 int64_t rows, int64_t length, const ops::Packing* packing) {
   Arena nowhere = Arena::planning();
   Arena small(0);
   Context like;
   like.device = model.params().device();
   like.arena = &small;
   like.activation = limits.activation;
-  const auto measure = [&](int64_t rows, int64_t length, const ops::Packing* packing) {
-    nn::State state = planned_state(model, limits, nowhere);
-    const Tensor tokens(nowhere.take_low(static_cast<size_t>(rows * length) * 4), DType::i32,
-                        {rows, length}, like.device);
-    return plan(like, false,
-                [&](Context& c) {
-                  models::Pass pass;
-                  pass.packing = packing;
-                  pass.state_in = pass.state_out = &state;
-                  use(c, model.hidden(c, tokens, pass));
-                })
-        .bytes;
+  nn::State state = planned_state(model, limits, nowhere);
+  const auto take = [&](DType type, const Shape& shape) {
+    return Tensor(nowhere.take_low(static_cast<size_t>(shape.numel()) * size_of(type)), type, shape,
+                  like.device);
   };
-  size_t bytes = measure(limits.sequences, 1, nullptr);
+  const Tensor tokens = take(DType::i32, {rows, length});
+  ops::Packing sequences;
+  if (packing) {
+    sequences = *packing;
+    sequences.begin = take(DType::i64, {packing->n + 1});
+    sequences.state_in = sequences.state_out = take(DType::i32, {packing->n});
+  }
+  return plan(like, false,
+              [&](Context& c) {
+                models::Pass pass;
+                pass.packing = packing ? &sequences : nullptr;
+                pass.state_in = pass.state_out = &state;
+                use(c, model.hidden(c, tokens, pass));
+              })
+      .bytes;
+}
+
+}  // namespace
+
+size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
+                   const UseHidden& use) {
+  size_t bytes = plan_pass(model, limits, use, limits.sequences, 1, nullptr);
   if (limits.tokens == 0) return bytes;
   // Plans for one long sequence and for as many sequences as there may be: an op's scratch may grow
   // with either.
@@ -54,10 +66,7 @@ size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
     ops::Packing packing;
     packing.n = n;
     packing.longest = limits.tokens - (n - 1);
-    packing.begin = Tensor(nowhere.take_low(static_cast<size_t>(n + 1) * 8), DType::i64, {n + 1});
-    packing.state_in = packing.state_out =
-        Tensor(nowhere.take_low(static_cast<size_t>(n) * 4), DType::i32, {n});
-    bytes = std::max(bytes, measure(1, limits.tokens, &packing));
+    bytes = std::max(bytes, plan_pass(model, limits, use, 1, limits.tokens, &packing));
   }
   return bytes;
 }
@@ -89,7 +98,16 @@ void Runner::make_room(const nn::State& in, const nn::State& out) {
   const int64_t capacity = std::max(in.capacity(), out.capacity());
   if (capacity <= limits_.context) return;
   limits_.context = capacity;
-  arena_ = Arena(plan_passes(model_, limits_, use_), context_.device);
+  take(plan_passes(model_, limits_, use_));
+}
+
+void Runner::make_room(int64_t tokens, const ops::Packing& packing) {
+  const size_t bytes = plan_pass(model_, limits_, use_, 1, tokens, &packing);
+  if (bytes > arena_.capacity()) take(bytes);
+}
+
+void Runner::take(size_t bytes) {
+  arena_ = Arena(bytes, context_.device);
   steps_ = {};
   passes_ = {};
 }
@@ -145,7 +163,10 @@ void Runner::packed(std::span<const int32_t> tokens, std::span<const Sequence> s
                 packing.longest,
                 {here.data, packing.begin.data, packing.state_in.data, packing.state_out.data,
                  memory_of(in), memory_of(out)}};
-  if (!comes_again(passes_, key)) return use_(context_, hidden(here, &packing, in, out));
+  if (!comes_again(passes_, key)) {
+    make_room(T, packing);
+    return use_(context_, hidden(here, &packing, in, out));
+  }
   // What is done with the result differs from pass to pass: it is not recorded.
   if (!passes_.graph) {
     passes_.graph = Graph(context_.device, context_.stream,

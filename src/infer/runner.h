@@ -1,5 +1,6 @@
 // Passes of a language model over sequences of any lengths, packed side by side, in memory that was
-// planned before the first one: nothing is allocated later, and no pad token exists.
+// planned before the first one; no pad token exists. How much scratch an op takes may depend on the lengths in
+// ways that no largest pass bounds: each pass is planned before it runs, and one that needs more gets it.
 #pragma once
 #include <array>
 #include <functional>
@@ -27,11 +28,11 @@ struct PassLimits {
 };
 
 // What is done with what the head would read: (1, T, D) of a packed pass, (B, 1, D) of a step. Must take
-// no more memory than when planned; Context::planning() says when it is.
+// no more memory than when planned for as many tokens; Context::planning() says when it is.
 using UseHidden = std::function<void(Context&, const Tensor& hidden)>;
 
-// Bytes of working memory that passes within the limits need. The model's parameters must be allocated, if
-// only for planning.
+// Bytes of working memory that passes within the limits need, but for some of many sequences. The model's parameters
+// must be allocated, if only for planning.
 size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
                    const UseHidden& use);
 
@@ -58,6 +59,8 @@ class Runner {
  private:
   Tensor put_tokens(size_t place, std::span<const int32_t> tokens, const Shape& shape);
   void make_room(const nn::State& in, const nn::State& out);
+  void make_room(int64_t tokens, const ops::Packing& packing);
+  void take(size_t bytes);
   Tensor hidden(const Tensor& tokens, const ops::Packing* packing, const nn::State& in,
                 nn::State& out);
 

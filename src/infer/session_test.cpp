@@ -9,6 +9,7 @@
 
 #include "krait/infer/document_reader.h"
 #include "krait/infer/state_file.h"
+#include "krait/models/mamba2.h"
 #include "krait/ops/sampler/sampler.h"
 #include "krait/testing/files.h"
 #include "krait/testing/small_model.h"
@@ -21,6 +22,7 @@ constexpr double kTolerance = 1e-5;
 
 using Logits = std::vector<float>;
 using testing::Ids;
+using testing::kSmallVocab;
 using testing::random_ids;
 using testing::read;
 using testing::session_of;
@@ -250,6 +252,46 @@ TEST(Session, T41_PrefillNeverHoldsLogitsOfEveryToken) {
   EXPECT_LT(plan_session(model, o).working, all / 50);
   o.chunk = 1024;  // memory grows with the pass, not with the prompt
   EXPECT_LT(plan_session(model, o).working, all / 50);
+}
+
+// How much scratch a pass takes need not be largest at either end: on a GPU ssd walks a few long sequences in pieces,
+// of which there are most where none is much longer than the others.
+TEST(Runner, APassThatNeedsMoreThanTheLargestOnesGetsIt) {
+  const auto model = small_model();
+  constexpr int64_t kTokens = 64, kSequences = 16;
+  int64_t n = 0;  // sequences of the pass
+  const auto in_the_middle = [&](Context& c, const Tensor&) {
+    c.alloc({c.planning() && n == 0 ? 0 : n * (kSequences - n) * 4096}, DType::f32);
+  };
+  Runner runner(*model, {DType::f32, kTokens, kSequences}, in_the_middle);
+  nn::State in = model->make_state(kSequences), out = model->make_state(kSequences);
+  const Philox rng{5, 1};
+  for (uint64_t i = 0; i < 30; ++i) {
+    const auto words = rng.words(i);
+    n = 1 + words[0] % kSequences;
+    std::vector<Sequence> sequences;
+    int64_t tokens = 0;
+    for (int32_t s = 0; s < n; ++s) {
+      sequences.push_back(
+          {1 + rng.words(1000 * (i + 1) + static_cast<uint64_t>(s))[0] % (kTokens / n), s, s});
+      tokens += sequences.back().tokens;
+    }
+    runner.packed(random_ids(static_cast<size_t>(tokens), i), sequences, in, out);
+  }
+}
+
+TEST(Session, PromptsOfAnyLengthsGetTheMemoryThatTheyNeed) {
+  models::LanguageModel model(models::mamba2_config(64, 1, kSmallVocab, 8));
+  model.params().allocate(nn::Purpose::inference, DType::f32, false, testing::test_device());
+  model.params().initialize(7);
+  for (const std::vector<size_t>& lengths :
+       {std::vector<size_t>{1638, 1638, 1638, 1638, 1640}, {600, 600, 600}, {1100, 900, 3, 700}}) {
+    Session s = session_of(model, static_cast<int64_t>(lengths.size()), 8192);
+    std::vector<Ids> prompts;
+    for (const size_t l : lengths) prompts.push_back(random_ids(l, prompts.size()));
+    read(s, prompts);
+    EXPECT_EQ(s.tokens_read(0), static_cast<int64_t>(lengths[0]));
+  }
 }
 
 TEST(DocumentReader, T25_PackedDocumentsAreAsIfAlone) {
