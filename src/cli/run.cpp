@@ -52,11 +52,17 @@ int complain(int code, const std::string& message) {
   return code;
 }
 
+bool is_option(const std::string& word) { return word.starts_with("-") && word.size() > 1; }
+
+bool has_unknown_option(const CLI::App& app) {
+  const std::vector<std::string> words = app.remaining(true);
+  return std::any_of(words.begin(), words.end(), is_option);
+}
+
 // Of the words that the parser could do nothing with, the first option, or else the first.
 Usage not_expected(const CLI::App& app, const std::string& command) {
   const std::vector<std::string> words = app.remaining(true);
-  const auto option =
-      std::find_if(words.begin(), words.end(), [](const auto& w) { return w.starts_with("-"); });
+  const auto option = std::find_if(words.begin(), words.end(), is_option);
   if (option == words.end())
     return Usage(
         fmt::format("{}: \"{}\" is not expected (see `{} --help`)", command, words[0], command));
@@ -145,6 +151,9 @@ int dispatch(std::vector<std::string> args) {
     if (chosen) throw not_expected(*chosen, "krait " + chosen->get_name());
     throw not_expected(app, "krait");
   } catch (const CLI::RequiredError& e) {
+    // What is missing may be what a misspelt option was to say.
+    if (chosen && has_unknown_option(*chosen))
+      throw not_expected(*chosen, "krait " + chosen->get_name());
     throw Usage(fmt::format("{}{} (see `krait {}--help`)", e.what(),
                             chosen ? taken_by(*chosen) : "",
                             chosen ? chosen->get_name() + " " : std::string()));

@@ -143,6 +143,7 @@ refused 2 'subcommand' "$KRAIT" --json
 refused 2 '--selftest stands alone' "$KRAIT" --selftest --json
 refused 2 'MODEL' "$KRAIT" generate
 refused 2 'krait generate has no option --promt, did you mean --prompt?' "$KRAIT" generate "$model" --promt a
+refused 2 'krait eval has no option --dat, did you mean --data?' "$KRAIT" eval "$model" --dat train.txt
 refused 2 'krait generate has no option --length (see' "$KRAIT" generate "$model" --prompt a --length 3
 refused 2 '"more" is not expected' "$KRAIT" generate "$model" more --prompt a
 refused 2 'temperature' "$KRAIT" generate "$model" --prompt a --temperature hot
