@@ -42,10 +42,47 @@ void sync_directory(const fs::path& dir) {
   if (d.fd >= 0) ::fsync(d.fd);  // best effort: some filesystems refuse it
 }
 
+fs::path folder_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
 fs::path beside(const fs::path& path) {
   fs::path p = path;
   p += fmt::format(".part{}", ::getpid());
   return p;
+}
+
+// The descriptor that a path names, or -1. Opened anew, what it stands for would have another place to write at.
+int named_descriptor(const fs::path& path) {
+  const std::string name = path.string();
+  if (name == "/dev/stdout") return STDOUT_FILENO;
+  if (name == "/dev/stderr") return STDERR_FILENO;
+  for (const std::string_view folder : {"/dev/fd/", "/proc/self/fd/"}) {
+    if (!name.starts_with(folder)) continue;
+    int fd = -1;
+    const char* const last = name.data() + name.size();
+    const auto [next, error] = std::from_chars(name.data() + folder.size(), last, fd);
+    return error == std::errc() && next == last ? fd : -1;
+  }
+  return -1;
+}
+
+// To be written into at its end, or -1.
+int open_to_add(const fs::path& path) {
+  const int descriptor = named_descriptor(path);
+  if (descriptor >= 0) return ::fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+  return ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+}
+
+// False: see errno.
+bool write_all(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return false;
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+  return true;
 }
 
 // All that is left to read, about `expected` bytes.
@@ -92,15 +129,21 @@ MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
+bool is_replaceable(const fs::path& path) {
+  std::error_code ec;
+  const fs::file_type is = fs::status(path, ec).type();
+  return named_descriptor(path) < 0 && is != fs::file_type::fifo && is != fs::file_type::character;
+}
+
 FileWriter::FileWriter(fs::path path) : path_(std::move(path)) {
   std::error_code ec;
-  if (fs::is_symlink(path_, ec))
+  const bool replaced = is_replaceable(path_);
+  if (replaced && fs::is_symlink(path_, ec))
     if (fs::path to = fs::canonical(path_, ec); !ec) path_ = std::move(to);
-  const fs::file_type is = fs::status(path_, ec).type();
   require(!path_.empty(), "expected the name of a file to write, got an empty one");
-  require(is != fs::file_type::directory, "cannot write {}: Is a directory", path_.string());
-  if (is == fs::file_type::fifo || is == fs::file_type::character) {
-    fd_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+  require(!fs::is_directory(path_, ec), "cannot write {}: Is a directory", path_.string());
+  if (!replaced) {
+    fd_ = open_to_add(path_);
   } else {
     temp_ = beside(path_);
     fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
@@ -123,12 +166,7 @@ void FileWriter::fail_and_remove(const char* what) {
 }
 
 void FileWriter::write(std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_and_remove("write");
-    bytes.remove_prefix(static_cast<size_t>(n));
-  }
+  if (!write_all(fd_, bytes)) fail_and_remove("write");
 }
 
 void FileWriter::commit() {
@@ -144,6 +182,13 @@ void FileWriter::commit() {
     fail("cannot replace {}: {}", path_.string(), std::strerror(reason));
   }
   sync_directory(path_.parent_path());
+  remove_unfinished(folder_of(path_), path_.filename().string());
+}
+
+void append_file(const fs::path& path, std::string_view bytes) {
+  const Fd file{open_to_add(path)};
+  const bool written = file.fd >= 0 && write_all(file.fd, bytes);
+  require(written, "cannot write {}: {}", path.string(), std::strerror(errno));
 }
 
 void write_file(const fs::path& path, std::string_view bytes) {
@@ -184,16 +229,17 @@ void write_directory(const fs::path& folder, const std::function<void(const fs::
   }
   sync_directory(path.parent_path());
   fs::remove_all(old, ignored);
+  remove_unfinished(folder_of(path), path.filename().string());
 }
 
-void remove_unfinished(const fs::path& folder) {
+void remove_unfinished(const fs::path& folder, const std::string& of) {
   constexpr std::string_view kPart = ".part";  // as beside() names them
   std::error_code ec;
   std::vector<fs::path> found;
   for (fs::directory_iterator it(folder, ec), end; !ec && it != end; it.increment(ec)) {
     const std::string name = it->path().filename().string();
     const size_t at = name.rfind(kPart);
-    if (at == std::string::npos || at == 0) continue;
+    if (at == std::string::npos || at == 0 || (!of.empty() && name.substr(0, at) != of)) continue;
     const char *p = name.data() + at + kPart.size(), *last = name.data() + name.size();
     pid_t pid = 0;
     const auto [next, error] = std::from_chars(p, last, pid);

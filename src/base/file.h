@@ -32,8 +32,9 @@ class MappedFile {
 };
 
 // Writes a temporary file beside `path`, fsyncs it, renames it to `path` and fsyncs the folder. A
-// pipe or device is written into directly, and a link is followed. On any error (a full disk, say)
-// the temporary file is removed, what stood at `path` stays, and Error is thrown.
+// pipe, a device or a descriptor (/dev/stdout, /dev/fd/3) is written into directly, and a link is followed. On any
+// error (a full disk, say) the temporary file is removed, what stood at `path` stays, and Error is thrown. Takes
+// away what processes that are gone left of the same file.
 class FileWriter {
  public:
   explicit FileWriter(std::filesystem::path path);
@@ -52,13 +53,20 @@ class FileWriter {
 
 void write_file(const std::filesystem::path& path, std::string_view bytes);
 
+// Adds to the end of a file, made where there is none; into a pipe, a device or a descriptor.
+void append_file(const std::filesystem::path& path, std::string_view bytes);
+
+// A regular file, or none yet: what can be replaced.
+bool is_replaceable(const std::filesystem::path& path);
+
 // Makes a folder whole: `fill` writes into a fresh folder beside `path`, which then takes the place of
 // `path` in one rename. (A file system that cannot exchange two names has the older folder at
 // `path`.old for a moment.)
 void write_directory(const std::filesystem::path& path,
                      const std::function<void(const std::filesystem::path&)>& fill);
 
-// Removes from `folder` what the writes above left there half done: those of processes that are gone.
-void remove_unfinished(const std::filesystem::path& folder);
+// Removes from `folder` what the writes above left there half done: those of processes that are gone, of the file or
+// folder `name` or of any.
+void remove_unfinished(const std::filesystem::path& folder, const std::string& name = "");
 
 }  // namespace krait

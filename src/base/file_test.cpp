@@ -125,6 +125,34 @@ TEST(FileWriter, WritesIntoAPipeAndLeavesItThere) {
   ::close(end);
 }
 
+TEST(FileWriter, WritesIntoADescriptorWhereItStands) {
+  const TempDir dir;
+  const int fd = ::open((dir / "f").c_str(), O_WRONLY | O_CREAT, 0600);
+  ASSERT_EQ(::write(fd, "a", 1), 1);
+  write_file("/dev/fd/" + std::to_string(fd), "b");
+  append_file("/proc/self/fd/" + std::to_string(fd), "c");
+  ASSERT_EQ(::write(fd, "d", 1), 1);
+  ::close(fd);
+  EXPECT_EQ(read_file(dir / "f"), "abcd");
+  EXPECT_EQ(entries(dir.path()), 1u);
+  EXPECT_NE(error_of([&] { write_file("/dev/fd/" + std::to_string(fd), "b"); }), "");
+}
+
+TEST(FileWriter, TakesAwayWhatDeadProcessesLeftOfTheSameFile) {
+  const TempDir dir;
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  const std::string part = ".part" + std::to_string(child);
+  for (const std::string name : {"f", "g"}) std::ofstream(dir / (name + part)) << "x";
+  write_file(dir / "f", "y");
+  EXPECT_FALSE(fs::exists(dir / ("f" + part)));
+  EXPECT_TRUE(fs::exists(dir / ("g" + part)));
+  fs::create_directory(dir / ("folder" + part));
+  write_directory(dir / "folder", [](const fs::path&) {});
+  EXPECT_FALSE(fs::exists(dir / ("folder" + part)));
+}
+
 TEST(FileWriter, ReplacesWhatALinkPointsTo) {
   const TempDir dir;
   fs::create_directory(dir / "far");

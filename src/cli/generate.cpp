@@ -242,36 +242,47 @@ int run_interactive(const Job& job) {
     flush_output();
   };
   const bool person = isatty(0) && isatty(2);
-  for (bool first = turn.empty();; first = false) {
-    if (turn.empty()) {
-      if (person && !job.common.quiet) std::fputs("> ", stderr);
-      std::string line;
-      if (!std::getline(std::cin, line) || interrupted()) break;
-      turn = job.encode(line + "\n", first);
+  const auto turns = [&] {
+    for (bool first = turn.empty();; first = false) {
+      if (turn.empty()) {
+        if (person && !job.common.quiet) std::fputs("> ", stderr);
+        std::string line;
+        if (!std::getline(std::cin, line) || interrupted()) break;
+        turn = job.encode(line + "\n", first);
+      }
+      const int64_t tokens = session.tokens_read(0) + static_cast<int64_t>(turn.size());
+      options.max_new = most_new(job, "conversation", tokens, true);
+      const std::array<std::span<const int32_t>, 1> rows = {turn};
+      const auto start = Clock::now();
+      session.read(rows);
+      const double prefill_s = seconds_since(start);
+      const auto decode = Clock::now();
+      said.insert(said.end(), turn.begin(), turn.end());
+      const Generated g = std::move(generate(session, {{said, 0}}, options)[0]);
+      said.insert(said.end(), g.tokens.begin(), g.tokens.end());
+      if (job.common.json) {
+        print_json(to_json(g, turn.size(), prefill_s, seconds_since(decode), job.a.logprobs));
+      } else {
+        print_result(job, g, true);
+        flush_output();
+      }
+      if (interrupted()) break;
+      session.restart(1);
+      session.restore(0, last);
+      turn.clear();
     }
-    const int64_t tokens = session.tokens_read(0) + static_cast<int64_t>(turn.size());
-    options.max_new = most_new(job, "conversation", tokens, true);
-    const std::array<std::span<const int32_t>, 1> rows = {turn};
-    const auto start = Clock::now();
-    session.read(rows);
-    const double prefill_s = seconds_since(start);
-    const auto decode = Clock::now();
-    said.insert(said.end(), turn.begin(), turn.end());
-    const Generated g = std::move(generate(session, {{said, 0}}, options)[0]);
-    said.insert(said.end(), g.tokens.begin(), g.tokens.end());
-    if (job.common.json) {
-      print_json(to_json(g, turn.size(), prefill_s, seconds_since(decode), job.a.logprobs));
-    } else {
-      print_result(job, g, true);
-      flush_output();
-    }
-    if (interrupted()) break;
-    session.restart(1);
-    session.restore(0, last);
-    turn.clear();
+  };
+  const auto save = [&] {
+    if (!job.a.state_out.empty() && last.tokens > 0)
+      save_state(job.a.state_out, {&last, 1}, job.loaded.hash);
+  };
+  try {
+    turns();
+  } catch (const Error&) {  // of a line; what was said before it is kept
+    save();
+    throw;
   }
-  if (!job.a.state_out.empty() && last.tokens > 0)
-    save_state(job.a.state_out, {&last, 1}, job.loaded.hash);
+  save();
   return interrupted() ? kInterrupted : kDone;
 }
 

@@ -1,10 +1,6 @@
 #include "krait/train/log.h"
 
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <limits>
-#include <memory>
 
 #include "krait/base/error.h"
 #include "krait/base/file.h"
@@ -64,6 +60,7 @@ std::vector<LogRecord> read_log(const std::filesystem::path& path) {
 }
 
 RunLog::RunLog(std::filesystem::path path, int64_t step) : path_(std::move(path)) {
+  if (!is_replaceable(path_)) return;
   std::string kept;
   if (step > 0 && std::filesystem::exists(path_))
     for (const LogRecord& r : read_log(path_))
@@ -71,13 +68,6 @@ RunLog::RunLog(std::filesystem::path path, int64_t step) : path_(std::move(path)
   write_file(path_, kept);
 }
 
-void RunLog::append(const LogRecord& record) {
-  const std::string line = line_of(record);
-  const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen(path_.c_str(), "a"), std::fclose);
-  const bool written = file &&
-                       std::fwrite(line.data(), 1, line.size(), file.get()) == line.size() &&
-                       std::fflush(file.get()) == 0;
-  require(written, "cannot write {}: {}", path_.string(), std::strerror(errno));
-}
+void RunLog::append(const LogRecord& record) { append_file(path_, line_of(record)); }
 
 }  // namespace krait

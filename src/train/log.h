@@ -25,7 +25,7 @@ std::vector<LogRecord> read_log(const std::filesystem::path& path);
 class RunLog {
  public:
   // Goes on with a log: records after `step` are dropped (a checkpoint older than the log's end); with
-  // `step` 0 the log starts anew.
+  // `step` 0 the log starts anew. Into a pipe, a device or a descriptor such as /dev/stdout only new lines go.
   RunLog(std::filesystem::path path, int64_t step);
   // One line, handed to the system at once.
   void append(const LogRecord& record);

@@ -1,6 +1,8 @@
 #include "krait/train/log.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <limits>
@@ -51,6 +53,16 @@ TEST(RunLog, ResumingDropsWhatCameAfterTheCheckpoint) {
   const std::vector<LogRecord> back = read_log(path);
   ASSERT_EQ(back.size(), 4u);
   EXPECT_EQ(back[3].step, 4);
+}
+
+TEST(RunLog, GoesWhereStdoutGoes) {
+  const testing::TempDir folder;
+  const int fd = ::open((folder / "f").c_str(), O_WRONLY | O_CREAT, 0600);
+  RunLog log(fmt::format("/dev/fd/{}", fd), 2);
+  log.append(record(3));
+  log.append(record(4));
+  ::close(fd);
+  ASSERT_EQ(read_log(folder / "f").size(), 2u);
 }
 
 TEST(RunLog, MalformedLinesAreNamedAndACutEndIsNone) {

@@ -146,6 +146,13 @@ if [[ -d moe_mamba ]]; then
   krait generate moe_mamba/whole/last --interactive --max-new 50 --json --quiet <turns.txt >far.json 2>/dev/null ||
     die "moe_mamba: two turns"
   same "$(tokens far.json | tr ',\n' '  ' | wc -w)" 67 "moe_mamba: tokens of two turns, up to 128 positions"
+  # A turn that cannot be read ends a conversation, of which the state is what was said before.
+  if { echo ten bytes && head -c 130 train.txt | tr '\n' ' ' && echo; } |
+    krait generate moe_mamba/whole/last --interactive --max-new 5 --json --quiet --state-out said >far.json 2>err.txt; then
+    die "moe_mamba read a turn beyond its positions"
+  fi
+  grep -q 'the conversation has 146 tokens' err.txt || die "moe_mamba: $(cat err.txt)"
+  krait generate moe_mamba/whole/last --state-in said --max-new 3 --json --quiet >far.json || die "moe_mamba: a state is gone"
   if krait generate moe_mamba/whole/last --prompt-file valid.txt --quiet >/dev/null 2>err.txt; then
     die "moe_mamba read a prompt beyond its positions"
   fi

@@ -22,6 +22,11 @@ for f in config.toml last/config.json last/model.safetensors last/trainer.safete
   [[ -s whole/$f ]] || die "no whole/$f"
 done
 
+# The copy of the log goes where stdout goes, before the result.
+"$KRAIT" train "${common[@]}" --out aside --steps 2 --quiet --json --log /dev/stdout >out
+head -2 out | cmp -s - aside/log.jsonl || die "--log /dev/stdout: $(cat out)"
+same "$(wc -l <out)" 3 "lines of --log /dev/stdout and --json"
+
 # Stopped by a signal in the middle: exit 130, saved; resumed: the same run, bit for bit.
 "$KRAIT" train "${common[@]}" --out parts --steps 100000 --quiet >/dev/null 2>err &
 pid=$!
