@@ -292,7 +292,10 @@ Work add_generate(CLI::App& app) {
   const auto a = std::make_shared<Args>();
   a->model.add(app);
   const auto repeated = [&](const std::string& name, const std::string& help) {
-    return app.add_option(name, help)->expected(1, 1 << 20)->allow_extra_args(false);
+    return app.add_option(name, help)
+        ->type_name("TEXT")
+        ->expected(1, 1 << 20)
+        ->allow_extra_args(false);
   };
   a->prompts = repeated("--prompt", "text to continue; several make a batch");
   a->files = repeated("--prompt-file", "a file with a prompt, - for stdin; several make a batch");
