@@ -12,6 +12,17 @@ __device__ inline uint2 four_bf16(float4 v) {
   return {*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high)};
 }
 
+// Four neighbouring states.
+__device__ inline float4 four_states(const float* p) { return *reinterpret_cast<const float4*>(p); }
+__device__ inline float4 four_states(const __nv_bfloat16* p) {
+  const uint2 v = *reinterpret_cast<const uint2*>(p);
+  return {low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y)};
+}
+__device__ inline void store_four(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
+__device__ inline void store_four(__nv_bfloat16* p, float4 v) {
+  *reinterpret_cast<uint2*>(p) = four_bf16(v);
+}
+
 // The state of a channel's convolution: its last four inputs, oldest first, in the type T of activations.
 template <class T>
 struct ConvInputs {

@@ -4,7 +4,6 @@
 #include <deque>
 #include <initializer_list>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "krait/ops/step_states.h"
@@ -78,23 +77,33 @@ struct Stack {
   std::vector<ops::StepStates> states;
 };
 
-// Stacks of each width that there are kernels for: within twice the error of a plain run. of_width(D, state): a layer's
-// case; reference(values, rounds): its outcome; convs(D): numbers of its convolution's state.
+struct StackCase {
+  int64_t B, D;
+  size_t layers;
+  DType state;
+};
+// Of one sequence, of each width that there are kernels for.
+const std::vector<StackCase> one_sequence = {
+    {1, 1024, 1, DType::f32}, {1, 1024, 3, DType::f32},  {1, 1024, 2, DType::bf16},
+    {1, 1536, 1, DType::f32}, {1, 2048, 1, DType::bf16}, {1, 2560, 1, DType::f32},
+    {1, 768, 1, DType::f32},  {1, 768, 3, DType::f32},   {1, 768, 2, DType::bf16}};
+
+// Of several, of the width that there are kernels for.
+const std::vector<StackCase> sequences = {{2, 2048, 1, DType::f32},
+                                          {4, 2048, 3, DType::bf16},
+                                          {7, 2048, 2, DType::f32},
+                                          {11, 2048, 1, DType::bf16},
+                                          {16, 2048, 1, DType::f32}};
+
+// Stacks within twice the error of a plain run. of_width(D, state, B): a layer's case; reference(values, rounds): its
+// outcome; convs(D): numbers of its convolution's state.
 template <class Step, class OfWidth, class Op, class Reference, class Convs>
-void expect_stacks_within_twice_plain(const OfWidth& of_width, const Op& op,
-                                      const Reference& reference, const Convs& convs) {
+void expect_stacks_within_twice_plain(const std::vector<StackCase>& cases, const OfWidth& of_width,
+                                      const Op& op, const Reference& reference,
+                                      const Convs& convs) {
   if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
-  for (const auto& [D, layers, state] :
-       std::initializer_list<std::tuple<int64_t, size_t, DType>>{{1024, 1, DType::f32},
-                                                                 {1024, 3, DType::f32},
-                                                                 {1024, 2, DType::bf16},
-                                                                 {1536, 1, DType::f32},
-                                                                 {2048, 1, DType::bf16},
-                                                                 {2560, 1, DType::f32},
-                                                                 {768, 1, DType::f32},
-                                                                 {768, 3, DType::f32},
-                                                                 {768, 2, DType::bf16}}) {
-    Stack<Step> s(of_width(D, state), layers);
+  for (const auto& [B, D, layers, state] : cases) {
+    Stack<Step> s(of_width(D, state, B), layers);
     const Values exact = s.template reference<double>(
         [&](const auto& v) { return reference(v, [](double x) { return x; }); });
     const std::vector<float> plain = s.template reference<float>([&](const auto& v) {
@@ -103,22 +112,20 @@ void expect_stacks_within_twice_plain(const OfWidth& of_width, const Op& op,
     const Values got = s.step(op);
     if (got.empty()) GTEST_SKIP() << "no such kernel on this GPU";
     expect_steps_within_twice_plain(
-        got, exact, plain, D, convs(D), DType::bf16, state,
-        fmt::format("D{}, {} layers, {} state", D, layers, name_of(state)));
+        got, exact, plain, B * D, B * convs(D), DType::bf16, state,
+        fmt::format("B{}, D{}, {} layers, {} state", B, D, layers, name_of(state)));
   }
 }
 
 // Nothing of an earlier token is taken for one of this.
 template <class Step, class OfWidth, class Op>
-void expect_stacks_of_the_same_bits(const OfWidth& of_width, const Op& op) {
+void expect_stacks_of_the_same_bits(int64_t B, int64_t D, const OfWidth& of_width, const Op& op) {
   if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
-  for (const int64_t D : {1024, 768}) {
-    Stack<Step> a(of_width(D, DType::f32), 3), b(of_width(D, DType::f32), 3);
-    for (int token = 0; token < 3; ++token) {
-      const Values first = a.step(op);
-      if (first.empty()) GTEST_SKIP() << "no such kernel on this GPU";
-      expect_same_bits(first, b.step(op), fmt::format("D{}, token {}", D, token));
-    }
+  Stack<Step> a(of_width(D, DType::f32, B), 3), b(of_width(D, DType::f32, B), 3);
+  for (int token = 0; token < 3; ++token) {
+    const Values first = a.step(op);
+    if (first.empty()) GTEST_SKIP() << "no such kernel on this GPU";
+    expect_same_bits(first, b.step(op), fmt::format("B{}, D{}, token {}", B, D, token));
   }
 }
 

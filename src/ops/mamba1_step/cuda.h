@@ -67,4 +67,9 @@ void step_stack(const StepStack& p, void* stream);
 bool has_step_cluster(int64_t D, bool state_bf16);
 void step_cluster(const StepStack& p, void* stream);
 
+// As step_stack for 2 to kMostStackRows sequences; messages: so many words.
+int64_t step_stack_batch_words(int64_t B, bool state_bf16);
+bool has_step_stack_batch(int64_t D, int64_t B, bool state_bf16);
+void step_stack_batch(const StepStack& p, void* stream);
+
 }  // namespace krait::cuda

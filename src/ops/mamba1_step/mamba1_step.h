@@ -38,9 +38,9 @@ struct Mamba1Layer {
 Tensor mamba1_step(Context& c, const Mamba1Layer& layer, const Tensor& stream,
                    const Tensor& conv_state, const Tensor& ssm_state);
 
-// The same for a sequence through layers one behind the other, by one kernel: in bfloat16 on compute capability 9.0, B = 1,
-// E = 2 D and R = D / 16 as the published models have them, D 1,024, 1,536, 2,048 or 2,560. Elsewhere empty, with
-// nothing done.
+// The same through layers one behind the other, by one kernel: in bfloat16 on compute capability 9.0, E = 2 D and R = D / 16
+// as the published models have them, one sequence where D is 1,024, 1,536, 2,048 or 2,560, up to sixteen where it is
+// 2,048. Elsewhere empty, with nothing done.
 Tensor mamba1_stack(Context& c, const std::vector<Mamba1Layer>& layers,
                     const std::vector<StepStates>& states, const Tensor& stream);
 

@@ -214,8 +214,9 @@ bool stacks(const Context& c, const Mamba1Layer& l, const StepStates& of, const 
     if (!*t || reinterpret_cast<uintptr_t>(t->data) % 16 != 0) return false;
   for (const Tensor* w : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj})
     if (w->dtype != c.activation) return false;
-  return c.activation == DType::bf16 && of.conv.dtype == c.activation && s.B == 1 &&
-         s.E == 2 * s.D && s.R == s.D / 16 && s.W == cuda::kStepTaps && s.N == cuda::kStepStates;
+  return c.activation == DType::bf16 && of.conv.dtype == c.activation && s.B > 0 &&
+         s.B <= cuda::kMostStackRows && s.E == 2 * s.D && s.R == s.D / 16 &&
+         s.W == cuda::kStepTaps && s.N == cuda::kStepStates;
 }
 
 }  // namespace
@@ -239,6 +240,7 @@ Tensor mamba1_stack(Context& c, const std::vector<Mamba1Layer>& layers,
   if (c.device.type == Device::cpu || layers.size() > cuda::kMostStackLayers) return {};
   const DType type = states[0].ssm.dtype;
   cuda::StepStack p{.layers = static_cast<int>(layers.size()),
+                    .B = stream.size(0),
                     .D = layers[0].in_proj.size(1),
                     .state_bf16 = type == DType::bf16,
                     .stream = stream.as<float>()};
@@ -260,16 +262,21 @@ Tensor mamba1_stack(Context& c, const std::vector<Mamba1Layer>& layers,
                   .conv_state = states[i].conv.data,
                   .state = states[i].ssm.data};
   }
+  const bool batch = p.B > 1;
   bool here = false;
-  KRAIT_WITH_CUDA(here = cuda::has_step_stack(p.D, p.state_bf16));
+  KRAIT_WITH_CUDA(here = batch ? cuda::has_step_stack_batch(p.D, p.B, p.state_bf16)
+                               : cuda::has_step_stack(p.D, p.state_bf16));
   if (!here) return {};
   for (size_t i = 0; i < layers.size(); ++i) {
     const auto& [conv, ssm] = states[i];
     add_cost(c, layers[i], check(layers[i], stream, conv, ssm, c.activation), conv, ssm);
   }
   Scratch scratch(c);
-  p.messages = c.scratch({2 * cuda::step_stack_messages(p.D)}, DType::f32).data;
-  if (!c.planning()) KRAIT_WITH_CUDA(cuda::step_stack(p, c.stream));
+  int64_t words = 2 * cuda::step_stack_messages(p.D);
+  if (batch) KRAIT_WITH_CUDA(words = cuda::step_stack_batch_words(p.B, p.state_bf16));
+  p.messages = c.scratch({words}, DType::f32).data;
+  if (!c.planning())
+    KRAIT_WITH_CUDA(batch ? cuda::step_stack_batch(p, c.stream) : cuda::step_stack(p, c.stream));
   return stream;
 }
 

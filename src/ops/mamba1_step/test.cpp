@@ -149,27 +149,34 @@ TEST(Mamba1Step, TwiceTheSameBits) {
     }
 }
 
-Case of_width(int64_t D, DType state) {
-  return {1, D, 2 * D, D / 16, DType::bf16, 16, 4, true, state};
+Case of_width(int64_t D, DType state, int64_t B = 1) {
+  return {B, D, 2 * D, D / 16, DType::bf16, 16, 4, true, state};
 }
 
-TEST(Mamba1Stack, WithinTwiceAPlainRun) {
+void expect_stacks_within_twice_plain(const std::vector<StackCase>& stacks) {
   expect_stacks_within_twice_plain<Step>(
-      of_width, ops::mamba1_stack,
+      stacks, of_width, ops::mamba1_stack,
       [](const auto& v, auto rounds) { return ops::reference::mamba1_step(v, rounds); },
       [](int64_t D) { return 2 * D * 4; });
 }
 
+TEST(Mamba1Stack, WithinTwiceAPlainRun) { expect_stacks_within_twice_plain(one_sequence); }
+
+TEST(Mamba1Stack, OfSequencesWithinTwiceAPlainRun) { expect_stacks_within_twice_plain(sequences); }
+
 TEST(Mamba1Stack, TwiceTheSameBits) {
-  expect_stacks_of_the_same_bits<Step>(of_width, ops::mamba1_stack);
+  expect_stacks_of_the_same_bits<Step>(1, 1024, of_width, ops::mamba1_stack);
+  expect_stacks_of_the_same_bits<Step>(1, 768, of_width, ops::mamba1_stack);
+  expect_stacks_of_the_same_bits<Step>(16, 2048, of_width, ops::mamba1_stack);
 }
 
 // The weights of so many layers come from memory, and the ring of slots goes round among them: what a warp still reads must
 // not be overwritten. Without the fence in StackRing::leave every seventh run of 48 such layers gave other bits.
 TEST(Mamba1Stack, ManyRunsOfManyLayersGiveTheSameBits) {
   if (test_device().type != Device::cuda) GTEST_SKIP() << "kernels of GPUs alone";
-  for (const int64_t D : {1536, 768}) {
-    Step first(of_width(D, DType::f32));
+  for (const Case& of :
+       {of_width(1536, DType::f32), of_width(768, DType::f32), of_width(2048, DType::f32, 16)}) {
+    Step first(of);
     Context& c = first.t.c;
     const auto copied = [&](const Tensor& from) {
       const Tensor to = first.t.tensor(from.shape, from.dtype);
@@ -194,7 +201,7 @@ TEST(Mamba1Stack, ManyRunsOfManyLayersGiveTheSameBits) {
         GTEST_SKIP() << "no such kernel on this GPU";
       const Values now = to_double(stream);
       if (run == 0) before = now;
-      expect_same_bits(before, now, fmt::format("D{}, run {}", D, run));
+      expect_same_bits(before, now, fmt::format("{}, run {}", of.name(), run));
     }
   }
 }

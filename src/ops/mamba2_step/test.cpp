@@ -154,19 +154,22 @@ TEST(Mamba2Step, TwiceTheSameBits) {
     }
 }
 
-Case of_width(int64_t D, DType state) {
-  return {1, D, D / 32, 128, DType::bf16, state, 64, 4, true, state == DType::bf16};
+Case of_width(int64_t D, DType state, int64_t B = 1) {
+  return {B, D, D / 32, 128, DType::bf16, state, 64, 4, true, state == DType::bf16};
 }
 
-TEST(Mamba2Stack, WithinTwiceAPlainRun) {
+void expect_stacks_within_twice_plain(const std::vector<StackCase>& stacks) {
   expect_stacks_within_twice_plain<Step>(
-      of_width, ops::mamba2_stack,
+      stacks, of_width, ops::mamba2_stack,
       [](const auto& v, auto rounds) { return ops::reference::mamba2_step(v, rounds); },
       [](int64_t D) { return (2 * D + 256) * 4; });
 }
 
+TEST(Mamba2Stack, WithinTwiceAPlainRun) { expect_stacks_within_twice_plain(one_sequence); }
+
 TEST(Mamba2Stack, TwiceTheSameBits) {
-  expect_stacks_of_the_same_bits<Step>(of_width, ops::mamba2_stack);
+  expect_stacks_of_the_same_bits<Step>(1, 1024, of_width, ops::mamba2_stack);
+  expect_stacks_of_the_same_bits<Step>(1, 768, of_width, ops::mamba2_stack);
 }
 
 TEST(Mamba2Stack, LeavesOtherSizes) {
