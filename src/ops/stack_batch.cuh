@@ -61,13 +61,6 @@ auto with_batch_kernel(int64_t B, bool state_bf16, const Use& use) {
   return of(std::integral_constant<int, 16>());
 }
 
-// Words of both sets of messages.
-template <template <int, class> class Kernel>
-int64_t batch_words(int64_t B, bool state_bf16) {
-  return with_batch_kernel<Kernel>(B, state_bf16,
-                                   []<class K>(K) { return int64_t{2} * K::kMessages; });
-}
-
 template <class K>
 cudaLaunchConfig_t batch_launch(cudaLaunchAttribute (&attributes)[2], void* stream) {
   attributes[0].id = cudaLaunchAttributeClusterDimension;
@@ -84,23 +77,26 @@ cudaLaunchConfig_t batch_launch(cudaLaunchAttribute (&attributes)[2], void* stre
   return config;
 }
 
-// Whether there is one whose blocks are all there at once on the calling thread's device.
+// Words of both sets of messages; 0 where the calling thread's device cannot have all of its blocks at once.
 template <template <int, class> class Kernel>
-bool has_batch_stack(int64_t B, bool state_bf16) {
-  return on_hopper() && with_batch_kernel<Kernel>(B, state_bf16, []<class K>(K) {
-           cudaLaunchAttribute attributes[2];
-           const cudaLaunchConfig_t config = batch_launch<K>(attributes, nullptr);
-           int clusters = 0;
-           return cudaFuncSetAttribute(K::kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       K::Layout::kBytes) == cudaSuccess &&
-                  cudaOccupancyMaxActiveClusters(&clusters, K::kKernel, &config) == cudaSuccess &&
-                  clusters * kStackMates >= kStackBlocks;
-         });
+int64_t batch_words(int64_t B, bool state_bf16) {
+  return with_batch_kernel<Kernel>(B, state_bf16, []<class K>(K) {
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config = batch_launch<K>(attributes, nullptr);
+    int clusters = 0;
+    const bool here =
+        on_hopper() &&
+        cudaFuncSetAttribute(K::kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             K::Layout::kBytes) == cudaSuccess &&
+        cudaOccupancyMaxActiveClusters(&clusters, K::kKernel, &config) == cudaSuccess &&
+        clusters * kStackMates >= kStackBlocks;
+    return here ? int64_t{2} * K::kMessages : int64_t{0};
+  });
 }
 
-// Where has_batch_stack has said so.
+// Where batch_words has said so.
 template <template <int, class> class Kernel, class Call>
-void launch_batch_stack(const char* name, const Call& p, void* stream) {
+void launch_batch(const char* name, const Call& p, void* stream) {
   with_batch_kernel<Kernel>(p.B, p.state_bf16, [&]<class K>(K) {
     cudaMemsetAsync(p.messages, 0xff, size_t{2} * K::kMessages * sizeof(unsigned),
                     static_cast<cudaStream_t>(stream));

@@ -44,22 +44,19 @@ struct StackLayout {
 };
 constexpr int stack_piece(int D) { return D % 1024 == 0 ? 1024 : D % 1280 == 0 ? 1280 : 768; }
 
-// A room's kernels are those of its Kernel<D, S>, S the type of the states: kKernel and its Layout. use(a Kernel) for the
-// widths D that there are; false for others.
-template <template <int, class> class Kernel, class Use>
-bool with_stack_kernel(int64_t D, bool state_bf16, const Use& use) {
-  const auto any = [&]<int... kD>(std::integer_sequence<int, kD...>) {
-    return (
-        (D == kD && (state_bf16 ? use(Kernel<kD, __nv_bfloat16>()) : use(Kernel<kD, float>()))) ||
-        ...);
-  };
-  return any(std::integer_sequence<int, 1024, 1536, 2048, 2560>());
+// A room's kernels are those of its Kernel<D, S>, S the type of the states: kKernel and its Layout. use(a Kernel) for one
+// of the widths D; false for others.
+template <template <int, class> class Kernel, int... kD, class Use>
+bool with_stack_kernel(std::integer_sequence<int, kD...>, int64_t D, bool state_bf16,
+                       const Use& use) {
+  return ((D == kD && (state_bf16 ? use(Kernel<kD, __nv_bfloat16>()) : use(Kernel<kD, float>()))) ||
+          ...);
 }
 
 // Whether there is one whose blocks are all there at once on the calling thread's device.
-template <template <int, class> class Kernel>
-bool has_stack(int64_t D, bool state_bf16) {
-  return with_stack_kernel<Kernel>(D, state_bf16, []<class K>(K) {
+template <template <int, class> class Kernel, class Widths>
+bool has_stack(Widths widths, int64_t D, bool state_bf16) {
+  return with_stack_kernel<Kernel>(widths, D, state_bf16, []<class K>(K) {
     constexpr int kBytes = K::Layout::kBytes;
     int device = 0, multiprocessors = 0, cooperative = 0, blocks = 0;
     return on_hopper() && cudaGetDevice(&device) == cudaSuccess &&
@@ -77,11 +74,11 @@ bool has_stack(int64_t D, bool state_bf16) {
 }
 
 // Where has_stack has said so. messages: that many, of which none is left of an earlier token.
-template <template <int, class> class Kernel, class Call>
-void launch_stack(const char* name, int64_t messages, const Call& p, void* stream) {
+template <template <int, class> class Kernel, class Widths, class Call>
+void launch_stack(Widths widths, const char* name, int64_t messages, const Call& p, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   cudaMemsetAsync(p.messages, 0, static_cast<size_t>(messages) * sizeof(uint64_t), queue);
-  with_stack_kernel<Kernel>(p.D, p.state_bf16, [&]<class K>(K) {
+  with_stack_kernel<Kernel>(widths, p.D, p.state_bf16, [&]<class K>(K) {
     void* arguments[] = {const_cast<Call*>(&p)};
     return cudaLaunchCooperativeKernel(K::kKernel, dim3(kStackBlocks), dim3(kStackThreads + 32),
                                        arguments, size_t{K::Layout::kBytes}, queue) == cudaSuccess;

@@ -4,7 +4,7 @@
 
 namespace krait::cuda {
 
-constexpr int kMostStackLayers = 64, kMostStackRows = 16;
+constexpr int kMostStackLayers = 64;
 // D of models whose layers a cluster takes (ops/cluster_parts.cuh), and messages: x and z.
 constexpr int64_t kClusterWidth = 768, kClusterMessages = kClusterWidth / 2 + 2 * kClusterWidth;
 

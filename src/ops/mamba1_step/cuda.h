@@ -46,8 +46,8 @@ constexpr int64_t kMostStepScanRows = 2;
 void step_in_proj_rows(const StepInProj& p, void* normed, void* stream);
 void step_scan_rows(const StepScan& p, void* stream);
 
-// All layers for one sequence in bfloat16, in one kernel that has the GPU for itself: of E = 2 D and R = D / 16, for sizes
-// that has_step_stack takes. The stream (D) is overwritten; messages: step_stack_messages(D) times 8 bytes of scratch.
+// All layers in one kernel that has the GPU for itself, in bfloat16, of E = 2 D and R = D / 16. The stream (B, D) is
+// overwritten.
 struct StepStackLayer {
   const void *in_proj = nullptr, *x_proj = nullptr, *dt_proj = nullptr, *out_proj = nullptr;
   const float *norm = nullptr, *taps = nullptr, *bias = nullptr, *dt_bias = nullptr,
@@ -56,20 +56,21 @@ struct StepStackLayer {
   void *conv_state = nullptr, *state = nullptr;
 };
 using StepStack = StackCall<StepStackLayer>;
-constexpr int64_t step_stack_messages(
-    int64_t D) {  // of 128 blocks: x, squares, x_proj u and its parts, y
+// Words of scratch for its messages, 0 where the calling thread's device has no such kernel for these sizes.
+int64_t step_stack_words(int64_t D, int64_t B, bool state_bf16);
+void step_stack(const StepStack& p, void* stream);
+
+// One sequence's messages, of 8 bytes: of 128 blocks x, squares, x_proj u and its parts, y.
+constexpr int64_t step_stack_messages(int64_t D) {
   if (D == kClusterWidth) return kClusterMessages;
   return D / 2 + 128 + 129 * (D / 16 + 2 * kStepStates) + D;
 }
-bool has_step_stack(int64_t D, bool state_bf16);
-void step_stack(const StepStack& p, void* stream);
-// Where D is kClusterWidth.
+// One sequence where D is kClusterWidth.
 bool has_step_cluster(int64_t D, bool state_bf16);
 void step_cluster(const StepStack& p, void* stream);
-
-// As step_stack for 2 to kMostStackRows sequences; messages: so many words.
-int64_t step_stack_batch_words(int64_t B, bool state_bf16);
-bool has_step_stack_batch(int64_t D, int64_t B, bool state_bf16);
-void step_stack_batch(const StepStack& p, void* stream);
+// Up to kMostBatchRows sequences where D is kBatchWidth.
+constexpr int64_t kBatchWidth = 2048, kMostBatchRows = 16;
+int64_t step_batch_words(int64_t B, bool state_bf16);
+void step_batch(const StepStack& p, void* stream);
 
 }  // namespace krait::cuda

@@ -206,6 +206,8 @@ __global__ void __launch_bounds__(kStackThreads + 32, 1)
 #endif
 }
 
+using Widths = std::integer_sequence<int, 1024, 1536, 2560>;
+
 template <int D, class S>
 struct StackKernel {
   template <class Slots>
@@ -216,14 +218,18 @@ struct StackKernel {
 
 }  // namespace
 
-bool has_step_stack(int64_t D, bool state_bf16) {
-  return D == kClusterWidth ? has_step_cluster(D, state_bf16)
-                            : has_stack<StackKernel>(D, state_bf16);
+int64_t step_stack_words(int64_t D, int64_t B, bool state_bf16) {
+  if (D == kBatchWidth) return step_batch_words(B, state_bf16);
+  const bool here =
+      B == 1 && (D == kClusterWidth ? has_step_cluster(D, state_bf16)
+                                    : has_stack<StackKernel>(Widths(), D, state_bf16));
+  return here ? 2 * step_stack_messages(D) : 0;
 }
 
 void step_stack(const StepStack& p, void* stream) {
+  if (p.D == kBatchWidth) return step_batch(p, stream);
   if (p.D == kClusterWidth) return step_cluster(p, stream);
-  launch_stack<StackKernel>("mamba1_stack", step_stack_messages(p.D), p, stream);
+  launch_stack<StackKernel>(Widths(), "mamba1_stack", step_stack_messages(p.D), p, stream);
 }
 
 }  // namespace krait::cuda

@@ -18,8 +18,8 @@ namespace {
 using bfloat16 = __nv_bfloat16;
 
 template <int kSeqs_, class S>
-struct Sizes : BatchSizes<2048, kSeqs_> {
-  using Base = BatchSizes<2048, kSeqs_>;
+struct Sizes : BatchSizes<kBatchWidth, kSeqs_> {
+  using Base = BatchSizes<kBatchWidth, kSeqs_>;
   using Base::D, Base::E, Base::kSeqs, Base::kChannels;
   static constexpr int R = D / 16, kWidth = R + 2 * kStepStates;
   static constexpr int kAdding = kWidth / 2;  // blocks that add two rows of x_proj u up
@@ -464,16 +464,12 @@ struct BatchKernel {
 
 }  // namespace
 
-int64_t step_stack_batch_words(int64_t B, bool state_bf16) {
-  return batch_words<BatchKernel>(B, state_bf16);
+int64_t step_batch_words(int64_t B, bool state_bf16) {
+  return B <= kMostBatchRows ? batch_words<BatchKernel>(B, state_bf16) : 0;
 }
 
-bool has_step_stack_batch(int64_t D, int64_t B, bool state_bf16) {
-  return D == 2048 && has_batch_stack<BatchKernel>(B, state_bf16);
-}
-
-void step_stack_batch(const StepStack& p, void* stream) {
-  launch_batch_stack<BatchKernel>("mamba1_stack", p, stream);
+void step_batch(const StepStack& p, void* stream) {
+  launch_batch<BatchKernel>("mamba1_stack", p, stream);
 }
 
 }  // namespace krait::cuda

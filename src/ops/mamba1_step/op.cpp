@@ -215,8 +215,7 @@ bool stacks(const Context& c, const Mamba1Layer& l, const StepStates& of, const 
   for (const Tensor* w : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj})
     if (w->dtype != c.activation) return false;
   return c.activation == DType::bf16 && of.conv.dtype == c.activation && s.B > 0 &&
-         s.B <= cuda::kMostStackRows && s.E == 2 * s.D && s.R == s.D / 16 &&
-         s.W == cuda::kStepTaps && s.N == cuda::kStepStates;
+         s.E == 2 * s.D && s.R == s.D / 16 && s.W == cuda::kStepTaps && s.N == cuda::kStepStates;
 }
 
 }  // namespace
@@ -262,21 +261,16 @@ Tensor mamba1_stack(Context& c, const std::vector<Mamba1Layer>& layers,
                   .conv_state = states[i].conv.data,
                   .state = states[i].ssm.data};
   }
-  const bool batch = p.B > 1;
-  bool here = false;
-  KRAIT_WITH_CUDA(here = batch ? cuda::has_step_stack_batch(p.D, p.B, p.state_bf16)
-                               : cuda::has_step_stack(p.D, p.state_bf16));
-  if (!here) return {};
+  int64_t words = 0;
+  KRAIT_WITH_CUDA(words = cuda::step_stack_words(p.D, p.B, p.state_bf16));
+  if (words == 0) return {};
   for (size_t i = 0; i < layers.size(); ++i) {
     const auto& [conv, ssm] = states[i];
     add_cost(c, layers[i], check(layers[i], stream, conv, ssm, c.activation), conv, ssm);
   }
   Scratch scratch(c);
-  int64_t words = 2 * cuda::step_stack_messages(p.D);
-  if (batch) KRAIT_WITH_CUDA(words = cuda::step_stack_batch_words(p.B, p.state_bf16));
   p.messages = c.scratch({words}, DType::f32).data;
-  if (!c.planning())
-    KRAIT_WITH_CUDA(batch ? cuda::step_stack_batch(p, c.stream) : cuda::step_stack(p, c.stream));
+  if (!c.planning()) KRAIT_WITH_CUDA(cuda::step_stack(p, c.stream));
   return stream;
 }
 

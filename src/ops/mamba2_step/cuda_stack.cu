@@ -226,6 +226,8 @@ __global__ void __launch_bounds__(kStackThreads + 32, 1)
 #endif
 }
 
+using Widths = std::integer_sequence<int, 1024, 1536, 2048, 2560>;
+
 template <int D, class S>
 struct StackKernel {
   template <class Slots>
@@ -238,12 +240,12 @@ struct StackKernel {
 
 bool has_step2_stack(int64_t D, bool state_bf16) {
   return D == kClusterWidth ? has_step2_cluster(D, state_bf16)
-                            : has_stack<StackKernel>(D, state_bf16);
+                            : has_stack<StackKernel>(Widths(), D, state_bf16);
 }
 
 void step2_stack(const Step2Stack& p, void* stream) {
   if (p.D == kClusterWidth) return step2_cluster(p, stream);
-  launch_stack<StackKernel>("mamba2_stack", step2_stack_messages(p.D), p, stream);
+  launch_stack<StackKernel>(Widths(), "mamba2_stack", step2_stack_messages(p.D), p, stream);
 }
 
 }  // namespace krait::cuda
