@@ -35,6 +35,18 @@ inline void expect_steps_within_twice_plain(const Values& got, const Values& exa
   }
 }
 
+// Scratch in the device's own memory, as programs have it, while this lives. Blocks of one kernel for all layers tell each
+// other things through it, and what they write into the host's memory may come in another order, or never.
+struct OwnScratch {
+  explicit OwnScratch(Context& of) : c(of), before(of.arena) { c.arena = &arena; }
+  ~OwnScratch() { c.arena = before; }
+  OwnScratch(const OwnScratch&) = delete;
+
+  Context& c;
+  Arena* before;
+  Arena arena{size_t{16} << 20, test_device()};
+};
+
 // A token through several layers by one op. Step(case, draw): a layer with its states and a stream, as the tests of one
 // layer have it, drawn anew for each draw.
 template <class Step>
@@ -51,6 +63,7 @@ struct Stack {
   // The next stream and the last layer's states; empty where the op has no kernel.
   template <class Op>
   Values step(const Op& op) {
+    const OwnScratch scratch(steps[0].t.c);
     const Tensor next = op(steps[0].t.c, of, states, steps[0].stream);
     if (!next) return {};
     Values all = to_double(next);

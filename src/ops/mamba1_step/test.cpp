@@ -192,6 +192,7 @@ TEST(Mamba1Stack, ManyRunsOfManyLayersGiveTheSameBits) {
       states.push_back({copied(first.conv_state), copied(first.ssm_state)});
     }
     const Tensor stream = copied(first.stream);
+    const OwnScratch scratch(c);
     Values before;
     for (int run = 0; run < 100; ++run) {
       copy(c, first.stream, stream);
