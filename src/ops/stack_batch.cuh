@@ -175,7 +175,8 @@ __device__ inline void wait_for_sums(uint64_t* barrier, unsigned parity) {
 // that has a slot of its own, and none of the lap before, must know that the lap has begun, by `issued`.
 template <class Z, int kSlots>
 struct BatchRing {
-  static constexpr unsigned kAsked = 3;  // slots on their way at most
+  // Slots on their way at most: what is asked for beyond them stands in the way of messages.
+  static constexpr unsigned kAsked = Z::kSeqs > 8 ? 2 : 3;
   static_assert(kAsked < kSlots);
   unsigned char* slots;
   uint64_t *full, *empty;
