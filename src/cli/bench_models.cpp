@@ -90,6 +90,7 @@ class Reader {
   }
 
   void read(std::span<const int32_t> prompt) {
+    drawn_ahead_ = false;
     session_.read(std::vector<std::span<const int32_t>>(rows_.size(), prompt));
   }
   // Every sequence reads one token: then there are logits to draw from.
@@ -97,9 +98,11 @@ class Reader {
   // n tokens are drawn and read, each looked at while the device reads it.
   void steps(int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
-      sampler_.draw(context(), session_.logits(), model_.model->config().vocab_size, greedy_,
-                    rows_);
-      session_.step(sampler_.tokens());
+      if (!drawn_ahead_)
+        sampler_.draw(context(), session_.logits(), model_.model->config().vocab_size, greedy_,
+                      rows_);
+      drawn_ahead_ = sampler_.goes_on();
+      drawn_ahead_ ? session_.step_and_draw(sampler_) : session_.step(sampler_.tokens());
       sampler_.read();
     }
     synchronize(context().device, context().stream);
@@ -136,6 +139,7 @@ class Reader {
   ops::Sampler sampler_;
   std::vector<ops::SampleRow> rows_;
   ops::SamplerOptions greedy_;
+  bool drawn_ahead_ = false;
 };
 
 void bench_reader(const Args& a, const LoadedModel& m, Reader& reader, OrderedJson about,

@@ -110,10 +110,11 @@ class Generation {
         drop_done();
         break;
       }
-      draw();
-      // A GPU reads the token while the host looks at it: what a row reads behind its last one is dropped with it.
+      if (!drawn_ahead_) draw();
+      // A GPU reads the token while the host looks at it, and draws the next one: what a row does behind its last one
+      // is dropped with it.
       if (!ahead_) take();
-      if (goes_on()) session_.step(sampler_.tokens());
+      if (goes_on()) step();
       if (ahead_) take();
       drop_done();
     }
@@ -129,6 +130,13 @@ class Generation {
       sample_rows_.push_back(active_[i]->sample_row(session_.tokens_read(static_cast<int64_t>(i))));
     sampler_.draw(session_.context(), session_.logits(), session_.model().config().vocab_size,
                   o_.sampler, sample_rows_);
+    ++drawn_;
+  }
+
+  void step() {
+    drawn_ahead_ = drawn_ < o_.max_new && sampler_.goes_on();
+    if (!drawn_ahead_) return session_.step(sampler_.tokens());
+    session_.step_and_draw(sampler_);
     ++drawn_;
   }
 
@@ -159,6 +167,8 @@ class Generation {
     if (left.size() == active_.size()) return;
     session_.keep_rows(keep);
     active_ = std::move(left);
+    if (drawn_ahead_) --drawn_;
+    drawn_ahead_ = false;  // of the rows as they were
   }
 
   Session& session_;
@@ -167,7 +177,8 @@ class Generation {
   std::vector<Row*> active_;  // row i of the session
   ops::Sampler sampler_;
   bool ahead_;
-  int64_t drawn_ = 0;  // tokens of each row
+  int64_t drawn_ = 0;         // tokens of each row
+  bool drawn_ahead_ = false;  // one of them before the host has seen the one that it follows
   std::vector<ops::SampleRow> sample_rows_;
 };
 

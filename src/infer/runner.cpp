@@ -183,15 +183,18 @@ void Runner::step(std::span<const int32_t> tokens, nn::State& state) {
   step(put_tokens(4, tokens, {static_cast<int64_t>(tokens.size())}), state);
 }
 
-void Runner::step(const Tensor& tokens, nn::State& state) {
+void Runner::step(const Tensor& tokens, nn::State& state, const Behind& behind) {
   const int64_t B = tokens.numel();
   require(B > 0 && B <= limits_.sequences && B == state.batch(),
           "a step of {} tokens: the state has {} rows, planned were at most {}", B, state.batch(),
           limits_.sequences);
   const Tensor here = tokens.reshape({B, 1});
   make_room(state, state);
-  const auto run = [&] { use_(context_, hidden(here, nullptr, state, state)); };
-  if (!comes_again(steps_, {B, B, 1, {here.data, memory_of(state)}})) return run();
+  const auto run = [&] {
+    use_(context_, hidden(here, nullptr, state, state));
+    if (behind.work) behind.work(context_);
+  };
+  if (!comes_again(steps_, {B, B, 1, {here.data, memory_of(state)}, behind.id})) return run();
   if (!steps_.graph) steps_.graph = Graph(context_.device, context_.stream, run);
   steps_.graph.replay(context_.stream);
 }

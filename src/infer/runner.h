@@ -36,6 +36,12 @@ using UseHidden = std::function<void(Context&, const Tensor& hidden)>;
 size_t plan_passes(const models::LanguageModel& model, const PassLimits& limits,
                    const UseHidden& use);
 
+// What is queued behind a step, and recorded with it; `id` is that of no other work. Takes no memory of the context.
+struct Behind {
+  uint64_t id = 0;
+  std::function<void(Context&)> work;
+};
+
 class Runner {
  public:
   // The model must outlive the runner.
@@ -49,7 +55,7 @@ class Runner {
   void step(std::span<const int32_t> tokens, nn::State& state);
   // The same with tokens (B) int32 on the model's device, all of them in the vocabulary. Waits for
   // nothing.
-  void step(const Tensor& tokens, nn::State& state);
+  void step(const Tensor& tokens, nn::State& state, const Behind& behind = {});
 
   Context& context() { return context_; }
   const models::LanguageModel& model() const { return model_; }
@@ -68,6 +74,7 @@ class Runner {
   struct Key {
     int64_t tokens = 0, sequences = 0, longest = 0;
     std::array<const void*, 6> memory{};
+    uint64_t behind = 0;
     bool operator==(const Key&) const = default;
   };
   struct Recorded {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "krait/infer/runner.h"
+#include "krait/ops/sampler/sampler.h"
 
 namespace krait {
 
@@ -57,9 +58,10 @@ class Session {
   void read(std::span<const std::span<const int32_t>> rows);
   // Every row reads one token.
   void step(std::span<const int32_t> tokens);
-  // The same with tokens (B) int32 that were drawn on the session's device (ops::Sampler). Waits
-  // for nothing.
+  // The same with tokens (B) int32 that were drawn on the session's device. Waits for nothing.
   void step(const Tensor& tokens);
+  // The same with those that `sampler` drew, which then draws what comes behind them (ops::Sampler::draw_next).
+  void step_and_draw(ops::Sampler& sampler);
 
   // (B, V) float32 on the model's device: what each row predicts next. Valid until the next call
   // that reads. Rows that have read nothing hold NaN.
@@ -81,8 +83,8 @@ class Session {
   void forget_pass();
   void view_rows();
   void make_room(int64_t tokens);  // in every row
-  template <class Tokens>
-  void step_rows(const Tokens& tokens, int64_t n);
+  template <class Tokens, class... Rest>
+  void step_rows(const Tokens& tokens, int64_t n, const Rest&... rest);
   // (n, V) of the rows from `row` on.
   Tensor logits_of(int64_t row, int64_t n) const {
     return Tensor(logits_memory_.data() + static_cast<size_t>(row * vocab_) * sizeof(float),

@@ -107,6 +107,44 @@ TEST(Session, StepsOfTokensDrawnOnTheDeviceAreThoseOfTheHosts) {
   EXPECT_THROW(drawn.step(sampler.tokens()), Error);
 }
 
+// A GPU draws behind a step, and both are recorded; on the CPU there is nothing to go on with.
+TEST(Session, DrawsBehindStepsAreThoseBetweenThem) {
+  const auto model = small_model();
+  const std::vector<Ids> prompts = {random_ids(7, 1), random_ids(12, 2)};
+  Session ahead = session_of(*model, 2), apart = session_of(*model, 2);
+  ops::Sampler of_ahead(ahead.context().device, 2), of_apart(ahead.context().device, 2);
+  const auto rows_at = [](uint64_t t) {
+    return std::vector<ops::SampleRow>{{{}, 0, t}, {{}, 1, t + 5}};
+  };
+  const auto draw = [&](ops::Sampler& sampler, Session& s, const ops::SamplerOptions& o,
+                        uint64_t t) {
+    sampler.draw(s.context(), s.logits(), testing::kSmallVocab, o, rows_at(t));
+  };
+  const auto read_tokens = [](ops::Sampler& sampler) {
+    Ids ids;
+    for (const ops::Sampled& s : sampler.read()) ids.push_back(s.token);
+    return ids;
+  };
+  read(ahead, prompts);
+  read(apart, prompts);
+  for (const ops::SamplerOptions& o : {ops::SamplerOptions{.seed = 5},
+                                       {.temperature = 0},
+                                       {.top_k = 9, .top_p = 0.9f, .seed = 6}}) {
+    draw(of_ahead, ahead, o, 0);
+    EXPECT_EQ(of_ahead.goes_on(), ahead.context().device.type == Device::cuda);
+    if (!of_ahead.goes_on()) return;
+    for (uint64_t t = 0; t < 6; ++t) {
+      ahead.step_and_draw(of_ahead);
+      draw(of_apart, apart, o, t);
+      apart.step(of_apart.tokens());
+      EXPECT_EQ(read_tokens(of_ahead), read_tokens(of_apart)) << t;
+    }
+    for (int64_t row = 0; row < 2; ++row) EXPECT_EQ(row_of(ahead, row), row_of(apart, row));
+  }
+  draw(of_ahead, ahead, {.repetition_penalty = 1.5f}, 0);
+  EXPECT_FALSE(of_ahead.goes_on());
+}
+
 TEST(Session, T20_ChunksOfAnySizeGiveWhatOneCallGives) {
   const auto model = small_model();
   const Ids ids = random_ids(131, 3);

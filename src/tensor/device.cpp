@@ -125,6 +125,10 @@ void destroy_stream(Device device, Stream stream) {
   if (device.type == Device::cuda) cuda::destroy_stream(device.index, stream);
 }
 
+bool is_done(Device device, Stream stream) {
+  return device.type == Device::cpu || cuda::is_done(device.index, stream);
+}
+
 void synchronize(Device device, Stream stream) {
   if (device.type == Device::cuda) cuda::synchronize(device.index, stream);
 }

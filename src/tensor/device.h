@@ -69,6 +69,8 @@ using Stream = void*;
 Stream make_stream(Device device, bool apart = false);
 void destroy_stream(Device device, Stream stream);
 void synchronize(Device device, Stream stream);
+// Whether what the stream holds is done; Error where it failed.
+bool is_done(Device device, Stream stream);
 
 // A stream of its own for the length of an object's life.
 class OwnStream {

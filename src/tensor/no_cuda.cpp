@@ -18,6 +18,7 @@ std::string versions() { return ""; }
 Stream make_stream(int, bool) { fail("{}", kNone); }
 void destroy_stream(int, Stream) {}
 void synchronize(int, Stream) { fail("{}", kNone); }
+bool is_done(int, Stream) { fail("{}", kNone); }
 void copy(const void*, void*, size_t, int, Stream) { fail("{}", kNone); }
 void begin_recording(int, Stream) { fail("{}", kNone); }
 void* end_recording(int, Stream) { fail("{}", kNone); }
@@ -30,7 +31,6 @@ void zero_rows(void*, size_t, size_t, size_t, int, Stream) { fail("{}", kNone); 
 void* make_mark(int) { fail("{}", kNone); }
 void destroy_mark(void*) {}
 void set_mark(void*, int, Stream) { fail("{}", kNone); }
-void wait_for_mark(void*) { fail("{}", kNone); }
 double seconds_between(void*, void*) { fail("{}", kNone); }
 
 }  // namespace krait::cuda

@@ -4,22 +4,6 @@
 
 namespace krait {
 
-Mark::Mark(Device device) : device_(device) {
-  if (device.type == Device::cuda) mark_ = cuda::make_mark(device.index);
-}
-
-Mark::~Mark() {
-  if (mark_) cuda::destroy_mark(mark_);
-}
-
-void Mark::set(Stream stream) {
-  if (mark_) cuda::set_mark(mark_, device_.index, stream);
-}
-
-void Mark::wait() {
-  if (mark_) cuda::wait_for_mark(mark_);
-}
-
 Stopwatch::Stopwatch(Device device, Stream stream) : device_(device), stream_(stream) {
   if (device.type == Device::cpu) return;
   begin_ = cuda::make_mark(device.index);

@@ -1,25 +1,9 @@
-// Places in a stream's work: waiting for one, and how long work takes by the clock of the device that does it.
+// How long work takes by the clock of the device that does it.
 #pragma once
 #include "krait/base/clock.h"
 #include "krait/tensor/device.h"
 
 namespace krait {
-
-// A place in a stream that can be waited for while work behind it goes on.
-class Mark {
- public:
-  explicit Mark(Device device);
-  ~Mark();
-  Mark(const Mark&) = delete;
-  Mark& operator=(const Mark&) = delete;
-
-  void set(Stream stream);  // behind what the stream holds; the place before is forgotten
-  void wait();              // returns at once where it was never set, and on the CPU
-
- private:
-  Device device_;
-  void* mark_ = nullptr;  // of a GPU
-};
 
 class Stopwatch {
  public:

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -141,23 +143,26 @@ const char* meaning_of(int32_t error) {
                                          : "nothing but -inf";
 }
 
-// Where a draw is put: (B) each. `uniform` is read by the draw, the others are written.
+// Where a draw is put, and where it is in the random numbers: see cuda.h.
 struct Places {
-  double* uniform;
+  cuda::SamplePlace* places;
   Sampled* result;
+  int64_t half;
   int32_t* tokens;
 };
 
+// `rows` tell of histories alone.
 void draw_on_gpu(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
                  std::span<const SampleRow> rows, const Places& at) {
   const int64_t B = logits.size(0);
   std::vector<int32_t> history;
   std::vector<int64_t> begin = {0};
   const bool penalty = o.repetition_penalty != 1;
-  for (const SampleRow& row : rows) {
-    if (penalty) history.insert(history.end(), row.history.begin(), row.history.end());
-    begin.push_back(static_cast<int64_t>(history.size()));
-  }
+  if (penalty)
+    for (const SampleRow& row : rows) {
+      history.insert(history.end(), row.history.begin(), row.history.end());
+      begin.push_back(static_cast<int64_t>(history.size()));
+    }
   Scratch scratch(c);
   Tensor penalised, ids, borders;
   if (penalty) {
@@ -181,18 +186,21 @@ void draw_on_gpu(Context& c, const Tensor& logits, int64_t valid, const SamplerO
                                 .min_p = o.min_p,
                                 .penalty = o.repetition_penalty,
                                 .top_k = o.top_k,
-                                .uniform = at.uniform,
+                                .seed = o.seed,
+                                .places = at.places,
                                 .history = penalty ? ids.as<int32_t>() : nullptr,
                                 .history_begin = penalty ? borders.as<int64_t>() : nullptr,
                                 .penalised = penalty ? penalised.as<float>() : nullptr},
-                               reinterpret_cast<cuda::SampleOut*>(at.result), at.tokens, c.stream));
+                               reinterpret_cast<cuda::SampleOut*>(at.result), at.half, at.tokens,
+                               c.stream));
 }
 
-std::vector<double> uniform_of(const SamplerOptions& o, std::span<const SampleRow> rows) {
-  std::vector<double> uniform;
-  for (const SampleRow& row : rows)
-    uniform.push_back(Philox{o.seed, row.stream}.uniform_double(row.position));
-  return uniform;
+using PlaceOfRow = std::array<uint64_t, 2>;  // stream, position: a cuda::SamplePlace
+
+std::vector<PlaceOfRow> places_of(std::span<const SampleRow> rows) {
+  std::vector<PlaceOfRow> places;
+  for (const SampleRow& row : rows) places.push_back({row.stream, row.position});
+  return places;
 }
 
 void require_tokens(std::span<const Sampled> result) {
@@ -252,52 +260,104 @@ std::vector<Sampled> sample(Context& c, const Tensor& logits, int64_t valid,
   }
   Scratch scratch(c);
   const Tensor out = c.scratch({B, 2}, DType::i32), tokens = c.scratch({B}, DType::i32),
-               u = c.scratch({B}, DType::f64);
-  if (!c.planning()) upload(uniform_of(o, rows).data(), u, c.stream);
+               places = c.scratch({B, 2}, DType::i64);
+  if (!c.planning()) upload(places_of(rows).data(), places, c.stream);
   draw_on_gpu(c, logits, valid, o, rows,
-              {u.as<double>(), static_cast<Sampled*>(out.data), tokens.as<int32_t>()});
+              {static_cast<cuda::SamplePlace*>(places.data), static_cast<Sampled*>(out.data), 0,
+               tokens.as<int32_t>()});
   if (c.planning()) return result;
   download(out, result.data(), c.stream);
   require_tokens(result);
   return result;
 }
 
+constexpr int32_t kExpected = INT32_MIN;  // in place of a token that the device has not written yet
+
 Sampler::Sampler(Device device, int64_t most_rows)
     : device_(device),
+      most_rows_(most_rows),
       tokens_(device, static_cast<size_t>(most_rows) * sizeof(int32_t)),
-      result_(DeviceMemory::shared_with(device, static_cast<size_t>(most_rows) * sizeof(Sampled))),
-      uniform_(DeviceMemory::shared_with(device, static_cast<size_t>(most_rows) * sizeof(double))),
-      drawn_(device) {}
+      places_(device, static_cast<size_t>(most_rows) * sizeof(PlaceOfRow)),
+      results_(DeviceMemory::shared_with(device,
+                                         2 * static_cast<size_t>(most_rows) * sizeof(Sampled))) {}
 
 void Sampler::draw(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
                    std::span<const SampleRow> rows) {
+  static std::atomic<uint64_t> ids = 0;
   check(logits, valid, o, rows.size());
-  require(rows.size() * sizeof(Sampled) <= result_.bytes(), "[sampler] {} rows of at most {}",
-          rows.size(), result_.bytes() / sizeof(Sampled));
+  require(static_cast<int64_t>(rows.size()) <= most_rows_, "[sampler] {} rows of at most {}",
+          rows.size(), most_rows_);
+  if (next_id_ == 0 || rows_ != logits.size(0) || valid_ != valid || options_ != o)
+    next_id_ = ++ids;
+  rows_ = logits.size(0), valid_ = valid, options_ = o;
+  if (unread_ > 0) synchronize(device_, stream_);
+  unread_ = 0;
+  std::vector<PlaceOfRow> places = places_of(rows);
+  if (device_.type == Device::cuda && places != next_)
+    upload(places.data(),
+           Tensor(places_.data(), DType::i64, {static_cast<int64_t>(places.size()), 2}, device_),
+           c.stream);
+  next_ = std::move(places);
+  expect_next(c.stream);
+  queue(c, logits, rows);
+}
+
+bool Sampler::goes_on() const {
+  return device_.type == Device::cuda && options_.repetition_penalty == 1;
+}
+
+void Sampler::draw_next(Context& c, const Tensor& logits) {
+  require(logits.size(0) == rows_ && goes_on(), "[sampler] draw_next: expected {} rows, got {}",
+          rows_, logits.size(0));
+  queue(c, logits, {});
+}
+
+Sampled& Sampler::result_of(int64_t row, uint64_t position) const {
+  const int64_t half = device_.type == Device::cuda && position % 2 ? most_rows_ : 0;
+  return reinterpret_cast<Sampled*>(results_.data())[half + row];
+}
+
+void Sampler::queue(Context& c, const Tensor& logits, std::span<const SampleRow> rows) {
   c.cost("sampler", static_cast<double>(logits.bytes()), 0);
-  rows_ = logits.size(0);
-  const Places at{reinterpret_cast<double*>(uniform_.data()),
-                  reinterpret_cast<Sampled*>(result_.data()),
-                  reinterpret_cast<int32_t*>(tokens_.data())};
-  if (device_.type == Device::cpu) {
-    draw_on_cpu(c, logits, valid, o, rows, at.result);
-    for (int64_t b = 0; b < rows_; ++b) at.tokens[b] = at.result[b].token;
-    return;
+  auto* const results = reinterpret_cast<Sampled*>(results_.data());
+  auto* const tokens = reinterpret_cast<int32_t*>(tokens_.data());
+  if (device_.type == Device::cuda)
+    return draw_on_gpu(
+        c, logits, valid_, options_, rows,
+        {reinterpret_cast<cuda::SamplePlace*>(places_.data()), results, most_rows_, tokens});
+  draw_on_cpu(c, logits, valid_, options_, rows, results);
+  for (int64_t b = 0; b < rows_; ++b) tokens[b] = results[b].token;
+}
+
+void Sampler::expect_next(Stream stream) {
+  for (int64_t b = 0; b < rows_; ++b) {
+    uint64_t& position = next_[static_cast<size_t>(b)][1];
+    result_of(b, position++).token = kExpected;
   }
-  const std::vector<double> uniform = uniform_of(o, rows);
-  std::copy(uniform.begin(), uniform.end(), at.uniform);
-  draw_on_gpu(c, logits, valid, o, rows, at);
-  drawn_.set(c.stream);
+  ++unread_;
+  stream_ = stream;
 }
 
 Tensor Sampler::tokens() const { return {tokens_.data(), DType::i32, {rows_}, device_}; }
 
 std::span<const Sampled> Sampler::read() {
-  drawn_.wait();
-  const std::span<const Sampled> result(reinterpret_cast<const Sampled*>(result_.data()),
-                                        static_cast<size_t>(rows_));
-  require_tokens(result);
-  return result;
+  require(unread_ > 0, "[sampler] every draw has been read");
+  const auto behind = static_cast<uint64_t>(unread_--);
+  constexpr int kLooks = 1 << 14;  // before the device is asked whether it can still come
+  sampled_.clear();
+  for (int64_t b = 0; b < rows_; ++b) {
+    Sampled& from = result_of(b, next_[static_cast<size_t>(b)][1] - behind);
+    static_assert(sizeof(Sampled) == sizeof(uint64_t));
+    const std::atomic_ref<uint64_t> here(
+        reinterpret_cast<uint64_t&>(from));  // one write of the device
+    const auto now = [&] { return std::bit_cast<Sampled>(here.load(std::memory_order_acquire)); };
+    for (int looks = 0; now().token == kExpected; ++looks)
+      if (looks % kLooks == kLooks - 1 && is_done(device_, stream_))
+        require(now().token != kExpected, "[sampler] row {} was not drawn", b);
+    sampled_.push_back(now());
+  }
+  require_tokens(sampled_);
+  return sampled_;
 }
 
 }  // namespace krait::ops

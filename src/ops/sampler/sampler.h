@@ -15,11 +15,11 @@
 // which tokens can be among the chosen ones. On a GPU weights are summed in units of 2^-40 of the
 // largest.
 #pragma once
+#include <array>
 #include <span>
 #include <vector>
 
 #include "krait/tensor/context.h"
-#include "krait/tensor/stopwatch.h"
 
 namespace krait::ops {
 
@@ -30,6 +30,8 @@ struct SamplerOptions {
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;
   uint64_t seed = 0;
+
+  bool operator==(const SamplerOptions&) const = default;
 };
 
 struct SampleRow {
@@ -51,20 +53,37 @@ class Sampler {
  public:
   Sampler(Device device, int64_t most_rows);
 
-  // Queues a draw as of sample(). The draw before must have been read.
+  // Queues a draw as of sample(). Draws before that were not read are waited for and forgotten.
   void draw(Context& c, const Tensor& logits, int64_t valid, const SamplerOptions& o,
             std::span<const SampleRow> rows);
+  // Whether draw_next() can follow: on a GPU, where no penalty looks at the tokens that were drawn.
+  bool goes_on() const;
+  // Queues the draw behind the last one: of the same rows, each one position further. The work may be recorded; each time
+  // before it is queued expect_next() says so. At most two draws are not read.
+  void draw_next(Context& c, const Tensor& logits);
+  void expect_next(Stream stream);
+  // Of what draw_next() queues: no two are the same where it would differ.
+  uint64_t next_id() const { return next_id_; }
   // (B) int32 on the device: the tokens of the last draw, for work that is queued behind it. 0 in a
   // row that read() will refuse.
   Tensor tokens() const;
-  // Waits for the last draw. Errors are those of sample(); on the CPU draw() throws them.
+  // Waits for the first draw that was not read. Errors are those of sample(); on the CPU draw() throws them.
   std::span<const Sampled> read();
 
  private:
+  void queue(Context& c, const Tensor& logits, std::span<const SampleRow> rows);
+  Sampled& result_of(int64_t row, uint64_t position) const;
+
   Device device_;
-  int64_t rows_ = 0;                        // of the last draw
-  DeviceMemory tokens_, result_, uniform_;  // the host and the device share the last two
-  Mark drawn_;
+  int64_t most_rows_, rows_ = 0, valid_ = 0;  // of the last draw, as the options
+  SamplerOptions options_;
+  uint64_t next_id_ = 0;
+  // The host and the device share the results: of draws at even positions, of others, (2, most_rows).
+  DeviceMemory tokens_, places_, results_;
+  std::vector<std::array<uint64_t, 2>> next_;  // what places_ holds behind what is queued
+  int64_t unread_ = 0;                         // draws that are queued
+  Stream stream_ = nullptr;
+  std::vector<Sampled> sampled_;
 };
 
 }  // namespace krait::ops

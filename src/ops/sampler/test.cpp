@@ -155,27 +155,33 @@ TEST(Sampler, LogProbabilityIsBeforePenaltyAndTemperature) {
 
 TEST(Sampler, ARowDependsOnItselfAlone) {
   TestContext t;
-  // more rows than blocks of a GPU share out, and one of them alone
-  const int64_t B = 19, V = 5000;
+  // rows enough for a GPU to give each fewer blocks than it gives one
+  const int64_t B = 40, V = 5000;
   const Tensor x = t.random({B, V}, kF32, 1, {.scale = 2, .strided = true});
   std::vector<SampleRow> rows;
   const std::vector<int32_t> history = {4, 900};
   for (int64_t b = 0; b < B; ++b) rows.push_back({history, static_cast<uint64_t>(b) + 7, 3});
-  const SamplerOptions o{.top_k = 100, .top_p = 0.9f, .repetition_penalty = 1.3f, .seed = 2};
-  std::vector<int32_t> different;
-  for (int threads : {1, 2, 4}) {
-    const ThreadCount count(threads);
-    const auto all = sample(t.c, x, V, o, rows);
-    for (int64_t b = 0; b < B; ++b) {
-      const auto i = static_cast<size_t>(b);
-      const auto one = sample(t.c, x.slice(0, b, b + 1), V, o, {&rows[i], 1})[0];
-      EXPECT_EQ(all[i].token, one.token);
-      EXPECT_EQ(all[i].logprob, one.logprob);
-      if (threads == 1) different.push_back(one.token);
+  for (const SamplerOptions& o :
+       {SamplerOptions{.temperature = 0},
+        {.seed = 2},
+        {.top_k = 100, .top_p = 0.9f, .repetition_penalty = 1.3f, .seed = 2},
+        {.top_k = 300, .top_p = 0.9f, .seed = 2},
+        {.top_p = 0.3f, .min_p = 0.05f, .seed = 2}}) {
+    std::vector<int32_t> different;
+    for (int threads : {1, 2, 4}) {
+      const ThreadCount count(threads);
+      const auto all = sample(t.c, x, V, o, rows);
+      for (int64_t b = 0; b < B; ++b) {
+        const auto i = static_cast<size_t>(b);
+        const auto one = sample(t.c, x.slice(0, b, b + 1), V, o, {&rows[i], 1})[0];
+        EXPECT_EQ(all[i].token, one.token);
+        EXPECT_EQ(all[i].logprob, one.logprob);
+        if (threads == 1) different.push_back(one.token);
+      }
     }
+    std::sort(different.begin(), different.end());
+    EXPECT_GT(std::unique(different.begin(), different.end()) - different.begin(), 3);
   }
-  std::sort(different.begin(), different.end());
-  EXPECT_GT(std::unique(different.begin(), different.end()) - different.begin(), 3);
 }
 
 // What the device goes on from is what the host reads later, and what sample() gives.

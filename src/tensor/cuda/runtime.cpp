@@ -106,6 +106,17 @@ void synchronize(int device, Stream stream) {
   check(cudaStreamSynchronize(as_stream(stream)), "waiting for the device");
 }
 
+bool is_done(int device, Stream stream) {
+  use(device);
+  const cudaError_t e = cudaStreamQuery(as_stream(stream));
+  if (e == cudaErrorNotReady) {
+    cudaGetLastError();  // or the next launch is said to have failed
+    return false;
+  }
+  check(e, "asking the device");
+  return true;
+}
+
 void copy(const void* from, void* to, size_t bytes, int device, Stream stream) {
   use(device);
   // The runtime knows each address: memory of the host that it made stands for a GPU's in tests.
@@ -174,12 +185,8 @@ void set_mark(void* mark, int device, Stream stream) {
   check(cudaEventRecord(static_cast<cudaEvent_t>(mark), as_stream(stream)), "recording an event");
 }
 
-void wait_for_mark(void* mark) {
-  check(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), "waiting for an event");
-}
-
 double seconds_between(void* begin, void* end) {
-  wait_for_mark(end);
+  check(cudaEventSynchronize(static_cast<cudaEvent_t>(end)), "waiting for an event");
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(begin),
                              static_cast<cudaEvent_t>(end)),

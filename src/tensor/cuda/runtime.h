@@ -19,6 +19,7 @@ std::string versions();  // see krait/tensor/versions.h
 Stream make_stream(int device, bool apart);
 void destroy_stream(int device, Stream stream);
 void synchronize(int device, Stream stream);
+bool is_done(int device, Stream stream);
 void copy(const void* from, void* to, size_t bytes, int device, Stream stream);
 void begin_recording(int device, Stream stream);
 void* end_recording(int device, Stream stream);  // a graph that can be launched
@@ -28,11 +29,10 @@ void launch_graph(void* graph, Stream stream);
 void destroy_graph(void* graph);
 void zero(void* p, size_t bytes, int device, Stream stream);
 void zero_rows(void* p, size_t bytes, size_t step, size_t rows, int device, Stream stream);
-// A place in a stream's work; waiting for it, and the time between two.
+// A place in a stream's work, and the time between two, which waits for them.
 void* make_mark(int device);
 void destroy_mark(void* mark);
 void set_mark(void* mark, int device, Stream stream);
-void wait_for_mark(void* mark);
 double seconds_between(void* begin, void* end);
 
 }  // namespace krait::cuda
