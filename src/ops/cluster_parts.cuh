@@ -86,15 +86,17 @@ bool with_cluster_kernel(int64_t D, bool state_bf16, const Use& use) {
   return D == kClusterWidth && (state_bf16 ? use(Kernel<__nv_bfloat16>()) : use(Kernel<float>()));
 }
 struct ClusterLaunch {
-  cudaLaunchAttribute attribute = {};
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
 
-  ClusterLaunch(int bytes, cudaStream_t stream) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {kClusterBlocks, 1, 1};
+  ClusterLaunch(int bytes, bool early, cudaStream_t stream) {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {kClusterBlocks, 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = dim3(kClusterBlocks * kClusters), config.blockDim = dim3(kClusterThreads + 32);
     config.dynamicSmemBytes = static_cast<size_t>(bytes), config.stream = stream;
-    config.attrs = &attribute, config.numAttrs = 1;
+    config.attrs = attributes, config.numAttrs = early ? 2 : 1;
   }
   ClusterLaunch(const ClusterLaunch&) = delete;
 };
@@ -103,7 +105,7 @@ struct ClusterLaunch {
 template <template <class> class Kernel>
 bool has_cluster(int64_t D, bool state_bf16) {
   return with_cluster_kernel<Kernel>(D, state_bf16, []<class K>(K) {
-    const ClusterLaunch launch(K::kBytes, nullptr);
+    const ClusterLaunch launch(K::kBytes, false, nullptr);
     int clusters = 0;
     return on_hopper() &&
            cudaFuncSetAttribute(K::kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -114,13 +116,12 @@ bool has_cluster(int64_t D, bool state_bf16) {
            clusters >= kClusters;
   });
 }
-// Where has_cluster has said so. None of the messages is left of an earlier token.
+// Where has_cluster has said so. As of launch_stack.
 template <template <class> class Kernel, class Call>
 void launch_cluster(const char* name, const Call& p, void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  cudaMemsetAsync(p.messages, 0, kClusterMessages * sizeof(uint64_t), queue);
+  clear_messages(p.messages, kClusterMessages, stream);
   with_cluster_kernel<Kernel>(p.D, p.state_bf16, [&]<class K>(K) {
-    const ClusterLaunch launch(K::kBytes, queue);
+    const ClusterLaunch launch(K::kBytes, true, static_cast<cudaStream_t>(stream));
     return cudaLaunchKernelEx(&launch.config, K::kKernel, p) == cudaSuccess;
   });
   check_launch(name);
@@ -357,6 +358,7 @@ __device__ void multiply_gate(unsigned char* memory, int layers, Message* of_x,
     return;
   }
   static_assert(Z::D / 2 == kClusterThreads);
+  wait_for_previous();
   for (int l = 0; l < layers; ++l) {
     s.x[thread] = receive_one(of_x + thread, l + 1);
     meet_in_block();

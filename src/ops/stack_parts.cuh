@@ -9,6 +9,7 @@
 // 4 bytes in 8 are data; so this is for one sequence.
 #pragma once
 #include "krait/tensor/cuda/few_rows.cuh"
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/one_pass.h"
 
 namespace krait::cuda {
@@ -73,15 +74,38 @@ bool has_stack(Widths widths, int64_t D, bool state_bf16) {
   });
 }
 
-// Where has_stack has said so. messages: that many, of which none is left of an earlier token.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) clear_messages_kernel(uint4* messages, int runs) {
+  let_next_start();
+  wait_for_previous();
+  if (const int i = static_cast<int>(blockIdx.x) * kThreads + threadIdx.x; i < runs)
+    messages[i] = {};
+}
+// So many of them: none is left of an earlier token. By a kernel, so that the next one can start before it.
+inline void clear_messages(void* messages, int64_t count, void* stream) {
+  constexpr int kThreads = 256;
+  const int64_t runs = count / 2;
+  launch_dependent("clear messages", clear_messages_kernel<kThreads>,
+                   dim3(static_cast<unsigned>(ceil_div(runs, kThreads))), kThreads, 0, 1, stream,
+                   static_cast<uint4*>(messages), static_cast<int>(runs));
+}
+
+// Where has_stack has said so. messages: that many, an even number. The kernel starts early: it must wait_for_previous()
+// before it reads the stream or a message, or sends one.
 template <template <int, class> class Kernel, class Widths, class Call>
 void launch_stack(Widths widths, const char* name, int64_t messages, const Call& p, void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  cudaMemsetAsync(p.messages, 0, static_cast<size_t>(messages) * sizeof(uint64_t), queue);
+  clear_messages(p.messages, messages, stream);
   with_stack_kernel<Kernel>(widths, p.D, p.state_bf16, [&]<class K>(K) {
-    void* arguments[] = {const_cast<Call*>(&p)};
-    return cudaLaunchCooperativeKernel(K::kKernel, dim3(kStackBlocks), dim3(kStackThreads + 32),
-                                       arguments, size_t{K::Layout::kBytes}, queue) == cudaSuccess;
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeCooperative, attributes[0].val.cooperative = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization,
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(kStackBlocks), config.blockDim = dim3(kStackThreads + 32);
+    config.dynamicSmemBytes = K::Layout::kBytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = attributes, config.numAttrs = 2;
+    return cudaLaunchKernelEx(&config, K::kKernel, p) == cudaSuccess;
   });
   check_launch(name);
 }

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 
+#include "krait/tensor/cuda/launch_dependent.cuh"
 #include "krait/tensor/cuda/math.h"
 
 namespace krait::cuda {
@@ -14,6 +15,7 @@ constexpr int kThreads = 128;
 
 template <class W, int V>
 __global__ void gather_kernel(const int32_t* tokens, const W* w, int64_t D, float* y) {
+  let_next_start();
   const W* const row = w + int64_t{tokens[blockIdx.x]} * D;
   for (int64_t i = int64_t{threadIdx.x} * V; i < D; i += int64_t{blockDim.x} * V) {
     float run[V];
@@ -107,9 +109,12 @@ void embedding_forward(const int32_t* tokens, int64_t n, const void* w, bool w_b
                        float* y, void* stream) {
   if (n == 0 || D == 0) return;
   const bool fours = D % 4 == 0 && in_runs(w, D, w_bf16 ? 2 : 4, 4) && in_runs(y, D, 4, 4);
+  // A decoded token waits for its row: all of it is asked for at once.
+  const int64_t warps = ceil_div(fours ? D / 4 : D, 32),
+                threads = 32 * std::min<int64_t>(warps, 32);
   const auto launch = [&](auto kernel, auto* table) {
-    kernel<<<static_cast<unsigned>(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        tokens, table, D, y);
+    kernel<<<static_cast<unsigned>(n), static_cast<unsigned>(threads), 0,
+             static_cast<cudaStream_t>(stream)>>>(tokens, table, D, y);
   };
   if (w_bf16) {
     const auto* table = static_cast<const __nv_bfloat16*>(w);

@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(kClusterThreads + 32, 1)
           "l"(from + i / kRuns * Z::E + i % kRuns * 8)
           : "memory");
   };
+  wait_for_previous();
   if (warp == 0) {
     rows.read(p.stream);
     rows.ask_for_scale(p.layer[0].norm);

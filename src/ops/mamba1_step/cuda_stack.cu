@@ -103,6 +103,7 @@ __global__ void __launch_bounds__(kStackThreads + 32, 1)
 #pragma unroll
     for (int i = 0; i < Z::kChannels / 4; ++i) x_proj[i] = __ldg(from + i);
   };
+  wait_for_previous();
   if (warp == 0) {
     rows.read(p.stream);
     rows.ask_for_scale(p.layer[0].norm);

@@ -138,6 +138,7 @@ __global__ void __launch_bounds__(kClusterThreads + 32, 1)
     }
   };
   ClusterRows<Z> rows{of_messages};
+  wait_for_previous();
   if (warp == 0) {
     rows.read(p.stream);
     rows.ask_for_scale(p.layer[0].norm);

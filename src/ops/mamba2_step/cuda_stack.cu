@@ -131,6 +131,7 @@ __global__ void __launch_bounds__(kStackThreads + 32, 1)
         weight[pass] = __ldg(of.gate_norm + channel + c);
       }
   };
+  wait_for_previous();
   if (warp == 0) {
     rows.read(p.stream);
     rows.ask_for_scale(p.layer[0].norm);
