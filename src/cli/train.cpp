@@ -11,6 +11,7 @@
 #include "krait/cli/commands.h"
 #include "krait/cli/model_args.h"
 #include "krait/cli/numbers.h"
+#include "krait/io/tokenizer/unicode.h"
 #include "krait/train/run.h"
 #include "krait/train/status.h"
 
@@ -220,10 +221,17 @@ void settle(TrainArguments& a, const Common& common) {
 }
 
 // Bytes of a young model must not steer the terminal.
-std::string printable(std::string text) {
-  for (char& c : text)
+std::string printable(const std::string& text) {
+  std::string storage;
+  std::string shown(
+      unicode::lossy(text, storage));  // bytes of a model that has not learnt UTF-8 yet
+  for (size_t i = 0; i < shown.size(); ++i) {
+    char& c = shown[i];
     if ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f) c = '?';
-  return text;
+    // U+0080 to U+009F: some terminals take them for the commands that they are
+    if (c == '\xc2' && static_cast<unsigned char>(shown[i + 1]) < 0xa0) shown.replace(i, 2, "?");
+  }
+  return shown;
 }
 
 // `validated`: the last record with a validation loss, or one without.

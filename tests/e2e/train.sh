@@ -22,6 +22,12 @@ for f in config.toml last/config.json last/model.safetensors last/trainer.safete
   [[ -s whole/$f ]] || die "no whole/$f"
 done
 
+# A sample of a model that knows nothing yet is text, all the same.
+"$KRAIT" train --model byte-tiny --data text.txt --out young --steps 3 --batch-size 1 --seq-len 8 --sample-every 1 \
+  --sample-prompt a >out 2>err
+grep -q 'sample after step 3: a' err || die "no sample: $(cat err)"
+iconv -f UTF-8 -t UTF-8 err >out || die "a sample is not UTF-8"
+
 # The copy of the log goes where stdout goes, before the result.
 "$KRAIT" train "${common[@]}" --out aside --steps 2 --quiet --json --log /dev/stdout >out
 head -2 out | cmp -s - aside/log.jsonl || die "--log /dev/stdout: $(cat out)"
