@@ -34,7 +34,8 @@ struct SmallProduct {
   bool add;
 };
 
-// Rows [i, i + kRows), columns [j, j + kVectors vectors), a's columns [k0, k1): the sums stay in registers.
+// Rows [i, i + kRows), columns [j, j + kVectors vectors), a's columns [k0, k1): the sums stay in registers. With `add`
+// they are made first: added to what stands there one by one, thousands of terms would be less exact.
 template <int kRows, int kVectors>
 static void product_tile(const SmallProduct& p, int64_t i, int64_t j, int64_t k0, int64_t k1) {
   const ProductTag d;
@@ -46,8 +47,7 @@ static void product_tile(const SmallProduct& p, int64_t i, int64_t j, int64_t k0
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      sum[r][v] = p.add ? hn::LoadU(d, c + r * p.c_row + v * kProductLanes) : hn::Zero(d);
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(d);
   const int64_t a_row = p.a_row, a_col = p.a_col, b_row = p.b_row;
   for (int64_t k = k0; k < k1; ++k, a += a_col, b += b_row) {
     V row[kVectors];
@@ -63,8 +63,10 @@ static void product_tile(const SmallProduct& p, int64_t i, int64_t j, int64_t k0
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      hn::StoreU(sum[r][v], d, c + r * p.c_row + v * kProductLanes);
+    for (int v = 0; v < kVectors; ++v) {
+      float* const to = c + r * p.c_row + v * kProductLanes;
+      hn::StoreU(p.add ? hn::Add(hn::LoadU(d, to), sum[r][v]) : sum[r][v], d, to);
+    }
 }
 
 // As many sums as leave room for a row of b and a factor: 24 of 32 registers, or 12 of 16.

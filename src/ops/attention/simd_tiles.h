@@ -17,6 +17,7 @@ struct Operand {
   int64_t row, column;
 };
 
+// With `add` the sum is made first: added to what stands there one by one, thousands of terms would be less exact.
 template <int R, int V>
 HWY_INLINE void product_block(int64_t K, Operand a, const float* b, int64_t b_row, float* c,
                               int64_t c_row, bool add) {
@@ -25,8 +26,7 @@ HWY_INLINE void product_block(int64_t K, Operand a, const float* b, int64_t b_ro
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      sum[r][v] = add ? hn::LoadU(d, c + r * c_row + v * kTileLanes) : hn::Zero(d);
+    for (int v = 0; v < V; ++v) sum[r][v] = hn::Zero(d);
   for (int64_t k = 0; k < K; ++k) {
     Vec<Lanes> bk[V];
 #pragma GCC unroll 4
@@ -41,7 +41,10 @@ HWY_INLINE void product_block(int64_t K, Operand a, const float* b, int64_t b_ro
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) hn::StoreU(sum[r][v], d, c + r * c_row + v * kTileLanes);
+    for (int v = 0; v < V; ++v) {
+      float* const to = c + r * c_row + v * kTileLanes;
+      hn::StoreU(add ? hn::Add(hn::LoadU(d, to), sum[r][v]) : sum[r][v], d, to);
+    }
 }
 
 template <int V>

@@ -197,12 +197,15 @@ static void turn_back(const float* turned, const float* dturned, const Chunk& c,
 }
 
 // One chunk of one head. `start` is the state before it, `d_end` the gradient of that after it, which
-// becomes that of the one before. Adds to dB and dC (tokens, R, N) and to dangle (tokens, T).
+// becomes that of the one before. Adds to dB and dC (tokens, R, N) and to dangle (tokens, T), and to the head's
+// sums over tokens, which are made in `sums` first: of thousands of tokens one by one they would be less exact.
 static void backward_chunk(const m3::Backward& w, int head, int64_t t0, Chunk& c, const Adjoint& a,
                            const Carry& start, const Carry& d_end, float* dB, float* dC,
-                           float* dangle) {
+                           float* dangle, float* sums) {
   const m3::Head& h = w.head[head];
-  const m3::HeadGrads& g = w.grads[head];
+  m3::HeadGrads g = w.grads[head];
+  fill(0, m3::sums_size(h.size), sums);
+  g.sums = m3::sums_at(sums, h.size);
   const int64_t N = h.size.N, R = h.size.R, T = h.size.T;
   c.set_head(h);
   const auto load_chunk_start = [&] {
@@ -279,6 +282,8 @@ static void backward_chunk(const m3::Backward& w, int head, int64_t t0, Chunk& c
     put_number(g.ddt, token, c.lambda[t] * dgamma + c.mu[t] * dnext + kPi * turned);
     put_number(g.dtrap, token, c.dt[t] * (dgamma - dnext) * c.lambda[t] * c.mu[t]);
   }
+  float* const all = w.grads[head].sums.B_bias;  // the first of them
+  for (int64_t i = 0; i < m3::sums_size(h.size); ++i) all[i] += sums[i];
 }
 
 static void backward(const m3::Backward& w) {
@@ -290,6 +295,7 @@ static void backward(const m3::Backward& w) {
   const int64_t in_row = size.R * size.N;
   float *dB = area.take(m3::kChunk * in_row), *dC = area.take(m3::kChunk * in_row);
   float* dangle = area.take(m3::kChunk * size.T);
+  float* sums = area.take(m3::sums_size(size));
   float* of_heads = area.next;
   const auto d_end = [&](int head) {
     Area at_head{of_heads + head * m3::carry_size(size)};
@@ -305,7 +311,7 @@ static void backward(const m3::Backward& w) {
     for (float* p : {dB, dC}) fill(0, count * in_row, p);
     fill(0, count * size.T, dangle);
     for (int i = 0; i < w.heads; ++i)
-      backward_chunk(w, i, t0, c, a, start, d_end(i), dB, dC, dangle);
+      backward_chunk(w, i, t0, c, a, start, d_end(i), dB, dC, dangle, sums);
     if (w.part_dB) copy(dB, count * in_row, w.part_dB + t0 * in_row);
     if (w.part_dC) copy(dC, count * in_row, w.part_dC + t0 * in_row);
     if (w.part_dangle) copy(dangle, count * size.T, w.part_dangle + t0 * size.T);

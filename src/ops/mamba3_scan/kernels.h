@@ -116,6 +116,7 @@ static constexpr int64_t backward_scratch(const Sizes& s) {
   return (kHeadsOfSet + 1) * carry_size(s) + chunk_size(s) +
          kRows * 2 * s.R * (padded(s.N) + padded(s.P))   // dq, dk; dy, u
          + kChunk * (2 * s.R * s.N + s.T)                // dB, dC, dangle of a set
+         + sums_size(s)                                  // of a chunk
          + 3 * (kRows + kPad)                            // a number a token
          + padded(s.T) + padded(s.N) + 3 * padded(s.P);  // single rows
 }
