@@ -4,7 +4,7 @@
 //    memory.
 //  - A warp multiplies by a few slots, not by its columns of all.
 //  - Messages are 16 bytes and all data: a word of them is kNothing, a NaN that no instruction makes, until it has come. They
-//    lie in the device's own memory: in the host's, some were lost.
+//    lie in the device's own memory: in the host's, some did not come.
 //    Layers take turns with two sets of them. A block takes back what it sent when it has got what all blocks have sent
 //    since they read that, and another layer passes before that set is read again.
 #pragma once
