@@ -139,27 +139,29 @@ void Session::read(std::span<const std::span<const int32_t>> rows) {
 }
 
 void Session::step(std::span<const int32_t> tokens) {
-  step_rows(tokens, static_cast<int64_t>(tokens.size()));
+  step_rows(static_cast<int64_t>(tokens.size()), [&] { runner_.step(tokens, state_); });
 }
 
-void Session::step(const Tensor& tokens) { step_rows(tokens, tokens.numel()); }
+void Session::step(const Tensor& tokens) {
+  step_rows(tokens.numel(), [&] { runner_.step(tokens, state_); });
+}
 
 void Session::step_and_draw(ops::Sampler& sampler) {
   const Tensor tokens = sampler.tokens();
   sampler.expect_next(context().stream);
-  step_rows(tokens, tokens.numel(),
-            Behind{sampler.next_id(), [&](Context& c) { sampler.draw_next(c, logits_); }});
+  const Behind draw{sampler.next_id(), [&](Context& c) { sampler.draw_next(c, logits_); }};
+  step_rows(tokens.numel(), [&] { runner_.step(tokens, state_, draw); });
 }
 
-template <class Tokens, class... Rest>
-void Session::step_rows(const Tokens& tokens, int64_t n, const Rest&... rest) {
+template <class Run>
+void Session::step_rows(int64_t n, const Run& run) {
   require(n == batch(), "step: {} tokens for {} rows", n, batch());
   for (auto* v : {&ends_, &end_rows_}) {
     v->resize(tokens_read_.size());
     std::iota(v->begin(), v->end(), int64_t{0});
   }
   make_room(1 + *std::max_element(tokens_read_.begin(), tokens_read_.end()));
-  runner_.step(tokens, state_, rest...);
+  run();
   for (int64_t& read : tokens_read_) ++read;
 }
 

@@ -83,8 +83,8 @@ class Session {
   void forget_pass();
   void view_rows();
   void make_room(int64_t tokens);  // in every row
-  template <class Tokens, class... Rest>
-  void step_rows(const Tokens& tokens, int64_t n, const Rest&... rest);
+  template <class Run>
+  void step_rows(int64_t n, const Run& run);
   // (n, V) of the rows from `row` on.
   Tensor logits_of(int64_t row, int64_t n) const {
     return Tensor(logits_memory_.data() + static_cast<size_t>(row * vocab_) * sizeof(float),
