@@ -85,34 +85,25 @@ template <template <class> class Kernel, class Use>
 bool with_cluster_kernel(int64_t D, bool state_bf16, const Use& use) {
   return D == kClusterWidth && (state_bf16 ? use(Kernel<__nv_bfloat16>()) : use(Kernel<float>()));
 }
-struct ClusterLaunch {
-  cudaLaunchAttribute attributes[2] = {};
-  cudaLaunchConfig_t config = {};
-
-  ClusterLaunch(int bytes, bool early, cudaStream_t stream) {
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim = {kClusterBlocks, 1, 1};
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = dim3(kClusterBlocks * kClusters), config.blockDim = dim3(kClusterThreads + 32);
-    config.dynamicSmemBytes = static_cast<size_t>(bytes), config.stream = stream;
-    config.attrs = attributes, config.numAttrs = early ? 2 : 1;
-  }
-  ClusterLaunch(const ClusterLaunch&) = delete;
-};
 
 // Whether there is one, and room for its clusters at once on the calling thread's device.
 template <template <class> class Kernel>
 bool has_cluster(int64_t D, bool state_bf16) {
   return with_cluster_kernel<Kernel>(D, state_bf16, []<class K>(K) {
-    const ClusterLaunch launch(K::kBytes, false, nullptr);
+    cudaLaunchAttribute together{};
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim = {kClusterBlocks, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(kClusterBlocks * kClusters), config.blockDim = dim3(kClusterThreads + 32);
+    config.dynamicSmemBytes = size_t{K::kBytes};
+    config.attrs = &together, config.numAttrs = 1;
     int clusters = 0;
     return on_hopper() &&
            cudaFuncSetAttribute(K::kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 K::kBytes) == cudaSuccess &&
            cudaFuncSetAttribute(K::kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
                cudaSuccess &&
-           cudaOccupancyMaxActiveClusters(&clusters, K::kKernel, &launch.config) == cudaSuccess &&
+           cudaOccupancyMaxActiveClusters(&clusters, K::kKernel, &config) == cudaSuccess &&
            clusters >= kClusters;
   });
 }
@@ -121,10 +112,10 @@ template <template <class> class Kernel, class Call>
 void launch_cluster(const char* name, const Call& p, void* stream) {
   clear_messages(p.messages, kClusterMessages, stream);
   with_cluster_kernel<Kernel>(p.D, p.state_bf16, [&]<class K>(K) {
-    const ClusterLaunch launch(K::kBytes, true, static_cast<cudaStream_t>(stream));
-    return cudaLaunchKernelEx(&launch.config, K::kKernel, p) == cudaSuccess;
+    launch_dependent(name, K::kKernel, dim3(kClusterBlocks * kClusters), dim3(kClusterThreads + 32),
+                     size_t{K::kBytes}, unsigned{kClusterBlocks}, stream, p);
+    return true;
   });
-  check_launch(name);
 }
 
 #if KRAIT_HOPPER

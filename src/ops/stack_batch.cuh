@@ -158,19 +158,6 @@ __device__ inline void add_lanes(float4& v) {
         v.z += __shfl_xor_sync(~0u, v.z, i), v.w += __shfl_xor_sync(~0u, v.w, i);
 }
 
-// Until what the cluster's blocks send in the phase of this parity is there: each thread that reads it.
-__device__ inline void wait_for_sums(uint64_t* barrier, unsigned parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
-
 // Slots are called by how many came before, from the first layer on. A barrier tells only one lap from the next: a warp
 // that has a slot of its own, and none of the lap before, must know that the lap has begun, by `issued`.
 template <class Z, int kSlots>

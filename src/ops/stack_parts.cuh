@@ -172,6 +172,19 @@ __device__ inline void gather(const Message* from, int layer, void* to) {
       static_cast<uint2*>(to)[thread + i * kStackThreads] = {bits_of(m[i][0]), bits_of(m[i][1])};
 }
 
+// Brings block `share`'s part of an array: lane `of_lane` of a warp whose lanes all come here.
+struct ShareCopy {
+  int lane, share;
+  uint64_t* full;
+
+  template <class Part>
+  __device__ void operator()(int of_lane, Part& part, const void* from) const {
+    if (lane == of_lane)
+      copy_run(&part, static_cast<const unsigned char*>(from) + share * sizeof(part), sizeof(part),
+               full);
+  }
+};
+
 // A barrier of the kStackThreads that compute.
 __device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(kStackThreads) : "memory"); }
 

@@ -59,11 +59,7 @@ __device__ void bring_weights(const StepStack& p, ClusterShared<Z, S>& s) {
     wait_for_phase(&s.channels_empty, l % 2 ^ 1);
     if (lane == 0) arrive_expecting(&s.channels_full, sizeof(s.channels));
     __syncwarp();
-    const auto copy = [&](int of_lane, auto& part, const void* from) {
-      if (lane == of_lane)
-        copy_run(&part, static_cast<const unsigned char*>(from) + rank * sizeof(part), sizeof(part),
-                 &s.channels_full);
-    };
+    const ShareCopy copy{lane, rank, &s.channels_full};
     auto& to = s.channels;
     copy(0, to.A_log, of.A_log), copy(1, to.state, of.state), copy(2, to.taps, of.taps);
     copy(3, to.before, of.conv_state), copy(4, to.bias, of.bias), copy(5, to.dt_bias, of.dt_bias);

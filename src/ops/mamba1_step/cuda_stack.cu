@@ -56,11 +56,7 @@ __device__ void bring_weights(const StepStack& p, Ring ring) {
     static_assert(sizeof(Channels) <= Ring::kSlotBytes);
     ring.fill(sizeof(Channels), [&](unsigned char* slot, uint64_t* full) {
       auto& to = *reinterpret_cast<Channels*>(slot);
-      const auto copy = [&](int of_lane, auto& part, const void* from) {
-        if (lane != of_lane) return;
-        copy_run(&part, static_cast<const unsigned char*>(from) + block * sizeof(part),
-                 sizeof(part), full);
-      };
+      const ShareCopy copy{lane, block, full};
       copy(0, to.A_log, of.A_log), copy(1, to.state, of.state), copy(2, to.taps, of.taps);
       copy(3, to.before, of.conv_state), copy(4, to.bias, of.bias), copy(5, to.dt_bias, of.dt_bias);
       copy(6, to.D, of.D), copy(7, to.dt_proj, of.dt_proj);

@@ -124,11 +124,7 @@ __device__ void bring_weights(const StepStack& p, const Ring& ring) {
     fill(static_cast<unsigned>(sizeof(Of) - sizeof(Of::before)) + B * kConvBytes,
          [&](unsigned char* slot, uint64_t* there) {
            auto& to = *reinterpret_cast<Of*>(slot);
-           const auto copy = [&](int of_lane, auto& part, const void* from) {
-             if (lane != of_lane) return;
-             copy_run(&part, static_cast<const unsigned char*>(from) + block * sizeof(part),
-                      sizeof(part), there);
-           };
+           const ShareCopy copy{lane, block, there};
            copy(16, to.A_log, of.A_log), copy(17, to.taps, of.taps), copy(18, to.bias, of.bias);
            copy(19, to.dt_bias, of.dt_bias), copy(20, to.D, of.D), copy(21, to.dt_proj, of.dt_proj);
            if (lane < B)
@@ -275,7 +271,7 @@ __global__ void __launch_bounds__(kStackThreads + 32, 1)
     send_squares<Z>(squares, s.squares, &s.x_there);
     const auto& mine =
         *reinterpret_cast<const Channels<Z>*>(ring.await(first_slot + Z::kOfChannels));
-    wait_for_sums(&s.x_there, parity);
+    wait_for_sent(&s.x_there, parity);
     float u[Z::kPasses], factor[Z::kPasses];
 #pragma unroll
     for (int pass = 0; pass < Z::kPasses; ++pass)
@@ -377,7 +373,7 @@ __global__ void __launch_bounds__(kStackThreads + 32, 1)
     of_dt.multiply(s.b);
     meet();
 
-    wait_for_sums(&s.z_there, parity);
+    wait_for_sent(&s.z_there, parity);
 #pragma unroll
     for (int pass = 0; pass < Z::kPasses; ++pass) {
       const int seq = warp + pass * kStackWarps;
@@ -439,7 +435,7 @@ __global__ void __launch_bounds__(kStackThreads + 32, 1)
       send_sums<Z, Z::kOutStep>(&s.out[half * Z::kYParts + static_cast<unsigned>(part)][0][0], c,
                                 &s.out_there, static_cast<unsigned>(group));
     }
-    wait_for_sums(&s.out_there, parity);
+    wait_for_sent(&s.out_there, parity);
     if (rows.seq < kSeqs) {
       float sum = 0;
 #pragma unroll

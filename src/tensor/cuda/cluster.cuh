@@ -117,16 +117,18 @@ __device__ inline void send_to_block([[maybe_unused]] T* p, [[maybe_unused]] T x
 #endif
 }
 
-// Until all that this block expects has come: each thread that reads it.
-__device__ inline void wait_for_sent([[maybe_unused]] uint64_t* barrier) {
+// Until all that this block expects in the phase of this parity has come: each thread that reads it.
+__device__ inline void wait_for_sent([[maybe_unused]] uint64_t* barrier,
+                                     [[maybe_unused]] unsigned parity = 0) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n"
-      "}" ::"r"(shared_address(barrier))
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
       : "memory");
 #endif
 }
